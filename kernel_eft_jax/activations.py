@@ -1,0 +1,294 @@
+r"""Activations, and the Gaussian second moment that each of them knows.
+
+For phi ~ N(0, K) the theory needs $m_{ab} = E[s(\phi_a) s(\phi_b)]$ of every pair of inputs, with its first and second derivatives
+in (k_aa, k_bb, k_ab). Erf, GELU, Sin, Linear and the ReLU family give a closed form of one pair, which JAX differentiates
+and lifts; all others are summed (see `quadrature`), where Price's theorem turns derivatives in k into derivatives of s:
+
+$$\partial m / \partial k_{ab} = E[s'_a s'_b], \qquad \partial m / \partial k_{aa} = \tfrac12 E[s''_a s_b]$$
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .pairs import input_count, pair_table, pairs, triples
+from .quadrature import TERMS, moment_error, kernel_moments
+
+
+class Expansion(NamedTuple):
+    """A function of kernels and its local derivatives, pair by pair: derivatives run over (k_aa, k_bb, k_ab)."""
+
+    value: Float[Array, " P"]
+    slope: Float[Array, "P 3"]
+    curvature: Float[Array, "P 3 3"]
+
+
+def _array(value: Any) -> Array:
+    return value if isinstance(value, jax.Array) else jnp.asarray(value, dtype=float)
+
+
+class Activation(eqx.Module):
+    """An elementwise function s and its Gaussian second moment."""
+
+    @abstractmethod
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """s(x), elementwise."""
+
+    @abstractmethod
+    def moments(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
+        """E[s(phi_a) s(phi_b)] of every pair, for a packed kernel."""
+
+    @abstractmethod
+    def expansion(self, k: Float[Array, " P"]) -> Expansion:
+        """`moments` with its first and second derivatives."""
+
+    @abstractmethod
+    def error(self, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Estimated error of `expansion` at variance k relative to E[s^2]; rounding error where the form is closed."""
+
+
+class _Closed(Activation):
+    """The moment of a pair is a closed form of (k_aa, k_bb, k_ab)."""
+
+    @abstractmethod
+    def moment(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Float[Array, ""]:
+        """E[s(phi_a) s(phi_b)] of one pair of inputs."""
+
+    def moments(self, k):
+        return jax.vmap(self._moment)(k[triples(input_count(k.shape[-1]))])
+
+    def expansion(self, k):
+        k = k[triples(input_count(k.shape[-1]))]
+        value, slope = jax.vmap(jax.value_and_grad(self._moment))(k)
+        return Expansion(value, slope, jax.vmap(jax.hessian(self._moment))(k))
+
+    def _moment(self, k):
+        return self.moment(k[0], k[1], k[2])
+
+    def error(self, k):
+        return jnp.full_like(k, jnp.finfo(k.dtype).eps)
+
+
+# Derivatives (r, s) of s(phi_a), s(phi_b) behind the moment, its slope and its curvature, and their places below.
+_ORDERS = ((0, 0), (2, 0), (0, 2), (1, 1), (4, 0), (2, 2), (3, 1), (0, 4), (1, 3))
+_SLOPE = (np.array([1, 2, 3]), np.array([0.5, 0.5, 1.0]))
+_CURVATURE = (
+    np.array([[4, 5, 6], [5, 7, 8], [6, 8, 5]]),
+    np.array([[0.25, 0.25, 0.5], [0.25, 0.25, 0.5], [0.5, 0.5, 1.0]]),
+)
+
+
+class _Series(Activation):
+    """The moments are summed numerically."""
+
+    @property
+    def terms(self) -> int:
+        """How many Hermite coefficients represent s."""
+        return TERMS
+
+    def moments(self, k):
+        return self._derivative_moments(k, ((0, 0),))[0]
+
+    def expansion(self, k):
+        moments = self._derivative_moments(k, _ORDERS).T
+        (slope, s), (curvature, c) = _SLOPE, _CURVATURE
+        return Expansion(
+            moments[:, 0], s.astype(k.dtype) * moments[:, slope], c.astype(k.dtype) * moments[:, curvature]
+        )
+
+    def _derivative_moments(self, k, orders):
+        inputs = input_count(k.shape[-1])
+        variances = k[np.diagonal(pair_table(inputs))]
+        return kernel_moments(self, self, variances, *pairs(inputs), k, orders, self.terms)
+
+    def error(self, k):
+        return moment_error(self, k, self.terms)
+
+
+class Linear(_Closed):
+    r"""$s(x) = x$, $m = k_{ab}$."""
+
+    def __call__(self, x):
+        return x
+
+    def moment(self, k_aa, k_bb, k_ab):
+        return k_ab
+
+
+class Erf(_Closed):
+    r"""$s(x) = \mathrm{erf}(x)$, $m = \frac{2}{\pi} \arcsin \frac{2 k_{ab}}{\sqrt{(1 + 2 k_{aa})(1 + 2 k_{bb})}}$ (Williams 1997)."""
+
+    def __call__(self, x):
+        return jax.lax.erf(x)
+
+    def moment(self, k_aa, k_bb, k_ab):
+        return 2 / jnp.pi * jnp.arcsin(2 * k_ab / jnp.sqrt((1 + 2 * k_aa) * (1 + 2 * k_bb)))
+
+
+class Sin(_Closed):
+    r"""$s(x) = \sin x$, $m = e^{-(k_{aa} + k_{bb})/2} \sinh k_{ab}$."""
+
+    def __call__(self, x):
+        return jnp.sin(x)
+
+    def moment(self, k_aa, k_bb, k_ab):
+        mean = 0.5 * (k_aa + k_bb)
+        return 0.5 * (jnp.exp(k_ab - mean) - jnp.exp(-k_ab - mean))
+
+
+class GELU(_Closed):
+    r"""Exact GELU, $s(x) = x \Phi(x)$ with Phi the normal distribution function.
+
+    With $D = (1 + k_{aa})(1 + k_{bb}) - k_{ab}^2$, Stein's identity twice gives
+
+    $$2\pi m = k_{ab} \left(\frac{\pi}{2} + \arctan \frac{k_{ab}}{\sqrt{D}}\right)
+      + \frac{1}{\sqrt{D}} \left(k_{aa} k_{bb} - k_{ab}^2 + \frac{k_{ab}^2}{1 + k_{aa}} + \frac{k_{ab}^2}{1 + k_{bb}}\right)$$
+    """
+
+    def __call__(self, x):
+        return 0.5 * x * (1 + jax.lax.erf(x * (0.5**0.5)))
+
+    def moment(self, k_aa, k_bb, k_ab):
+        square = k_ab**2
+        root = jnp.sqrt((1 + k_aa) * (1 + k_bb) - square)
+        bracket = k_aa * k_bb - square + square / (1 + k_aa) + square / (1 + k_bb)
+        return (k_ab * (0.5 * jnp.pi + jnp.arctan2(k_ab, root)) + bracket / root) / (2 * jnp.pi)
+
+
+class LeakyReLU(_Closed):
+    r"""$s(x) = \max(x, 0) + \text{slope} \min(x, 0)$, from the arc-cosine kernel A (Cho and Saul 2009).
+
+    $$m = \text{slope}\, k_{ab} + (1 - \text{slope})^2 A, \qquad 2\pi A = r + k_{ab} (\pi - \theta), \quad
+      r = \sqrt{k_{aa} k_{bb} - k_{ab}^2}, \quad \theta = \mathrm{arctan2}(r, k_{ab})$$
+
+    First derivatives are finite everywhere. The second, $\partial^2 A / \partial k_{ab}^2 = 1 / (2 \pi r)$, diverges at a repeated
+    input, where only its contraction with the covariance of a kernel means anything: that vanishes with r like $r^3$.
+    So derivatives of r are set to zero where r is zero to rounding, and the contraction is exact there too.
+    """
+
+    slope: Float[Array, ""] = eqx.field(converter=_array, default=0.01)
+
+    def __call__(self, x):
+        return jnp.where(x > 0, x, self.slope.astype(x.dtype) * x)
+
+    def moment(self, k_aa, k_bb, k_ab):
+        return self.slope * k_ab + (1 - self.slope) ** 2 * arc_cosine(k_aa, k_bb, k_ab)
+
+
+class ReLU(_Closed):
+    """$s(x) = max(x, 0)$: `LeakyReLU` of slope zero, without a parameter."""
+
+    def __call__(self, x):
+        return jnp.maximum(x, 0)
+
+    def moment(self, k_aa, k_bb, k_ab):
+        return arc_cosine(k_aa, k_bb, k_ab)
+
+
+@jax.custom_jvp
+def arc_cosine(k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Float[Array, ""]:
+    """E[max(phi_a, 0) max(phi_b, 0)]; the derivative rule is Price's theorem, finite at rho = +-1."""
+    r = _area(k_aa, k_bb, k_ab)
+    return (r + k_ab * (jnp.pi - jnp.arctan2(r, k_ab))) / (2 * jnp.pi)
+
+
+@arc_cosine.defjvp
+def _arc_cosine_jvp(primals, tangents):
+    k_aa, k_bb, k_ab = primals
+    d_aa, d_bb, d_ab = tangents
+    r = _area(k_aa, k_bb, k_ab)
+    slope = 0.5 * r * (d_aa / k_aa + d_bb / k_bb) + (jnp.pi - jnp.arctan2(r, k_ab)) * d_ab
+    return arc_cosine(k_aa, k_bb, k_ab), slope / (2 * jnp.pi)
+
+
+def _area(k_aa, k_bb, k_ab):
+    """sqrt(k_aa k_bb - k_ab^2), with derivative zero where that is zero to rounding."""
+    square = k_aa * k_bb - k_ab**2
+    floor = 64 * jnp.finfo(square.dtype).eps * k_aa * k_bb
+    constant = jnp.sqrt(jax.lax.stop_gradient(jnp.maximum(square, 0)))
+    regular = square > floor
+    return jnp.where(regular, jnp.sqrt(jnp.where(regular, square, 1.0)), constant)
+
+
+class Tanh(_Series):
+    r"""$s(x) = \tanh x$."""
+
+    def __call__(self, x):
+        return jnp.tanh(x)
+
+
+class SiLU(_Series):
+    r"""$s(x) = x / (1 + e^{-x})$, also called swish."""
+
+    def __call__(self, x):
+        return jax.nn.silu(x)
+
+
+class Softplus(_Series):
+    r"""$s(x) = \log(1 + e^{\beta x}) / \beta$. The sharper the bend, the larger its `error` at a given variance."""
+
+    beta: Float[Array, ""] = eqx.field(converter=_array, default=1.0)
+
+    def __call__(self, x):
+        beta = self.beta.astype(x.dtype)
+        return jax.nn.softplus(beta * x) / beta
+
+
+class Polynomial(_Series):
+    r"""$s(x) = \sum_i c_i x^i$: its Hermite series ends, so the moment is exact. Degree 12 at most."""
+
+    coefficients: Float[Array, " degree_plus_one"] = eqx.field(converter=_array)
+
+    def __check_init__(self):
+        shape = self.coefficients.shape
+        if len(shape) != 1 or not 1 <= shape[0] <= 13:
+            raise ValueError(f"Argument `coefficients` must hold 1 to 13 numbers c_0, c_1, ..., but has shape {shape}.")
+
+    def __call__(self, x):
+        return jnp.polyval(self.coefficients[::-1].astype(x.dtype), x)
+
+    @property
+    def terms(self):
+        return self.coefficients.shape[0]
+
+
+class Smooth(_Series):
+    """Any smooth elementwise function of your own that JAX can trace; an Equinox module keeps its parameters.
+
+    The moment is summed numerically, and `error` says how well: compare it with the accuracy you need. Do not use it for a
+    function with kinks or jumps; take `ReLU` or `LeakyReLU` there.
+    """
+
+    fn: Callable[[Array], Array]
+
+    def __call__(self, x):
+        return self.fn(x)
+
+
+class Scaled(Activation):
+    r"""$s(x) = \text{output\_scale} \cdot \text{activation}(\text{input\_scale} \cdot x)$, both scales differentiable."""
+
+    activation: Activation
+    input_scale: Float[Array, ""] = eqx.field(converter=_array, default=1.0)
+    output_scale: Float[Array, ""] = eqx.field(converter=_array, default=1.0)
+
+    def __call__(self, x):
+        inner = self.activation(self.input_scale.astype(x.dtype) * x)
+        return self.output_scale.astype(x.dtype) * inner
+
+    def moments(self, k):
+        return self.output_scale**2 * self.activation.moments(self.input_scale**2 * k)
+
+    def expansion(self, k):
+        value, slope, curvature = self.activation.expansion(self.input_scale**2 * k)
+        inner, outer = self.input_scale**2, self.output_scale**2
+        return Expansion(outer * value, outer * inner * slope, outer * inner**2 * curvature)
+
+    def error(self, k):
+        return self.activation.error(self.input_scale**2 * k)

@@ -1,0 +1,73 @@
+"""Pair space: a symmetric matrix over N inputs as P = N(N+1)/2 independent numbers.
+
+A kernel K_ab is packed over pairs p = (a, b) with a <= b. A covariance of two kernels, V_ab,cd, is then an ordinary
+symmetric positive semi-definite P x P matrix in which every independent number occurs once. One table, `triples`,
+carries all structure: it lists for every pair ab the places of (aa, bb, ab), so that a function of one pair of inputs
+serves the whole kernel and the diagonal is no special case.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def pairs(inputs: int) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """The inputs (a, b), a <= b, of each of the P pairs, in the order 00, 01, ..., 0(N-1), 11, ..."""
+    return np.triu_indices(inputs)
+
+
+def pair_table(inputs: int) -> Int[np.ndarray, "N N"]:
+    """The place p of the pair ab, symmetric in a and b."""
+    a, b = pairs(inputs)
+    table = np.empty((inputs, inputs), dtype=np.int64)
+    table[a, b] = table[b, a] = np.arange(a.size)
+    return table
+
+
+def triples(inputs: int) -> Int[np.ndarray, "P 3"]:
+    """The places of (aa, bb, ab) for each pair ab: the three kernel entries that a pair of inputs depends on."""
+    a, b = pairs(inputs)
+    table = pair_table(inputs)
+    return np.stack([table[a, a], table[b, b], table[a, b]], axis=1)
+
+
+def input_count(pair_count: int) -> int:
+    """N from P = N(N+1)/2."""
+    inputs = int((np.sqrt(8 * pair_count + 1) - 1) / 2)
+    if inputs * (inputs + 1) // 2 != pair_count:
+        raise ValueError(f"{pair_count} is not a number of pairs N(N+1)/2 of N inputs.")
+    return inputs
+
+
+def pack(K: Float[Array, "*batch N N"]) -> Float[Array, "*batch P"]:
+    """A symmetric matrix as its P independent entries; derivatives are spread over both halves alike."""
+    a, b = pairs(K.shape[-1])
+    return 0.5 * (K[..., a, b] + K[..., b, a])
+
+
+def unpack(k: Float[Array, "*batch P"]) -> Float[Array, "*batch N N"]:
+    """The symmetric matrix of P packed entries."""
+    return k[..., pair_table(input_count(k.shape[-1]))]
+
+
+def unpack_covariance(V: Float[Array, "*batch P P"]) -> Float[Array, "*batch N N N N"]:
+    """V_ab,cd from its packed P x P matrix."""
+    table = pair_table(input_count(V.shape[-1]))
+    return V[..., table[:, :, None, None], table[None, None, :, :]]
+
+
+def sigma_product(G: Float[Array, "*batch P"], Q: Float[Array, "*batch P"]) -> Float[Array, "*batch P P"]:
+    r"""Covariance of one layer's kernel increments, packed.
+
+    $$\Sigma_{ab,cd}(G, Q) = G_{ac} Q_{bd} + G_{ad} Q_{bc} + G_{bc} Q_{ad} + G_{bd} Q_{ac}$$
+    """
+    inputs = input_count(G.shape[-1])
+    table, (a, b) = pair_table(inputs), pairs(inputs)
+    ac, ad = table[a[:, None], a], table[a[:, None], b]
+    bc, bd = table[b[:, None], a], table[b[:, None], b]
+    return G[..., ac] * Q[..., bd] + G[..., ad] * Q[..., bc] + G[..., bc] * Q[..., ad] + G[..., bd] * Q[..., ac]
+
+
+def wick(K: Float[Array, "*batch P"]) -> Float[Array, "*batch P P"]:
+    r"""Covariance of the product of two Gaussians, packed: $K_{ac} K_{bd} + K_{ad} K_{bc}$ (the Wishart covariance)."""
+    return 0.5 * sigma_product(K, K)

@@ -1,0 +1,209 @@
+r"""Gaussian expectations of smooth functions, converged, at any correlation.
+
+One input: the trapezoidal rule under the Gaussian weight converges geometrically. Two inputs: with the coefficients
+$c_j = E[f(\sqrt{k} x)\, he_j(x)]$ in orthonormal probabilists' Hermite polynomials (Mehler),
+
+$$E[f^{(r)}(\phi_a)\, g^{(s)}(\phi_b)] = \sum_j f_{r,j}\, g_{s,j}\, \rho^j, \qquad f_{r,j} = \sqrt{(j + r)! / j!}\; k^{-r/2}\, c_{j+r}$$
+
+so derivatives cost nothing, and a whole kernel costs one table product per input. At large variance the series becomes
+slow as |rho| -> 1; pairs beyond `NEAR` are summed on a grid instead, over phi_a and over the little that phi_b then has
+left, with Price's theorem as its derivative rule, because the square root in that grid is singular at rho = +-1.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+TERMS = 640
+NEAR = 0.96
+Function = Callable[[Array], Array]
+Orders = tuple[tuple[int, int], ...]
+
+
+@lru_cache
+def line_rule(
+    step: float = 1 / 24, half_width: float = 10.0
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
+    """Nodes and weights of the trapezoidal rule for a standard normal variable, in float64."""
+    half = round(half_width / step)
+    x = np.arange(-half, half + 1) * step
+    return x, np.exp(-(x**2) / 2) * step / np.sqrt(2 * np.pi)
+
+
+@lru_cache
+def hermite_table(terms: int) -> Float[np.ndarray, "terms M"]:
+    """Weighted orthonormal Hermite polynomials w_m he_j(x_m) on the nodes of `line_rule`."""
+    x, _ = line_rule()
+    # Scaled by exp(-x^2/4), the Hermite functions stay of order one for every j: no overflow at degree 1000.
+    psi = np.empty((terms + 1, x.size))
+    psi[0] = np.exp(-(x**2) / 4)
+    psi[1] = x * psi[0]
+    for j in range(1, terms):
+        psi[j + 1] = (x * psi[j] - np.sqrt(j) * psi[j - 1]) / np.sqrt(j + 1)
+    return psi[:terms] * np.exp(-(x**2) / 4) * (x[1] - x[0]) / np.sqrt(2 * np.pi)
+
+
+def derivative(f: Function, order: int) -> Function:
+    """The elementwise derivative of an elementwise function."""
+    for _ in range(order):
+        f = partial(lambda f, x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1], f)
+    return f
+
+
+def gaussian_mean(f: Function, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    r"""$E[f(\sqrt{k} x)]$, x standard normal; k > 0."""
+    x, w = line_rule()
+    return f(jnp.sqrt(k)[..., None] * x.astype(k.dtype)) @ w.astype(k.dtype)
+
+
+def hermite_coefficients(f: Function, k: Float[Array, "*shape"], terms: int = TERMS) -> Float[Array, "*shape terms"]:
+    r"""$c_j(k) = E[f(\sqrt{k} x)\, he_j(x)]$, x standard normal, for j < terms; k > 0."""
+    x, _ = line_rule()
+    table = hermite_table(terms).astype(k.dtype)
+    return jnp.matmul(f(jnp.sqrt(k)[..., None] * x.astype(k.dtype)), table.T, precision="highest")
+
+
+def shifted_coefficients(
+    c: Float[Array, "*shape terms"], k: Float[Array, "*shape"], order: int
+) -> Float[Array, "*shape terms"]:
+    r"""Coefficients of the derivative, $f_{r,j} = \sqrt{(j + r)! / j!}\; k^{-r/2} c_{j+r}$, padded with zeros."""
+    j = np.arange(c.shape[-1])[:, None] + np.arange(1, order + 1)
+    scale = np.sqrt(np.prod(j, axis=1)).astype(c.dtype)
+    padded = jnp.concatenate([c[..., order:], jnp.zeros_like(c[..., :order])], axis=-1)
+    return scale * padded * (k**-0.5)[..., None] ** order
+
+
+def powers(rho: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count"]:
+    """1, rho, rho^2, ..., by doubling: exact derivatives everywhere, zero included."""
+    values, factor = jnp.ones_like(rho)[..., None], rho[..., None]
+    while values.shape[-1] < count:
+        values = jnp.concatenate([values, factor * values], axis=-1)
+        factor = factor * factor
+    return values[..., :count]
+
+
+def kernel_moments(
+    f: Function,
+    g: Function,
+    variances: Float[Array, " N"],
+    a: np.ndarray,
+    b: np.ndarray,
+    k_ab: Float[Array, " P"],
+    orders: Orders,
+    terms: int = TERMS,
+) -> Float[Array, "orders P"]:
+    r"""$E[f^{(r)}(\phi_a)\, g^{(s)}(\phi_b)]$ for each (r, s) in `orders` and each pair of inputs (a, b).
+
+    `a` and `b` are index arrays known when compiling; where they are equal the pair is one input with itself.
+    """
+    same = a == b
+    k_aa, k_bb = variances[a], variances[b]
+    rho = k_ab / jnp.sqrt(k_aa * k_bb)
+    c_f = hermite_coefficients(f, variances, terms)
+    c_g = c_f if g is f else hermite_coefficients(g, variances, terms)
+    f_r = {r: shifted_coefficients(c_f, variances, r)[a] for r, _ in orders}
+    g_s = {s: shifted_coefficients(c_g, variances, s)[b] for _, s in orders}
+    rho_j = powers(jnp.where(same, 0, rho), terms)
+    series = jnp.stack([jnp.sum(f_r[r] * g_s[s] * rho_j, axis=-1) for r, s in orders])
+    if not same.all():
+        near = ~same & (jnp.abs(rho) > NEAR)
+        on_grid = jax.lax.cond(
+            jnp.any(near),
+            lambda: near_moments(orders, (f, g), k_aa, k_bb, jnp.where(near, k_ab, jnp.sqrt(k_aa * k_bb))),
+            lambda: series,
+        )
+        series = jnp.where(near, on_grid, series)
+    if same.any():
+        x, w = line_rule()
+        points = jnp.sqrt(variances)[:, None] * x.astype(k_ab.dtype)
+        on_line = jnp.stack(
+            [(derivative(f, r)(points) * derivative(g, s)(points)) @ w.astype(k_ab.dtype) for r, s in orders]
+        )
+        series = jnp.where(same, on_line[:, a], series)
+    return series
+
+
+def near_moments(orders: Orders, functions: tuple[Function, Function], k_aa, k_bb, k_ab) -> Float[Array, "orders P"]:
+    """`kernel_moments` for strongly correlated pairs, by a grid over phi_a and the rest of phi_b, regular at rho = +-1."""
+    arrays, static = eqx.partition(functions, eqx.is_array)
+    return _near(orders, static, arrays, k_aa, k_bb, k_ab)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _near(orders, static, arrays, k_aa, k_bb, k_ab):
+    f, g = eqx.combine(arrays, static)
+    (x, w_x), (y, w_y) = line_rule(), line_rule(1 / 6)
+    dtype = k_ab.dtype
+
+    def pair(k_aa, k_bb, k_ab):
+        phi_a = jnp.sqrt(k_aa) * x.astype(dtype)
+        rest = jnp.sqrt(jnp.maximum(k_bb - k_ab**2 / k_aa, 0))
+        phi_b = (k_ab / k_aa * phi_a)[:, None] + rest * y.astype(dtype)
+        f_r = {r: derivative(f, r)(phi_a) * w_x.astype(dtype) for r, _ in orders}
+        g_s = {s: derivative(g, s)(phi_b) @ w_y.astype(dtype) for _, s in orders}
+        return jnp.stack([f_r[r] @ g_s[s] for r, s in orders])
+
+    # One pair at a time: the grid of one pair fits in the cache, that of all pairs may not fit in memory.
+    return jax.lax.map(lambda k: pair(*k), (k_aa, k_bb, k_ab)).T
+
+
+@_near.defjvp
+def _near_jvp(orders, static, primals, tangents):
+    arrays, *k = primals
+    d_arrays, d_aa, d_bb, d_ab = tangents
+    count = len(orders)
+    raised = tuple((r + i, s + j) for i, j in ((2, 0), (0, 2), (1, 1)) for r, s in orders)
+    moments = _near(orders + raised, static, arrays, *k)
+    _, by_parameters = jax.jvp(lambda arrays: _near.fun(orders, static, arrays, *k), (arrays,), (d_arrays,))
+    d_k = (
+        0.5 * moments[count : 2 * count] * d_aa
+        + 0.5 * moments[2 * count : 3 * count] * d_bb
+        + moments[3 * count :] * d_ab
+    )
+    return moments[:count], d_k + by_parameters
+
+
+def moment_error(f: Function, k: Float[Array, "*shape"], terms: int = TERMS) -> Float[Array, "*shape"]:
+    r"""Estimated error of `kernel_moments` of f with itself at variance k, up to second derivatives in k.
+
+    Relative to E[f^2] for relative changes of k. Three things can be missing: nodes (judged by moving them all by
+    half a step), terms of the series at correlation `NEAR`, and smoothness: $E[f^{(r)}] = \sqrt{r!}\, k^{-r/2} c_r$ fails at once for a kink.
+    """
+    x, w = (v.astype(k.dtype) for v in line_rule())
+    points, c = jnp.sqrt(k)[..., None] * x, hermite_coefficients(f, k, terms)
+    scale = jnp.sqrt(f(points) ** 2 @ w)
+
+    def bend(x):
+        density = jnp.exp(-(x**2) / 2) * (x[1] - x[0]) / math.sqrt(2 * math.pi)
+        return (derivative(f, 2)(jnp.sqrt(k)[..., None] * x) ** 2 @ density) * k**2
+
+    fine = bend(x)
+    nodes = jnp.abs(fine - bend(x + (x[1] - x[0]) / 2)) / scale**2
+    reached = jnp.sum(shifted_coefficients(c, k, 2) ** 2, -1) * k**2
+    tail = jnp.abs(fine - reached) * NEAR**terms / scale**2
+    count = min(terms, 5)
+    by_parts = [
+        jnp.abs(k ** (r / 2) * (derivative(f, r)(points) @ w) - math.sqrt(math.factorial(r)) * c[..., r]) / scale
+        for r in range(1, count)
+    ]
+    return jnp.finfo(k.dtype).eps + nodes + tail + sum(by_parts)
+
+
+def expect(f: Function, g: Function, K: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    r"""Gaussian expectations of two functions at every pair of inputs.
+
+    $$E_{ab} = E[f(\phi_a)\, g(\phi_b)], \qquad \phi \sim N(0, K)$$
+
+    f and g are smooth elementwise functions; K is a kernel with positive diagonal. In float64 the result and its first two
+    derivatives are accurate to 1e-10 for functions as smooth as tanh and variances up to 30, for every correlation from -1
+    to 1. Do not use it for functions with kinks (ReLU), whose Hermite series converges slowly: `Model.Q` has closed forms.
+    """
+    inputs = K.shape[-1]
+    a, b = np.indices((inputs, inputs)).reshape(2, -1)
+    return kernel_moments(f, g, jnp.diagonal(K), a, b, K.reshape(-1), ((0, 0),)).reshape(inputs, inputs)
