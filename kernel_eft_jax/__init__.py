@@ -1,0 +1,44 @@
+"""Statistics of finite-width residual networks at initialisation: theory to order 1/n, ensembles, gradients."""
+
+from .activations import (
+    GELU,
+    Activation,
+    Erf,
+    LeakyReLU,
+    Linear,
+    Polynomial,
+    ReLU,
+    Scaled,
+    SiLU,
+    Sin,
+    Smooth,
+    Softplus,
+    Tanh,
+)
+from .closures import Closure, GOnly
+from .model import Model, input_kernel
+from .quadrature import expect
+from .trajectory import Solution, solve
+
+__all__ = [
+    "GELU",
+    "Activation",
+    "Closure",
+    "Erf",
+    "GOnly",
+    "LeakyReLU",
+    "Linear",
+    "Model",
+    "Polynomial",
+    "ReLU",
+    "Scaled",
+    "SiLU",
+    "Sin",
+    "Smooth",
+    "Softplus",
+    "Solution",
+    "Tanh",
+    "expect",
+    "input_kernel",
+    "solve",
+]

@@ -1,0 +1,215 @@
+r"""Depth trajectories of the theory: a closure integrated in depth time t = eps^2 l, or stepped layer by layer.
+
+In the continuum (eps -> 0) diffrax integrates $\dot y = \mathrm{drift}(y)$ with adaptive steps; with `eps` the same closure is
+iterated over layers, $y_{l+1} = \mathrm{step}(y_l, \epsilon^2)$. The two agree to O(eps^2). Solvers, step size controllers and
+adjoints are diffrax's own objects.
+"""
+
+import functools
+import math
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .checks import check_count, check_kernel, check_positive, is_concrete
+from .closures import Closure, GOnly, Moments
+from .model import Model
+from .pairs import input_count, pack, pairs, unpack, unpack_covariance
+
+
+class Solution(eqx.Module):
+    """K0, V4 and K1 at the saved depths: E[G] = K0 + K1 / n, Cov(G, G) = V4 / n, up to higher orders of 1/n.
+
+    `packed` holds them in pair space (entries a <= b only); the properties give full matrices. `truncation` estimates the
+    errors left by a truncated expansion (None for closures that expand nothing), `stats` counts the work and holds
+    `expectation_error`, the estimated relative error of the Gaussian expectations; `result` is diffrax's.
+    """
+
+    ts: Float[Array, " T"]
+    packed: Moments
+    truncation: Moments | None
+    stats: dict[str, Any]
+    result: diffrax.RESULTS
+
+    @property
+    def K0(self) -> Float[Array, "T N N"]:
+        """Mean kernel at infinite width."""
+        return unpack(self.packed.K0)
+
+    @property
+    def V4(self) -> Float[Array, "T N N N N"]:
+        """Width times the covariance of the kernel, V4_ab,cd."""
+        return unpack_covariance(self.packed.V4)
+
+    @property
+    def K1(self) -> Float[Array, "T N N"]:
+        """Width times the finite-width correction of the mean kernel."""
+        return unpack(self.packed.K1)
+
+
+def solve(
+    model: Model,
+    K0: Float[Array, "N N"],
+    ts: Float[Array, " T"],
+    *,
+    closure: Closure | None = None,
+    eps: float | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    max_steps: int = 4096,
+    throw: bool = True,
+) -> Solution:
+    r"""K0, V4 and K1 at depth times ts, from the input kernel K0 at t = 0.
+
+    Without `eps`: the continuum, by diffrax. Defaults: Tsit5, PID control to 1e-8 (1e-5 in float32), and the
+    checkpointed adjoint, which gives reverse-mode gradients; pass `diffrax.ForwardMode()` for `jax.jacfwd` and
+    `diffrax.DirectAdjoint()` for `jax.hessian`. With `eps`: the recursion of the network's layers, t = eps^2 l; every
+    time must be a whole layer, and both modes of differentiation work as they are. (To differentiate in eps, note that
+    only eps^2 C_W and eps^2 C_b matter: solve with those as C_W and C_b, eps=1, and ts counting layers.)
+
+    Raises ValueError for arguments that make no sense, before any work, and RuntimeError that names depth and entry if
+    the solve fails or stops being finite. With `throw=False` it returns what it has, and `result` says why it ended.
+    """
+    closure = GOnly() if closure is None else closure
+    K0 = check_kernel(K0)
+    ts = _check_times(ts, K0.dtype)
+    dtype = K0.dtype
+    if eps is None:
+        tolerance = 1e-8 if dtype == jnp.float64 else 1e-5
+        controller = stepsize_controller or diffrax.PIDController(rtol=tolerance, atol=tolerance)
+        check_count(max_steps, "max_steps")
+        run = functools.partial(
+            _continuum,
+            solver=solver or diffrax.Tsit5(),
+            adjoint=adjoint or diffrax.RecursiveCheckpointAdjoint(),
+            controller=controller,
+            max_steps=max_steps,
+        )
+        solution = run(closure, model, pack(K0), ts)
+    else:
+        if (solver, adjoint, stepsize_controller) != (None, None, None):
+            raise ValueError(
+                "Arguments `solver`, `adjoint` and `stepsize_controller` belong to the continuum, but `eps` asks for the "
+                "layer recursion: leave either out."
+            )
+        layers = _whole_layers(ts, eps)
+        solution = _layers(closure, model, pack(K0), ts, jnp.asarray(eps, dtype) ** 2, layers)
+    return _checked(solution) if throw else solution
+
+
+@eqx.filter_jit
+def _continuum(closure, model, k, ts, *, solver, adjoint, controller, max_steps):
+    def save(t, state, model):
+        return closure.moments(model, state), closure.truncation(model, state)
+
+    out = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, state, model: closure.drift(model, state)),
+        solver,
+        t0=jnp.zeros_like(ts[-1]),
+        t1=ts[-1],
+        dt0=None,
+        y0=closure.init(model, k),
+        args=model,
+        saveat=diffrax.SaveAt(ts=ts, fn=save),
+        stepsize_controller=controller,
+        adjoint=adjoint,
+        max_steps=max_steps,
+        throw=False,
+    )
+    assert out.ys is not None
+    moments, truncation = out.ys
+    stats = {"num_steps": out.stats["num_steps"]}
+    return Solution(ts, moments, truncation, stats | _expectation_error(model, moments), out.result)
+
+
+@eqx.filter_jit
+def _layers(closure, model, k, ts, dt, layers):
+    stride = max(math.gcd(*layers), 1)
+
+    # Checkpointed: reverse mode keeps one state a layer and recomputes the rest.
+    @jax.checkpoint
+    def layer(state, _):
+        return closure.step(model, state, dt), None
+
+    def save(state):
+        return closure.moments(model, state), closure.truncation(model, state)
+
+    def segment(state, _):
+        state, _ = jax.lax.scan(layer, state, None, length=stride)
+        return state, save(state)
+
+    start = closure.init(model, k)
+    _, saved = jax.lax.scan(segment, start, None, length=layers[-1] // stride)
+    everything = jax.tree.map(lambda y0, ys: jnp.concatenate([y0[None], ys]), save(start), saved)
+    moments, truncation = jax.tree.map(lambda ys: ys[np.asarray(layers) // stride], everything)
+    stats = {"num_steps": jnp.asarray(layers[-1])}
+    return Solution(ts, moments, truncation, stats | _expectation_error(model, moments), diffrax.RESULTS.successful)
+
+
+def _expectation_error(model, moments):
+    inputs = input_count(moments.K0.shape[-1])
+    a, b = pairs(inputs)
+    return {"expectation_error": jnp.max(model.activation.error(jax.lax.stop_gradient(moments.K0[:, a == b])))}
+
+
+def _check_times(ts, dtype):
+    ts = jnp.asarray(ts, dtype)
+    if ts.ndim != 1 or ts.shape[0] == 0:
+        raise ValueError(f"Argument `ts` must be a list of depth times, but has shape {ts.shape}.")
+    if is_concrete(ts):
+        values = np.asarray(ts)
+        if not np.isfinite(values).all() or values[0] < 0 or (np.diff(values) <= 0).any():
+            raise ValueError(f"Argument `ts` must be finite, not negative and strictly increasing, but is {values}.")
+    return ts
+
+
+def _whole_layers(ts, eps) -> tuple[int, ...]:
+    if not is_concrete(eps) or not is_concrete(ts):
+        raise ValueError(
+            "Arguments `eps` and `ts` decide how many layers there are and cannot be traced by jit or grad in a layer "
+            "recursion. Only eps^2 C_W and eps^2 C_b enter the law: pass eps=1, ts counting layers, and a model with those."
+        )
+    check_positive(eps, "eps")
+    exact = np.asarray(ts, np.float64) / float(eps) ** 2
+    layers = np.rint(exact)
+    tolerance = 1e-6 if ts.dtype == jnp.float64 else 1e-3
+    wrong = np.abs(exact - layers) > tolerance * np.maximum(layers, 1)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"Argument `ts` must be whole layers, t = eps^2 l, but t = {float(ts[first])} is layer {exact[first]:.6g} at "
+            f"eps = {float(eps)}; the nearest are t = {np.floor(exact[first]) * float(eps) ** 2:.6g} and "
+            f"{np.ceil(exact[first]) * float(eps) ** 2:.6g}."
+        )
+    return tuple(int(layer) for layer in layers)
+
+
+def _checked(solution: Solution) -> Solution:
+    leaves = [*solution.packed, solution.ts]
+    if not all(is_concrete(leaf) for leaf in leaves) or not is_concrete(solution.stats["num_steps"]):
+        bad = jnp.stack([jnp.any(~jnp.isfinite(leaf)) for leaf in solution.packed]).any()
+        bad = bad | (solution.result != diffrax.RESULTS.successful)
+        packed = eqx.error_if(
+            solution.packed,
+            bad,
+            "The solve failed or is no longer finite. Run it outside jit to learn at which depth and entry.",
+        )
+        return eqx.tree_at(lambda s: s.packed, solution, packed)
+    failed = solution.result != diffrax.RESULTS.successful
+    why = f" {diffrax.RESULTS[solution.result]}" if failed else ""
+    for i, t in enumerate(np.asarray(solution.ts)):
+        for name, values in zip(Moments._fields, solution.packed, strict=True):
+            wrong = np.argwhere(~np.isfinite(np.asarray(values[i])))
+            if wrong.size:
+                a, b = pairs(input_count(solution.packed.K0.shape[-1]))
+                entry = ", ".join(f"{a[p]}, {b[p]}" for p in wrong[0])
+                raise RuntimeError(f"The solve is no longer finite: {name}[{entry}] at depth t = {t:.6g}.{why}")
+    if failed:
+        raise RuntimeError(f"The solve failed before depth t = {float(solution.ts[-1]):.6g}.{why}")
+    return solution
