@@ -15,7 +15,7 @@ from .activations import (
     Softplus,
     Tanh,
 )
-from .closures import Closure, GOnly
+from .closures import Closure, GOnly, HermiteTower
 from .model import Model, input_kernel
 from .quadrature import expect
 from .trajectory import Solution, solve
@@ -26,6 +26,7 @@ __all__ = [
     "Closure",
     "Erf",
     "GOnly",
+    "HermiteTower",
     "LeakyReLU",
     "Linear",
     "Model",

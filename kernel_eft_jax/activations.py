@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .pairs import input_count, pair_table, pairs, triples
-from .quadrature import TERMS, moment_error, kernel_moments
+from .quadrature import TERMS, derivative, hermite_table, kernel_moments, line_rule, moment_error
 
 
 class Expansion(NamedTuple):
@@ -51,6 +51,19 @@ class Activation(eqx.Module):
     @abstractmethod
     def error(self, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Estimated error of `expansion` at variance k relative to E[s^2]; rounding error where the form is closed."""
+
+    def derivative(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """s'(x), elementwise."""
+        return derivative(self, 1)(x)
+
+    def smoothed(
+        self, order: int, mean: Float[Array, " X"], width: Float[Array, ""], terms: int
+    ) -> Float[Array, "X terms"]:
+        r"""$E[s^{(\mathrm{order})}(\mathrm{mean} + \mathrm{width}\, y)\, he_j(y)]$, y standard normal, j < terms; width may be zero."""
+        y, _ = line_rule(1 / 12)
+        table = hermite_table(terms, 1 / 12).T.astype(mean.dtype)
+        values = derivative(self, order)(mean[:, None] + width * y.astype(mean.dtype))
+        return jnp.matmul(values, table, precision="highest")
 
 
 class _Closed(Activation):
@@ -178,7 +191,8 @@ class LeakyReLU(_Closed):
         return jnp.where(x > 0, x, self.slope.astype(x.dtype) * x)
 
     def moment(self, k_aa, k_bb, k_ab):
-        return self.slope * k_ab + (1 - self.slope) ** 2 * arc_cosine(k_aa, k_bb, k_ab)
+        slope = self.slope.astype(k_ab.dtype)
+        return slope * k_ab + (1 - slope) ** 2 * arc_cosine(k_aa, k_bb, k_ab)
 
 
 class ReLU(_Closed):
@@ -283,12 +297,16 @@ class Scaled(Activation):
         return self.output_scale.astype(x.dtype) * inner
 
     def moments(self, k):
-        return self.output_scale**2 * self.activation.moments(self.input_scale**2 * k)
+        inner, outer = self._squares(k)
+        return outer * self.activation.moments(inner * k)
 
     def expansion(self, k):
-        value, slope, curvature = self.activation.expansion(self.input_scale**2 * k)
-        inner, outer = self.input_scale**2, self.output_scale**2
+        inner, outer = self._squares(k)
+        value, slope, curvature = self.activation.expansion(inner * k)
         return Expansion(outer * value, outer * inner * slope, outer * inner**2 * curvature)
 
     def error(self, k):
-        return self.activation.error(self.input_scale**2 * k)
+        return self.activation.error(self._squares(k)[0] * k)
+
+    def _squares(self, k):
+        return self.input_scale.astype(k.dtype) ** 2, self.output_scale.astype(k.dtype) ** 2

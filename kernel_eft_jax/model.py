@@ -62,12 +62,13 @@ class Model(eqx.Module):
 
     def q(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
         """Q in pair space."""
-        return self.C_b + self.C_W * self.activation.moments(k)
+        return self.C_b.astype(k.dtype) + self.C_W.astype(k.dtype) * self.activation.moments(k)
 
     def expansion(self, k: Float[Array, " P"]) -> Expansion:
         """Q in pair space with its first and second derivatives."""
         value, slope, curvature = self.activation.expansion(k)
-        return Expansion(self.C_b + self.C_W * value, self.C_W * slope, self.C_W * curvature)
+        C_W, C_b = self.C_W.astype(k.dtype), self.C_b.astype(k.dtype)
+        return Expansion(C_b + C_W * value, C_W * slope, C_W * curvature)
 
 
 def apply_slope(slope: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
@@ -89,7 +90,7 @@ def input_kernel(
     if x.ndim != 2:
         raise ValueError(f"Argument `x` must have shape (inputs, features), but has shape {x.shape}.")
     gram = jnp.matmul(x, x.T, precision="highest") / x.shape[1]
-    return _variance("C_b", C_b) + _variance("C_W", C_W) * gram
+    return _variance("C_b", C_b).astype(gram.dtype) + _variance("C_W", C_W).astype(gram.dtype) * gram
 
 
 def _variance(name, value):

@@ -37,9 +37,9 @@ def line_rule(
 
 
 @lru_cache
-def hermite_table(terms: int) -> Float[np.ndarray, "terms M"]:
+def hermite_table(terms: int, step: float = 1 / 24) -> Float[np.ndarray, "terms M"]:
     """Weighted orthonormal Hermite polynomials w_m he_j(x_m) on the nodes of `line_rule`."""
-    x, _ = line_rule()
+    x, _ = line_rule(step)
     # Scaled by exp(-x^2/4), the Hermite functions stay of order one for every j: no overflow at degree 1000.
     psi = np.empty((terms + 1, x.size))
     psi[0] = np.exp(-(x**2) / 4)

@@ -3,3 +3,4 @@
 from .base import Closure as Closure
 from .base import Moments as Moments
 from .g_only import GOnly as GOnly
+from .hermite_tower import HermiteTower as HermiteTower

@@ -1,0 +1,180 @@
+r"""Functions of a pair of inputs in orthonormal Hermite modes, and covariances between modes of different pairs.
+
+For a pair cd, (phi_c, phi_d) = L psi with psi two independent standard normals (L the Cholesky factor of the pair's kernel),
+and the modes are w_rs = he_r(psi_1) he_s(psi_2), 1 <= r + s <= degree. They are Wick monomials of phi_c, phi_d scaled to
+variance one, whatever the correlation, so nothing grows with the degree. Modes of two pairs p, q correlate within one
+degree m = r + s only, through the symmetric power of a 2 x 2 matrix:
+
+$$E[w^p_{rs} w^q_{il}] = \mathrm{Sym}^m(R)_{rs,il}, \qquad R = E[\psi^p \psi^{q\,T}] = M_p K M_q^T, \qquad M = L^{-1}$$
+
+For one input with itself, or two copies of it, psi_2 does not exist: its rows of L and M are zero.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..activations import Activation
+from ..pairs import input_count, pair_table, pairs, triples
+
+
+class Frame(NamedTuple):
+    """Cholesky factor L of each pair's kernel and its inverse M, lower triangular; zero where psi_2 does not exist."""
+
+    L: Float[Array, "P 2 2"]
+    M: Float[Array, "P 2 2"]
+
+
+class PairFunctions(NamedTuple):
+    """Hermite coefficients of s_a s_b and of its second derivatives by (aa, bb, ab), the last counted twice."""
+
+    value: Float[Array, "P K"]
+    bend: Float[Array, "P 3 K"]
+
+
+def modes(degree: int, inputs: int) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
+    """The modes (r, s), degree by degree; one input alone has no second variable."""
+    s = [range(m + 1) if inputs > 1 else range(1) for m in range(1, degree + 1)]
+    second = np.array([i for row in s for i in row])
+    first = np.array([m - i for m, row in enumerate(s, start=1) for i in row])
+    return first, second
+
+
+def frame(k: Float[Array, " P"]) -> Frame:
+    """The frame of every pair of a packed kernel."""
+    inputs = input_count(k.shape[-1])
+    a, b = pairs(inputs)
+    k_aa, k_bb, k_ab = k[triples(inputs)].T
+    first = jnp.sqrt(k_aa)
+    across = k_ab / first
+    rest = k_bb - across**2
+    # Below this share of the variance, psi_2 is rounding error, and so is all that it could contribute.
+    exists = (a != b) & (rest > 1e4 * jnp.finfo(k.dtype).eps * k_bb)
+    second = jnp.where(exists, jnp.sqrt(jnp.where(exists, rest, 1.0)), 0.0)
+    inverse = jnp.where(exists, 1 / jnp.where(exists, second, 1.0), 0.0)
+    zero = jnp.zeros_like(first)
+
+    def stack(x11, x21, x22):
+        return jnp.stack([jnp.stack([x11, zero], -1), jnp.stack([x21, x22], -1)], -2)
+
+    return Frame(stack(first, across, second), stack(1 / first, -across / first * inverse, inverse))
+
+
+def frame_drift(f: Frame, q: Float[Array, " P"]) -> Float[Array, "P 2 2"]:
+    r"""$\dot M M^{-1}$ for $\dot K = Q$: minus the lower triangle, diagonal halved, of $M Q M^T$ (derivative of Cholesky)."""
+    whitened = f.M @ pair_blocks(q) @ jnp.swapaxes(f.M, -1, -2)
+    return -whitened * np.array([[0.5, 0.0], [1.0, 0.5]], dtype=q.dtype)
+
+
+def pair_blocks(k: Float[Array, " P"]) -> Float[Array, "P 2 2"]:
+    """The 2 x 2 block of a packed kernel that belongs to each pair."""
+    k_aa, k_bb, k_ab = k[triples(input_count(k.shape[-1]))].T
+    return jnp.stack([jnp.stack([k_aa, k_ab], -1), jnp.stack([k_ab, k_bb], -1)], -2)
+
+
+def overlaps(k: Float[Array, " P"], f: Frame) -> Float[Array, "P P 2 2"]:
+    r"""$R_{pq} = E[\psi^p \psi^{q\,T}]$ for all pairs p, q."""
+    inputs = input_count(k.shape[-1])
+    members = np.stack(pairs(inputs), axis=1)
+    block = k[pair_table(inputs)[members[:, None, :, None], members[None, :, None, :]]]
+    return jnp.einsum("pij,pqjk,qlk->pqil", f.M, block, f.M, precision="highest")
+
+
+def symmetric_powers(R: Float[Array, "*batch 2 2"], degree: int, inputs: int):
+    """Yields Sym^m(R), m = 1 ... degree, between normalised modes: arrays (*batch, m+1, m+1), or (*batch, 1, 1)."""
+    T = jnp.ones((*R.shape[:-2], 1, 1), R.dtype)
+    for m in range(1, degree + 1):
+        if inputs == 1:
+            T = T * R[..., :1, :1]
+        else:
+            root = np.sqrt(np.arange(m + 1)).astype(R.dtype)
+            total = jnp.zeros((*R.shape[:-2], m + 1, m + 1), R.dtype)
+            for i in (0, 1):
+                for j in (0, 1):
+                    row, column = (root[1:], root[:0:-1])[1 - i], (root[1:], root[:0:-1])[1 - j]
+                    part = R[..., i, j, None, None] * (row[:, None] * column) * T
+                    total = total.at[..., i : m + i, j : m + j].add(part)
+            T = total / m
+        yield T
+
+
+def transport_modes(G: Float[Array, "C 2 2"], w: Float[Array, "*batch C K"], degree: int) -> Float[Array, "*batch C K"]:
+    """Covariances with modes of psi, as covariances with modes of G psi; one G for each pair c."""
+    inputs = input_count(G.shape[0])
+    parts, start = [], 0
+    for T in symmetric_powers(G, degree, inputs):
+        size = T.shape[-1]
+        parts.append(jnp.einsum("cst,...ct->...cs", T, w[..., start : start + size], precision="highest"))
+        start += size
+    return jnp.concatenate(parts, axis=-1)
+
+
+def mode_drift(B: Float[Array, "C 2 2"], w: Float[Array, "*batch C K"], degree: int) -> Float[Array, "*batch C K"]:
+    r"""The derivative of `transport_modes` at G = 1 along B: how covariances move when $\dot\psi = B \psi$, B lower triangular."""
+    inputs = input_count(B.shape[0])
+    r, s = modes(degree, inputs)
+    scaled = (B[:, 0, 0, None] * r.astype(B.dtype) + B[:, 1, 1, None] * s.astype(B.dtype)) * w
+    if inputs == 1:
+        return scaled
+    raised = np.where(s > 0, np.arange(r.size) - 1, 0)  # the place of (r + 1, s - 1)
+    return scaled + B[:, 1, 0, None] * np.sqrt(s * (r + 1)).astype(B.dtype) * w[..., raised]
+
+
+def mode_covariances(k: Float[Array, " P"], f: Frame, value: Float[Array, "P K"], degree: int) -> Float[Array, "P P K"]:
+    r"""$\mathrm{Cov}(s_a s_b, w^{cd}_{rs})$ for all pairs ab (first axis), cd (second) and modes."""
+    inputs = input_count(k.shape[-1])
+    parts, start = [], 0
+    for T in symmetric_powers(overlaps(k, f), degree, inputs):
+        size = T.shape[-1]
+        parts.append(jnp.einsum("qpst,pt->pqs", T, value[:, start : start + size], precision="highest"))
+        start += size
+    return jnp.concatenate(parts, axis=-1)
+
+
+def hermite_functions(x: np.ndarray, degree: int) -> np.ndarray:
+    """he_0 ... he_degree at x."""
+    he = np.ones((degree + 1, x.size))
+    he[1:2] = x
+    for j in range(1, degree):
+        he[j + 1] = (x * he[j] - np.sqrt(j) * he[j - 1]) / np.sqrt(j + 1)
+    return he
+
+
+def split_rule(panels: int = 10, points: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights for a standard normal variable, exact for functions smooth on either side of zero."""
+    x, w = np.polynomial.legendre.leggauss(points)
+    x = (np.arange(-panels, panels)[:, None] + 0.5 * (x + 1)).ravel()
+    return x, np.tile(0.5 * w, 2 * panels) * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctions:
+    r"""Hermite coefficients of $s_a s_b$, $s''_a s_b$, $s_a s''_b$ and $2 s'_a s'_b$ for every pair.
+
+    phi_b is averaged over psi_2 by the activation (`smoothed`), the rest is summed over psi_1. The first of the second
+    derivatives is taken by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink at zero needs no delta function.
+    """
+    inputs = input_count(f.L.shape[0])
+    x, w = split_rule()
+    dtype = f.L.dtype
+    table = (hermite_functions(x, degree + 1) * w).astype(dtype)
+    r, s = modes(degree, inputs)
+    columns = degree + 1 if inputs > 1 else 1
+    root = np.sqrt(np.arange(1, degree + 2)).astype(dtype)[:, None]
+
+    def one(L):
+        phi_a = L[0, 0] * x.astype(dtype)
+        s_a, ds_a = activation(phi_a), activation.derivative(phi_a)
+        s_b, ds_b, dds_b = (activation.smoothed(i, L[1, 0] * x.astype(dtype), L[1, 1], columns) for i in range(3))
+
+        def project(u, v):
+            return jnp.matmul(table * u, v, precision="highest")
+
+        bend_ab = project(ds_a, ds_b)
+        bend_aa = (root * project(ds_a, s_b)[1:] - L[1, 0] * bend_ab[:-1]) / L[0, 0]
+        bends = [bend_aa[r, s], project(s_a, dds_b)[r, s], 2 * bend_ab[r, s]]
+        return PairFunctions(project(s_a, s_b)[r, s], jnp.stack(bends))
+
+    return jax.vmap(one)(f.L)
