@@ -152,7 +152,7 @@ class Sin(_Closed):
 
     def moment(self, k_aa, k_bb, k_ab):
         mean = 0.5 * (k_aa + k_bb)
-        return 0.5 * (jnp.exp(k_ab - mean) - jnp.exp(-k_ab - mean))
+        return -0.5 * jnp.exp(k_ab - mean) * jnp.expm1(-2 * k_ab)
 
 
 class GELU(_Closed):
@@ -194,6 +194,12 @@ class LeakyReLU(_Closed):
         slope = self.slope.astype(k_ab.dtype)
         return slope * k_ab + (1 - slope) ** 2 * arc_cosine(k_aa, k_bb, k_ab)
 
+    def smoothed(self, order, mean, width, terms):
+        slope = self.slope.astype(mean.dtype)
+        return slope * _smoothed_line(order, mean, width, terms) + (1 - slope) * _smoothed_ramp(
+            order, mean, width, terms
+        )
+
 
 class ReLU(_Closed):
     """$s(x) = max(x, 0)$: `LeakyReLU` of slope zero, without a parameter."""
@@ -203,6 +209,9 @@ class ReLU(_Closed):
 
     def moment(self, k_aa, k_bb, k_ab):
         return arc_cosine(k_aa, k_bb, k_ab)
+
+    def smoothed(self, order, mean, width, terms):
+        return _smoothed_ramp(order, mean, width, terms)
 
 
 @jax.custom_jvp
@@ -228,6 +237,40 @@ def _area(k_aa, k_bb, k_ab):
     constant = jnp.sqrt(jax.lax.stop_gradient(jnp.maximum(square, 0)))
     regular = square > floor
     return jnp.where(regular, jnp.sqrt(jnp.where(regular, square, 1.0)), constant)
+
+
+def _smoothed_line(order, mean, width, terms):
+    """`Activation.smoothed` of s(x) = x."""
+    lowest = (mean, jnp.ones_like(mean), jnp.zeros_like(mean))[order]
+    next_one = jnp.full_like(mean, width) if order == 0 else jnp.zeros_like(mean)
+    columns = jnp.stack([lowest, next_one], -1)[:, :terms]
+    return jnp.pad(columns, ((0, 0), (0, max(terms - 2, 0))))
+
+
+def _smoothed_ramp(order, mean, width, terms):
+    r"""`Activation.smoothed` of max(x, 0), by parts: $E[s^{(j)}(\mu + w y)]$ are derivatives of a normal distribution function."""
+    exists = width > 0
+    w = jnp.where(exists, width, 1.0)
+    z = mean / w
+    bell = jnp.exp(-0.5 * z**2) / jnp.sqrt(2 * jnp.pi).astype(z.dtype)
+
+    def raise_degree(last_two, j):
+        older, old = last_two
+        new = (-z * old - jnp.sqrt(j) * older) / jnp.sqrt(j + 1)
+        return (old, new), old
+
+    degrees = jnp.arange(terms, dtype=z.dtype)
+    _, waves = jax.lax.scan(raise_degree, (jnp.zeros_like(bell), bell), degrees)  # (-1)^j he_j(z) bell
+    below = jax.scipy.special.ndtr(z)
+    if order == 0:
+        rest = w * waves[: max(terms - 2, 0)] / jnp.sqrt(degrees[2:] * (degrees[2:] - 1))[:, None]
+        rows = jnp.concatenate([jnp.stack([mean * below + w * bell, w * below])[:terms], rest])
+    elif order == 1:
+        rows = jnp.concatenate([below[None], waves[: terms - 1] / jnp.sqrt(degrees[1:])[:, None]])
+    else:
+        rows = waves / w
+    sharp = (jnp.maximum(mean, 0), jnp.heaviside(mean, 0.5), jnp.zeros_like(mean))[order]
+    return jnp.where(exists, rows.T, jnp.pad(sharp[:, None], ((0, 0), (0, terms - 1))))
 
 
 class Tanh(_Series):
@@ -307,6 +350,10 @@ class Scaled(Activation):
 
     def error(self, k):
         return self.activation.error(self._squares(k)[0] * k)
+
+    def smoothed(self, order, mean, width, terms):
+        inner, outer = self.input_scale.astype(mean.dtype), self.output_scale.astype(mean.dtype)
+        return outer * inner**order * self.activation.smoothed(order, inner * mean, inner * width, terms)
 
     def _squares(self, k):
         return self.input_scale.astype(k.dtype) ** 2, self.output_scale.astype(k.dtype) ** 2

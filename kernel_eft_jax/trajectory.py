@@ -62,6 +62,7 @@ def solve(
     solver: diffrax.AbstractSolver | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    dt0: float | None = None,
     max_steps: int = 4096,
     throw: bool = True,
 ) -> Solution:
@@ -77,6 +78,9 @@ def solve(
     the solve fails or stops being finite. With `throw=False` it returns what it has, and `result` says why it ended.
     """
     closure = GOnly() if closure is None else closure
+    for name, value, kind in (("model", model, Model), ("closure", closure, Closure)):
+        if not isinstance(value, kind):
+            raise ValueError(f"Argument `{name}` must be a {kind.__name__} object, but is {value!r}.")
     K0 = check_kernel(K0)
     ts = _check_times(ts, K0.dtype)
     dtype = K0.dtype
@@ -89,13 +93,14 @@ def solve(
             solver=solver or diffrax.Tsit5(),
             adjoint=adjoint or diffrax.RecursiveCheckpointAdjoint(),
             controller=controller,
+            dt0=dt0,
             max_steps=max_steps,
         )
         solution = run(closure, model, pack(K0), ts)
     else:
-        if (solver, adjoint, stepsize_controller) != (None, None, None):
+        if (solver, adjoint, stepsize_controller, dt0) != (None,) * 4:
             raise ValueError(
-                "Arguments `solver`, `adjoint` and `stepsize_controller` belong to the continuum, but `eps` asks for the "
+                "Arguments `solver`, `adjoint`, `stepsize_controller` and `dt0` belong to the continuum, but `eps` asks for the "
                 "layer recursion: leave either out."
             )
         layers = _whole_layers(ts, eps)
@@ -104,7 +109,7 @@ def solve(
 
 
 @eqx.filter_jit
-def _continuum(closure, model, k, ts, *, solver, adjoint, controller, max_steps):
+def _continuum(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_steps):
     def save(t, state, model):
         return closure.moments(model, state), closure.truncation(model, state)
 
@@ -113,7 +118,7 @@ def _continuum(closure, model, k, ts, *, solver, adjoint, controller, max_steps)
         solver,
         t0=jnp.zeros_like(ts[-1]),
         t1=ts[-1],
-        dt0=None,
+        dt0=dt0,
         y0=closure.init(model, k),
         args=model,
         saveat=diffrax.SaveAt(ts=ts, fn=save),
@@ -201,15 +206,21 @@ def _checked(solution: Solution) -> Solution:
             "The solve failed or is no longer finite. Run it outside jit to learn at which depth and entry.",
         )
         return eqx.tree_at(lambda s: s.packed, solution, packed)
-    failed = solution.result != diffrax.RESULTS.successful
-    why = f" {diffrax.RESULTS[solution.result]}" if failed else ""
+    saved = np.asarray(jnp.isfinite(solution.packed.K0).all(-1))
+    if solution.result != diffrax.RESULTS.successful:
+        reached = [float(t) for t, ok in zip(solution.ts, saved, strict=True) if ok]
+        raise RuntimeError(
+            f"The solve stopped after depth t = {max(reached, default=0.0):.6g} of {float(solution.ts[-1]):.6g}: "
+            f"{diffrax.RESULTS[solution.result]}"
+        )
     for i, t in enumerate(np.asarray(solution.ts)):
         for name, values in zip(Moments._fields, solution.packed, strict=True):
             wrong = np.argwhere(~np.isfinite(np.asarray(values[i])))
             if wrong.size:
                 a, b = pairs(input_count(solution.packed.K0.shape[-1]))
                 entry = ", ".join(f"{a[p]}, {b[p]}" for p in wrong[0])
-                raise RuntimeError(f"The solve is no longer finite: {name}[{entry}] at depth t = {t:.6g}.{why}")
-    if failed:
-        raise RuntimeError(f"The solve failed before depth t = {float(solution.ts[-1]):.6g}.{why}")
+                raise RuntimeError(
+                    f"The solve is no longer finite: {name}[{entry}] is {values[i][tuple(wrong[0])]} at depth t = {t:.6g}. "
+                    "Variances may grow without bound for this activation: look at smaller depths."
+                )
     return solution

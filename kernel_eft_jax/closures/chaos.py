@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from ..activations import Activation
 from ..pairs import input_count, pair_table, pairs, triples
+from ..quadrature import powers
 
 
 class Frame(NamedTuple):
@@ -31,16 +32,16 @@ class Frame(NamedTuple):
 class PairFunctions(NamedTuple):
     """Hermite coefficients of s_a s_b and of its second derivatives by (aa, bb, ab), the last counted twice."""
 
-    value: Float[Array, "P K"]
-    bend: Float[Array, "P 3 K"]
+    value: Float[Array, "P J S"]
+    bend: Float[Array, "P 3 J S"]
 
 
-def modes(degree: int, inputs: int) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
-    """The modes (r, s), degree by degree; one input alone has no second variable."""
-    s = [range(m + 1) if inputs > 1 else range(1) for m in range(1, degree + 1)]
-    second = np.array([i for row in s for i in row])
-    first = np.array([m - i for m, row in enumerate(s, start=1) for i in row])
-    return first, second
+def modes(degree: int, inputs: int) -> tuple[Int[np.ndarray, "J 1"], Int[np.ndarray, " S"]]:
+    """Axes of the mode arrays: m = r + s from 1 to `degree`, and s from 0; modes with s > m do not exist and hold zero.
+
+    One input alone has no second variable, hence S = 1.
+    """
+    return np.arange(1, degree + 1)[:, None], np.arange(degree + 1 if inputs > 1 else 1)
 
 
 def frame(k: Float[Array, " P"]) -> Frame:
@@ -83,55 +84,46 @@ def overlaps(k: Float[Array, " P"], f: Frame) -> Float[Array, "P P 2 2"]:
     return jnp.einsum("pij,pqjk,qlk->pqil", f.M, block, f.M, precision="highest")
 
 
-def symmetric_powers(R: Float[Array, "*batch 2 2"], degree: int, inputs: int):
-    """Yields Sym^m(R), m = 1 ... degree, between normalised modes: arrays (*batch, m+1, m+1), or (*batch, 1, 1)."""
-    T = jnp.ones((*R.shape[:-2], 1, 1), R.dtype)
-    for m in range(1, degree + 1):
-        if inputs == 1:
-            T = T * R[..., :1, :1]
-        else:
-            root = np.sqrt(np.arange(m + 1)).astype(R.dtype)
-            total = jnp.zeros((*R.shape[:-2], m + 1, m + 1), R.dtype)
-            for i in (0, 1):
-                for j in (0, 1):
-                    row, column = (root[1:], root[:0:-1])[1 - i], (root[1:], root[:0:-1])[1 - j]
-                    part = R[..., i, j, None, None] * (row[:, None] * column) * T
-                    total = total.at[..., i : m + i, j : m + j].add(part)
-            T = total / m
-        yield T
+def rotate(R: Float[Array, "*#batch 2 2"], w: Float[Array, "*#batch J S"]) -> Float[Array, "*batch J S"]:
+    r"""$\mathrm{Sym}^m(R)\, w_m$ for every degree m, by recursion from one degree to the next.
+
+    $$m\, T^m_{st} = \sqrt{(m-s)(m-t)} R_{11} T^{m-1}_{st} + \sqrt{s (m-t)} R_{21} T^{m-1}_{s-1,t}
+      + \sqrt{(m-s) t} R_{12} T^{m-1}_{s,t-1} + \sqrt{s t} R_{22} T^{m-1}_{s-1,t-1}$$
+    """
+    degree, columns = w.shape[-2:]
+    if columns == 1:
+        return powers(R[..., 0, 0], degree + 1)[..., 1:, None] * w
+    s = np.arange(columns)
+
+    def next_degree(T, m_and_w):
+        m, w_m = m_and_w
+        stay, up = jnp.sqrt(jnp.maximum(m - s, 0.0) / m).astype(T.dtype), jnp.sqrt(s / m).astype(T.dtype)
+        along = [[R[..., i, j, None, None] * T for j in (0, 1)] for i in (0, 1)]
+        rows = [stay * along[i][0] + up * jnp.roll(along[i][1], 1, axis=-1) for i in (0, 1)]
+        T = stay[:, None] * rows[0] + up[:, None] * jnp.roll(rows[1], 1, axis=-2)
+        return T, jnp.einsum("...st,...t->...s", T, w_m, precision="highest")
+
+    batch = jnp.broadcast_shapes(R.shape[:-2], w.shape[:-2])
+    first = jnp.zeros((*R.shape[:-2], columns, columns), w.dtype).at[..., 0, 0].set(1)
+    degrees = jnp.arange(1, degree + 1, dtype=w.dtype)
+    _, rotated = jax.lax.scan(next_degree, first, (degrees, jnp.moveaxis(w, -2, 0)))
+    return jnp.broadcast_to(jnp.moveaxis(rotated, 0, -2), (*batch, degree, columns))
 
 
-def transport_modes(G: Float[Array, "C 2 2"], w: Float[Array, "*batch C K"], degree: int) -> Float[Array, "*batch C K"]:
-    """Covariances with modes of psi, as covariances with modes of G psi; one G for each pair c."""
-    inputs = input_count(G.shape[0])
-    parts, start = [], 0
-    for T in symmetric_powers(G, degree, inputs):
-        size = T.shape[-1]
-        parts.append(jnp.einsum("cst,...ct->...cs", T, w[..., start : start + size], precision="highest"))
-        start += size
-    return jnp.concatenate(parts, axis=-1)
-
-
-def mode_drift(B: Float[Array, "C 2 2"], w: Float[Array, "*batch C K"], degree: int) -> Float[Array, "*batch C K"]:
-    r"""The derivative of `transport_modes` at G = 1 along B: how covariances move when $\dot\psi = B \psi$, B lower triangular."""
+def rotation_drift(B: Float[Array, "C 2 2"], w: Float[Array, "*batch C J S"]) -> Float[Array, "*batch C J S"]:
+    r"""The derivative of `rotate` at R = 1 along B: how modes move when $\dot\psi = B \psi$, B lower triangular."""
     inputs = input_count(B.shape[0])
-    r, s = modes(degree, inputs)
-    scaled = (B[:, 0, 0, None] * r.astype(B.dtype) + B[:, 1, 1, None] * s.astype(B.dtype)) * w
-    if inputs == 1:
-        return scaled
-    raised = np.where(s > 0, np.arange(r.size) - 1, 0)  # the place of (r + 1, s - 1)
-    return scaled + B[:, 1, 0, None] * np.sqrt(s * (r + 1)).astype(B.dtype) * w[..., raised]
+    m, s = modes(w.shape[-2], inputs)
+    r = np.maximum(m - s, 0)
+    b11, b21, b22 = (B[:, i, j, None, None] for i, j in ((0, 0), (1, 0), (1, 1)))
+    return (b11 * r.astype(B.dtype) + b22 * s.astype(B.dtype)) * w + b21 * np.sqrt(s * (r + 1)).astype(
+        B.dtype
+    ) * jnp.roll(w, 1, axis=-1)
 
 
-def mode_covariances(k: Float[Array, " P"], f: Frame, value: Float[Array, "P K"], degree: int) -> Float[Array, "P P K"]:
-    r"""$\mathrm{Cov}(s_a s_b, w^{cd}_{rs})$ for all pairs ab (first axis), cd (second) and modes."""
-    inputs = input_count(k.shape[-1])
-    parts, start = [], 0
-    for T in symmetric_powers(overlaps(k, f), degree, inputs):
-        size = T.shape[-1]
-        parts.append(jnp.einsum("qpst,pt->pqs", T, value[:, start : start + size], precision="highest"))
-        start += size
-    return jnp.concatenate(parts, axis=-1)
+def mode_covariances(k: Float[Array, " P"], f: Frame, value: Float[Array, "P J S"]) -> Float[Array, "P P J S"]:
+    r"""$\mathrm{Cov}(F_p, w^q_{rs})$ for functions F_p of pair p (first axis) and the modes of every pair q (second)."""
+    return rotate(jnp.swapaxes(overlaps(k, f), 0, 1), value[:, None])
 
 
 def hermite_functions(x: np.ndarray, degree: int) -> np.ndarray:
@@ -160,21 +152,24 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
     x, w = split_rule()
     dtype = f.L.dtype
     table = (hermite_functions(x, degree + 1) * w).astype(dtype)
-    r, s = modes(degree, inputs)
-    columns = degree + 1 if inputs > 1 else 1
+    m, s = modes(degree, inputs)
+    r, exists = np.maximum(m - s, 0), m >= s
     root = np.sqrt(np.arange(1, degree + 2)).astype(dtype)[:, None]
 
     def one(L):
         phi_a = L[0, 0] * x.astype(dtype)
         s_a, ds_a = activation(phi_a), activation.derivative(phi_a)
-        s_b, ds_b, dds_b = (activation.smoothed(i, L[1, 0] * x.astype(dtype), L[1, 1], columns) for i in range(3))
+        s_b, ds_b, dds_b = (activation.smoothed(i, L[1, 0] * x.astype(dtype), L[1, 1], s.size) for i in range(3))
 
         def project(u, v):
             return jnp.matmul(table * u, v, precision="highest")
 
+        def place(c):
+            return jnp.where(exists, c[r, s], 0)
+
         bend_ab = project(ds_a, ds_b)
         bend_aa = (root * project(ds_a, s_b)[1:] - L[1, 0] * bend_ab[:-1]) / L[0, 0]
-        bends = [bend_aa[r, s], project(s_a, dds_b)[r, s], 2 * bend_ab[r, s]]
-        return PairFunctions(project(s_a, s_b)[r, s], jnp.stack(bends))
+        bends = jnp.stack([place(bend_aa), place(project(s_a, dds_b)), 2 * place(bend_ab)])
+        return PairFunctions(place(project(s_a, s_b)), bends)
 
     return jax.vmap(one)(f.L)

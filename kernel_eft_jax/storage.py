@@ -1,0 +1,179 @@
+"""Results in files: `save` a Solution or an Estimate as labelled netCDF, `load` it back.
+
+The file opens in plain xarray: dimensions t (depth time), a, b, c, d (inputs), with what each variable means, the settings and
+the versions as attributes. It is complete at once or not there at all. An Estimate's file also holds its sums over groups
+of networks, so that a loaded one can do all that the original could.
+"""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from .closures import Moments
+from .ensemble import Estimate
+from .ensemble.statistics import Limit, Quantities, Sums
+from .pairs import pack, pairs, unpack, unpack_covariance
+from .trajectory import Solution
+
+KIND = "kernel_eft_jax_result"
+OUTCOMES = (
+    "successful",
+    "max_steps_reached",
+    "dt_min_reached",
+    "max_steps_rejected",
+    "nonlinear_divergence",
+    "nonlinear_max_steps_reached",
+    "nonfinite",
+    "event_occurred",
+    "internal_error",
+)
+MEANING = {
+    "K0": "mean kernel at infinite width",
+    "K1": "width times the finite-width correction of the mean kernel: n (E[G] - K0)",
+    "U1": "width times the finite-width correction of the mean sigma-kernel: n (E[S] - E_K0[s s])",
+    "V4": "width times the covariance of the kernel: n Cov(G_ab, G_cd)",
+    "V_GS": "width times the covariance of kernel and sigma-kernel: n Cov(G_ab, S_cd)",
+    "V_SS": "width times the covariance of the sigma-kernel: n Cov(S_ab, S_cd)",
+    "V4_excess": "V4 at this width less V4 at infinite width, by control variates",
+    "G": "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)",
+    "S": "mean of the empirical sigma-kernel, (1/n) sum_i s(phi_i(a)) s(phi_i(b))",
+}
+
+
+def save(result: Solution | Estimate, path: str | os.PathLike, **settings: Any) -> Path:
+    """Write a result to a netCDF file, replacing it at once, never in part.
+
+    `settings` are kept as attributes: numbers and text as they are, anything else (a model, a closure) as its text.
+    """
+    path = Path(path)
+    data = to_dataset(result).assign_attrs({name: _attribute(value) for name, value in settings.items()})
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        data.to_netcdf(part, engine="h5netcdf")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | os.PathLike) -> Solution | Estimate:
+    """Read back what `save` wrote. Raises ValueError for a file that is damaged or holds something else."""
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            data = file.load()
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"File {path} cannot be read as netCDF: it is cut short or of another format. Make it again with `save`."
+        ) from error
+    read = {"Solution": _read_solution, "Estimate": _read_estimate}.get(data.attrs.get(KIND, ""))
+    if read is None:
+        raise ValueError(f"File {path} is netCDF but holds no Solution or Estimate: it was not written by `save`.")
+    try:
+        return read(data)
+    except KeyError as error:
+        raise ValueError(f"File {path} lacks {error}: it was changed since `save` wrote it.") from error
+
+
+def to_dataset(result: Solution | Estimate) -> xr.Dataset:
+    """A result as an xarray Dataset over t and the inputs a, b, c, d."""
+    variables, attributes = (_write_solution if isinstance(result, Solution) else _write_estimate)(result)
+    inputs = np.arange(result.K0.shape[-1])
+    time = ("t", np.asarray(result.ts), {"long_name": "depth time, eps^2 times layer"})
+    versions = {f"version_{name}": _version(name) for name in ("kernel_eft_jax", "jax", "diffrax", "numpy")}
+    return xr.Dataset(variables, {"t": time} | {i: inputs for i in "abcd"}, versions | attributes)
+
+
+def _write_solution(solution):
+    variables = _labelled({"K0": solution.K0, "V4": solution.V4, "K1": solution.K1})
+    if solution.truncation is not None:
+        K0, V4, K1 = solution.truncation
+        errors = {"K0": unpack(K0), "V4": unpack_covariance(V4), "K1": unpack(K1)}
+        variables |= _labelled(errors, "_truncation", "estimated truncation error of ")
+    stats = {f"stats_{name}": np.asarray(value)[()] for name, value in solution.stats.items()}
+    outcome = next(name for name in OUTCOMES if solution.result == getattr(diffrax.RESULTS, name))
+    return variables, stats | {KIND: "Solution", "result": outcome}
+
+
+def _read_solution(data):
+    def moments(suffix):
+        K0, V4, K1 = (jnp.asarray(data[name + suffix].values) for name in Moments._fields)
+        a, b = pairs(K0.shape[-1])
+        return Moments(pack(K0), V4[:, a[:, None], b[:, None], a, b], pack(K1))
+
+    stats = {name[6:]: jnp.asarray(value) for name, value in data.attrs.items() if name.startswith("stats_")}
+    truncation = moments("_truncation") if "V4_truncation" in data else None
+    result = getattr(diffrax.RESULTS, data.attrs["result"])
+    return Solution(jnp.asarray(data["t"].values), moments(""), truncation, stats, result)
+
+
+def _write_estimate(estimate):
+    limit, sums = estimate.limit, estimate.sums
+    upper = np.triu_indices(sums.first.shape[-1])
+    variables = _labelled({name: getattr(estimate, name) for name in ("K0", *Quantities._fields)})
+    variables |= _labelled(estimate.stderr._asdict(), "_stderr", "standard error of ")
+    variables |= {
+        "layer": ("t", estimate.layers, {"long_name": "layer"}),
+        "limit_S": (("t", "pair"), limit.moment, {"long_name": "E_K0[s s] over pairs a <= b"}),
+        "limit_G": (("t", "pair"), limit.K0, {"long_name": "K0 over pairs a <= b"}),
+        "sum_count": ("group", sums.count, {"long_name": "networks in each group"}),
+        "sum_first": (("group", "t", "field"), sums.first, {"long_name": "sum over the networks of a group"}),
+        "sum_second": (
+            ("group", "t", "field_pair"),
+            sums.second[..., *upper],
+            {"long_name": "sum of products over the networks of a group, upper triangle"},
+        ),
+    }
+    return variables, {KIND: "Estimate", "networks": estimate.networks, "width": estimate.width}
+
+
+def _read_estimate(data):
+    def quantities(suffix):
+        present = (name for name in Quantities._fields if name != "V4_excess" or name + suffix in data)
+        return Quantities(**{"V4_excess": None} | {name: data[name + suffix].values for name in present})
+
+    packed = data["sum_second"].values
+    size = data.sizes["field"]
+    second, (i, j) = np.empty((*packed.shape[:-1], size, size)), np.triu_indices(size)
+    second[..., i, j] = second[..., j, i] = packed
+    return Estimate(
+        layers=data["layer"].values,
+        ts=data["t"].values,
+        K0=data["K0"].values,
+        **quantities("")._asdict(),
+        stderr=quantities("_stderr"),
+        networks=int(data.attrs["networks"]),
+        width=int(data.attrs["width"]),
+        sums=Sums(data["sum_count"].values, data["sum_first"].values, second),
+        limit=Limit(data["limit_G"].values, data["limit_S"].values),
+    )
+
+
+def _labelled(values, suffix="", prefix=""):
+    """Variables over (t, a, b) or (t, a, b, c, d), each with its meaning; None is left out."""
+    return {
+        name + suffix: (tuple("tabcd"[: value.ndim]), np.asarray(value), {"long_name": prefix + MEANING[name]})
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _attribute(value):
+    if isinstance(value, eqx.Module):
+        return eqx.tree_pformat(value, short_arrays=False, width=10**6)
+    return value if isinstance(value, str | int | float) else str(value)
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
