@@ -15,7 +15,7 @@ from .activations import (
     Softplus,
     Tanh,
 )
-from .closures import Closure, GOnly, HermiteTower
+from .closures import Closure, GOnly, HermiteTower, SigmaKernel
 from .model import Model, input_kernel
 from .quadrature import expect
 from .trajectory import Solution, solve
@@ -34,6 +34,7 @@ __all__ = [
     "ReLU",
     "Scaled",
     "SiLU",
+    "SigmaKernel",
     "Sin",
     "Smooth",
     "Softplus",

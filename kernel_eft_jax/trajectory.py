@@ -51,6 +51,21 @@ class Solution(eqx.Module):
         """Width times the finite-width correction of the mean kernel."""
         return unpack(self.packed.K1)
 
+    @property
+    def V_GS(self) -> Float[Array, "T N N N N"] | None:
+        """Width times Cov(G_ab, S_cd), S the sigma-kernel; None for closures that do not carry it."""
+        return None if self.packed.V_GS is None else unpack_covariance(self.packed.V_GS)
+
+    @property
+    def V_SS(self) -> Float[Array, "T N N N N"] | None:
+        """Width times the covariance of the sigma-kernel; None for closures that do not carry it."""
+        return None if self.packed.V_SS is None else unpack_covariance(self.packed.V_SS)
+
+    @property
+    def U1(self) -> Float[Array, "T N N"] | None:
+        """Width times the finite-width correction of the mean sigma-kernel; None for closures that do not carry it."""
+        return None if self.packed.U1 is None else unpack(self.packed.U1)
+
 
 def solve(
     model: Model,
@@ -196,9 +211,9 @@ def _whole_layers(ts, eps) -> tuple[int, ...]:
 
 
 def _checked(solution: Solution) -> Solution:
-    leaves = [*solution.packed, solution.ts]
+    leaves = [*jax.tree.leaves(solution.packed), solution.ts]
     if not all(is_concrete(leaf) for leaf in leaves) or not is_concrete(solution.stats["num_steps"]):
-        bad = jnp.stack([jnp.any(~jnp.isfinite(leaf)) for leaf in solution.packed]).any()
+        bad = jnp.stack([jnp.any(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(solution.packed)]).any()
         bad = bad | (solution.result != diffrax.RESULTS.successful)
         packed = eqx.error_if(
             solution.packed,
@@ -215,6 +230,8 @@ def _checked(solution: Solution) -> Solution:
         )
     for i, t in enumerate(np.asarray(solution.ts)):
         for name, values in zip(Moments._fields, solution.packed, strict=True):
+            if values is None:
+                continue
             wrong = np.argwhere(~np.isfinite(np.asarray(values[i])))
             if wrong.size:
                 a, b = pairs(input_count(solution.packed.K0.shape[-1]))

@@ -4,3 +4,4 @@ from .base import Closure as Closure
 from .base import Moments as Moments
 from .g_only import GOnly as GOnly
 from .hermite_tower import HermiteTower as HermiteTower
+from .sigma_kernel import SigmaKernel as SigmaKernel

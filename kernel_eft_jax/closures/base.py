@@ -17,11 +17,18 @@ State = TypeVar("State")
 
 
 class Moments(NamedTuple):
-    """K0, V4 and K1 in pair space: E[G] = K0 + K1 / n and Cov(G, G) = V4 / n, up to higher orders of 1/n."""
+    """The statistics of the kernel in pair space, up to higher orders of 1/n.
+
+    E[G] = K0 + K1 / n and Cov(G, G) = V4 / n; where the closure knows the sigma-kernel S beyond a function of G,
+    E[S] = E_K0[s s] + U1 / n, Cov(G, S) = V_GS / n and Cov(S, S) = V_SS / n.
+    """
 
     K0: Float[Array, " P"]
     V4: Float[Array, "P P"]
     K1: Float[Array, " P"]
+    V_GS: Float[Array, "P P"] | None = None
+    V_SS: Float[Array, "P P"] | None = None
+    U1: Float[Array, " P"] | None = None
 
 
 class Closure(eqx.Module, Generic[State]):

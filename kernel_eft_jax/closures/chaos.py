@@ -76,12 +76,16 @@ def pair_blocks(k: Float[Array, " P"]) -> Float[Array, "P 2 2"]:
     return jnp.stack([jnp.stack([k_aa, k_ab], -1), jnp.stack([k_ab, k_bb], -1)], -2)
 
 
-def overlaps(k: Float[Array, " P"], f: Frame) -> Float[Array, "P P 2 2"]:
-    r"""$R_{pq} = E[\psi^p \psi^{q\,T}]$ for all pairs p, q."""
+def pair_blocks_between(k: Float[Array, " P"]) -> Float[Array, "P P 2 2"]:
+    """The 2 x 2 block of a packed kernel between the inputs of one pair and those of another."""
     inputs = input_count(k.shape[-1])
     members = np.stack(pairs(inputs), axis=1)
-    block = k[pair_table(inputs)[members[:, None, :, None], members[None, :, None, :]]]
-    return jnp.einsum("pij,pqjk,qlk->pqil", f.M, block, f.M, precision="highest")
+    return k[pair_table(inputs)[members[:, None, :, None], members[None, :, None, :]]]
+
+
+def overlaps(k: Float[Array, " P"], f: Frame) -> Float[Array, "P P 2 2"]:
+    r"""$R_{pq} = E[\psi^p \psi^{q\,T}]$ for all pairs p, q."""
+    return jnp.einsum("pij,pqjk,qlk->pqil", f.M, pair_blocks_between(k), f.M, precision="highest")
 
 
 def rotate(R: Float[Array, "*#batch 2 2"], w: Float[Array, "*#batch J S"]) -> Float[Array, "*batch J S"]:

@@ -1,0 +1,152 @@
+r"""Four-point Gaussian expectations of an activation and its derivatives, E[f_a g_b u_c v_d].
+
+Where an input x occurs twice, the average is taken over phi_x by quadrature and over the other two given phi_x, which are
+two normals of conditional correlation r (a Mehler series in r, or one sum if they are the same input):
+
+$$E[F(\phi_x) f(\phi_y) g(\phi_z)] = E_x\Big[ F(\phi_x) \sum_s f_s(\phi_x)\, g_s(\phi_x)\, r^s \Big], \qquad f_s = E[f(\phi_y)\, he_s \,|\, \phi_x]$$
+
+Four different inputs share no variable, and the modes of `chaos` converge geometrically.
+"""
+
+from collections import defaultdict
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..activations import Activation
+from ..pairs import input_count, pair_table, pairs, triples
+from ..quadrature import derivative, line_rule, powers
+from .chaos import frame, overlaps, pair_blocks_between, pair_functions, rotate, split_rule
+
+# Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
+BEND = ((2, 0), (0, 2), (1, 1))
+BEND_WEIGHT = np.array([1.0, 1.0, 2.0])
+Factors = tuple[tuple[int, int], ...]
+
+
+def products_and_noise(
+    activation: Activation, k: Float[Array, " P"], q: Float[Array, " P"], degree: int
+) -> tuple[Float[Array, "P P"], Float[Array, "P P"]]:
+    r"""E[s_a s_b s_c s_d] and the noise $E[\nabla(s_a s_b) \cdot Q \nabla(s_c s_d)]$ for all pairs ab, cd."""
+    inputs, count = input_count(k.shape[0]), k.shape[0]
+    Q = q[pair_table(inputs)]
+    (a, b), conditional = pairs(inputs), _Conditional(activation, k, degree)
+    repeated = [(p, r) for p, r in product(range(count), repeat=2) if len({a[p], b[p], a[r], b[r]}) < 4]
+    where = tuple(np.array(repeated).T)
+    values = conditional([((a[p], 0), (b[p], 0), (a[r], 0), (b[r], 0)) for p, r in repeated])
+    noise = jnp.zeros_like(values)
+    for i, j in product((0, 1), repeat=2):
+        slopes = [((a[p], 1 - i), (b[p], i), (a[r], 1 - j), (b[r], j)) for p, r in repeated]
+        noise = noise + Q[(a, b)[i][where[0]], (a, b)[j][where[1]]] * conditional(slopes)
+    result = jnp.zeros((2, count, count), k.dtype)
+    if inputs >= 4:
+        result = jnp.stack(_by_modes(activation, k, q, degree))
+    return result[0].at[where].set(values), result[1].at[where].set(noise)
+
+
+def bends(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P 3 3"]:
+    """E[second derivative of s_a s_b, by aa, bb or ab (twice), times s_c s_d], for cd in (aa, bb, ab)."""
+    inputs = input_count(k.shape[0])
+    (a, b), triple = pairs(inputs), triples(inputs)
+    entries = [
+        ((a[p], i), (b[p], j), (a[triple[p, u]], 0), (b[triple[p, u]], 0))
+        for p, (i, j), u in product(range(k.shape[0]), BEND, range(3))
+    ]
+    values = _Conditional(activation, k, degree)(entries)
+    return BEND_WEIGHT.astype(k.dtype)[:, None] * values.reshape(-1, 3, 3)
+
+
+def _by_modes(activation, k, q, degree):
+    """`products_and_noise` of four different inputs: noise moves the overlaps of two pairs' variables along Q."""
+    f = frame(k)
+    value = pair_functions(activation, f, degree).value
+    means = activation.moments(k)
+    along = jnp.einsum("pij,pqjk,qlk->pqil", f.M, pair_blocks_between(q), f.M, precision="highest")
+
+    def products(R):
+        return jnp.einsum("pqms,qms->pq", rotate(jnp.swapaxes(R, 0, 1), value[:, None]), value, precision="highest")
+
+    covariance, noise = jax.jvp(products, (overlaps(k, f),), (along,))
+    return covariance + means[:, None] * means, noise
+
+
+def _around_repeated(factors: Factors):
+    """((orders at the input that occurs twice), order at y, order at z), (x, y, z); most derivatives at x."""
+    choices = []
+    for first in range(4):
+        for second in range(first + 1, 4):
+            (x, i), (other, j) = factors[first], factors[second]
+            if x == other:
+                rest = (factors[f] for f in range(4) if f not in (first, second))
+                (y, m), (z, n) = sorted(rest, key=lambda factor: -factor[1])
+                choices.append((((max(i, j), min(i, j)), m, n), (x, y, z)))
+    return max(choices, key=lambda choice: sum(choice[0][0]))
+
+
+class _Conditional:
+    """Expectations of four factors s^(order)(phi_input) among which an input occurs twice."""
+
+    def __init__(self, activation, k, degree):
+        self.activation, self.terms = activation, degree + 1
+        K = k[pair_table(input_count(k.shape[0]))]
+        self.roots = jnp.sqrt(jnp.diagonal(K))
+        self.across = K / self.roots[:, None]  # phi_y = across psi_x + rest
+        covariance = K[None] - self.across[:, :, None] * self.across[:, None, :]  # of the rests of y and z given x
+        left = jnp.diagonal(covariance, axis1=1, axis2=2)
+        exists = (left > 1e4 * jnp.finfo(k.dtype).eps * jnp.diagonal(K)) & ~np.eye(K.shape[0], dtype=bool)
+        self.width = jnp.where(exists, jnp.sqrt(jnp.where(exists, left, 1.0)), 0.0)
+        inverse = jnp.where(exists, 1 / jnp.where(exists, self.width, 1.0), 0.0)
+        self.correlation = covariance * inverse[:, :, None] * inverse[:, None, :]
+        self.nodes, self.weights = (v.astype(k.dtype) for v in split_rule())
+        self._smoothed = {}
+
+    def __call__(self, entries: list[Factors]) -> Float[Array, " entries"]:
+        groups = defaultdict(list)
+        for place, factors in enumerate(entries):
+            orders, inputs = _around_repeated(factors)
+            groups[orders, inputs[1] == inputs[2]].append((place, *inputs))
+        result = jnp.zeros(len(entries), self.roots.dtype)
+        for (orders, same), members in groups.items():
+            places, x, y, z = np.array(members).T
+            values = self._one(orders)[x, y] if same else self._two(orders)[x, y, z]
+            result = result.at[places].set(values)
+        return result
+
+    def _weight(self, i, j):
+        phi = self.roots[:, None] * self.nodes
+        return derivative(self.activation, i)(phi) * derivative(self.activation, j)(phi) * self.weights
+
+    def _one(self, orders):
+        """y and z the same input: (x, y)."""
+        (i, j), m, n = orders
+        y, w = (v.astype(self.roots.dtype) for v in line_rule(1 / 8))
+
+        def mean(across, width):
+            phi = (across * self.nodes)[:, None] + width * y
+            values = derivative(self.activation, m)(phi) * derivative(self.activation, n)(phi)
+            return jnp.matmul(values, w, precision="highest")
+
+        given_x = jax.vmap(jax.vmap(mean))(self.across, self.width)
+        return jnp.einsum("ax,ayx->ay", self._weight(i, j), given_x, precision="highest")
+
+    def _two(self, orders):
+        """y and z different: (x, y, z)."""
+        (i, j), m, n = orders
+        series = powers(self.correlation, self.terms)
+        left = self._weight(i, j)[:, None, :, None] * self._given(m)
+        N = left.shape[0]
+        moments = jnp.einsum("ayxs,azxs->asyz", left, self._given(n), precision="highest").reshape(N, -1, N, N)
+        return jnp.einsum("asyz,ayzs->ayz", moments, series, precision="highest")
+
+    def _given(self, order):
+        """Modes of the `order`-th derivative at y given psi_x: (x, y, nodes, s)."""
+        if order not in self._smoothed:
+
+            def modes(across, width):
+                return self.activation.smoothed(order, across * self.nodes, width, self.terms)
+
+            self._smoothed[order] = jax.vmap(jax.vmap(modes))(self.across, self.width)
+        return self._smoothed[order]
