@@ -112,7 +112,7 @@ class _Series(Activation):
         moments = self._derivative_moments(k, _ORDERS).T
         (slope, s), (curvature, c) = _SLOPE, _CURVATURE
         return Expansion(
-            moments[:, 0], s.astype(k.dtype) * moments[:, slope], c.astype(k.dtype) * moments[:, curvature]
+            moments[:, 0], jnp.asarray(s, k.dtype) * moments[:, slope], jnp.asarray(c, k.dtype) * moments[:, curvature]
         )
 
     def _derivative_moments(self, k, orders):

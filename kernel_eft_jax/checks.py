@@ -5,27 +5,27 @@ Only concrete values are looked at; under `jax.jit` and other transformations sh
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
 
 
 def is_concrete(value: Any) -> bool:
     """Whether a value can be looked at now: False under a JAX transformation."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
-def check_kernel(K: Float[Array, "N N"], name: str = "K0") -> Float[Array, "N N"]:
+def check_kernel(K: Float[ArrayLike, "N N"], name: str = "K0") -> Float[Array, "N N"]:
     """K as a floating-point array, if it is a kernel: square, finite, symmetric, positive semi-definite, positive diagonal."""
+    values = np.asarray(K, dtype=np.float64) if is_concrete(K) else None
     K = jnp.asarray(K)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or K.shape[0] == 0:
         raise ValueError(f"Argument `{name}` must be a square matrix (inputs, inputs), but has shape {K.shape}.")
     if not jnp.issubdtype(K.dtype, jnp.floating):
         K = K.astype(float)
-    if not is_concrete(K):
+    if values is None:
         return K
-    values = np.asarray(K, dtype=np.float64)
     if not np.isfinite(values).all():
         a, b = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"Argument `{name}` must be finite, but entry [{a}, {b}] is {values[a, b]}.")

@@ -9,9 +9,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Expansion
+from .checks import is_concrete
 from .pairs import input_count, pack, triples, unpack
 
 
@@ -27,7 +28,7 @@ class Model(eqx.Module):
     C_W: Float[Array, ""]
     C_b: Float[Array, ""]
 
-    def __init__(self, activation: Activation, C_W: Float[Array, ""] | float, C_b: Float[Array, ""] | float = 0.0):
+    def __init__(self, activation: Activation, C_W: Float[ArrayLike, ""], C_b: Float[ArrayLike, ""] = 0.0):
         if not isinstance(activation, Activation):
             raise ValueError(
                 f"Argument `activation` must be an activation object such as Tanh() or Smooth(fn), but is {activation!r}."
@@ -83,7 +84,7 @@ def contract_curvature(curvature: Float[Array, "P 3 3"], V: Float[Array, "P P"])
 
 
 def input_kernel(
-    x: Float[Array, "N d"], C_W: Float[Array, ""] | float = 1.0, C_b: Float[Array, ""] | float = 0.0
+    x: Float[ArrayLike, "N d"], C_W: Float[ArrayLike, ""] = 1.0, C_b: Float[ArrayLike, ""] = 0.0
 ) -> Float[Array, "N N"]:
     r"""Kernel of a random linear embedding of data, $K_{ab} = C_b + C_W\, x_a \cdot x_b / d$."""
     x = jnp.asarray(x)
@@ -97,6 +98,6 @@ def _variance(name, value):
     value = jnp.asarray(value, dtype=float) if not isinstance(value, jax.Array) else value
     if value.shape != ():
         raise ValueError(f"Argument `{name}` must be one number, but has shape {value.shape}.")
-    if not isinstance(value, jax.core.Tracer) and not (np.isfinite(value) and value >= 0):
+    if is_concrete(value) and not (np.isfinite(value) and value >= 0):
         raise ValueError(f"Argument `{name}` is a variance and must be finite and not negative, but is {value}.")
     return value

@@ -9,7 +9,7 @@ many networks for their statistics only, `estimate` is faster by orders of magni
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .checks import check_count, check_kernel, check_positive
 from .model import Model
@@ -66,7 +66,7 @@ def empirical_kernel(phi: Float[Array, "*batch N n"]) -> Float[Array, "*batch N 
     return jnp.matmul(phi, phi.mT, precision="highest") / phi.shape[-1]
 
 
-def draw_inputs(K0: Float[Array, "N N"], width: int, *, key: PRNGKeyArray) -> Float[Array, "N n"]:
+def draw_inputs(K0: Float[ArrayLike, "N N"], width: int, *, key: PRNGKeyArray) -> Float[Array, "N n"]:
     """Pre-activations at depth zero, N(0, K0) independently over neurons: a random linear embedding of the data."""
     K0 = check_kernel(K0)
     check_count(width, "width")

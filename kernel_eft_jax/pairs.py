@@ -6,7 +6,6 @@ carries all structure: it lists for every pair ab the places of (aa, bb, ab), so
 serves the whole kernel and the diagonal is no special case.
 """
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 

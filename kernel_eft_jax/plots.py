@@ -7,7 +7,7 @@ colour-blind readers tell apart; every curve also has its own line style.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 13,
     "axes.titlesize": 14,
     "axes.labelsize": 14,
@@ -31,14 +31,22 @@ STYLE = {
     "lines.linewidth": 2.2,
     "pdf.fonttype": 42,
 }
-CURVES = (
+CURVES: tuple[dict[str, Any], ...] = (
     {"color": "#D55E00", "linestyle": "-"},
     {"color": "#0072B2", "linestyle": (0, (6, 1.5))},
     {"color": "#009E73", "linestyle": (0, (4, 1.5, 1, 1.5))},
     {"color": "#CC79A7", "linestyle": (0, (1, 1.2))},
     {"color": "#E69F00", "linestyle": (0, (2.5, 1.2))},
 )
-POINTS = {"color": "black", "marker": "o", "markersize": 5, "linestyle": "none", "capsize": 3, "elinewidth": 1.4}
+POINTS: dict[str, Any] = {
+    "color": "black",
+    "marker": "o",
+    "markersize": 5.5,
+    "markerfacecolor": "white",
+    "linestyle": "none",
+    "capsize": 2.5,
+    "elinewidth": 1.3,
+}
 
 
 class Points(NamedTuple):
@@ -50,50 +58,52 @@ class Points(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The same quantity by a theory."""
+    """The same quantity by a theory, at the same times; `compare` draws it in the row of relative errors too."""
 
-    ts: Float[np.ndarray, " T"]
     value: Float[np.ndarray, "T *entry"]
+    compare: bool = True
 
 
 def trajectories(
     symbol: str,
-    sampled: Mapping[str, Points],
+    sampled: Points,
     theories: Mapping[str, Curve],
     entries: Sequence[tuple[int, ...]],
     *,
     title: str,
-    relative: str | None = None,
+    label: str,
+    relative: bool = False,
 ) -> Figure:
-    """A quantity against depth, one panel an entry: points with error bars, and a curve a theory.
+    """A quantity against depth, one column an entry: points with error bars, and a curve a theory.
 
-    `relative` labels a second row with the relative difference of each theory from the points, the error of which is its
-    error bar; leave it out for quantities that cross zero. Names are what the legend says.
+    `symbol` is mathematical text with {} for the entry, such as "V_{{4; {}}}". With `relative`, a second row shows the error of
+    each theory in per cent of the sampled value, and one standard error of that as a band; leave it out for quantities
+    that cross zero.
     """
-    rows = 1 if relative is None else 2
+    rows = 2 if relative else 1
     with rc_context(STYLE):
-        figure = Figure(figsize=(5.6 * len(entries), 4.4 if rows == 1 else 6.6), layout="constrained")
+        figure = Figure(figsize=(5.8 * len(entries), 6.4 if relative else 4.4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, len(entries), sharex=True, squeeze=False, height_ratios=[3, 2][:rows])
-        for column, entry in enumerate(entries):
-            _values(axes[0, column], sampled, theories, entry)
-            axes[0, column].set_title(entry_label(symbol, entry))
-            if relative is not None:
-                _differences(axes[1, column], next(iter(sampled.values())), theories, entry)
-            axes[-1, column].set_xlabel(r"depth time  $t = \epsilon^2 l$")
-        axes[0, 0].set_ylabel(f"${symbol}$")
-        if relative is not None:
-            axes[1, 0].set_ylabel(relative)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        figure.suptitle(title, fontsize=13)
+        for entry, column in zip(entries, axes.T, strict=True):
+            _values(column[0], sampled, theories, entry, label)
+            column[0].set_ylabel(f"${symbol.format(entry_text(entry))}$")
+            if relative:
+                _errors(column[1], sampled, theories, entry)
+            column[-1].set_xlabel(r"depth time  $t = \epsilon^2 l$")
+        if relative:
+            axes[1, 0].set_ylabel("error of theory (%)")
+        handles = {
+            text: handle for ax in axes[:, 0] for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+        figure.suptitle(title, fontsize=14)
     return figure
 
 
-def entry_label(symbol: str, entry: tuple[int, ...]) -> str:
-    """V_4 and (0, 1, 0, 1) as the formula V_{4;01,01}."""
-    places = ["".join(map(str, entry[i : i + 2])) for i in range(0, len(entry), 2)]
-    return rf"${symbol}\,[{', '.join(places)}]$"
+def entry_text(entry: tuple[int, ...]) -> str:
+    """(0, 1, 0, 1) as 01,01."""
+    return ",".join("".join(map(str, entry[i : i + 2])) for i in range(0, len(entry), 2))
 
 
 def save(figure: Figure, path: str | os.PathLike) -> list[Path]:
@@ -104,16 +114,21 @@ def save(figure: Figure, path: str | os.PathLike) -> list[Path]:
     return files
 
 
-def _values(ax: Axes, sampled, theories, entry):
-    for style, (label, curve) in zip(CURVES, theories.items(), strict=False):
-        ax.plot(curve.ts, curve.value[:, *entry], label=label, **style)
-    for label, points in sampled.items():
-        ax.errorbar(points.ts, points.value[:, *entry], points.stderr[:, *entry], label=label, zorder=3, **POINTS)
+def _values(ax: Axes, sampled, theories, entry, label):
+    ts, value, stderr = sampled.ts, sampled.value[:, *entry], sampled.stderr[:, *entry]
+    every = np.s_[:: -(-len(ts) // 21)]
+    for style, (name, curve) in zip(CURVES, theories.items(), strict=False):
+        ax.plot(ts, curve.value[:, *entry], label=name, **style)
+    ax.errorbar(ts[every], value[every], stderr[every], label=label, zorder=1.9, **POINTS)
+    ax.locator_params(nbins=6)
 
 
-def _differences(ax: Axes, points, theories, entry):
-    value, stderr = points.value[:, *entry], points.stderr[:, *entry]
+def _errors(ax: Axes, sampled, theories, entry):
+    value, stderr = sampled.value[:, *entry], sampled.stderr[:, *entry]
+    band = 100 * stderr / np.abs(value)
+    ax.fill_between(sampled.ts, -band, band, color="0.75", linewidth=0, label="standard error of sampled")
+    ax.axhline(0, color="black", linewidth=0.9)
     for style, curve in zip(CURVES, theories.values(), strict=False):
-        at = np.isin(curve.ts, points.ts)
-        ax.plot(points.ts, 100 * (curve.value[at][:, *entry] / value - 1), **style)
-    ax.errorbar(points.ts, 0 * value, 100 * stderr / np.abs(value), zorder=3, **POINTS)
+        if curve.compare:
+            ax.plot(sampled.ts, 100 * (curve.value[:, *entry] / value - 1), **style)
+    ax.locator_params(nbins=6)

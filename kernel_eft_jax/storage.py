@@ -18,8 +18,8 @@ import xarray as xr
 
 from .closures import Moments
 from .ensemble import Estimate
-from .ensemble.statistics import Limit, Quantities, Sums
-from .pairs import pack, pairs, unpack, unpack_covariance
+from .ensemble.statistics import Group, Limit, Quantities, Sums
+from .pairs import pairs, unpack, unpack_covariance
 from .trajectory import Solution
 
 KIND = "kernel_eft_jax_result"
@@ -77,10 +77,10 @@ def load(path: str | os.PathLike) -> Solution | Estimate:
     read = {"Solution": _read_solution, "Estimate": _read_estimate}.get(data.attrs.get(KIND, ""))
     if read is None:
         raise ValueError(f"File {path} is netCDF but holds no Solution or Estimate: it was not written by `save`.")
-    try:
-        return read(data)
-    except KeyError as error:
-        raise ValueError(f"File {path} lacks {error}: it was changed since `save` wrote it.") from error
+    missing = sorted(set(data.attrs["variables"].split()) - set(data.variables))
+    if missing:
+        raise ValueError(f"File {path} lacks {', '.join(missing)}: it was changed since `save` wrote it.")
+    return read(data)
 
 
 def to_dataset(result: Solution | Estimate) -> xr.Dataset:
@@ -89,25 +89,32 @@ def to_dataset(result: Solution | Estimate) -> xr.Dataset:
     inputs = np.arange(result.K0.shape[-1])
     time = ("t", np.asarray(result.ts), {"long_name": "depth time, eps^2 times layer"})
     versions = {f"version_{name}": _version(name) for name in ("kernel_eft_jax", "jax", "diffrax", "numpy")}
-    return xr.Dataset(variables, {"t": time} | {i: inputs for i in "abcd"}, versions | attributes)
+    attributes["variables"] = " ".join(["t", *variables])
+    return xr.Dataset(variables, {"t": time} | dict.fromkeys("abcd", inputs), versions | attributes)
 
 
 def _write_solution(solution):
-    variables = _labelled({"K0": solution.K0, "V4": solution.V4, "K1": solution.K1})
+    variables = _labelled(_full(solution.packed))
     if solution.truncation is not None:
-        K0, V4, K1 = solution.truncation
-        errors = {"K0": unpack(K0), "V4": unpack_covariance(V4), "K1": unpack(K1)}
-        variables |= _labelled(errors, "_truncation", "estimated truncation error of ")
+        variables |= _labelled(_full(solution.truncation), "_truncation", "estimated truncation error of ")
     stats = {f"stats_{name}": np.asarray(value)[()] for name, value in solution.stats.items()}
     outcome = next(name for name in OUTCOMES if solution.result == getattr(diffrax.RESULTS, name))
     return variables, stats | {KIND: "Solution", "result": outcome}
 
 
+def _full(moments):
+    """Packed moments as full arrays; None where the closure carries none."""
+    unpacked = {2: unpack, 3: unpack_covariance}
+    return {n: None if m is None else unpacked[m.ndim](m) for n, m in zip(Moments._fields, moments, strict=True)}
+
+
 def _read_solution(data):
+    a, b = pairs(data.sizes["a"])
+
     def moments(suffix):
-        K0, V4, K1 = (jnp.asarray(data[name + suffix].values) for name in Moments._fields)
-        a, b = pairs(K0.shape[-1])
-        return Moments(pack(K0), V4[:, a[:, None], b[:, None], a, b], pack(K1))
+        corners = {3: np.s_[:, a, b], 5: np.s_[:, a[:, None], b[:, None], a, b]}
+        present = {name: data[name + suffix].values for name in Moments._fields if name + suffix in data}
+        return Moments(**{name: jnp.asarray(full[corners[full.ndim]]) for name, full in present.items()})
 
     stats = {name[6:]: jnp.asarray(value) for name, value in data.attrs.items() if name.startswith("stats_")}
     truncation = moments("_truncation") if "V4_truncation" in data else None
@@ -116,44 +123,43 @@ def _read_solution(data):
 
 
 def _write_estimate(estimate):
-    limit, sums = estimate.limit, estimate.sums
-    upper = np.triu_indices(sums.first.shape[-1])
+    limit, groups = estimate.limit, estimate.sums.groups
+    upper = np.triu_indices(groups[0].first.shape[-1])
     variables = _labelled({name: getattr(estimate, name) for name in ("K0", *Quantities._fields)})
     variables |= _labelled(estimate.stderr._asdict(), "_stderr", "standard error of ")
     variables |= {
-        "layer": ("t", estimate.layers, {"long_name": "layer"}),
-        "limit_S": (("t", "pair"), limit.moment, {"long_name": "E_K0[s s] over pairs a <= b"}),
-        "limit_G": (("t", "pair"), limit.K0, {"long_name": "K0 over pairs a <= b"}),
-        "sum_count": ("group", sums.count, {"long_name": "networks in each group"}),
-        "sum_first": (("group", "t", "field"), sums.first, {"long_name": "sum over the networks of a group"}),
-        "sum_second": (
-            ("group", "t", "field_pair"),
-            sums.second[..., *upper],
-            {"long_name": "sum of products over the networks of a group, upper triangle"},
-        ),
+        name: (dimensions, value, {"long_name": meaning})
+        for name, dimensions, value, meaning in (
+            ("layer", "t", estimate.layers, "layer"),
+            ("limit_K0", ("t", "pair"), limit.K0, "K0 over pairs a <= b"),
+            ("limit_moment", ("t", "pair"), limit.moment, "E_K0[s s] over pairs a <= b"),
+            ("sum_networks", "group", [g.networks for g in groups], "networks of a group"),
+            ("sum_first", ("group", "t", "x"), [g.first for g in groups], "sum of x over the networks of a group"),
+            ("sum_second", ("group", "t", "xx"), [g.second[:, *upper] for g in groups], "sum of x x^T, upper triangle"),
+        )
     }
-    return variables, {KIND: "Estimate", "networks": estimate.networks, "width": estimate.width}
+    attributes = {"networks": estimate.networks, "width": estimate.width, "blocks": estimate.sums.blocks}
+    return variables, {KIND: "Estimate"} | attributes
 
 
 def _read_estimate(data):
-    def quantities(suffix):
-        present = (name for name in Quantities._fields if name != "V4_excess" or name + suffix in data)
-        return Quantities(**{"V4_excess": None} | {name: data[name + suffix].values for name in present})
+    def quantities(suffix) -> dict[str, Any]:
+        return {name: data[name + suffix].values if name + suffix in data else None for name in Quantities._fields}
 
-    packed = data["sum_second"].values
-    size = data.sizes["field"]
+    packed, size = data["sum_second"].values, data.sizes["x"]
     second, (i, j) = np.empty((*packed.shape[:-1], size, size)), np.triu_indices(size)
     second[..., i, j] = second[..., j, i] = packed
+    groups = map(Group, data["sum_networks"].values.tolist(), data["sum_first"].values, second)
     return Estimate(
         layers=data["layer"].values,
         ts=data["t"].values,
         K0=data["K0"].values,
-        **quantities("")._asdict(),
-        stderr=quantities("_stderr"),
+        **quantities(""),
+        stderr=Quantities(**quantities("_stderr")),
         networks=int(data.attrs["networks"]),
         width=int(data.attrs["width"]),
-        sums=Sums(data["sum_count"].values, data["sum_first"].values, second),
-        limit=Limit(data["limit_G"].values, data["limit_S"].values),
+        sums=Sums(tuple(groups), int(data.attrs["blocks"])),
+        limit=Limit(data["limit_K0"].values, data["limit_moment"].values),
     )
 
 

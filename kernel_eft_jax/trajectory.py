@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .checks import check_count, check_kernel, check_positive, is_concrete
 from .closures import Closure, GOnly, Moments
@@ -69,8 +69,8 @@ class Solution(eqx.Module):
 
 def solve(
     model: Model,
-    K0: Float[Array, "N N"],
-    ts: Float[Array, " T"],
+    K0: Float[ArrayLike, "N N"],
+    ts: Float[ArrayLike, " T"],
     *,
     closure: Closure | None = None,
     eps: float | None = None,
@@ -97,8 +97,9 @@ def solve(
         if not isinstance(value, kind):
             raise ValueError(f"Argument `{name}` must be a {kind.__name__} object, but is {value!r}.")
     K0 = check_kernel(K0)
-    ts = _check_times(ts, K0.dtype)
+    times = _check_times(ts)
     dtype = K0.dtype
+    ts = jnp.asarray(times, dtype)
     if eps is None:
         tolerance = 1e-8 if dtype == jnp.float64 else 1e-5
         controller = stepsize_controller or diffrax.PIDController(rtol=tolerance, atol=tolerance)
@@ -118,7 +119,7 @@ def solve(
                 "Arguments `solver`, `adjoint`, `stepsize_controller` and `dt0` belong to the continuum, but `eps` asks for the "
                 "layer recursion: leave either out."
             )
-        layers = _whole_layers(ts, eps)
+        layers = _whole_layers(times, eps)
         solution = _layers(closure, model, pack(K0), ts, jnp.asarray(eps, dtype) ** 2, layers)
     return _checked(solution) if throw else solution
 
@@ -178,14 +179,13 @@ def _expectation_error(model, moments):
     return {"expectation_error": jnp.max(model.activation.error(jax.lax.stop_gradient(moments.K0[:, a == b])))}
 
 
-def _check_times(ts, dtype):
-    ts = jnp.asarray(ts, dtype)
+def _check_times(ts):
+    """ts as a vector, checked; NumPy where its values are known, so that they stay known inside a user's jit."""
+    ts = np.asarray(ts, np.float64) if is_concrete(ts) else ts
     if ts.ndim != 1 or ts.shape[0] == 0:
         raise ValueError(f"Argument `ts` must be a list of depth times, but has shape {ts.shape}.")
-    if is_concrete(ts):
-        values = np.asarray(ts)
-        if not np.isfinite(values).all() or values[0] < 0 or (np.diff(values) <= 0).any():
-            raise ValueError(f"Argument `ts` must be finite, not negative and strictly increasing, but is {values}.")
+    if is_concrete(ts) and (not np.isfinite(ts).all() or ts[0] < 0 or (np.diff(ts) <= 0).any()):
+        raise ValueError(f"Argument `ts` must be finite, not negative and strictly increasing, but is {ts}.")
     return ts
 
 
@@ -196,16 +196,15 @@ def _whole_layers(ts, eps) -> tuple[int, ...]:
             "recursion. Only eps^2 C_W and eps^2 C_b enter the law: pass eps=1, ts counting layers, and a model with those."
         )
     check_positive(eps, "eps")
-    exact = np.asarray(ts, np.float64) / float(eps) ** 2
+    dt = float(eps) ** 2
+    exact = ts / dt
     layers = np.rint(exact)
-    tolerance = 1e-6 if ts.dtype == jnp.float64 else 1e-3
-    wrong = np.abs(exact - layers) > tolerance * np.maximum(layers, 1)
+    wrong = np.abs(exact - layers) > 1e-4
     if wrong.any():
-        first = int(np.argmax(wrong))
+        t, near = ts[wrong][0], exact[wrong][0]
         raise ValueError(
-            f"Argument `ts` must be whole layers, t = eps^2 l, but t = {float(ts[first])} is layer {exact[first]:.6g} at "
-            f"eps = {float(eps)}; the nearest are t = {np.floor(exact[first]) * float(eps) ** 2:.6g} and "
-            f"{np.ceil(exact[first]) * float(eps) ** 2:.6g}."
+            f"Argument `ts` must be whole layers, t = eps^2 l, but t = {t:.6g} is layer {near:.6g} at eps = {float(eps):.6g}; "
+            f"the nearest are t = {np.floor(near) * dt:.6g} and {np.ceil(near) * dt:.6g}."
         )
     return tuple(int(layer) for layer in layers)
 
@@ -228,16 +227,15 @@ def _checked(solution: Solution) -> Solution:
             f"The solve stopped after depth t = {max(reached, default=0.0):.6g} of {float(solution.ts[-1]):.6g}: "
             f"{diffrax.RESULTS[solution.result]}"
         )
+    known = [(name, np.asarray(v)) for name, v in solution.packed._asdict().items() if v is not None]
     for i, t in enumerate(np.asarray(solution.ts)):
-        for name, values in zip(Moments._fields, solution.packed, strict=True):
-            if values is None:
-                continue
-            wrong = np.argwhere(~np.isfinite(np.asarray(values[i])))
+        for name, values in known:
+            wrong = np.argwhere(~np.isfinite(values[i]))
             if wrong.size:
                 a, b = pairs(input_count(solution.packed.K0.shape[-1]))
                 entry = ", ".join(f"{a[p]}, {b[p]}" for p in wrong[0])
                 raise RuntimeError(
-                    f"The solve is no longer finite: {name}[{entry}] is {values[i][tuple(wrong[0])]} at depth t = {t:.6g}. "
+                    f"The solve is no longer finite: {name}[{entry}] at depth t = {t:.6g} is {values[i][tuple(wrong[0])]}. "
                     "Variances may grow without bound for this activation: look at smaller depths."
                 )
     return solution

@@ -97,11 +97,11 @@ def rotate(R: Float[Array, "*#batch 2 2"], w: Float[Array, "*#batch J S"]) -> Fl
     degree, columns = w.shape[-2:]
     if columns == 1:
         return powers(R[..., 0, 0], degree + 1)[..., 1:, None] * w
-    s = np.arange(columns)
+    s = np.arange(columns).astype(w.dtype)
 
     def next_degree(T, m_and_w):
         m, w_m = m_and_w
-        stay, up = jnp.sqrt(jnp.maximum(m - s, 0.0) / m).astype(T.dtype), jnp.sqrt(s / m).astype(T.dtype)
+        stay, up = jnp.sqrt(jnp.maximum(m - s, 0) / m), jnp.sqrt(s / m)
         along = [[R[..., i, j, None, None] * T for j in (0, 1)] for i in (0, 1)]
         rows = [stay * along[i][0] + up * jnp.roll(along[i][1], 1, axis=-1) for i in (0, 1)]
         T = stay[:, None] * rows[0] + up[:, None] * jnp.roll(rows[1], 1, axis=-2)

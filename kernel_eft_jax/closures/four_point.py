@@ -50,13 +50,13 @@ def products_and_noise(
 def bends(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P 3 3"]:
     """E[second derivative of s_a s_b, by aa, bb or ab (twice), times s_c s_d], for cd in (aa, bb, ab)."""
     inputs = input_count(k.shape[0])
-    (a, b), triple = pairs(inputs), triples(inputs)
+    (a, b), triple = (index.tolist() for index in pairs(inputs)), triples(inputs).tolist()
     entries = [
-        ((a[p], i), (b[p], j), (a[triple[p, u]], 0), (b[triple[p, u]], 0))
+        ((a[p], i), (b[p], j), (a[triple[p][u]], 0), (b[triple[p][u]], 0))
         for p, (i, j), u in product(range(k.shape[0]), BEND, range(3))
     ]
     values = _Conditional(activation, k, degree)(entries)
-    return BEND_WEIGHT.astype(k.dtype)[:, None] * values.reshape(-1, 3, 3)
+    return jnp.asarray(BEND_WEIGHT, k.dtype)[:, None] * values.reshape(-1, 3, 3)
 
 
 def _by_modes(activation, k, q, degree):

@@ -4,11 +4,14 @@ At leading order the fluctuation of any average over neurons is that of independ
 $Y(f) = \xi(f) + \tfrac12 E[\nabla^2 f] : h$ with $\dot h = C_W y$ and $y = Y(s s)$. Wick monomials W are martingales of xi, hence
 covariances u = Cov(h, xi(W)), v = Cov(h, h) close, degree by degree:
 
-$$\dot u = C_W \mathrm{Cov}(y, \xi(W)), \qquad \dot v = C_W (\mathrm{Cov}(y, h) + \mathrm{Cov}(h, y)), \qquad V_4 = \mathrm{Wick} + u_{\phi\phi} + u_{\phi\phi}^T + v$$
+$$\dot u = C_W \mathrm{Cov}(y, \xi(W)), \qquad \dot v = C_W (\mathrm{Cov}(y, h) + \mathrm{Cov}(h, y)), \qquad
+  V_4 = \mathrm{Wick} + u_{\phi\phi} + u_{\phi\phi}^T + v$$
 
-The mean follows from the curvature of s s along the accumulated covariance b of y with the modes,
-$\dot b = \tfrac12 C_W \mathrm{Cov}(Y(W), y)$, $\dot K_1 = C_W (\chi K_1 + \sum E[\partial\partial(s s) W]\, b)$, chi here without C_W. One layer adds
-$\epsilon^4 C_W^2 \mathrm{Cov}(y, y)$ to v and half of that to the h in Y(W).
+Given the path, the effect of h on the mean is that of a random extra covariance h / sqrt(n), to second order:
+
+$$\dot K_1 = C_W m_S, \qquad m_S = \chi K_1 + \tfrac12 \mathrm{Hess} : v + \tfrac12 \mathrm{Cov}(\xi(\nabla^2 s s), h)$$
+
+with chi and Hess those of E[s s]. (K1_EFT has V4 in place of v, and no last term.) One layer adds eps^4 C_W^2 Cov(y, y) to v.
 """
 
 from typing import NamedTuple
@@ -20,7 +23,7 @@ from jaxtyping import Array, Float
 
 from ..checks import check_count
 from ..model import Model, apply_slope
-from ..pairs import input_count, pairs, triples, wick
+from ..pairs import input_count, triples, wick
 from .base import Closure, Moments
 from .chaos import (
     frame,
@@ -34,12 +37,11 @@ from .chaos import (
 
 
 class TowerState(NamedTuple):
-    """Covariances with h; the leading axis of v, b and K1 holds the full degree and a lower one to compare with."""
+    """Covariances with h; the leading axis of v and K1 holds the full degree and a lower one to compare with."""
 
     k: Float[Array, " P"]
     u: Float[Array, "P P J S"]
     v: Float[Array, "2 P P"]
-    b: Float[Array, "2 P 3 J S"]
     K1: Float[Array, "2 P"]
 
 
@@ -72,33 +74,31 @@ class HermiteTower(Closure[TowerState]):
     def init(self, model: Model, k):
         inputs, count = input_count(k.shape[-1]), k.shape[-1]
         each = (self.degree, modes(self.degree, inputs)[1].size)
-        shapes = ((count, count, *each), (2, count, count), (2, count, 3, *each), (2, count))
+        shapes = ((count, count, *each), (2, count, count), (2, count))
         zeros = [jnp.zeros(shape, k.dtype) for shape in shapes]
         return TowerState(k, *zeros)
 
     def drift(self, model: Model, state: TowerState) -> TowerState:
         rate = self._rates(model, state, 0.0)
         B = frame_drift(frame(state.k), rate.k)
-        return rate._replace(
-            u=rate.u + rotation_drift(B, state.u), b=rate.b + self._per_pair(rotation_drift, B, state.b)
-        )
+        return rate._replace(u=rate.u + rotation_drift(B, state.u))
 
     def step(self, model: Model, state: TowerState, dt) -> TowerState:
-        k, u, v, b, K1 = super_step = TowerState(
-            *(y + dt * dy for y, dy in zip(state, self._rates(model, state, dt), strict=True))
-        )
-        G = frame(k).M @ frame(state.k).L
-        return super_step._replace(u=rotate(G, u), b=self._per_pair(rotate, G, b))
+        new = TowerState(*(y + dt * dy for y, dy in zip(state, self._rates(model, state, dt), strict=True)))
+        return new._replace(u=rotate(frame(new.k).M @ frame(state.k).L, new.u))
 
     def moments(self, model: Model, state: TowerState) -> Moments:
-        y = self._sigma_covariances(model, state)
-        response = self._response(state)
-        cross = apply_slope(y.slope, wick(state.k) + response) + y.with_h[0]
-        return Moments(state.k, self._V4(state)[0], state.K1[0], cross.T, y.with_y[0], y.mean[0])
+        return Moments(*(x[0] for x in self._both_levels(model, state)))
 
     def truncation(self, model: Model, state: TowerState) -> Moments:
-        V4 = self._V4(state)
-        return Moments(jnp.zeros_like(state.k), jnp.abs(V4[0] - V4[1]), jnp.abs(state.K1[0] - state.K1[1]))
+        return Moments(*(jnp.abs(x[0] - x[1]) for x in self._both_levels(model, state)))
+
+    def _both_levels(self, model: Model, state: TowerState) -> tuple[Array, ...]:
+        y = self._sigma_covariances(model, state)
+        response = self._response(state)
+        V4 = wick(state.k) + response + response.T + state.v
+        cross = apply_slope(y.slope, wick(state.k) + response) + y.with_h
+        return jnp.stack([state.k, state.k]), V4, state.K1, jnp.swapaxes(cross, 1, 2), y.with_y, y.mean
 
     def _response(self, state) -> Float[Array, "P P"]:
         """Cov(h_p, xi(phi phi)_q): phi_c phi_d = L11 psi_1 (L21 psi_1 + L22 psi_2) has modes of degree two only."""
@@ -109,18 +109,10 @@ class HermiteTower(Closure[TowerState]):
             response = response + state.u[:, :, 1, 1] * L[:, 0, 0] * L[:, 1, 1]
         return response
 
-    def _V4(self, state) -> Float[Array, "2 P P"]:
-        response = self._response(state)
-        return wick(state.k) + response + response.T + state.v
-
-    def _per_pair(self, move, G, b):
-        """A map on the modes of pair c, applied to the accumulators b[level, c, aa bb ab, modes]."""
-        return jnp.swapaxes(move(G, jnp.swapaxes(b, 1, 2)), 1, 2)
-
     def _sigma_covariances(self, model: Model, state: TowerState) -> SigmaCovariances:
-        k, u, v, b, K1 = state
-        f = frame(k)
-        slope = model.activation.expansion(k).slope
+        k, u, v, K1 = state
+        f, triple = frame(k), triples(input_count(k.shape[0]))
+        _, slope, curvature = model.activation.expansion(k)
         functions = pair_functions(model.activation, f, self.degree)
         m = np.arange(1, self.degree + 1)
         levels = (m <= np.array([[self.degree], [max(2, 3 * self.degree // 4)]])).astype(k.dtype)  # (2, J)
@@ -137,37 +129,18 @@ class HermiteTower(Closure[TowerState]):
         with_h = X + chi(v)
         response = chi(jnp.swapaxes(with_h, 1, 2))  # Cov(chi h, y)
         with_y = einsum("lqms,pqms->lpq", value, free) + jnp.swapaxes(response, 1, 2) + chi(jnp.swapaxes(X, 1, 2))
-        mean = chi(K1) + einsum("lm,ptms,lptms->lp", levels, functions.bend, b)
+        with_bend = einsum("lm,ptms,ptms->lp", levels, functions.bend, u[triple, np.arange(k.shape[0])[:, None]])
+        hess_v = einsum("ptu,lptu->lp", curvature, v[:, triple[:, :, None], triple[:, None, :]])
+        mean = chi(K1) + 0.5 * (hess_v + with_bend)
         return SigmaCovariances(slope, free + apply_slope(slope, u), with_h, with_y, mean)
 
     def _rates(self, model: Model, state: TowerState, dt) -> TowerState:
         """Increments over one layer divided by dt, or the drift at dt = 0, in the frames at hand."""
         C_W = model.C_W.astype(state.k.dtype)
         y = self._sigma_covariances(model, state)
-        halfway = y.with_h + 0.5 * dt * C_W * y.with_y
         return TowerState(
             model.q(state.k),
             C_W * y.with_modes,
             C_W * (y.with_h + jnp.swapaxes(y.with_h, 1, 2)) + dt * C_W**2 * y.with_y,
-            0.5 * C_W * self._curvature_sources(frame(state.k), y.with_modes, halfway),
             C_W * y.mean,
         )
-
-    def _curvature_sources(self, f, with_modes, with_h):
-        r"""$\mathrm{Cov}(Y(W_{ab}), y_{cd})$ for cd in (aa, bb, ab): xi, and at degree two the response $\tfrac12 E[\nabla^2 W] : h$."""
-        count = f.M.shape[0]
-        triple = triples(input_count(count))
-        from_modes = with_modes[triple, np.arange(count)[:, None]]  # (P, 3, J, S)
-        (m11, _), (m21, m22) = jnp.moveaxis(f.M, 0, -1)
-        zero, root = jnp.zeros_like(m11), np.sqrt(2).astype(f.M.dtype)
-        weights = [  # of (h_aa, h_bb, h_ab) in M h M^T, for the modes (2, 0), (1, 1), (0, 2)
-            (m11**2 / root, zero, zero),
-            (m11 * m21, zero, m11 * m22),
-            (m21**2 / root, m22**2 / root, root * m21 * m22),
-        ]
-        columns = min(3, with_modes.shape[-1])
-        stacked = jnp.stack([jnp.stack(row, -1) for row in weights[:columns]], -1)  # (P, 3, columns)
-        h_pairs = with_h[:, triple[:, :, None], triple[:, None, :]]  # (2, P, 3 of y, 3 of h)
-        response = jnp.einsum("lpts,psk->lptk", h_pairs, stacked, precision="highest")
-        everything = jnp.broadcast_to(from_modes, (2, *from_modes.shape))
-        return everything.at[..., 1, :columns].add(response)

@@ -1,0 +1,262 @@
+"""The command `kernel-eft`: arguments in, library calls, files out.
+
+    kernel-eft paper     the published figures, sampled and predicted, beside the published numbers
+    kernel-eft theory    K0, V4 and K1 of your own setting
+    kernel-eft sample    the same of sampled networks, with standard errors
+
+Works in float64. Exit codes: 0 done, 1 the run failed, 2 bad arguments, 130 interrupted.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from . import activations, closures, paper, storage
+from .checks import check_count, check_positive
+from .ensemble import BlockSampler, WeightSampler, estimate
+from .model import Model
+from .trajectory import solve
+
+ACTIVATIONS: dict[str, Callable[..., activations.Activation]] = {
+    "tanh": activations.Tanh,
+    "erf": activations.Erf,
+    "relu": activations.ReLU,
+    "leaky-relu": activations.LeakyReLU,
+    "gelu": activations.GELU,
+    "silu": activations.SiLU,
+    "softplus": activations.Softplus,
+    "sin": activations.Sin,
+    "linear": activations.Linear,
+    "polynomial": activations.Polynomial,
+}
+CLOSURES = {"g-only": closures.GOnly, "sigma-kernel": closures.SigmaKernel, "hermite-tower": closures.HermiteTower}
+SAMPLERS = {"block": BlockSampler, "weights": WeightSampler}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    arguments = parser().parse_args(argv)
+    jax.config.update("jax_enable_x64", True)
+    try:
+        arguments.command(arguments)
+    except ValueError as error:
+        return _fail(error, 2)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}.", 2)
+    except (RuntimeError, FloatingPointError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return 0
+
+
+def _fail(why: Exception | str, code: int) -> int:
+    print(f"kernel-eft: {why}", file=sys.stderr)
+    return code
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there are any."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="kernel-eft",
+        description="Statistics of finite-width residual networks at initialisation: theory and sampled networks.",
+    )
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary, formatter_class=_Help)
+        sub.set_defaults(command=run)
+        return sub
+
+    study = command(
+        "paper", run_paper, "Repeat the main job of arXiv 2604.15742: figures, data, and a table beside it."
+    )
+    _add_ensemble(study, networks=40_000)
+    study.add_argument("--out", type=Path, default=Path("results"), help="directory for figures, data and table")
+
+    theory = command("theory", run_theory, "Solve for K0, V4 and K1, in the continuum or (with --eps) layer by layer.")
+    _add_model(theory)
+    theory.add_argument("--closure", choices=CLOSURES, default="g-only", help="the theory")
+    theory.add_argument("--degree", type=int, help="where sigma-kernel or hermite-tower is cut off")
+    theory.add_argument("--T", type=float, help="last depth time t = eps^2 l of the continuum (default: 2)")
+    theory.add_argument("--eps", type=float, help="step size: asks for the layer recursion, with --depth")
+    theory.add_argument("--depth", type=int, help="number of layers, with --eps")
+    theory.add_argument("--out", type=Path, default=Path("theory.nc"), help="netCDF file for the result")
+
+    sample = command("sample", run_sample, "Sample networks: means and covariances of their kernels, with errors.")
+    _add_model(sample)
+    sample.add_argument("--width", type=int, default=64, help="neurons in a layer")
+    sample.add_argument("--depth", type=int, default=200, help="number of layers")
+    sample.add_argument("--eps", type=float, default=0.1, help="step size")
+    _add_ensemble(sample, networks=10_000)
+    sample.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default="block",
+        help="draw increments by their law (with control variates), or weights",
+    )
+    sample.add_argument("--out", type=Path, default=Path("sample.nc"), help="netCDF file for the result")
+    return top
+
+
+def _add_ensemble(sub, networks):
+    sub.add_argument("--networks", type=int, default=networks, help="how many networks to sample")
+    sub.add_argument("--seed", type=int, default=0, help="of the random numbers; the same seed gives the same networks")
+
+
+def _add_model(sub):
+    sub.add_argument(
+        "--activation",
+        default="tanh",
+        metavar="NAME[:PARAMETER=VALUE]",
+        help=f"one of {', '.join(ACTIVATIONS)}; with a parameter as in softplus:beta=5 or polynomial:coefficients=0,1,-0.3",
+    )
+    sub.add_argument("--C_W", type=float, default=2.0, help="weight variance times width")
+    sub.add_argument("--C_b", type=float, default=0.0, help="bias variance")
+    sub.add_argument("--inputs", type=int, default=2, help="number of inputs")
+    sub.add_argument("--diagonal", type=float, default=2.0, help="input kernel on its diagonal")
+    sub.add_argument("--off-diagonal", type=float, default=0.6, help="input kernel off its diagonal")
+    sub.add_argument("--K0", type=Path, metavar="FILE", help="input kernel from a .npy or .csv file instead")
+    sub.add_argument("--times", type=int, default=41, help="number of depths to save")
+
+
+def run_paper(arguments: argparse.Namespace) -> None:
+    """Figures, data and table of the published study."""
+    start = time.perf_counter()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    _check_writable(arguments.out / "table.md")
+    print(
+        f"Sampling {arguments.networks:,} networks of {paper.DEPTH} layers, then solving {len(paper.THEORIES)} theories."
+    )
+    study = paper.main_job(arguments.networks, jax.random.key(arguments.seed))
+    print(f"\n{paper.markdown(paper.table(study))}")
+    files = paper.write(study, arguments.out)
+    print(f"{len(files)} files in {arguments.out}, figures among them, after {time.perf_counter() - start:.0f} s.")
+
+
+def run_theory(arguments: argparse.Namespace) -> None:
+    """One theory, into a file."""
+    _check_writable(arguments.out)
+    check_count(arguments.times, "--times", 2)
+    model, K0 = _model(arguments), _kernel(arguments)
+    closure = _closure(arguments)
+    if arguments.eps is None:
+        if arguments.depth is not None:
+            raise ValueError("Argument `--depth` counts layers: give `--eps` too, or `--T` for the continuum.")
+        T = 2.0 if arguments.T is None else arguments.T
+        check_positive(T, "--T")
+        ts = np.linspace(0, T, arguments.times)
+    else:
+        if arguments.T is not None or arguments.depth is None:
+            raise ValueError("Argument `--eps` asks for layers: give their number as `--depth`, and leave out `--T`.")
+        check_positive(arguments.eps, "--eps")
+        check_count(arguments.depth, "--depth")
+        ts = arguments.eps**2 * np.array(_layers(arguments))
+    solution = solve(model, K0, ts, closure=closure, eps=arguments.eps)
+    settings = {"model": model, "closure": closure, "eps": "continuum" if arguments.eps is None else arguments.eps}
+    _report(storage.save(solution, arguments.out, **settings), solution.ts, solution.K0, solution.V4, solution.K1)
+    print(f"Estimated relative error of the Gaussian expectations: {float(solution.stats['expectation_error']):.1e}.")
+    if solution.truncation is not None:
+        V4, K1 = (float(np.max(x)) for x in (solution.truncation.V4, solution.truncation.K1))
+        print(f"Estimated truncation error, at most: {V4:.2g} in V4, {K1:.2g} in K1.")
+
+
+def run_sample(arguments: argparse.Namespace) -> None:
+    """One ensemble, into a file."""
+    _check_writable(arguments.out)
+    check_count(arguments.times, "--times", 2)
+    model, K0 = _model(arguments), _kernel(arguments)
+    sizes = (arguments.width, arguments.depth, arguments.eps, arguments.networks, jax.random.key(arguments.seed))
+    sampler = SAMPLERS[arguments.sampler]()
+    control = arguments.sampler == "block"
+    result = estimate(model, K0, *sizes, sampler=sampler, control=control, save_at=_layers(arguments))
+    settings = {"model": model, "eps": arguments.eps, "seed": arguments.seed, "sampler": sampler}
+    path = storage.save(result, arguments.out, **settings)
+    _report(path, result.ts, result.G, result.V4, result.K1, result.stderr)
+
+
+def _model(arguments):
+    name, _, parameter = arguments.activation.partition(":")
+    if name not in ACTIVATIONS:
+        close = difflib.get_close_matches(name.lower().replace("_", "-"), ACTIVATIONS, 1, 0.4)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ValueError(f"Unknown activation {name!r}.{hint} Known: {', '.join(ACTIVATIONS)}.")
+    keywords = {}
+    if parameter:
+        key, _, text = parameter.partition("=")
+        try:
+            numbers = [float(number) for number in text.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"Activation parameter {parameter!r} must read PARAMETER=NUMBER, such as beta=5."
+            ) from None
+        keywords[key] = numbers if "," in text else numbers[0]
+    try:
+        activation = ACTIVATIONS[name](**keywords)
+    except TypeError:
+        raise ValueError(f"Activation {name!r} does not go with the parameters {parameter!r}; see --help.") from None
+    return Model(activation, arguments.C_W, arguments.C_b)
+
+
+def _kernel(arguments):
+    path = arguments.K0
+    if path is None:
+        check_count(arguments.inputs, "--inputs")
+        eye = np.eye(arguments.inputs)
+        return arguments.off_diagonal + (arguments.diagonal - arguments.off_diagonal) * eye
+    readers = {".npy": np.load, ".csv": lambda path: np.loadtxt(path, delimiter=",", ndmin=2)}
+    if path.suffix not in readers:
+        raise ValueError(f"Argument `--K0` must name a .npy or .csv file, but is {path}.")
+    try:
+        return readers[path.suffix](path)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"File {path} does not hold a matrix of numbers.") from error
+
+
+def _closure(arguments):
+    if arguments.degree is None:
+        return CLOSURES[arguments.closure]()
+    if arguments.closure == "g-only":
+        raise ValueError("Argument `--degree` belongs to sigma-kernel and hermite-tower; g-only has none.")
+    return CLOSURES[arguments.closure](arguments.degree)
+
+
+def _layers(arguments):
+    return np.unique(np.round(np.linspace(0, arguments.depth, arguments.times)).astype(int)).tolist()
+
+
+def _check_writable(path):
+    if not path.parent.is_dir():
+        raise ValueError(f"Argument `--out` must lie in a directory that exists, but {path.parent} does not.")
+    if not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise ValueError(f"Argument `--out` must be a file that can be written, but {path} cannot.")
+
+
+def _report(path, ts, mean, V4, K1, stderr=None):
+    """The component 00 at eleven depths, and where everything is."""
+    name = "K0" if stderr is None else "E[G]"
+    print(f"{'t':>8} {name + '[00]':>20} {'V4[00,00]':>20} {'K1[00]':>20}")
+    for i in np.unique(np.linspace(0, len(ts) - 1, 11).astype(int)):
+        values = [mean[i, 0, 0], V4[i, 0, 0, 0, 0], K1[i, 0, 0]]
+        errors = [] if stderr is None else [stderr.G[i, 0, 0], stderr.V4[i, 0, 0, 0, 0], stderr.K1[i, 0, 0]]
+        shown = (
+            [f"{v:.6g} ± {e:.1g}" for v, e in zip(values, errors, strict=True)]
+            if errors
+            else [f"{v:.6g}" for v in values]
+        )
+        print(" ".join([f"{float(ts[i]):8.4g}", *(f"{text:>20}" for text in shown)]))
+    print(f"All entries are in {path}: kernel_eft_jax.storage.load, or xarray.open_dataset, reads it.")

@@ -1,0 +1,7 @@
+"""Ensembles of finite-width networks: samplers, control variates, statistics."""
+
+from .estimate import estimate as estimate
+from .estimate import sample_kernels as sample_kernels
+from .samplers import BlockSampler as BlockSampler
+from .samplers import WeightSampler as WeightSampler
+from .statistics import Estimate as Estimate

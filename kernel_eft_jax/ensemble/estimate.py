@@ -1,0 +1,154 @@
+r"""Ensembles of random networks: `estimate` their statistics, or `sample_kernels`."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float, PRNGKeyArray
+from tqdm import tqdm
+
+from ..checks import check_count, check_kernel, check_positive
+from ..model import Model
+from ..network import semidefinite_cholesky
+from ..pairs import pack, pair_table
+from .checkpoint import Checkpoint
+from .control import infinite_width, infinite_width_means
+from .run import Plan, accumulate, plan_run
+from .samplers import BlockSampler, Sampler
+from .simulate import Problem, kernels_of_networks
+from .statistics import GROUPS, Estimate, Limit, Quantities, quantities
+
+BLOCK_LAW = BlockSampler()
+
+
+def estimate(
+    model: Model,
+    K0: Float[ArrayLike, "N N"],
+    width: int,
+    depth: int,
+    eps: float,
+    networks: int,
+    key: PRNGKeyArray,
+    *,
+    sampler: Sampler = BLOCK_LAW,
+    control: bool = True,
+    save_at: Sequence[int] | None = None,
+    target: tuple[Callable[[Quantities], Any], float] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress: bool = True,
+) -> Estimate:
+    r"""Mean kernels, their covariances and their 1/n corrections over an ensemble of networks at initialisation.
+
+    Every quantity comes with its standard error. Networks are sampled in float32. The same key gives the same bits on any number of
+    devices and processes, interrupted or not.
+
+    * `control`: K1, U1 and V4_excess by control variates (block law only), from the infinite-width recursion of the model. Without
+      them no Gaussian expectation is called but in the definition of K1 and U1, whose errors are then far larger.
+    * `save_at`: layers to keep, by default 41 evenly spaced ones.
+    * `target`: a function of the quantities and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run
+      ends when it is reached, or after `networks`.
+    * `checkpoint`: a file to write to, and to go on from if it is there; on Ctrl-C it is written before `KeyboardInterrupt` goes on.
+
+    Raises `ValueError` for bad arguments or a checkpoint of another run, `MemoryError` for a run that cannot fit, and
+    `FloatingPointError`, with depth and entry, for networks that turn non-finite.
+    """
+    check_count(networks, "networks", least=2 * GROUPS)
+    if networks >= 2**31:
+        raise ValueError(f"Argument `networks` must be below 2^31, but is {networks}: take several keys.")
+    if control and not isinstance(sampler, BlockSampler):
+        raise ValueError(
+            "Argument `control` must be False for this sampler: control variates reuse the normals of the block law, which "
+            "weights do not have. Pass `control=False`, or leave `sampler` out."
+        )
+    problem = prepare(model, K0, width, depth, eps, sampler, save_at)
+    problem, limit = add_theory(problem, model, K0, depth, eps, control)
+    plan = plan_run(problem, networks)
+    file = None
+    if checkpoint is not None:
+        file = Checkpoint(checkpoint, settings(problem, plan, key), checkpoint_seconds)
+    goal = None
+    if target is not None:
+        check_positive(target[1], "target")
+        goal = (lambda total: target[0](quantities(total, limit, width))), target[1]
+    silent = not progress or jax.process_index() > 0
+    with tqdm(desc=f"{plan.memory / 2**30:.2g} GiB", total=networks, unit=" networks", disable=silent) as bar:
+        sums = accumulate(problem, key, plan, bar, goal, file)
+    return Estimate.of(sums, limit, width, np.asarray(problem.layers), float(eps))
+
+
+def sample_kernels(
+    model: Model,
+    K0: Float[ArrayLike, "N N"],
+    width: int,
+    depth: int,
+    eps: float,
+    networks: int,
+    key: PRNGKeyArray,
+    *,
+    sampler: Sampler = BLOCK_LAW,
+    save_at: Sequence[int] | None = None,
+) -> Float[np.ndarray, "networks T N N"]:
+    """The empirical kernel G of single networks: those that `estimate` draws with the same key; see there for the arguments."""
+    check_count(networks, "networks")
+    problem = prepare(model, K0, width, depth, eps, sampler, save_at)
+    size = plan_run(problem, 2**31).size  # whatever the number of networks, so that the draws do not depend on it
+    batches = [jnp.arange(first, first + size, dtype=jnp.uint32) for first in range(0, networks, size)]
+    G = np.concatenate([np.asarray(kernels_of_networks(problem, key, batch)) for batch in batches], axis=-1)
+    return np.moveaxis(G[..., :networks], -1, 0)[..., pair_table(problem.factor.shape[0])]
+
+
+def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
+    """Check the arguments and compute what all networks share."""
+    K0 = check_kernel(K0)
+    check_count(width, "width")
+    check_count(depth, "depth")
+    check_positive(eps, "eps")
+    layers = np.unique(np.round(np.linspace(0, depth, 41))) if save_at is None else np.asarray(save_at)
+    if layers.ndim != 1 or layers.size == 0 or (layers != np.round(layers)).any() or (np.diff(layers) <= 0).any():
+        raise ValueError(f"Argument `save_at` must be a list of increasing whole layers, but is {save_at!r}.")
+    if layers[0] < 0 or layers[-1] > depth:
+        raise ValueError(f"Argument `save_at` must lie between 0 and the depth {depth}, but is {save_at!r}.")
+    layers = jnp.asarray(layers, dtype=jnp.int32)
+    return single_precision(Problem(model, sampler, semidefinite_cholesky(K0), jnp.asarray(eps), layers, None, width))
+
+
+def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, Limit]:
+    """The infinite-width values at the saved layers, in the precision of K0, and with `control` the path that control variates need."""
+    k0 = pack(check_kernel(K0))
+    theory = infinite_width if control else infinite_width_means
+    tables = theory(model, k0, jnp.asarray(eps, k0.dtype), depth)
+    limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in tables[:2]))
+    path = single_precision(tables) if control else None
+    return eqx.tree_at(lambda p: p.path, problem, path, is_leaf=lambda x: x is None), limit
+
+
+def single_precision(tree: Any) -> Any:
+    """Networks are sampled in float32, whatever the precision of the theory."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree)
+
+
+def settings(problem: Problem, plan: Plan, key: PRNGKeyArray) -> dict:
+    """What two runs must share for one to go on from the other's sums."""
+    grid = problem.model.activation(jnp.linspace(-4, 4, 65, dtype=jnp.float32))
+    arrays = [np.asarray(x) for x in [grid, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
+    return {
+        "format": 1,
+        "jax": jax.__version__,
+        "platform": jax.local_devices()[0].device_kind,
+        "process": [jax.process_index(), jax.process_count()],
+        "networks": plan.networks,
+        "block": plan.size,
+        "width": problem.width,
+        "layers": np.asarray(problem.layers).tolist(),
+        "eps": float(problem.eps),
+        "key": np.asarray(jax.random.bits(key, (2,), jnp.uint32)).tolist(),
+        "sampler": type(problem.sampler).__name__,
+        "control": problem.path is not None,
+        "model and inputs": hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()[:16],
+    }

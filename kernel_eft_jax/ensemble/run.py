@@ -1,0 +1,182 @@
+r"""The host's side of an ensemble: which blocks are computed where and when, and what a run needs.
+
+The size of a block depends on the problem and the kind of device alone. Blocks are dealt to GROUPS groups in turn, and groups to
+processes; a process computes its blocks on all its devices and adds them in order. So the sums do not depend, to the bit, on threads,
+devices or processes, and the state of a run is its sums and the number of blocks that they hold.
+"""
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh
+from jaxtyping import PRNGKeyArray
+from tqdm import tqdm
+
+from ..pairs import pairs
+from .checkpoint import Checkpoint
+from .simulate import FIELDS, Problem, moments_of_blocks
+from .statistics import GROUPS, Group, Moments, Sums, jackknife
+
+Target = tuple[Callable[[Group], Any], float]
+
+
+class Plan(NamedTuple):
+    """How a run is divided."""
+
+    networks: int
+    size: int  # networks in a block
+    workers: int  # calls under way at once
+    moments: int  # length of the vector x whose moments are taken
+    memory: int  # bytes, host and one device together
+
+
+def plan_run(problem: Problem, networks: int) -> Plan:
+    """Choose the block from the problem and the kind of device alone; raise `MemoryError` if the run cannot fit."""
+    inputs, depths, devices = problem.factor.shape[0], problem.layers.size, jax.local_devices()
+    on_cpu, fields = devices[0].platform == "cpu", 2 if problem.path is None else 4
+    moments = fields * len(pairs(inputs)[0])
+    network = 4 * problem.sampler.numbers(inputs, problem.width) * fields // 2
+    cores, host_limit = _host()
+    device_limit = host_limit if on_cpu else (devices[0].memory_stats() or {}).get("bytes_limit", 2**34)
+    workers = max(1, cores // len(devices)) if on_cpu else 2
+    # A block fits the cache of a core, or is large enough to keep an accelerator busy; and there are enough to fill the groups.
+    most = 2**22 if on_cpu else min(2**30, device_limit // 4)
+    size = 2 ** max(0, min(most // network, networks // (2 * GROUPS)).bit_length() - 1)
+    at_once = workers * (size * network + 4 * depths * moments**2)
+    # On the host: the group sums, as much again for standard errors, and results that wait to be added.
+    host = 8 * depths * moments**2 * (GROUPS + 24 + workers * len(devices)) + (len(devices) * at_once if on_cpu else 0)
+    for where, need, limit in (("host", host, host_limit), ("device", at_once, device_limit)):
+        if need > limit:
+            raise MemoryError(
+                f"This run needs about {need / 2**30:.1f} GiB of memory on the {where}, which has {limit / 2**30:.1f} GiB: second "
+                f"moments of {moments} numbers at {depths} depths, and blocks of {size} networks of {network / 2**20:.3g} MiB each. "
+                "Save fewer layers with `save_at`, or take `sample_kernels`, which keeps kernels and no moments."
+            )
+    return Plan(networks, size, workers, moments, host if on_cpu else host + at_once)
+
+
+def _host() -> tuple[int, int]:
+    """Cores that this process may use, and bytes of memory of the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
+
+
+def accumulate(
+    problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target: Target | None, checkpoint: Checkpoint | None
+) -> Sums:
+    """Sums over all networks, or over as many as the target needs."""
+    total = -(-plan.networks // plan.size)
+    mine = [b for b in range(total) if b % GROUPS % jax.process_count() == jax.process_index()]
+    sums = Sums.zeros(problem.layers.size, plan.moments)
+    if checkpoint is not None:
+        sums = checkpoint.load(sums)
+    bar.update(sums.total().networks)
+    checks = _checks(total // GROUPS, mine[sums.blocks - 1] // GROUPS if sums.blocks else 0) if target else deque()
+    arriving = results(problem, key, plan, mine[sums.blocks :])
+    try:
+        while True:
+            complete = mine[sums.blocks] // GROUPS if sums.blocks < len(mine) else total // GROUPS
+            if target and checks and complete >= checks[0]:
+                checks.popleft()
+                if reached(target, gather(sums), plan, bar):
+                    break
+            elif sums.blocks == len(mine):
+                break
+            else:
+                block, moments = next(arriving)
+                check_finite(np.asarray(moments.centre), problem, block * plan.size)
+                count = min(plan.size, plan.networks - block * plan.size)
+                sums = sums.add(block, count, moments)
+                bar.update(count)
+                if checkpoint is not None and checkpoint.is_due():
+                    checkpoint.save(sums)
+    finally:
+        arriving.close()
+        if checkpoint is not None:
+            checkpoint.save(sums)
+    return gather(sums)
+
+
+def _checks(rounds: int, begun: int) -> deque[int]:
+    """Numbers of whole rounds, a block for each group, after which to look at the target: ever further apart.
+
+    Not those that any process has gone beyond already: they were looked at before the interruption.
+    """
+    begun = int(_across(np.array([begun])).max())
+    checks = [1]
+    while checks[-1] < rounds:
+        checks.append(math.ceil(1.1 * checks[-1]))
+    return deque(r for r in checks if begun < r <= rounds)
+
+
+def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) -> Generator[tuple[int, Moments]]:
+    """Number and moments of each block, in order, computed a few ahead."""
+    mesh = Mesh(np.array(jax.local_devices()), ("networks",), axis_types=(AxisType.Auto,))
+    beyond = -(-plan.networks // plan.size)
+
+    def compute(batch):
+        padded = jnp.array(batch + [beyond] * (mesh.size - len(batch)), dtype=jnp.uint32)
+        moments = moments_of_blocks(problem, key, padded, jnp.uint32(plan.networks), plan.size, mesh)
+        moments = jax.tree.map(np.asarray, moments)
+        return [(block, jax.tree.map(lambda part, d=d: part[d], moments)) for d, block in enumerate(batch)]
+
+    batches = [blocks[first : first + mesh.size] for first in range(0, len(blocks), mesh.size)]
+    waiting = deque()
+    pool = ThreadPoolExecutor(plan.workers)
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(compute, batch))
+            if len(waiting) > 2 * plan.workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def reached(target: Target, sums: Sums, plan: Plan, bar: tqdm) -> bool:
+    """Whether the standard error is small enough; tells the bar how many networks that will take."""
+    function, wanted = target
+    error = float(jackknife(function, sums)[1])
+    count = sums.total().networks
+    bar.total = min(plan.networks, max(count, math.ceil(count * (error / wanted) ** 2)))
+    bar.set_postfix_str(f"error {error:.3g}, wanted {wanted:.3g}")
+    return error <= wanted
+
+
+def gather(sums: Sums) -> Sums:
+    """The sums of all processes: each group belongs to one of them."""
+    if jax.process_count() == 1:
+        return sums
+    parts = [np.stack([group[i] for group in sums.groups]).astype(np.float64) for i in range(3)]
+    count, first, second = (_across(part).sum(axis=0) for part in parts)
+    return Sums(tuple(Group(int(c), f, s) for c, f, s in zip(count, first, second, strict=True)), sums.blocks)
+
+
+def _across(array: np.ndarray) -> np.ndarray:
+    """An array of every process, stacked; sent as words, because JAX may not have 64-bit types switched on."""
+    if jax.process_count() == 1:
+        return array[None]
+    words = multihost_utils.process_allgather(np.ascontiguousarray(array).view(np.uint32))
+    return np.asarray(words).view(array.dtype)
+
+
+def check_finite(centre: np.ndarray, problem: Problem, first: int) -> None:
+    """Raise if the moments of a block are not finite, saying where."""
+    if np.isfinite(centre).all():
+        return
+    t, m = np.argwhere(~np.isfinite(centre))[0]
+    a, b = pairs(problem.factor.shape[0])
+    field, p = divmod(int(m), len(a))
+    raise FloatingPointError(
+        f"The ensemble turned non-finite: entry [{a[p]}, {b[p]}] of {FIELDS[field]} at layer {problem.layers[t]}, in the block of "
+        f"networks from number {first} on. Variances grow with depth: take a smaller eps, depth or C_W."
+    )

@@ -1,0 +1,80 @@
+r"""Statistics of observed kernels, and how they scatter from network to network.
+
+Each network i gives $y_i = (g_i, (g_i - \bar g)(g_i - \bar g)^T B / (B - 1))$, whose mean is the mean kernel and the sample covariance. The
+scatter of the y_i is their noise whatever its law; an `Estimate` holds them averaged over groups of networks.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ..ensemble import Estimate
+from ..pairs import pairs
+from .parameters import Experiment
+
+LEAST = 16
+
+
+class Observed(NamedTuple):
+    """Statistics y (M,) of B networks, as the weighted mean of independent replicates."""
+
+    statistics: Float[np.ndarray, " M"]
+    replicates: Float[np.ndarray, "R M"]
+    shares: Float[np.ndarray, " R"]
+    networks: int
+
+    def scatter(self, linear: Float[np.ndarray, "k M"]) -> Float[np.ndarray, "k k"]:
+        """Covariance of linear functions of the statistics, from the replicates."""
+        change = self.shares[:, None] * ((self.replicates - self.statistics) @ linear.T)
+        count = len(self.shares)
+        return change.T @ change * count / (count - 1)
+
+
+def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experiment, with_V4: bool) -> Observed:
+    """The statistics of kernels, checked against the experiment that is said to have made them."""
+    if isinstance(data, Estimate):
+        return _observe_estimate(data, experiment, with_V4)
+    inputs, layers = experiment.K0.shape[0], len(experiment.layers)
+    G = np.asarray(data)
+    if G.ndim != 4 or G.shape[1:] != (layers, inputs, inputs):
+        raise ValueError(
+            f"Argument `data` must be kernels of shape (networks, layers, inputs, inputs) = (networks, {layers}, {inputs}, {inputs}), "
+            f"or an Estimate, but has shape {G.shape}."
+        )
+    if not np.isfinite(G).all():
+        i, layer, a, b = np.argwhere(~np.isfinite(G))[0]
+        raise ValueError(f"Argument `data` must be finite, but G[{a}, {b}] of network {i} at its depth number {layer} is not.")
+    B = len(G)
+    if B < LEAST:
+        raise ValueError(f"Argument `data` must hold {LEAST} networks or more to show their scatter, but holds {B}.")
+    a, b = pairs(inputs)
+    g = 0.5 * (G[..., a, b] + G[..., b, a]).astype(np.float64)
+    y = g.reshape(B, -1)
+    if with_V4:
+        p, q = np.triu_indices(a.size)
+        d = g - g.mean(axis=0)
+        y = np.concatenate([y, (d[..., p] * d[..., q] * (B / (B - 1))).reshape(B, -1)], axis=1)
+    return Observed(y.mean(axis=0), y, np.full(B, 1 / B), B)
+
+
+def _observe_estimate(data, experiment, with_V4):
+    P = pairs(experiment.K0.shape[0])[0].size
+    if tuple(data.layers) != experiment.layers or data.K0.shape[-1] != experiment.K0.shape[0]:
+        raise ValueError(
+            f"The Estimate has layers {tuple(data.layers)} and {data.K0.shape[-1]} inputs, the experiment {experiment.layers} and "
+            f"{experiment.K0.shape[0]}: give the experiment the layers and inputs of the data."
+        )
+    groups = [group for group in data.sums.groups if group.networks]
+    networks = np.array([group.networks for group in groups], np.float64)
+    B, shares = networks.sum(), networks / networks.sum()
+    mean = np.stack([group.first[:, :P] / group.networks for group in groups])
+    y = mean.reshape(len(groups), -1)
+    if with_V4:
+        centre = np.tensordot(shares, mean, 1)
+        second = np.stack([group.second[:, :P, :P] / group.networks for group in groups])
+        cross = mean[..., :, None] * centre[:, None, :]
+        second = second - cross - np.swapaxes(cross, -1, -2) + centre[:, :, None] * centre[:, None, :]
+        p, q = np.triu_indices(P)
+        y = np.concatenate([y, second[..., p, q].reshape(len(groups), -1) * (B / (B - 1))], axis=1)
+    return Observed(shares @ y, y, shares, int(B))

@@ -1,0 +1,236 @@
+r"""Parameters of networks from their kernels: weighted least squares, with intervals that hold.
+
+$$\chi^2(\theta) = (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta)), \qquad
+  \mathrm{Cov}(\hat\theta) = A\, \mathrm{Cov}(y)\, A^T, \quad A = I^{-1} J^T \Omega^{-1}$$
+
+y are the statistics of the data, m and their noise Omega the theory's, Omega at the last estimate but one. Cov(y) is the
+scatter from network to network: to leading order it equals Omega, and the errors are those of the Fisher information
+$I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors of covariance structure analysis).
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float
+from scipy import stats
+from scipy.optimize import least_squares
+from tqdm import tqdm
+
+from ..closures import Closure, HermiteTower
+from ..ensemble import Estimate
+from .data import Observed, observe
+from .fisher import Information, check_identifiable, information, rounding
+from .likelihood import Prediction, noise, predict, whitener
+from .parameters import (
+    POSITIVE,
+    Experiment,
+    check_names,
+    coordinate_slopes,
+    from_coordinates,
+    get_parameters,
+    set_parameters,
+    to_coordinates,
+)
+
+ROUNDS = 6
+STEPS = 2000
+
+
+class Fit(NamedTuple):
+    """The result of `fit`.
+
+    `experiment` holds the estimates in place, `information` the Fisher information there; `history` is chi2 at each point
+    tried, `message` says why the search ended. `chi2` is scaled to have mean `dof` if the theory is right.
+    """
+
+    names: tuple[str, ...]
+    values: Float[np.ndarray, " parameters"]
+    covariance: Float[np.ndarray, "parameters parameters"]
+    information: Information
+    chi2: float
+    dof: int
+    history: list[float]
+    converged: bool
+    message: str
+    experiment: Experiment
+    observed: Observed
+    prediction: Prediction
+
+    @property
+    def stderr(self) -> Float[np.ndarray, " parameters"]:
+        """Standard errors."""
+        return np.sqrt(np.diagonal(self.covariance))
+
+    @property
+    def chi2_per_dof(self) -> float:
+        """About one if the theory describes the data; NaN if there are as many parameters as data."""
+        return self.chi2 / self.dof if self.dof else float("nan")
+
+    @property
+    def p_value(self) -> float:
+        """Probability of a larger chi2 if the theory is right; when small, the theory is not, and intervals mislead."""
+        return float(stats.chi2.sf(self.chi2, self.dof)) if self.dof else float("nan")
+
+    def interval(self, level: float = 0.95) -> Float[np.ndarray, "parameters 2"]:
+        """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for C_b."""
+        if not 0 < level < 1:
+            raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
+        reach = stats.t.ppf(0.5 + 0.5 * level, len(self.observed.shares) - 1) * np.array([-1, 1])
+        rows = []
+        for name, value, error in zip(self.names, self.values, self.stderr, strict=True):
+            row = value * np.exp(reach * error / value) if name in POSITIVE else value + reach * error
+            rows.append(np.maximum(row, 0) if name == "C_b" else row)
+        return np.array(rows)
+
+    def __str__(self) -> str:
+        rows = zip(self.names, self.values, self.stderr, self.interval(), strict=True)
+        lines = [f"{name} = {v:.6g} +- {e:.2g}   95 %: {low:.6g} to {high:.6g}" for name, v, e, (low, high) in rows]
+        return "\n".join([*lines, f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom", self.message])
+
+
+def fit(
+    data: Estimate | Float[np.ndarray, "B T N N"],
+    experiment: Experiment,
+    free: tuple[str, ...] | list[str],
+    *,
+    closure: Closure | None = None,
+    with_V4: bool = False,
+    optimiser: optax.GradientTransformation | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Estimate the free parameters of an experiment from kernels of its networks; others keep the experiment's values.
+
+    `data` are kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
+    layers. Values of free parameters are where the search starts. Names: C_W, C_b, eps, width, K0_scale, and parameters
+    of the activation such as activation.slope (`parameter_names` lists them). Mean kernels are fitted; `with_V4` adds the
+    sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself.
+
+    Trust-region Gauss-Newton by SciPy; pass an optax `optimiser` for first-order steps, taken in units of the expected errors.
+    Raises ValueError, before the search, for parameters that these data cannot tell. For ensembles of n^3 networks or
+    more, what the theory neglects (1/n^2) exceeds the statistical error: no interval knows that, chi2 does.
+    """
+    names = check_names(experiment, free)
+    closure = HermiteTower() if closure is None else closure
+    observed = observe(data, experiment, with_V4)
+    x = np.asarray(to_coordinates(names, get_parameters(experiment, names)), np.float64)
+
+    def evaluate(x) -> Prediction:
+        point = predict(experiment, names, jnp.asarray(x, experiment.K0.dtype), closure, with_V4)
+        return Prediction(*(np.asarray(part, np.float64) for part in point))
+
+    prediction = evaluate(x)
+    info = information(experiment, names, prediction, observed.networks, with_V4)
+    check_identifiable(info, with_V4)
+    history: list[float] = []
+    with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
+        problem = Problem(evaluate, observed, names, with_V4, rounding(experiment), history, bar)
+        search = _least_squares if optimiser is None else _first_order(optimiser)
+        for _ in range(ROUNDS):
+            W = problem.weigh(prediction)
+            before, (x, settled, message) = x, search(problem, x, prediction, W)
+            prediction = evaluate(x)
+            shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
+            if shift < 0.01 or not settled:
+                break
+    converged = settled and shift < 0.01
+    if settled and not converged:
+        message = f"The weights still changed the estimates by {shift:.2g} standard errors after {ROUNDS} rounds."
+    return _result(experiment, names, x, prediction, observed, with_V4, history, converged, message)
+
+
+class Problem(NamedTuple):
+    """What a search needs: theory at a point, data, and a place to report to."""
+
+    evaluate: Any
+    observed: Observed
+    names: tuple[str, ...]
+    with_V4: bool
+    rounding: float
+    history: list[float]
+    bar: tqdm
+
+    def weigh(self, prediction: Prediction) -> Float[np.ndarray, "rank M"]:
+        """Whitening matrix for the noise that the theory predicts."""
+        return whitener(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
+
+    def residual(self, prediction: Prediction, W: Float[np.ndarray, "rank M"]) -> Float[np.ndarray, " rank"]:
+        """Deviation of theory from data in standard errors; reports chi2."""
+        r = W @ (prediction.statistics - self.observed.statistics)
+        self.history.append(float(r @ r))
+        self.bar.update()
+        self.bar.set_postfix_str(f"chi2 {r @ r:.6g}")
+        return r
+
+    @property
+    def lower(self) -> Float[np.ndarray, " parameters"]:
+        """Lower bounds of the coordinates: C_b may be zero but not less; logarithms are free."""
+        return np.array([0.0 if name == "C_b" else -np.inf for name in self.names])
+
+
+def _least_squares(problem, x, prediction, W):
+    """Gauss-Newton in a trust region, inside the bounds."""
+    known = {x.tobytes(): prediction}  # SciPy asks for value and Jacobian one after the other
+
+    def at(x):
+        if x.tobytes() not in known:
+            known.clear()
+            known[x.tobytes()] = problem.evaluate(x)
+        return known[x.tobytes()]
+
+    errors = np.sqrt(np.diagonal(np.linalg.inv(_gram(W @ prediction.jacobian))))
+    result = least_squares(
+        lambda x: problem.residual(at(x), W),
+        np.maximum(x, np.where(problem.lower == 0, 1e-3 * errors, -np.inf)),
+        lambda x: W @ at(x).jacobian,
+        bounds=(problem.lower, np.inf),
+        x_scale=errors,
+        ftol=1e-10,
+        xtol=1e-10,
+        gtol=1e-10,
+        max_nfev=100,
+    )
+    return result.x, result.success, f"The search ended: {result.message}"
+
+
+def _first_order(optimiser):
+    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one is left."""
+
+    def search(problem, x, prediction, W):
+        unit = np.linalg.cholesky(np.linalg.inv(_gram(W @ prediction.jacobian)))
+        z = jnp.zeros(x.size)
+        state = optimiser.init(z)
+        for _ in range(STEPS):
+            gradient = unit.T @ (W @ prediction.jacobian).T @ problem.residual(prediction, W)
+            update, state = optimiser.update(jnp.asarray(gradient, z.dtype), state, z)
+            step = np.maximum(x + unit @ np.asarray(update, np.float64), problem.lower)
+            if np.linalg.norm(np.linalg.solve(unit, np.maximum(x - unit @ gradient, problem.lower) - x)) < 1e-3:
+                return x, True, "The search ended: the gradient vanishes."
+            x, prediction = step, problem.evaluate(step)
+            if not np.isfinite(prediction.statistics).all():
+                return x, False, "The search left the region where kernels are finite: take smaller steps."
+        return x, False, f"The search did not end within {STEPS} steps: take larger steps, or a schedule that shrinks them."
+
+    return search
+
+
+def _gram(J):
+    return J.T @ J
+
+
+def _result(experiment, names, x, prediction, observed, with_V4, history, converged, message):
+    """Errors from the scatter of the data, and chi2 scaled by what that scatter makes of its expectation."""
+    values = np.asarray(from_coordinates(names, jnp.asarray(x)), np.float64)
+    best = set_parameters(experiment, names, jnp.asarray(values, experiment.K0.dtype))
+    W = whitener(noise(prediction.covariance, observed.networks, with_V4), rounding(experiment))
+    J = W @ prediction.jacobian / coordinate_slopes(names, values)
+    A = np.linalg.solve(_gram(J), J.T)
+    residual = W @ (prediction.statistics - observed.statistics)
+    remainder = np.eye(len(J)) - J @ A  # what fitting leaves of the noise
+    dof = len(J) - len(names)
+    expected = np.trace(observed.scatter(remainder @ W))
+    chi2 = float(residual @ remainder @ residual) * dof / expected if dof else 0.0
+    info = information(best, names, prediction, observed.networks, with_V4)
+    covariance = observed.scatter(A @ W)
+    return Fit(names, values, covariance, info, chi2, dof, history, converged, message, best, observed, prediction)

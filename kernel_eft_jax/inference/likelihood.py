@@ -1,0 +1,120 @@
+r"""What the theory says about an observed ensemble: expected statistics, their derivatives, and their noise.
+
+The statistics of B networks are the mean kernel at each saved layer and, where asked, the sample covariance there, all packed:
+
+$$E[\bar G] = K_0 + K_1 / n, \qquad \mathrm{Cov}(\bar G) = C / (n B), \qquad
+  \mathrm{Cov}(\hat C_{pq}, \hat C_{rs}) = (C_{pr} C_{qs} + C_{ps} C_{qr}) / (n^2 (B - 1))$$
+
+C is V4 within a layer; see `depths` for C between layers. Only eps^2 C_W and eps^2 C_b enter the law, so layers are stepped with those and eps = 1: exact for the real network.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..closures import Closure
+from ..pairs import pack
+from .depths import advance, recall, remember
+from .parameters import Experiment, from_coordinates, set_parameters
+
+
+class Prediction(NamedTuple):
+    """Expected statistics (M,), their Jacobian in the free coordinates, and the covariance C / n of one network's kernels."""
+
+    statistics: Float[Array, " M"]
+    jacobian: Float[Array, "M parameters"]
+    covariance: Float[Array, "T P T P"]
+
+
+@eqx.filter_jit
+def predict(
+    experiment: Experiment,
+    names: tuple[str, ...],
+    coordinates: Float[Array, " parameters"],
+    closure: Closure,
+    with_V4: bool,
+) -> Prediction:
+    """Theory and Jacobian at a point; one compiled program serves a whole fit, whatever the data."""
+
+    def statistics(coordinates):
+        e = set_parameters(experiment, names, from_coordinates(names, coordinates))
+        mean, covariance = kernel_moments(e, closure)
+        y = mean.reshape(-1)
+        if with_V4:
+            y = jnp.concatenate([y, pack(_within(covariance)).reshape(-1)])
+        return y, (y, covariance)
+
+    jacobian, (y, covariance) = jax.jacfwd(statistics, has_aux=True)(coordinates)
+    return Prediction(y, jacobian, covariance)
+
+
+def kernel_moments(e: Experiment, closure: Closure) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"]]:
+    """Mean and covariance, within and between the observed layers, of one network's packed kernels, to order 1/n."""
+    dtype = e.K0.dtype
+    rates = tuple(e.eps**2 * c.astype(dtype) for c in (e.model.C_W, e.model.C_b))
+    model = eqx.tree_at(lambda m: (m.C_W, m.C_b), e.model, rates)
+    observed, dt = np.asarray(e.layers), jnp.ones((), dtype)
+
+    def layer(carry, index):
+        state, memories = carry
+        moments = closure.moments(model, state)
+        fixed, frozen = jax.lax.stop_gradient((model, state))  # noise is not differentiated between layers
+        here = observed == index
+        fresh = remember(closure, fixed, frozen)
+        memories = jax.tree.map(lambda m, new: jnp.where(_align(here, m), new, m), memories, fresh)
+        across = jax.vmap(lambda m: recall(closure, fixed, frozen, m))(memories)
+        later = jax.vmap(lambda m: advance(closure, fixed, frozen, m, dt))(memories)
+        return (closure.step(model, state, dt), later), (moments.K0, moments.K1, moments.V4, across)
+
+    start = closure.init(model, e.K0_scale * pack(e.K0))
+    nothing = jax.tree.map(lambda m: jnp.zeros((observed.size, *m.shape), m.dtype), remember(closure, model, start))
+    _, saved = jax.lax.scan(layer, (start, jax.lax.stop_gradient(nothing)), jnp.arange(observed[-1] + 1))
+    K0, K1, V4, across = (y[observed] for y in saved)
+    return K0 + K1 / e.width, _join(V4, across) / e.width
+
+
+def _align(mask, array):
+    return mask.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def _join(V4, across):
+    """(T, P, T, P) from the blocks of one layer and from Cov(G(l), G(m)) at [l, m], m earlier."""
+    T = V4.shape[0]
+    later = np.tri(T, k=-1, dtype=bool)[:, :, None, None]
+    blocks = jnp.where(later, across, 0)
+    blocks = blocks + blocks.transpose(1, 0, 3, 2) + jnp.where(np.eye(T, dtype=bool)[:, :, None, None], V4[:, None], 0)
+    return blocks.transpose(0, 2, 1, 3)
+
+
+def _within(covariance):
+    """The blocks of one layer with itself, (T, P, P)."""
+    return jnp.moveaxis(jnp.diagonal(covariance, axis1=0, axis2=2), -1, 0)
+
+
+def noise(covariance: Float[np.ndarray, "T P T P"], networks: float, with_V4: bool) -> Float[np.ndarray, "M M"]:
+    """Covariance of the statistics of an ensemble, for Gaussian fluctuations: right to leading order in 1/n."""
+    T, P = covariance.shape[:2]
+    C = covariance.reshape(T * P, T * P)
+    if not with_V4:
+        return C / networks
+    a, b = np.triu_indices(P)
+    first, second = ((np.arange(T)[:, None] * P + part).reshape(-1) for part in (a, b))
+    square = C[np.ix_(first, first)] * C[np.ix_(second, second)] + C[np.ix_(first, second)] * C[np.ix_(second, first)]
+    zero = np.zeros((T * P, first.size))
+    return np.block([[C / networks, zero], [zero.T, square / (networks - 1)]])
+
+
+def whitener(noise: Float[np.ndarray, "M M"], rtol: float) -> Float[np.ndarray, "rank M"]:
+    """A matrix that turns the noise into independent numbers of variance one; combinations without noise are left out.
+
+    Those are exact relations, such as between repeated inputs, and hold no information.
+    """
+    scale = np.sqrt(np.diagonal(noise))
+    scale = np.where(scale > 0, scale, 1.0)
+    values, vectors = np.linalg.eigh(noise / scale / scale[:, None])
+    kept = values > rtol * values[-1]
+    return (vectors[:, kept] / np.sqrt(values[kept])).T / scale

@@ -1,0 +1,112 @@
+r"""Derivatives through the sampler: how the kernels of the very same random networks move with a parameter.
+
+The normals z of the block law are held while $\phi' = \phi + \epsilon L z$, $L L^T = C_b + C_W S$ moves, so the mean over
+networks of dG/dtheta is an unbiased estimate of d E[G]/dtheta at finite width. Where S has full rank, or keeps its rank as the
+parameter moves; not for C_b at zero with more inputs than neurons, or with repeated inputs that would come apart.
+"""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+
+from ..checks import check_count, check_kernel
+from ..ensemble import BlockSampler
+from ..ensemble.normals import network_keys
+from ..ensemble.samplers import as_rows, draw_rows, gram, mix
+from ..model import Model
+from ..network import semidefinite_cholesky
+from ..pairs import unpack
+from .parameters import Experiment, check_names, get_parameters, set_parameters
+
+BATCH = 256
+
+
+def pathwise_kernels(
+    model: Model,
+    K0: Float[Array, "N N"],
+    width: int,
+    layers: tuple[int, ...],
+    eps: float | Float[Array, ""],
+    networks: UInt32[Array, " B"],
+    key: PRNGKeyArray,
+) -> Float[Array, "B T N N"]:
+    """The kernels that `sample_kernels` draws, network by number, differentiable in model, K0 and eps, in both modes.
+
+    Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. It computes in the precision of
+    K0; for statistics without derivatives `estimate` is faster.
+    """
+    K0 = check_kernel(K0)
+    dtype, inputs, depth = K0.dtype, K0.shape[0], max(layers[-1], 1)
+    model = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, model)
+    eps, keys, sampler = jnp.asarray(eps, dtype), network_keys(key, networks), BlockSampler()
+    observed = np.asarray(layers)
+
+    def layer(carry, index):
+        phi, saved = carry
+        noise = sampler.draw(keys, (index + 1).astype(jnp.uint32), inputs, width)
+        noise = jax.lax.complex(noise.real.astype(dtype), noise.imag.astype(dtype))
+        later = phi + eps * sampler.increment(model, model.activation(phi), noise)
+        saved = jnp.where((observed == index + 1)[:, None, None], gram(later), saved)
+        return (jnp.where(index < depth, later, phi), saved), None
+
+    @jax.checkpoint
+    def segment(carry, indices):
+        return jax.lax.scan(jax.checkpoint(layer), carry, indices)
+
+    z = as_rows(draw_rows(keys, jnp.uint32(0), inputs, width), (inputs, width, networks.size))
+    phi = mix(semidefinite_cholesky(K0)[:, :, None], z.astype(dtype))
+    saved = jnp.broadcast_to(gram(phi), (observed.size, *gram(phi).shape))
+    stride = math.isqrt(depth)
+    indices = jnp.arange(-(-depth // stride) * stride).reshape(-1, stride)
+    (_, saved), _ = jax.lax.scan(segment, (phi, saved), indices)
+    return unpack(jnp.moveaxis(saved, -1, 0))
+
+
+class PathwiseSensitivity(NamedTuple):
+    """Mean kernels of an ensemble and their derivatives, with standard errors."""
+
+    names: tuple[str, ...]
+    G: Float[np.ndarray, "T N N"]
+    G_stderr: Float[np.ndarray, "T N N"]
+    derivative: Float[np.ndarray, "parameters T N N"]
+    derivative_stderr: Float[np.ndarray, "parameters T N N"]
+
+
+def pathwise_sensitivity(
+    experiment: Experiment, free: tuple[str, ...] | list[str], networks: int, key: PRNGKeyArray
+) -> PathwiseSensitivity:
+    """Mean kernels at finite width and their derivatives by the named parameters, from sampled networks.
+
+    The check on theory that needs none: compare with `sensitivity`. The width cannot be among the parameters.
+    """
+    names = check_names(experiment, free)
+    check_count(networks, "networks", 2)
+    width = float(experiment.width)
+    if "width" in names or width != round(width):
+        raise ValueError("Networks have a whole number of neurons: `width` must be one, and no derivative by it exists.")
+    first, second = 0.0, 0.0
+    for start in range(0, networks, BATCH):
+        members = jnp.arange(start, min(start + BATCH, networks), dtype=jnp.uint32)
+        x = np.asarray(_with_derivatives(experiment, names, round(width), members, key), np.float64)
+        first, second = first + x.sum(axis=1), second + (x**2).sum(axis=1)
+    mean = first / networks
+    error = np.sqrt(np.maximum(second / networks - mean**2, 0) / (networks - 1))
+    return PathwiseSensitivity(names, mean[0], error[0], mean[1:], error[1:])
+
+
+@eqx.filter_jit
+def _with_derivatives(experiment, names, width, members, key):
+    """G and its derivatives, (1 + parameters, B, T, N, N)."""
+
+    def kernels(values):
+        e = set_parameters(experiment, names, values)
+        G = pathwise_kernels(e.model, e.K0_scale * e.K0, width, e.layers, e.eps, members, key)
+        return G, G
+
+    derivative, G = jax.jacfwd(kernels, has_aux=True)(get_parameters(experiment, names))
+    return jnp.concatenate([G[None], jnp.moveaxis(derivative, -1, 0)])

@@ -1,0 +1,24 @@
+"""Settings that every test runs under: float64, strict dtypes, fixed random numbers."""
+
+import zlib
+
+import jax
+import pytest
+from hypothesis import settings
+from jaxtyping import Array
+
+jax.config.update("jax_enable_x64", True)
+# Mixed dtypes are errors: a float32 ensemble must not turn into float64 half way, nor the other way round.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Rank promotion stays allowed: diffrax would live without it, but a vector against the last axis of an array is what the
+# formulas of this package say, and users' own activations run under the default.
+
+# Examples follow from the test, not from the clock, and nothing is remembered between runs.
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
+settings.load_profile("fixed")
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> Array:
+    """A random key derived from the test's name: the same in every run, and independent of the order of tests."""
+    return jax.random.key(zlib.crc32(request.node.nodeid.encode()))

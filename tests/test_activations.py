@@ -1,0 +1,328 @@
+"""The Gaussian second moment of every activation, with its derivatives.
+
+The claim: in float64, for variances from 1e-3 to 30 and correlations from -1 to 1 inclusive, E[s_a s_b] and its first and second
+derivatives are accurate to 1e-10. Each derivative is, by Price's theorem, an expectation E[s^(r)_a s^(q)_b], and its error is taken
+relative to the Cauchy-Schwarz bound sqrt(E[s^(r)^2] E[s^(q)^2]): the scale that it cannot exceed, that does not vanish where
+the expectation crosses zero, and that follows changes of units.
+"""
+
+from fractions import Fraction
+from itertools import combinations_with_replacement, product
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import ACTIVATIONS, CLOSED, KINKED, SMOOTH, SUMMED, norms, pair_moments
+from scipy.integrate import quad
+from scipy.stats import norm
+
+import kernel_eft_jax as keft
+from kernel_eft_jax.activations import Expansion
+from kernel_eft_jax.pairs import pack
+
+ACCURACY = 1e-10
+VARIANCES = (1e-3, 0.3, 4.37, 30.0)
+CORRELATIONS = (0.0, 0.3, -0.5, 0.9, 0.9599, 0.9601, -0.97, 0.999, 1 - 1e-6, 1 - 1e-9, -1 + 1e-9, 1.0, -1.0)
+GRID = [(*k, rho) for k in [*combinations_with_replacement(VARIANCES, 2), (30.0, 1e-3)] for rho in CORRELATIONS]
+KERNELS = jnp.array([[k_aa, rho * np.sqrt(k_aa * k_bb), k_bb] for k_aa, k_bb, rho in GRID])
+
+
+@eqx.filter_jit
+def expansions(activation: keft.Activation, ks):
+    return jax.lax.map(activation.expansion, ks)
+
+
+def between_inputs(activation: keft.Activation, ks=KERNELS) -> list[Expansion]:
+    """The expansion at the pair of the two inputs, kernel by kernel."""
+    arrays = jax.device_get(expansions(activation, ks))
+    return [Expansion(*(x[i, 1] for x in arrays)) for i in range(len(ks))]
+
+
+def expansion_from(M: np.ndarray) -> Expansion:
+    """Price's theorem: derivatives of E[s_a s_b] by (k_aa, k_bb, k_ab), from M[r, q] = E[s^(r)_a s^(q)_b]."""
+    aa_bb, aa_ab, bb_ab = M[2, 2] / 4, M[3, 1] / 2, M[1, 3] / 2
+    curvature = np.array([[M[4, 0] / 4, aa_bb, aa_ab], [aa_bb, M[0, 4] / 4, bb_ab], [aa_ab, bb_ab, M[2, 2]]])
+    return Expansion(M[0, 0], np.array([M[2, 0] / 2, M[0, 2] / 2, M[1, 1]]), curvature)
+
+
+def assert_accurate(found: Expansion, exact: Expansion, bound: Expansion, where: object, accuracy: float = ACCURACY) -> None:
+    for name, x, y, scale in zip(Expansion._fields, found, exact, bound, strict=True):
+        assert np.all(np.abs(x - y) <= accuracy * scale), f"{name} at (k_aa, k_bb, rho) = {where}: {x}, exact {y}"
+
+
+# --- smooth activations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_accuracy_over_variances_and_correlations(name):
+    """Every route against a product rule in plain NumPy with derivatives written by hand."""
+    case = SMOOTH[name]
+    for (k_aa, k_bb, rho), found in zip(GRID, between_inputs(case.activation), strict=True):
+        bound = expansion_from(np.outer(norms(case, k_aa), norms(case, k_bb)))
+        assert_accurate(found, expansion_from(pair_moments(case, k_aa, k_bb, rho)), bound, (k_aa, k_bb, rho))
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_form_agrees_with_the_numerical_route(name):
+    case = CLOSED[name]
+    summed = between_inputs(keft.Smooth(case.activation))
+    for (k_aa, k_bb, rho), x, y in zip(GRID, between_inputs(case.activation), summed, strict=True):
+        bound = expansion_from(np.outer(norms(case, k_aa), norms(case, k_bb)))
+        assert_accurate(x, y, bound, (k_aa, k_bb, rho))
+
+
+def test_the_accuracy_check_can_fail():
+    """A relative error of 1e-9 in one curvature entry is seen; so is a 32-point Gauss-Hermite rule, whose chi is off by 8 at 4.37."""
+    case, where = SMOOTH["Tanh"], (4.37, 4.37, 1.0)
+    exact, bound = expansion_from(pair_moments(case, *where)), expansion_from(np.outer(norms(case, 4.37), norms(case, 4.37)))
+    assert_accurate(exact, exact, bound, where)
+    with pytest.raises(AssertionError, match="curvature"):
+        assert_accurate(exact._replace(curvature=exact.curvature * (1 + 1e-9)), exact, bound, where)
+    x, w = np.polynomial.hermite_e.hermegauss(32)
+    coarse = np.array([case.s(np.sqrt(4.37) * x, r) for r in range(5)])
+    with pytest.raises(AssertionError, match="value"):
+        assert_accurate(expansion_from(coarse * (w / w.sum()) @ coarse.T), exact, bound, where)
+
+
+def test_polynomial_beyond_its_degree_is_not_needed():
+    """Exact with degree + 1 Hermite coefficients; the expectation of x^2 x^2 is k_aa k_bb + 2 k_ab^2, of x^3 x^3 9 k_aa k_bb k_ab + 6 k_ab^3."""
+    k = jnp.array([2.0, 0.7, 1.5])
+    np.testing.assert_allclose(keft.Polynomial(jnp.array([0.0, 0, 1])).moments(k), [12.0, 3 + 0.98, 6.75], rtol=1e-13)
+    cube = keft.Polynomial(jnp.array([0.0, 0, 0, 1]))
+    np.testing.assert_allclose(cube.moments(k), [15 * 8.0, 27 * 0.7 + 6 * 0.343, 15 * 3.375], rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_function_itself(name):
+    """Closed forms above are closed forms of what a network applies."""
+    x = np.linspace(-4, 4, 41)
+    exact = {"ReLU": np.maximum(x, 0), "LeakyReLU": np.where(x > 0, x, 0.2 * x)}
+    expected = exact[name] if name in KINKED else SMOOTH[name].s(x, 0)
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), expected, rtol=1e-14, atol=1e-15)
+
+
+# --- kinked activations -----------------------------------------------------------------------------------------------
+
+
+def arc_cosine(k_aa: float, k_bb: float, k_ab: float) -> Expansion:
+    """E[relu relu] and derivatives; the determinant is exact, so that nothing is lost near rho = +-1."""
+    determinant = float(Fraction(k_aa) * Fraction(k_bb) - Fraction(k_ab) ** 2)
+    r = np.sqrt(max(determinant, 0.0))
+    both_positive = (np.pi - np.arctan2(r, k_ab)) / (2 * np.pi)
+    value = r / (2 * np.pi) + k_ab * both_positive
+    slope = np.array([r / k_aa / (4 * np.pi), r / k_bb / (4 * np.pi), both_positive])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        aa, bb = k_bb / k_aa / (8 * np.pi * r) - r / k_aa**2 / (4 * np.pi), k_aa / k_bb / (8 * np.pi * r) - r / k_bb**2 / (4 * np.pi)
+        aa_bb, aa_ab, bb_ab = 1 / (8 * np.pi * r), -k_ab / k_aa / (4 * np.pi * r), -k_ab / k_bb / (4 * np.pi * r)
+        curvature = np.array([[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, 1 / (2 * np.pi * r)]])
+    return Expansion(value, slope, curvature)
+
+
+@pytest.mark.parametrize(("k_aa", "k_bb", "rho"), [(1.0, 1.0, 0.5), (30.0, 1e-3, -0.8), (0.3, 4.37, 0.99)])
+def test_arc_cosine_against_integration(k_aa, k_bb, rho):
+    """relu_a times the conditional mean of relu_b, integrated over phi_a; then central differences of that."""
+
+    def integral(k_aa, k_bb, k_ab):
+        rest = np.sqrt(k_bb - k_ab**2 / k_aa)
+
+        def integrand(phi):
+            mean = k_ab / k_aa * phi
+            return phi * (mean * norm.cdf(mean / rest) + rest * norm.pdf(mean / rest)) * norm.pdf(phi, scale=np.sqrt(k_aa))
+
+        return quad(integrand, 0, 12 * np.sqrt(k_aa), epsabs=0, epsrel=1e-12, limit=200)[0]
+
+    k = np.array([k_aa, k_bb, rho * np.sqrt(k_aa * k_bb)])
+    exact, scale = arc_cosine(*k), np.sqrt(k_aa * k_bb) / 2
+    assert abs(integral(*k) - exact.value) < 1e-11 * scale
+    units = np.array([k_aa, k_bb, np.sqrt(k_aa * k_bb)])
+    steps = 1e-3 * (1 - abs(rho)) * np.diag(units)
+    for i, u in enumerate(steps):
+        assert abs((integral(*(k + u)) - integral(*(k - u))) / 2 / u[i] - exact.slope[i]) < 1e-5 * scale / units[i]
+        for j, v in enumerate(steps):
+            second = (integral(*(k + u + v)) - integral(*(k + u - v)) - integral(*(k - u + v)) + integral(*(k - u - v))) / 4 / u[i] / v[j]
+            assert abs(second - exact.curvature[i, j]) < 1e-3 * scale / units[i] / units[j]
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.2])
+def test_accuracy_of_kinked_activations(leak):
+    """Against the exact derivatives; near rho = +-1 these change by more than the accuracy when an entry of K is rounded.
+
+    There sqrt(k_aa k_bb - k_ab^2) has half the digits, and the result must be exact for a kernel within two roundings of the given one.
+    """
+    activation = keft.LeakyReLU(jnp.array(leak)) if leak else keft.ReLU()
+    for (k_aa, k_bb, rho), k, found in zip(GRID, KERNELS.tolist(), between_inputs(activation), strict=True):
+        nearby = [arc_cosine(k_aa, k_bb, k[1] * (1 + shift)) for shift in (-(2.0**-51), 0.0, 2.0**-51)]
+        linear = Expansion(k[1], np.array([0.0, 0.0, 1.0]), np.zeros((3, 3)))
+        candidates = [[leak * x + (1 - leak) ** 2 * y for x, y in zip(linear, e, strict=True)] for e in nearby]
+        units = np.array([k_aa, k_bb, np.sqrt(k_aa * k_bb)])
+        scale = np.sqrt(k_aa * k_bb) / 2
+        for name, x, options, unit in zip(Expansion._fields, found, zip(*candidates, strict=True), (1, units, np.outer(units, units)), strict=True):
+            if name == "curvature" and abs(rho) > 1 - 1e-12:
+                assert np.isfinite(x).all()
+                continue
+            slack = ACCURACY * np.maximum(scale / unit, np.abs(options[1]))
+            low, high = np.min(options, axis=0) - slack, np.max(options, axis=0) + slack
+            assert np.all((low <= x) & (x <= high)), f"{name} at {(k_aa, k_bb, rho)}: {x}, exact {options[1]}"
+
+
+# --- degenerate kernels: repeated inputs, rho = +-1, rank one ---------------------------------------------------------
+
+
+def rank_one(v):
+    return jnp.outer(v, v)
+
+
+# Input 2 repeats input 0; a generic kernel, so that no other pair is degenerate.
+ONCE = jnp.array([[1.3, 0.4], [0.4, 0.8]])
+COPY = np.array([0, 1, 0])
+TWICE = ONCE[COPY][:, COPY]
+DEGENERATE = {
+    "repeated": TWICE,
+    "rank one": rank_one(jnp.array([1.0, 1.5, -1.0])),
+    "nearly repeated": TWICE.at[0, 2].multiply(1 - 1e-9).at[2, 0].multiply(1 - 1e-9),
+    "uncorrelated": jnp.diag(jnp.array([1.0, 2.0, 0.5])),
+}
+
+
+def wishart(K):
+    return jnp.einsum("ac,bd->abcd", K, K) + jnp.einsum("ad,bc->abcd", K, K)
+
+
+@pytest.mark.parametrize("name", ["Tanh", "Softplus(2)", "Erf", "GELU", "ReLU", "LeakyReLU"])
+def test_a_repeated_input_is_the_same_input(name):
+    """Q, chi and Hess:V of three inputs, of which one repeats another, are those of the two, copied."""
+
+    @jax.jit
+    def evaluate(K):
+        model = keft.Model(ACTIVATIONS[name], 1.7, 0.1)
+        V = wishart(K) + jnp.einsum("ab,cd->abcd", K, K) / 3
+        return model.Q(K), model.chi(K, K**2), model.hess(K, V)
+
+    for once, twice in zip(evaluate(ONCE), evaluate(TWICE), strict=True):
+        np.testing.assert_allclose(twice, once[COPY][:, COPY], rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["ReLU", "LeakyReLU"])
+@pytest.mark.parametrize("v", [(1.0, 1.0), (1.0, 1.5), (1.0, -0.7)], ids=["repeated", "scaled", "negated"])
+def test_curvature_contracted_at_full_correlation_is_the_limit(name, v):
+    """Hess:V at rho = +-1 for the Wishart V is its limit as rho = +-(1 - delta): the distance falls like delta."""
+
+    @jax.jit
+    def contracted(delta):
+        K = rank_one(jnp.array(v)) * jnp.array([[1, 1 - delta], [1 - delta, 1]])
+        return keft.Model(ACTIVATIONS[name], 2.0).hess(K, wishart(K))
+
+    limit = contracted(0.0)
+    assert jnp.isfinite(limit).all()
+    for delta in (1e-3, 1e-5, 1e-7):
+        assert jnp.abs(contracted(delta) - limit).max() < 3 * delta
+    exact = arc_cosine(v[0] ** 2, v[1] ** 2, v[0] * v[1] * 0.9)
+    assert jnp.abs(contracted(0.1) - limit).max() > 0.01 * abs(exact.value)  # the law has something to see
+
+
+@pytest.mark.parametrize("name", ["Tanh", "Sin", "Erf", "GELU", "ReLU", "LeakyReLU"])
+def test_derivatives_at_degenerate_kernels_are_finite_and_agree(name):
+    """Forward, reverse, and reverse over forward: of Q, and of chi for its second derivative."""
+    model = keft.Model(ACTIVATIONS[name], 1.7, 0.1)
+    weights = jnp.cos(jnp.arange(9.0)).reshape(3, 3)
+    weights = weights + weights.T
+
+    def loss(K):
+        return jnp.sum(weights * model.Q(K))
+
+    @jax.jit
+    def derivatives(K):
+        along = jax.jvp(loss, (K,), (weights,))[1]
+        twice = jax.grad(lambda K: jax.jvp(loss, (K,), (weights,))[1])(K)
+        return jax.grad(loss)(K), along, twice
+
+    for kind, K in DEGENERATE.items():
+        gradient, along, twice = derivatives(K)
+        assert all(jnp.isfinite(x).all() for x in (gradient, along, twice)), kind
+        np.testing.assert_allclose(along, jnp.sum(gradient * weights), rtol=1e-10, err_msg=kind)
+        np.testing.assert_allclose(along, jnp.sum(weights * model.chi(K, weights)), rtol=1e-9, err_msg=kind)
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+class Bump(eqx.Module):
+    width: jax.Array
+    centre: jax.Array
+
+    def __call__(self, x):
+        return jnp.exp(-(((x - self.centre) / self.width) ** 2))
+
+
+PARAMETERS = {
+    "Softplus": keft.Softplus(jnp.array(1.3)),
+    "LeakyReLU": keft.LeakyReLU(jnp.array(0.2)),
+    "Scaled": keft.Scaled(keft.Erf(), jnp.array(0.8), jnp.array(1.4)),
+    "Polynomial": keft.Polynomial(jnp.array([0.1, 0.9, -0.2, 0.05])),
+    "Smooth": keft.Smooth(Bump(jnp.array(1.5), jnp.array(0.3))),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_gradients_by_parameters(name):
+    """Reverse mode against central differences (order four), along each parameter, C_W and C_b included.
+
+    The kernel has an ordinary pair, a strongly correlated one and a repeated input.
+    """
+    K = jnp.array([[1.0, 0.4, 1.38, 1.0], [0.4, 0.7, 0.5, 0.4], [1.38, 0.5, 2.0, 1.38], [1.0, 0.4, 1.38, 1.0]])
+    weights = jnp.cos(jnp.arange(16.0)).reshape(4, 4)
+    parameters, static = eqx.partition(keft.Model(PARAMETERS[name], 1.7, 0.1), eqx.is_array)
+    flat, restore = jax.flatten_util.ravel_pytree(parameters)
+    assert flat.size >= 3
+
+    @jax.jit
+    def loss(flat):
+        return jnp.sum(weights * eqx.combine(restore(flat), static).Q(K))
+
+    gradient, step = jax.grad(loss)(flat), 1e-3
+    for i, unit in enumerate(step * np.eye(flat.size)):
+        near, far = loss(flat + unit) - loss(flat - unit), loss(flat + 2 * unit) - loss(flat - 2 * unit)
+        np.testing.assert_allclose(gradient[i], (8 * near - far) / (12 * step), rtol=1e-8, atol=1e-10)
+
+
+def test_new_parameter_values_do_not_retrace():
+    traces = 0
+
+    @eqx.filter_jit
+    def Q(model, K):
+        nonlocal traces
+        traces += 1
+        return model.Q(K)
+
+    for C_W, beta in [(1.0, 0.5), (2.0, 0.5), (2.0, 3.0)]:
+        Q(keft.Model(keft.Softplus(beta), C_W, C_b=0.1 * C_W), ONCE)
+    assert traces == 1
+
+
+# --- how JAX may use it -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_float32_stays_float32(name):
+    """In float32, with float64 enabled: nothing is promoted, and what comes out is right to float32 accuracy."""
+    k = KERNELS[[i for i, (a, b, rho) in enumerate(GRID) if (a, b) == (0.3, 4.37) and abs(rho) < 0.9991]]
+    double, single = expansions(ACTIVATIONS[name], k), expansions(ACTIVATIONS[name], k.astype(jnp.float32))
+    for x, y in zip(single, double, strict=True):
+        assert x.dtype == jnp.float32
+        np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-4)
+    model = keft.Model(ACTIVATIONS[name], 2.0, 0.1)
+    assert jax.eval_shape(model.Q, ONCE.astype(jnp.float32)).dtype == jnp.float32
+    assert ACTIVATIONS[name].error(k[0].astype(jnp.float32)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["Tanh", "ReLU"])
+def test_compiled_is_eager_and_mapped_is_a_loop(name):
+    activation, ks = ACTIVATIONS[name], jnp.stack([pack(K) for K in DEGENERATE.values()])
+    compiled, mapped = eqx.filter_jit(activation.expansion), eqx.filter_jit(jax.vmap(activation.expansion))(ks)
+    for i, k in enumerate(ks):
+        for x, y in zip(compiled(k), mapped, strict=True):
+            np.testing.assert_allclose(y[i], x, rtol=1e-12, atol=1e-14)
+    for x, y in zip(activation.expansion(ks[0]), compiled(ks[0]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)

@@ -1,0 +1,161 @@
+"""The command line: what it computes, what it writes, and one clear sentence for every mistake."""
+
+import jax
+import numpy as np
+import pytest
+
+import kernel_eft_jax as keft
+from kernel_eft_jax import cli, paper, storage
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_theory_in_the_continuum(capsys):
+    # Linear activation: K0(t) = K0 exp(C_W t), V4 = (1 + 2 C_W t) Wick(K0(t)).
+    command = "theory --activation linear --C_W 0.7 --diagonal 1.5 --off-diagonal 0.5 --T 1 --times 3 --out a.nc"
+    assert cli.main(command.split()) == 0
+    solution = storage.load("a.nc")
+    assert isinstance(solution, keft.Solution)
+    np.testing.assert_allclose(solution.ts, [0, 0.5, 1])
+    np.testing.assert_allclose(solution.K0[-1, 0], np.exp(0.7) * np.array([1.5, 0.5]), rtol=1e-6)
+    np.testing.assert_allclose(solution.V4[-1, 0, 0, 0, 0], 2.4 * 2 * (1.5 * np.exp(0.7)) ** 2, rtol=1e-6)
+    assert f"{1.5 * np.exp(0.7):.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_theory_by_layers_from_a_kernel_file(suffix):
+    K0 = np.array([[1.5, 0.5], [0.5, 1.0]])
+    if suffix == "npy":
+        np.save("K0.npy", K0)
+    else:
+        np.savetxt("K0.csv", K0, delimiter=",")
+    command = f"theory --activation linear --C_W 2 --K0 K0.{suffix} --eps 0.5 --depth 4 --times 3"
+    assert cli.main(command.split()) == 0
+    solution = storage.load("theory.nc")
+    np.testing.assert_allclose(solution.ts, [0, 0.5, 1])
+    np.testing.assert_allclose(solution.K0[1], 1.5**2 * K0, rtol=1e-12)
+
+
+def test_theory_of_a_tower_states_its_truncation(capsys):
+    command = "theory --activation sin --inputs 1 --closure hermite-tower --degree 4 --eps 0.5 --depth 2 --times 2"
+    assert cli.main(command.split()) == 0
+    assert "truncation error" in capsys.readouterr().out
+    assert storage.load("theory.nc").truncation is not None
+
+
+@pytest.mark.parametrize(("sampler", "control"), [("block", True), ("weights", False)])
+def test_sample(sampler, control, capsys):
+    command = (
+        f"sample --activation sin --width 6 --depth 4 --eps 0.5 --networks 70 --seed 3 --times 3 --sampler {sampler}"
+    )
+    assert cli.main(command.split()) == 0
+    estimate = storage.load("sample.nc")
+    assert (estimate.networks, estimate.width) == (70, 6)
+    np.testing.assert_array_equal(estimate.layers, [0, 2, 4])
+    assert (estimate.V4_excess is not None) == control
+    assert "±" in capsys.readouterr().out
+
+
+def test_activation_parameters_arrive():
+    arguments = cli.parser().parse_args(["theory", "--activation", "leaky-relu:slope=0.3"])
+    assert cli._model(arguments).activation.slope == 0.3
+    arguments = cli.parser().parse_args(["theory", "--activation", "polynomial:coefficients=0,1,-0.5"])
+    np.testing.assert_array_equal(cli._model(arguments).activation.coefficients, [0, 1, -0.5])
+
+
+@pytest.mark.parametrize("name", cli.ACTIVATIONS)
+def test_every_activation_has_a_name(name):
+    extra = ":coefficients=0,1" if name == "polynomial" else ""
+    arguments = cli.parser().parse_args(["theory", "--activation", name + extra])
+    assert isinstance(cli._model(arguments).activation, keft.Activation)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("theory --activation tahn", "Unknown activation 'tahn'. Did you mean tanh? Known: tanh, erf, relu"),
+        ("theory --activation LeakyReLU", "Did you mean leaky-relu?"),
+        ("theory --activation softplus:beta=sharp", "'beta=sharp' must read PARAMETER=NUMBER"),
+        ("theory --activation tanh:beta=2", "'tanh' does not go with the parameters 'beta=2'"),
+        ("theory --C_W -1", "`C_W` is a variance and must be finite and not negative, but is -1.0"),
+        ("theory --diagonal 1 --off-diagonal 1.5", "positive semi-definite, but its smallest eigenvalue is -0.5"),
+        ("theory --diagonal -1 --off-diagonal 0", "positive variances"),
+        ("theory --diagonal nan", "`K0` must be finite"),
+        ("theory --inputs 0", "`--inputs` must be a whole number, 1 or more, but is 0"),
+        ("theory --times 1", "`--times` must be a whole number, 2 or more, but is 1"),
+        ("theory --T -1", "`--T` must be a finite number greater than zero, but is -1.0"),
+        ("theory --depth 4", "`--depth` counts layers: give `--eps` too"),
+        ("theory --eps 0.1", "`--eps` asks for layers: give their number as `--depth`"),
+        ("theory --eps 0 --depth 4", "`--eps` must be a finite number greater than zero, but is 0.0"),
+        ("theory --degree 8", "`--degree` belongs to sigma-kernel and hermite-tower"),
+        ("theory --closure hermite-tower --degree 1", "`degree` must be a whole number, 2 or more, but is 1"),
+        ("theory --K0 nothing.npy", "nothing.npy: No such file or directory"),
+        ("theory --K0 K0.txt", "`--K0` must name a .npy or .csv file, but is K0.txt"),
+        ("theory --K0 words.csv", "words.csv does not hold a matrix of numbers"),
+        ("theory --K0 wide.csv", "`K0` must be a square matrix (inputs, inputs), but has shape (1, 3)"),
+        ("theory --out nowhere/a.nc", "must lie in a directory that exists, but nowhere does not"),
+        ("sample --width 0", "`width` must be a whole number, 1 or more, but is 0"),
+        ("sample --depth 0", "`depth` must be a whole number, 1 or more, but is 0"),
+        ("sample --eps -0.1", "`eps` must be a finite number greater than zero, but is -0.1"),
+        ("sample --networks 1", "`networks` must be a whole number, 64 or more, but is 1"),
+        ("paper --networks 0", "`networks` must be a whole number, 64 or more, but is 0"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(command, says, tmp_path, capsys):
+    (tmp_path / "words.csv").write_text("1,one\n")
+    (tmp_path / "wide.csv").write_text("1,2,3\n")
+    assert cli.main(command.split()) == 2
+    message = capsys.readouterr().err
+    assert says in message
+    assert message.startswith("kernel-eft: ")
+    assert message.count("\n") == 1
+    assert not list(tmp_path.glob("*.nc"))
+
+
+def test_a_run_that_fails_says_where(capsys):
+    command = "theory --activation polynomial:coefficients=0,0,0,1 --inputs 1 --eps 1 --depth 40 --times 2"
+    assert cli.main(command.split()) == 1
+    assert "K0[0, 0] at depth t = 40" in capsys.readouterr().err
+
+
+def test_interrupting_ends_quietly(monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paper, "main_job", interrupted)
+    assert cli.main(["paper"]) == 130
+    assert capsys.readouterr().err == "kernel-eft: interrupted\n"
+
+
+def test_paper_runs_the_study_and_writes_it(monkeypatch, capsys, tmp_path):
+    calls = {}
+
+    def main_job(networks, key):
+        calls["networks"], calls["key"] = networks, key
+        return "study"
+
+    def write(study, out):
+        calls["study"], calls["out"] = study, out
+        return [out / "table.md"]
+
+    monkeypatch.setattr(paper, "main_job", main_job)
+    monkeypatch.setattr(paper, "write", write)
+    monkeypatch.setattr(paper, "table", lambda study: [])
+    assert cli.main(["paper", "--networks", "500", "--seed", "7", "--out", "deep/results"]) == 0
+    assert (calls["networks"], calls["study"], str(calls["out"])) == (500, "study", "deep/results")
+    assert calls["key"] == jax.random.key(7)
+    assert (tmp_path / "deep" / "results").is_dir()
+    assert "1 files in deep/results" in capsys.readouterr().out
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("paper", "theory", "sample"))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["theory", "--help"])
+    assert "None" not in capsys.readouterr().out

@@ -1,0 +1,284 @@
+"""HermiteTower and SigmaKernel against oracles that expand in no modes: sums over layers, closed forms, dense quadrature."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import PROBLEMS, SMOOTH, Problem, line, one_input_layers, select, sigma, wick
+
+import kernel_eft_jax as keft
+from kernel_eft_jax.closures import hermite_tower
+from kernel_eft_jax.closures.four_point import bends, products_and_noise
+from kernel_eft_jax.model import apply_slope
+from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
+
+# What is left at degree 40, relative: nothing for entire functions, little where poles are far, more for tanh and kinks.
+TOWER_TOLERANCE = {"Tanh layers": (3e-5, 5e-3), "published": (2e-5, 4e-3), "relu": (1e-6, 2e-4)}
+EXACT = [p for p in select("V4") if "many inputs" not in p.tags or "closed form" in p.tags]
+
+
+def solve(problem: Problem, closure, **options):
+    return keft.solve(problem.model, problem.K0, problem.ts, closure=closure, eps=problem.eps, **options)
+
+
+def assert_close(actual, expected, rtol):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * max(np.abs(expected).max(), 1e-3))
+
+
+@pytest.mark.parametrize("problem", EXACT, ids=lambda p: p.name)
+def test_the_tower_is_exact_at_order_one_over_n(problem):
+    """V4 and K1 of real layers at any eps, and of the continuum, whatever the activation: odd, even, neither, or kinked."""
+    V4_rtol, K1_rtol = TOWER_TOLERANCE.get(problem.name, (2e-6, 2e-6))
+    solution = solve(problem, keft.HermiteTower(20 if "closed form" in problem.tags else 40))
+    assert_close(solution.K0, problem.known["K0"].value, 1e-7)
+    assert_close(solution.V4, problem.known["V4"].value, V4_rtol)
+    assert_close(solution.K1, problem.known["K1"].value, K1_rtol)
+
+
+@pytest.mark.parametrize("problem", select("V4", "closed form"), ids=lambda p: p.name)
+def test_a_linear_network_needs_the_pseudo_inverse_only(problem):
+    """For s(x) = x the sigma-kernel is the kernel: V4 in closed form and K1 = 0, though Cov(z, z) is singular."""
+    solution = solve(problem, keft.SigmaKernel())
+    known = problem.known["V4_g_only" if problem.eps else "V4"].value  # its layer recursion is explicit Euler
+    assert_close(solution.V4, known, 1e-7)
+    assert_close(solution.K1, problem.known["K1"].value, 1e-9)
+
+
+def test_a_wrong_response_would_be_seen(monkeypatch):
+    """Negative control: with the response chi ten per cent too large, the same comparison fails."""
+    problem = next(p for p in PROBLEMS if p.name == "SiLU layers")
+    monkeypatch.setattr(hermite_tower, "apply_slope", lambda slope, h: apply_slope(1.1 * slope, h))
+    solution = solve(problem, keft.HermiteTower(39))  # a degree of its own: nothing compiled before is used again
+    for quantity in ("V4", "K1"):
+        with pytest.raises(AssertionError):
+            assert_close(getattr(solution, quantity), problem.known[quantity].value, 1e-3)
+
+
+PAPER = (keft.Model(keft.Tanh(), jnp.array(2.0)), np.array([[2.0, 0.6], [0.6, 2.0]]), np.array([2.0]))
+
+
+def test_numbers_of_the_sigma_kernel_closure():
+    """The numbers of the design document at the paper's settings: 48.418 and -0.4700 for one input, found independently."""
+    model, K, ts = PAPER
+    solution = keft.solve(model, K, ts, closure=keft.SigmaKernel())
+    np.testing.assert_allclose(solution.V4[0, 0, 0, 0, 0], 48.418, atol=5e-4)
+    np.testing.assert_allclose(solution.K1[0, 0, 0], -0.4700, atol=5e-5)
+
+
+def test_closures_agree_on_two_inputs_to_their_stated_accuracy():
+    """V4 of two inputs: tower and sigma-kernel, two different systems, differ by 0.2 %; K1 by 0.02 on and off the diagonal."""
+    model, K, ts = PAPER
+    sigma_kernel = keft.solve(model, K, ts, closure=keft.SigmaKernel())
+    tower = keft.solve(model, K, ts, closure=keft.HermiteTower(20))
+    np.testing.assert_allclose(sigma_kernel.V4, tower.V4, rtol=2e-3)
+    np.testing.assert_allclose(sigma_kernel.K1, tower.K1, atol=0.04)
+    for quantity in ("V_GS", "V_SS"):
+        missing = np.abs(getattr(sigma_kernel, quantity) - getattr(tower, quantity)).max()
+        assert missing < 2e-3 + unpack_covariance(getattr(tower.truncation, quantity)).max()
+    np.testing.assert_allclose(sigma_kernel.U1, tower.U1, atol=0.04)
+
+
+def test_degree_two_is_the_g_only_covariance_for_odd_activations():
+    """Truncated at degree two, the tower's V4 is the paper's, for unequal variances and biases too."""
+    model = keft.Model(keft.Tanh(), jnp.array(1.7), jnp.array(0.3))
+    K, ts = np.array([[2.0, 0.6], [0.6, 0.7]]), np.array([0.5, 1.5])
+    tower = keft.solve(model, K, ts, closure=keft.HermiteTower(2))
+    np.testing.assert_allclose(tower.V4, keft.solve(model, K, ts).V4, rtol=1e-6)
+
+
+MODEL = keft.Model(keft.SiLU(), jnp.array(1.5), jnp.array(0.2))
+THREE = np.array([[1.0, 0.4, -0.3], [0.4, 0.8, 0.2], [-0.3, 0.2, 1.5]])
+TS = np.array([0.5, 1.0])
+
+
+@pytest.mark.parametrize("closure", [keft.HermiteTower(8), keft.SigmaKernel(8)], ids=lambda c: type(c).__name__)
+def test_inputs_do_not_depend_on_who_else_is_there(closure):
+    """The law of some inputs is that of the network restricted to them, in any order, copies included."""
+    whole = keft.solve(MODEL, THREE, TS, closure=closure, eps=0.5**0.5)
+    for some in ([0], [2, 0], [1, 1]):
+        part = keft.solve(MODEL, THREE[np.ix_(some, some)], TS, closure=closure, eps=0.5**0.5)
+        np.testing.assert_allclose(part.K0, np.asarray(whole.K0)[(slice(None), *np.ix_(some, some))], rtol=1e-9)
+        index = (slice(None), *np.ix_(some, some, some, some))
+        np.testing.assert_allclose(part.V4, np.asarray(whole.V4)[index], rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose(
+            part.K1, np.asarray(whole.K1)[(slice(None), *np.ix_(some, some))], rtol=1e-7, atol=1e-8
+        )
+
+
+@pytest.mark.parametrize("closure", [keft.HermiteTower(8), keft.SigmaKernel(8)], ids=lambda c: type(c).__name__)
+def test_covariances_are_covariances(closure):
+    """The joint covariance of G and S is symmetric and positive semi-definite at every depth."""
+    packed = keft.solve(MODEL, THREE, TS, closure=closure, eps=0.5**0.5).packed
+    joint = np.block([[packed.V4, packed.V_GS], [np.swapaxes(packed.V_GS, 1, 2), packed.V_SS]])
+    np.testing.assert_allclose(joint, np.swapaxes(joint, 1, 2), atol=1e-9)
+    assert np.linalg.eigvalsh(joint).min() > -1e-9 * np.abs(joint).max()
+
+
+@pytest.mark.parametrize("degree", [12, 24])
+def test_the_truncation_estimate_is_honest(degree):
+    """What is missing at a degree is less than `truncation` says, and not a hundred times less."""
+    problem = next(p for p in PROBLEMS if p.name == "Tanh layers")
+    solution = solve(problem, keft.HermiteTower(degree))
+    for quantity in ("V4", "K1"):
+        missing = np.abs(getattr(solution, quantity) - problem.known[quantity].value).max()
+        estimate = float(np.max(getattr(solution.truncation, quantity)))
+        assert estimate / 100 < missing < estimate
+
+
+def test_four_point_expectations():
+    """E[s s s s], its gradient form and the second derivatives, against dense quadrature over three and over four inputs."""
+    case, k = SMOOTH["Softplus(0.5)"], 0.5
+    K = k * np.array([[1.0, 0.5, -0.2, 0.3], [0.5, 1.2, 0.1, 0.2], [-0.2, 0.1, 0.9, 0.4], [0.3, 0.2, 0.4, 1.1]])
+    Q = np.array([[1.0, 0.2, 0.1, 0.4], [0.2, 0.8, 0.3, 0.1], [0.1, 0.3, 0.7, 0.2], [0.4, 0.1, 0.2, 0.9]])
+    x, w = np.polynomial.hermite_e.hermegauss(22)
+    grid = np.stack(np.meshgrid(x, x, x, x, indexing="ij")).reshape(4, -1)
+    weights = np.prod(np.stack(np.meshgrid(w, w, w, w, indexing="ij")).reshape(4, -1), axis=0) / (2 * np.pi) ** 2
+    phi = np.linalg.cholesky(K) @ grid
+    s = [case.s(phi, r) for r in range(3)]
+    expected = np.einsum("ai,bi,ci,di,i->abcd", s[0], s[0], s[0], s[0], weights)
+    half = np.einsum("ai,bi,ci,di,i->abcd", s[1], s[0], s[1], s[0], weights)  # derivatives at a and at c
+    noise = sum(
+        np.einsum(f"{q},{d}->abcd", Q, half)
+        for q, d in (("ac", "abcd"), ("ad", "abdc"), ("bc", "bacd"), ("bd", "badc"))
+    )
+    products, gradients = products_and_noise(case.activation, pack(jnp.asarray(K)), pack(jnp.asarray(Q)), 24)
+    np.testing.assert_allclose(unpack_covariance(products), expected, rtol=1e-9)
+    np.testing.assert_allclose(unpack_covariance(gradients), noise, rtol=1e-8)
+    bent = np.einsum("ai,bi,ai,bi,i->ab", s[2], s[0], s[0], s[0], weights)  # by aa, with cd = ab
+    np.testing.assert_allclose(unpack(bends(case.activation, pack(jnp.asarray(K)), 24)[:, 0, 2])[0], bent[0], rtol=1e-9)
+
+
+PARAMETERS = {
+    "C_W": lambda m, K: (lambda v: (eqx.tree_at(lambda m: m.C_W, m, v), K), m.C_W),
+    "C_b": lambda m, K: (lambda v: (eqx.tree_at(lambda m: m.C_b, m, v), K), m.C_b),
+    "beta": lambda m, K: (lambda v: (eqx.tree_at(lambda m: m.activation.beta, m, v), K), m.activation.beta),
+    "K_01": lambda m, K: (lambda v: (m, K.at[0, 1].set(v).at[1, 0].set(v)), K[0, 1]),
+}
+
+
+@pytest.mark.parametrize("closure", [keft.HermiteTower(6), keft.SigmaKernel(6)], ids=lambda c: type(c).__name__)
+def test_layer_gradients_forward_reverse_and_by_differences(closure):
+    """Derivatives of V4 and K1 by every parameter: forward = reverse = central differences to 1e-6."""
+    model, K = keft.Model(keft.Softplus(jnp.array(2.0)), jnp.array(1.5), jnp.array(0.2)), jnp.asarray(THREE[:2, :2])
+    values = jnp.array([m[1] for m in (make(model, K) for make in PARAMETERS.values())])
+
+    @jax.jit
+    def observe(values):
+        m, k = model, K
+        for make, value in zip(PARAMETERS.values(), values, strict=True):
+            m, k = make(m, k)[0](value)
+        solution = keft.solve(m, k, np.array([1.0]), closure=closure, eps=0.5)
+        return jnp.stack([solution.V4[0, 0, 1, 0, 1], solution.K1[0, 0, 1]])
+
+    forward, reverse = jax.jacfwd(observe)(values), jax.jacrev(observe)(values)
+    steps = 1e-4 * np.eye(values.size)
+    differences = np.stack(
+        [
+            (8 * (observe(values + d) - observe(values - d)) - (observe(values + 2 * d) - observe(values - 2 * d)))
+            / 1.2e-3
+            for d in steps
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(forward, reverse, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(forward, differences, rtol=1e-6, atol=1e-8)
+
+
+def test_continuum_gradients_of_the_tower():
+    """The same through diffrax: reverse by default, forward with ForwardMode, in C_W and in depth."""
+    K = jnp.array([[1.0]])
+
+    def observe(value, adjoint=None):
+        model = keft.Model(keft.Tanh(), value[0])
+        solution = keft.solve(model, K, value[1:], closure=keft.HermiteTower(10), adjoint=adjoint)
+        return jnp.stack([solution.V4[0, 0, 0, 0, 0], solution.K1[0, 0, 0]])
+
+    value = jnp.array([2.0, 1.0])
+    reverse = jax.jacrev(observe)(value)
+    forward = jax.jacfwd(lambda v: observe(v, diffrax.ForwardMode()))(value)
+    differences = [(observe(value + d) - observe(value - d)) / 2e-3 for d in 1e-3 * np.eye(2)]
+    np.testing.assert_allclose(forward, reverse, rtol=1e-7)
+    np.testing.assert_allclose(forward, np.stack(differences, axis=1), rtol=1e-5)
+
+
+def test_relu_off_the_diagonal_against_sums_over_layers():
+    """V4_01,01 of ReLU at two inputs: the response of section 5 by sums over layers and dense quadrature, no modes."""
+    C_W, h, K = 2.0, 0.25, np.array([[1.0, 0.3], [0.3, 0.8]])
+    model = keft.Model(keft.ReLU(), jnp.array(C_W))
+    rng_x, w = line(1 / 24)
+    x, y = np.meshgrid(rng_x, rng_x, indexing="ij")
+    weight = np.outer(w, w)
+    relu = lambda v: np.maximum(v, 0)  # noqa: E731
+
+    def increments(K):
+        """E[s s] and the response of E[s_0 s_1] to (K_00, K_11, K_01), by hand from the arc-cosine kernel."""
+        r, root = np.sqrt(np.linalg.det(K)), np.sqrt(K[0, 0] * K[1, 1])
+        theta = np.arctan2(r, K[0, 1])
+        E = np.array([[K[0, 0] / 2, 0], [0, K[1, 1] / 2]])
+        E[0, 1] = E[1, 0] = (r + K[0, 1] * (np.pi - theta)) / (2 * np.pi)
+        assert root > 0
+        return E, np.array([r / (4 * np.pi * K[0, 0]), r / (4 * np.pi * K[1, 1]), (np.pi - theta) / (2 * np.pi)])
+
+    # Two layers: g = xi_2(phi phi) + h, h_2 = h C_W (xi_1(ss) + chi_1 h_1) + h_1, h_1 = h C_W xi_0(ss), in pairs (00, 11, 01).
+    kernels = [K]
+    for _ in range(2):
+        kernels.append(kernels[-1] + h * C_W * increments(kernels[-1])[0])
+    L = np.linalg.cholesky(kernels[0])
+    phi = np.stack([L[0, 0] * x, L[1, 0] * x + L[1, 1] * y])
+    pair = [(0, 0), (1, 1), (0, 1)]
+    ss0 = np.stack([relu(phi[a]) * relu(phi[b]) for a, b in pair])
+    pp0 = np.stack([phi[a] * phi[b] for a, b in pair])
+    # Given phi at layer 0, layer 1 adds an independent normal of covariance h Q: averages of s s there, by the same grid.
+    M = np.linalg.cholesky(kernels[1] - kernels[0])
+    coarse, v = line(1 / 6)
+    u = np.stack(np.meshgrid(coarse, coarse, indexing="ij")).reshape(2, -1)
+    shift, v2 = M @ u, np.outer(v, v).ravel()
+    take = np.s_[::4, ::4]  # a coarser grid for the nested average
+    ss1_given_0 = np.stack(
+        [
+            sum(
+                vv * relu(phi[a][take] + s[a]) * relu(phi[b][take] + s[b])
+                for s, vv in zip(shift.T, v2, strict=True)
+                if vv > 1e-12
+            )
+            for a, b in pair
+        ]
+    )
+    w0, w1 = weight, weight[take] / weight[take].sum()
+
+    def cov(f, g, weights):
+        f, g = f.reshape(3, -1), g.reshape(3, -1)
+        f, g = f - (f @ weights.ravel())[:, None], g - (g @ weights.ravel())[:, None]
+        return (f * weights.ravel()) @ g.T
+
+    xi0_xi0 = cov(ss0, ss0, w0)
+    xi1_xi0 = cov(ss1_given_0, ss0[(slice(None), *take)], w1)
+    L1 = np.linalg.cholesky(kernels[1])
+    phi1 = np.stack([L1[0, 0] * x, L1[1, 0] * x + L1[1, 1] * y])
+    ss1 = np.stack([relu(phi1[a]) * relu(phi1[b]) for a, b in pair])
+    pp1 = np.stack([phi1[a] * phi1[b] for a, b in pair])
+    chi = np.zeros((3, 3))
+    chi[0, 0] = chi[1, 1] = 0.5
+    chi[2] = increments(kernels[1])[1]
+    c = h * C_W
+    A = np.eye(3) + c * chi  # h_2 = c xi_1 + A c xi_0
+    var_h = c**2 * (cov(ss1, ss1, w0) + A @ xi0_xi0 @ A.T + xi1_xi0 @ A.T + A @ xi1_xi0.T)
+    pp_h = c * (cov(pp1, ss1, w0) + cov(pp0, ss0, w0) @ A.T)
+    full = wick(kernels[2])
+    base = np.array([[full[a, b, i, j] for i, j in pair] for a, b in pair])
+    expected = base + var_h + pp_h + pp_h.T
+    solution = keft.solve(model, K, np.array([2 * h]), closure=keft.HermiteTower(24), eps=h**0.5)
+    actual = np.array([[solution.V4[0, a, b, i, j] for i, j in pair] for a, b in pair])
+    np.testing.assert_allclose(actual, expected, rtol=2e-3)
+    np.testing.assert_allclose(np.diagonal(actual), np.diagonal(expected), rtol=1e-3)
+
+
+def test_reference_of_one_input_is_not_the_tower():
+    """The sums over layers that judge the tower above give the design document's digits at eps = 0.5 by themselves."""
+    reference = one_input_layers(SMOOTH["Tanh"], 2.0, 0.0, 2.0, 0.5, 8)
+    np.testing.assert_allclose(reference["K0"][-1], 4.3322839, rtol=1e-8)
+    np.testing.assert_allclose(reference["V4"][-1], 47.3969, rtol=1e-6)
+    np.testing.assert_allclose(reference["K1"][-1], -0.34284, atol=5e-6)
+    assert sigma(np.eye(1), np.eye(1)).item() == 4

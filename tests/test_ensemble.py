@@ -1,0 +1,312 @@
+r"""Ensembles against laws known without this package, and samplers against each other.
+
+For s(x) = x and C_b = 0 the moments of G close at every width: with $A = 2 \epsilon^2 C_W + \epsilon^4 C_W^2$ and M = E[G G],
+
+$$E[G'] = (1 + \epsilon^2 C_W) E[G], \qquad
+  M'_{ab,cd} = (1 + \epsilon^2 C_W)^2 M_{ab,cd} + \tfrac{A}{n} (M_{ac,bd} + M_{ad,bc})$$
+
+from M = K0 K0 + (1/n) (K0 K0 + K0 K0) at depth zero. Statistical tests compare in units of the standard error that the ensemble reports
+(itself tested in test_statistics.py), with a bound of 5: a false alarm has probability 6e-7 for each number compared.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+
+from kernel_eft_jax.activations import Linear, Polynomial, ReLU, Smooth, Tanh
+from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, sample_kernels
+from kernel_eft_jax.model import Model
+from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
+
+K0 = jnp.array([[2.0, 0.6], [0.6, 1.5]])
+
+
+def linear_moments(K, n, depth, eps, C_W):
+    """E[G] and n Cov(G, G) of the linear network of width n at the last depth."""
+
+    def pairings(M):
+        return np.einsum("acbd->abcd", M) + np.einsum("adbc->abcd", M)
+
+    step = 1 + eps**2 * C_W
+    M = np.einsum("ab,cd->abcd", K, K)
+    M = M + pairings(M) / n
+    for _ in range(depth):
+        M = step**2 * M + (2 * eps**2 * C_W + eps**4 * C_W**2) / n * pairings(M)
+    mean = step**depth * K
+    return mean, n * (M - np.einsum("ab,cd->abcd", mean, mean))
+
+
+def agree(value, error, expected, bound=5):
+    """Within `bound` standard errors, and those smaller than 5 % of the largest expected number (or any, if that is zero)."""
+    assert (np.abs(value - expected) < bound * error).all(), (value, expected, error)
+    assert (error <= 0.05 * np.abs(expected).max()).all() or not np.any(expected)
+
+
+# --- laws in closed form --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [BlockSampler(), WeightSampler()])
+def test_linear_network_at_finite_width(key, sampler):
+    """n = 6, where V4 is 1.5 times its value at infinite width. 60,000 networks."""
+    n, depth, eps, C_W = 6, 10, 0.3, 1.5
+    est = estimate(
+        Model(Linear(), C_W),
+        K0,
+        n,
+        depth,
+        eps,
+        60_000,
+        key,
+        sampler=sampler,
+        control=False,
+        save_at=[0, 4, depth],
+        progress=False,
+    )
+    for t, layer in enumerate(est.layers):
+        mean, V4 = linear_moments(K0, n, layer, eps, C_W)
+        agree(est.G[t], est.stderr.G[t], mean)
+        agree(est.V4[t], est.stderr.V4[t], V4)
+        assert np.allclose(est.K0[t], mean, rtol=1e-12)
+        agree(est.K1[t], est.stderr.K1[t], np.zeros_like(K0))
+    assert np.allclose(est.V_SS, est.V4, rtol=1e-5)
+    assert np.allclose(est.V_GS, est.V4, rtol=1e-5)
+    assert np.allclose(est.ts, eps**2 * est.layers)
+
+
+def test_control_variates_are_unbiased_and_better(key):
+    """Linear again: K1 = U1 = 0, and V4 at width n minus V4 at infinite width is known. 60,000 networks."""
+    n, depth, eps, C_W = 16, 8, 0.3, 1.5
+    run = (Model(Linear(), C_W), K0, n, depth, eps, 60_000, key)
+    plain = estimate(*run, control=False, save_at=[depth], progress=False)
+    est = estimate(*run, save_at=[depth], progress=False)
+    assert np.allclose(est.G, plain.G, rtol=1e-6)
+    assert np.allclose(est.V4, plain.V4, rtol=1e-4)
+    agree(est.K1, est.stderr.K1, 0 * est.K1)
+    agree(est.U1, est.stderr.U1, 0 * est.U1)
+    assert (est.stderr.K1 < 0.5 * plain.stderr.K1).all()
+    assert est.V4_excess is not None
+    assert est.stderr.V4_excess is not None
+    excess = linear_moments(K0, n, depth, eps, C_W)[1] - linear_moments(K0, 1e9, depth, eps, C_W)[1]
+    agree(est.V4_excess[0], est.stderr.V4_excess[0], excess, bound=5)
+    assert (est.stderr.V4_excess < 0.6 * plain.stderr.V4).all()
+
+
+def test_published_setting_of_control_variates(key):
+    """tanh, one input, n = 128: K1 = -0.454 in the limit, 0.012 standard error from 40,000 networks (0.4 without), V4 = 48.5."""
+    est = estimate(
+        Model(Tanh(), 2.0), jnp.array([[2.0]]), 128, 200, 0.1, 40_000, key, save_at=[100, 200], progress=False
+    )
+    K1, error = est.K1[-1, 0, 0], est.stderr.K1[-1, 0, 0]
+    assert 0.008 < error < 0.016
+    assert abs(K1 + 0.454) < 0.005 + 4 * error
+    V4, error = est.V4[-1].item(), est.stderr.V4[-1].item()
+    assert 0.2 < error < 0.6
+    assert abs(V4 - 48.5) < 0.3 + 4 * error
+    assert abs(est.K0[-1, 0, 0] - 4.367) < 0.003
+
+
+@pytest.mark.parametrize("sampler", [BlockSampler(), WeightSampler()])
+def test_many_inputs_and_few_neurons(key, sampler):
+    """10 inputs, two of them repeated, 4 neurons: batched algebra with kernels of rank 4. 30,000 networks."""
+    A = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)))
+    K = (A @ A.T / 8 + jnp.eye(8))[np.ix_([0, 1, 2, 3, 4, 5, 6, 7, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7, 0, 1])]
+    n, depth, eps, C_W = 4, 3, 0.4, 1.2
+    est = estimate(
+        Model(Linear(), C_W),
+        K,
+        n,
+        depth,
+        eps,
+        30_000,
+        key,
+        sampler=sampler,
+        control=False,
+        save_at=[depth],
+        progress=False,
+    )
+    mean, V4 = linear_moments(K, n, depth, eps, C_W)
+    agree(est.G[0], est.stderr.G[0], mean)
+    agree(est.V4[0], est.stderr.V4[0], V4)
+    assert np.allclose(est.G[0, :2], est.G[0, 8:], rtol=1e-5)
+
+
+# --- one law, three samplers ------------------------------------------------------------------------------------------
+
+
+def network_kernels(model, K, n, depth, eps, networks, key):
+    """G at the last depth of networks with real weights."""
+
+    def run(key):
+        key_phi, key_net = jax.random.split(key)
+        return empirical_kernel(ResNet(model, n, depth, eps, key=key_net)(draw_inputs(K, n, key=key_phi)))
+
+    return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(key, networks)))
+
+
+@pytest.mark.parametrize("model", [Model(Tanh(), 2.0, 0.2), Model(ReLU(), 1.5)], ids=["tanh", "relu"])
+def test_samplers_have_one_law(key, model):
+    """Two-sample Kolmogorov-Smirnov at n = 4, depth 6, far from Gaussian; 40,000 networks each.
+
+    Five functions of G, three pairs of samplers: each at level 1e-5, so a false alarm has probability 1.5e-4 a model. The level is reached at
+    a distance of 0.0175 between the distributions; eps 5 % larger would give 0.02 to 0.04 (checked below as a negative control).
+    """
+    n, depth, eps, networks = 4, 6, 0.6, 40_000
+    keys = jax.random.split(key, 4)
+
+    def sample(sampler, key, eps=eps):
+        return sample_kernels(model, K0, n, depth, eps, networks, key, sampler=sampler, save_at=[depth])[:, 0]
+
+    samples = [
+        sample(BlockSampler(), keys[0]),
+        sample(WeightSampler(), keys[1]),
+        network_kernels(model, K0, n, depth, eps, networks, keys[2]),
+    ]
+
+    def p_values(G, H):
+        functions = [
+            lambda G: G[:, 0, 0],
+            lambda G: G[:, 0, 1],
+            lambda G: np.linalg.det(G),
+            lambda G: G[:, 0, 1] / np.sqrt(G[:, 0, 0] * G[:, 1, 1]),
+            lambda G: G[:, 0, 0] - 2 * G[:, 1, 1],
+        ]
+        return [np.asarray(ks_2samp(f(G), f(H)))[1] for f in functions]
+
+    for i in range(3):
+        assert min(p_values(samples[i], samples[i - 1])) > 1e-5
+    assert min(p_values(samples[2], sample(BlockSampler(), keys[3], 1.05 * eps))) < 1e-5
+
+
+# --- draws do not depend on what they must not depend on ------------------------------------------------------------------
+
+
+def test_a_draw_depends_on_its_key_and_number_only(key):
+    model = Model(Tanh(), 2.0, 0.1)
+
+    def sample(networks, key=key, save_at=(2, 7)):
+        return sample_kernels(model, K0, 5, 7, 0.3, networks, key, save_at=save_at)
+
+    all_of_them = sample(5000)
+    assert all_of_them.shape == (5000, 2, 2, 2)
+    assert all_of_them.dtype == np.float32
+    for networks in (1, 3, 1024):
+        assert np.array_equal(sample(networks), all_of_them[:networks])
+    assert np.array_equal(sample(10, save_at=[0, 2, 3, 7])[:, [1, 3]], all_of_them[:10])
+    assert not np.array_equal(sample(1, jax.random.split(key)[0]), all_of_them[:1])
+    assert len(np.unique(all_of_them[:, 0, 0, 0])) > 4990
+
+
+def test_jit_and_x64_change_no_bit(key):
+    model = Model(Tanh(), 2.0, 0.1)
+
+    def sample(networks=2):
+        return sample_kernels(model, jnp.asarray(K0, jnp.float32), 3, 3, 0.3, networks, key, save_at=[3])
+
+    compiled = sample()
+    with jax.enable_x64(False):
+        assert np.array_equal(sample_kernels(Model(Tanh(), 2.0, 0.1), K0, 3, 3, 0.3, 2, key, save_at=[3]), compiled)
+
+
+def test_estimate_and_samples_are_the_same_networks(key):
+    run = (Model(Tanh(), 2.0), K0, 8, 5, 0.3)
+    est = estimate(*run, 1000, key, save_at=[0, 5], progress=False)
+    G = sample_kernels(*run, 1000, key, save_at=[0, 5]).astype(float)
+    assert np.allclose(est.G, G.mean(axis=0), rtol=1e-6)
+    assert np.allclose(est.V4[1, 0, 1, 1, 1], 8 * np.cov(G[:, 1, 0, 1], G[:, 1, 1, 1])[0, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rbg", "threefry2x32"])
+def test_any_kind_of_key(kind):
+    run = (Model(Tanh(), 2.0), K0, 3, 2, 0.3)
+    one = sample_kernels(*run, 1, jax.random.key(1, impl=kind))
+    assert np.array_equal(one, sample_kernels(*run, 3, jax.random.key(1, impl=kind))[:1])
+
+
+def test_samplers_ask_for_no_expectation(key):
+    """The experiment must not lean on the theory that it tests: with moments that raise, it still runs."""
+
+    class NoMoments(Tanh):
+        def moments(self, k):
+            raise AssertionError
+
+        def expansion(self, k):
+            raise AssertionError
+
+    for sampler in (BlockSampler(), WeightSampler()):
+        assert np.isfinite(sample_kernels(Model(NoMoments(), 2.0), K0, 3, 2, 0.3, 2, key, sampler=sampler)).all()
+
+
+def test_a_users_activation_and_default_layers(key):
+    model = Model(Smooth(lambda x: x / (1 + x**2)), 2.0)
+    est = estimate(model, K0, 4, 50, 0.1, 64, key, progress=False)
+    assert len(est.layers) == 41
+    assert (est.layers[0], est.layers[-1]) == (0, 50)
+    assert est.networks == 64
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(eqx.filter(est, eqx.is_array)))
+
+
+def test_repeated_inputs(key):
+    """Three inputs, two equal: their entries agree to rounding, control variates included."""
+    repeated = np.array([0, 1, 1])
+    est = estimate(
+        Model(Tanh(), 2.0), K0[np.ix_(repeated, repeated)], 8, 20, 0.2, 2000, key, save_at=[20], progress=False
+    )
+    for name in ("G", "S", "K1", "U1"):
+        value = getattr(est, name)[0]
+        assert np.allclose(value[1, 1], value[2, 2], atol=1e-4)
+        assert np.allclose(value[1, 1], value[1, 2], atol=1e-4)
+        assert np.allclose(value[0, 1], value[0, 2], atol=1e-4)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_name_the_argument(key):
+    run = {
+        "model": Model(Tanh(), 2.0),
+        "K0": K0,
+        "width": 4,
+        "depth": 3,
+        "eps": 0.1,
+        "networks": 100,
+        "key": key,
+        "progress": False,
+    }
+    for change, message in [
+        ({"K0": jnp.array([[1.0, 2.0], [2.0, 1.0]])}, "smallest eigenvalue"),
+        ({"width": 0}, "`width`"),
+        ({"depth": 2.5}, "`depth`"),
+        ({"eps": 0.0}, "`eps`"),
+        ({"networks": 63}, "`networks` must be a whole number, 64 or more"),
+        ({"save_at": [0, 5]}, "between 0 and the depth 3"),
+        ({"save_at": [2, 1]}, "increasing"),
+        ({"save_at": [0.5]}, "whole layers"),
+        ({"save_at": []}, "`save_at`"),
+        ({"sampler": WeightSampler()}, "`control` must be False"),
+        ({"target": (lambda q: q.K1[-1, 0, 0], 0.0)}, "`target`"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            estimate(**(run | change))
+
+
+def test_non_finite_is_named(key):
+    """A cubic activation diverges: the error says where first, and does not wait for the end."""
+    model = Model(Polynomial([0.0, 0.0, 0.0, 1.0]), 2.0)
+    with pytest.raises(FloatingPointError, match=r"entry \[0, 0\] of G at layer [2-6], .* eps"):
+        estimate(model, K0, 4, 30, 1.0, 200, key, control=False, save_at=range(0, 31, 2), progress=False)
+
+
+def test_a_run_that_cannot_fit_says_what_it_needs(key):
+    with pytest.raises(MemoryError, match=r"needs about \d+\.\d GiB of memory on the host, .* `save_at`"):
+        estimate(Model(Linear(), 1.0), jnp.eye(64), 64, 40, 0.1, 1000, key, progress=False)
+
+
+def test_progress_goes_to_stderr(key, capsys):
+    estimate(Model(Tanh(), 2.0), K0, 4, 3, 0.1, 100, key)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "100/100" in err
+    assert "networks/s" in err
