@@ -16,15 +16,19 @@ from .activations import (
     Tanh,
 )
 from .closures import Closure, GOnly, HermiteTower, SigmaKernel
+from .ensemble import BlockSampler, Estimate, WeightSampler, estimate, sample_kernels
 from .model import Model, input_kernel
+from .network import ResNet, draw_inputs, empirical_kernel
 from .quadrature import expect
 from .trajectory import Solution, solve
 
 __all__ = [
     "GELU",
     "Activation",
+    "BlockSampler",
     "Closure",
     "Erf",
+    "Estimate",
     "GOnly",
     "HermiteTower",
     "LeakyReLU",
@@ -32,6 +36,7 @@ __all__ = [
     "Model",
     "Polynomial",
     "ReLU",
+    "ResNet",
     "Scaled",
     "SiLU",
     "SigmaKernel",
@@ -40,7 +45,12 @@ __all__ = [
     "Softplus",
     "Solution",
     "Tanh",
+    "WeightSampler",
+    "draw_inputs",
+    "empirical_kernel",
+    "estimate",
     "expect",
     "input_kernel",
+    "sample_kernels",
     "solve",
 ]

@@ -37,10 +37,12 @@ class Model(eqx.Module):
         self.C_W = _variance("C_W", C_W)
         self.C_b = _variance("C_b", C_b)
 
+    @eqx.filter_jit
     def Q(self, K: Float[Array, "N N"]) -> Float[Array, "N N"]:
         r"""Covariance of the next increment at infinite width: $Q(K)_{ab} = C_b + C_W E[s(\phi_a) s(\phi_b)]$."""
         return unpack(self.q(pack(K)))
 
+    @eqx.filter_jit
     def chi(self, K: Float[Array, "N N"], h: Float[Array, "N N"]) -> Float[Array, "N N"]:
         r"""First derivative of Q at K along the symmetric matrix h.
 
@@ -48,6 +50,7 @@ class Model(eqx.Module):
         """
         return unpack(apply_slope(self.expansion(pack(K)).slope, pack(h)))
 
+    @eqx.filter_jit
     def hess(self, K: Float[Array, "N N"], V: Float[Array, "N N N N"]) -> Float[Array, "N N"]:
         r"""Second derivative of Q at K contracted with a covariance V of kernels.
 

@@ -240,7 +240,7 @@ def markdown(sections: list[Section]) -> str:
 
 
 def _number(value, error):
-    return f"{value:.6g}" if error is None else f"{value:.5g} ± {error:.2g}"
+    return f"{value:.5g} ± {error:.2g}" if error else f"{value:.6g}"
 
 
 def figures(study: Study) -> dict[str, "Figure"]:

@@ -178,7 +178,7 @@ def _near_jvp(orders, static, primals, tangents):
 def moment_error(f: Function, k: Float[Array, "*shape"], terms: int = TERMS) -> Float[Array, "*shape"]:
     r"""Estimated error of `kernel_moments` of f with itself at variance k, up to second derivatives in k.
 
-    Relative to E[f^2] for relative changes of k. Three things can be missing: nodes (judged by moving them all by
+    Relative to E[f^2] for relative changes of k. Four things can be missing: the ends of the line, nodes (judged by moving them all by
     half a step), terms of the series at correlation `NEAR`, and smoothness: $E[f^{(r)}] = \sqrt{r!}\, k^{-r/2} c_r$ fails at once for a kink.
     """
     x, w = (v.astype(k.dtype) for v in line_rule())
@@ -193,14 +193,18 @@ def moment_error(f: Function, k: Float[Array, "*shape"], terms: int = TERMS) -> 
     nodes = jnp.abs(fine - bend(x + step / 2)) / scale**2
     reached = jnp.sum(hermite_coefficients(derivative(f, 2), k, terms) ** 2, -1) * k**2
     tail = jnp.abs(fine - reached) * NEAR**terms / scale**2
+    ends = points[..., np.array([0, -1])]
+    at_ends = f(ends) ** 2 + (k[..., None] * derivative(f, 2)(ends)) ** 2
+    edge = jnp.sum(at_ends, -1) * w[0] / step / scale**2
     count = min(terms, 5)
     by_parts = [
         jnp.abs(k ** (r / 2) * (derivative(f, r)(points) @ w) - math.sqrt(math.factorial(r)) * c[..., r]) / scale
         for r in range(1, count)
     ]
-    return jnp.finfo(k.dtype).eps + nodes + tail + sum(by_parts)
+    return jnp.finfo(k.dtype).eps + edge + nodes + tail + sum(by_parts)
 
 
+@eqx.filter_jit
 def expect(f: Function, g: Function, K: Float[Array, "N N"]) -> Float[Array, "N N"]:
     r"""Gaussian expectations of two functions at every pair of inputs.
 

@@ -7,7 +7,7 @@ the expectation crosses zero, and that follows changes of units.
 """
 
 from fractions import Fraction
-from itertools import combinations_with_replacement, product
+from itertools import product
 
 import equinox as eqx
 import jax
@@ -20,12 +20,12 @@ from scipy.stats import norm
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.activations import Expansion
-from kernel_eft_jax.pairs import pack
+from kernel_eft_jax.pairs import pack, sigma_product, unpack_covariance, wick
 
 ACCURACY = 1e-10
-VARIANCES = (1e-3, 0.3, 4.37, 30.0)
+VARIANCES = ((1e-3, 1e-3), (1e-3, 30.0), (30.0, 1e-3), (0.3, 4.37), (4.37, 4.37), (30.0, 30.0))
 CORRELATIONS = (0.0, 0.3, -0.5, 0.9, 0.9599, 0.9601, -0.97, 0.999, 1 - 1e-6, 1 - 1e-9, -1 + 1e-9, 1.0, -1.0)
-GRID = [(*k, rho) for k in [*combinations_with_replacement(VARIANCES, 2), (30.0, 1e-3)] for rho in CORRELATIONS]
+GRID = [(*k, rho) for k, rho in product(VARIANCES, CORRELATIONS)]
 KERNELS = jnp.array([[k_aa, rho * np.sqrt(k_aa * k_bb), k_bb] for k_aa, k_bb, rho in GRID])
 
 
@@ -170,34 +170,26 @@ def test_accuracy_of_kinked_activations(leak):
 # --- degenerate kernels: repeated inputs, rho = +-1, rank one ---------------------------------------------------------
 
 
-def rank_one(v):
-    return jnp.outer(v, v)
-
-
 # Input 2 repeats input 0; a generic kernel, so that no other pair is degenerate.
 ONCE = jnp.array([[1.3, 0.4], [0.4, 0.8]])
 COPY = np.array([0, 1, 0])
 TWICE = ONCE[COPY][:, COPY]
 DEGENERATE = {
     "repeated": TWICE,
-    "rank one": rank_one(jnp.array([1.0, 1.5, -1.0])),
+    "rank one": jnp.outer(*[jnp.array([1.0, 1.5, -1.0])] * 2),
     "nearly repeated": TWICE.at[0, 2].multiply(1 - 1e-9).at[2, 0].multiply(1 - 1e-9),
     "uncorrelated": jnp.diag(jnp.array([1.0, 2.0, 0.5])),
 }
 
 
-def wishart(K):
-    return jnp.einsum("ac,bd->abcd", K, K) + jnp.einsum("ad,bc->abcd", K, K)
-
-
-@pytest.mark.parametrize("name", ["Tanh", "Softplus(2)", "Erf", "GELU", "ReLU", "LeakyReLU"])
+@pytest.mark.parametrize("name", ["Tanh", "GELU", "ReLU", "LeakyReLU"])
 def test_a_repeated_input_is_the_same_input(name):
     """Q, chi and Hess:V of three inputs, of which one repeats another, are those of the two, copied."""
 
     @jax.jit
     def evaluate(K):
         model = keft.Model(ACTIVATIONS[name], 1.7, 0.1)
-        V = wishart(K) + jnp.einsum("ab,cd->abcd", K, K) / 3
+        V = unpack_covariance(wick(pack(K)) + sigma_product(pack(K), pack(model.Q(K))))
         return model.Q(K), model.chi(K, K**2), model.hess(K, V)
 
     for once, twice in zip(evaluate(ONCE), evaluate(TWICE), strict=True):
@@ -205,44 +197,44 @@ def test_a_repeated_input_is_the_same_input(name):
 
 
 @pytest.mark.parametrize("name", ["ReLU", "LeakyReLU"])
-@pytest.mark.parametrize("v", [(1.0, 1.0), (1.0, 1.5), (1.0, -0.7)], ids=["repeated", "scaled", "negated"])
+@pytest.mark.parametrize("v", [(1.0, 1.0), (1.0, 1.5)], ids=["repeated", "scaled"])
 def test_curvature_contracted_at_full_correlation_is_the_limit(name, v):
-    """Hess:V at rho = +-1 for the Wishart V is its limit as rho = +-(1 - delta): the distance falls like delta."""
+    """Hess:V at rho = 1, for the covariance V of a layer's increments, is its limit as rho = 1 - delta, though the curvature diverges."""
 
     @jax.jit
     def contracted(delta):
-        K = rank_one(jnp.array(v)) * jnp.array([[1, 1 - delta], [1 - delta, 1]])
-        return keft.Model(ACTIVATIONS[name], 2.0).hess(K, wishart(K))
+        model, K = keft.Model(ACTIVATIONS[name], 2.0), jnp.outer(*map(jnp.array, (v, v))) * jnp.array([[1, 1 - delta], [1 - delta, 1]])
+        V = unpack_covariance(wick(pack(K)) + sigma_product(pack(K), pack(model.Q(K))))
+        return model.hess(K, V), model.activation.expansion(pack(K)).curvature[1]
 
-    limit = contracted(0.0)
+    limit, _ = contracted(0.0)
     assert jnp.isfinite(limit).all()
-    for delta in (1e-3, 1e-5, 1e-7):
-        assert jnp.abs(contracted(delta) - limit).max() < 3 * delta
-    exact = arc_cosine(v[0] ** 2, v[1] ** 2, v[0] * v[1] * 0.9)
-    assert jnp.abs(contracted(0.1) - limit).max() > 0.01 * abs(exact.value)  # the law has something to see
+    distances = [jnp.abs(contracted(delta)[0] - limit).max() for delta in (1e-2, 1e-4, 1e-6)]
+    assert distances[0] > 1e-4  # there is something to see
+    assert distances[1] < 2e-2 * distances[0]
+    assert distances[2] < 2e-4 * distances[0]
+    assert jnp.abs(contracted(1e-6)[1]).max() > 50
 
 
-@pytest.mark.parametrize("name", ["Tanh", "Sin", "Erf", "GELU", "ReLU", "LeakyReLU"])
+@pytest.mark.parametrize("name", ["Tanh", "Sin", "GELU", "ReLU", "LeakyReLU"])
 def test_derivatives_at_degenerate_kernels_are_finite_and_agree(name):
-    """Forward, reverse, and reverse over forward: of Q, and of chi for its second derivative."""
+    """Reverse, forward, and the rules chi and Hess: all finite, and the same directional derivatives."""
     model = keft.Model(ACTIVATIONS[name], 1.7, 0.1)
-    weights = jnp.cos(jnp.arange(9.0)).reshape(3, 3)
-    weights = weights + weights.T
-
-    def loss(K):
-        return jnp.sum(weights * model.Q(K))
+    w = jnp.cos(jnp.arange(9.0)).reshape(3, 3)
+    w = w + w.T
 
     @jax.jit
     def derivatives(K):
-        along = jax.jvp(loss, (K,), (weights,))[1]
-        twice = jax.grad(lambda K: jax.jvp(loss, (K,), (weights,))[1])(K)
-        return jax.grad(loss)(K), along, twice
+        value = lambda K: jnp.sum(w * model.Q(K))
+        slope = lambda K: jnp.sum(w * model.chi(K, w))
+        first = jnp.sum(w * jax.grad(value)(K)), jax.jvp(value, (K,), (w,))[1], slope(K)
+        second = jnp.sum(w * jax.grad(slope)(K)), jnp.sum(w * model.hess(K, jnp.einsum("ab,cd->abcd", w, w)))
+        return first, second
 
     for kind, K in DEGENERATE.items():
-        gradient, along, twice = derivatives(K)
-        assert all(jnp.isfinite(x).all() for x in (gradient, along, twice)), kind
-        np.testing.assert_allclose(along, jnp.sum(gradient * weights), rtol=1e-10, err_msg=kind)
-        np.testing.assert_allclose(along, jnp.sum(weights * model.chi(K, weights)), rtol=1e-9, err_msg=kind)
+        for same in derivatives(K):
+            assert jnp.isfinite(jnp.array(same)).all(), kind
+            np.testing.assert_allclose(same[1:], same[0], rtol=1e-9, err_msg=kind)
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
@@ -307,7 +299,7 @@ def test_new_parameter_values_do_not_retrace():
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_float32_stays_float32(name):
     """In float32, with float64 enabled: nothing is promoted, and what comes out is right to float32 accuracy."""
-    k = KERNELS[[i for i, (a, b, rho) in enumerate(GRID) if (a, b) == (0.3, 4.37) and abs(rho) < 0.9991]]
+    k = KERNELS[np.array([i for i, (a, b, rho) in enumerate(GRID) if (a, b) == (0.3, 4.37) and abs(rho) < 0.9991])]
     double, single = expansions(ACTIVATIONS[name], k), expansions(ACTIVATIONS[name], k.astype(jnp.float32))
     for x, y in zip(single, double, strict=True):
         assert x.dtype == jnp.float32
@@ -323,6 +315,6 @@ def test_compiled_is_eager_and_mapped_is_a_loop(name):
     compiled, mapped = eqx.filter_jit(activation.expansion), eqx.filter_jit(jax.vmap(activation.expansion))(ks)
     for i, k in enumerate(ks):
         for x, y in zip(compiled(k), mapped, strict=True):
-            np.testing.assert_allclose(y[i], x, rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(y[i], x, rtol=1e-11, atol=1e-11)
     for x, y in zip(activation.expansion(ks[0]), compiled(ks[0]), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11)

@@ -1,11 +1,23 @@
 """The command line: what it computes, what it writes, and one clear sentence for every mistake."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli, paper, storage
+from kernel_eft_jax.ensemble import Estimate
+
+
+def load_solution(path: str) -> keft.Solution:
+    result = storage.load(path)
+    assert isinstance(result, keft.Solution)
+    return result
+
+
+def activation(text: str) -> keft.Activation:
+    return cli._model(cli.parser().parse_args(["theory", "--activation", text])).activation
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +29,7 @@ def test_theory_in_the_continuum(capsys):
     # Linear activation: K0(t) = K0 exp(C_W t), V4 = (1 + 2 C_W t) Wick(K0(t)).
     command = "theory --activation linear --C_W 0.7 --diagonal 1.5 --off-diagonal 0.5 --T 1 --times 3 --out a.nc"
     assert cli.main(command.split()) == 0
-    solution = storage.load("a.nc")
-    assert isinstance(solution, keft.Solution)
+    solution = load_solution("a.nc")
     np.testing.assert_allclose(solution.ts, [0, 0.5, 1])
     np.testing.assert_allclose(solution.K0[-1, 0], np.exp(0.7) * np.array([1.5, 0.5]), rtol=1e-6)
     np.testing.assert_allclose(solution.V4[-1, 0, 0, 0, 0], 2.4 * 2 * (1.5 * np.exp(0.7)) ** 2, rtol=1e-6)
@@ -34,7 +45,7 @@ def test_theory_by_layers_from_a_kernel_file(suffix):
         np.savetxt("K0.csv", K0, delimiter=",")
     command = f"theory --activation linear --C_W 2 --K0 K0.{suffix} --eps 0.5 --depth 4 --times 3"
     assert cli.main(command.split()) == 0
-    solution = storage.load("theory.nc")
+    solution = load_solution("theory.nc")
     np.testing.assert_allclose(solution.ts, [0, 0.5, 1])
     np.testing.assert_allclose(solution.K0[1], 1.5**2 * K0, rtol=1e-12)
 
@@ -43,7 +54,7 @@ def test_theory_of_a_tower_states_its_truncation(capsys):
     command = "theory --activation sin --inputs 1 --closure hermite-tower --degree 4 --eps 0.5 --depth 2 --times 2"
     assert cli.main(command.split()) == 0
     assert "truncation error" in capsys.readouterr().out
-    assert storage.load("theory.nc").truncation is not None
+    assert load_solution("theory.nc").truncation is not None
 
 
 @pytest.mark.parametrize(("sampler", "control"), [("block", True), ("weights", False)])
@@ -53,6 +64,7 @@ def test_sample(sampler, control, capsys):
     )
     assert cli.main(command.split()) == 0
     estimate = storage.load("sample.nc")
+    assert isinstance(estimate, Estimate)
     assert (estimate.networks, estimate.width) == (70, 6)
     np.testing.assert_array_equal(estimate.layers, [0, 2, 4])
     assert (estimate.V4_excess is not None) == control
@@ -60,17 +72,15 @@ def test_sample(sampler, control, capsys):
 
 
 def test_activation_parameters_arrive():
-    arguments = cli.parser().parse_args(["theory", "--activation", "leaky-relu:slope=0.3"])
-    assert cli._model(arguments).activation.slope == 0.3
-    arguments = cli.parser().parse_args(["theory", "--activation", "polynomial:coefficients=0,1,-0.5"])
-    np.testing.assert_array_equal(cli._model(arguments).activation.coefficients, [0, 1, -0.5])
+    x = jnp.array([-2.0, 3.0])
+    np.testing.assert_allclose(activation("leaky-relu:slope=0.3")(x), [-0.6, 3])
+    np.testing.assert_allclose(activation("polynomial:coefficients=0,1,-0.5")(x), x - 0.5 * x**2)
 
 
 @pytest.mark.parametrize("name", cli.ACTIVATIONS)
 def test_every_activation_has_a_name(name):
     extra = ":coefficients=0,1" if name == "polynomial" else ""
-    arguments = cli.parser().parse_args(["theory", "--activation", name + extra])
-    assert isinstance(cli._model(arguments).activation, keft.Activation)
+    assert type(activation(name + extra)).__name__.lower() == name.replace("-", "")
 
 
 @pytest.mark.parametrize(

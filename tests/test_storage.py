@@ -10,7 +10,7 @@ import xarray as xr
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import storage
-from kernel_eft_jax.ensemble import estimate
+from kernel_eft_jax.ensemble import Estimate, estimate
 
 K0 = np.array([[1.5, 0.4], [0.4, 1.0]])
 MODEL = keft.Model(keft.Sin(), C_W=1.5, C_b=0.1)
@@ -42,6 +42,7 @@ def test_what_is_saved_comes_back_bit_for_bit(results, name, tmp_path):
 
 def test_a_loaded_estimate_can_do_what_the_original_could(results, tmp_path):
     loaded = storage.load(storage.save(results["control"], tmp_path / "result.nc"))
+    assert isinstance(loaded, Estimate)
     ratio = [e.jackknife(lambda q: q.V4[-1, 0, 0, 0, 0] / q.G[-1, 0, 0] ** 2) for e in (results["control"], loaded)]
     assert ratio[0] == ratio[1]
 
@@ -50,6 +51,7 @@ def test_a_solution_that_failed_keeps_saying_why(tmp_path):
     failed = keft.solve(MODEL, K0, TS, max_steps=1, throw=False)
     assert failed.result == diffrax.RESULTS.max_steps_reached
     loaded = storage.load(storage.save(failed, tmp_path / "result.nc"))
+    assert isinstance(loaded, keft.Solution)
     assert loaded.result == diffrax.RESULTS.max_steps_reached
 
 
