@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .checks import check_count, check_kernel, check_positive, is_concrete
 from .closures import Closure, GOnly, Moments
+from .directions import forward_only, reverse_only
 from .model import Model
 from .pairs import input_count, pack, pairs, unpack, unpack_covariance
 
@@ -104,15 +105,16 @@ def solve(
         tolerance = 1e-8 if dtype == jnp.float64 else 1e-5
         controller = stepsize_controller or diffrax.PIDController(rtol=tolerance, atol=tolerance)
         check_count(max_steps, "max_steps")
+        adjoint = adjoint or diffrax.RecursiveCheckpointAdjoint()
         run = functools.partial(
             _continuum,
             solver=solver or diffrax.Tsit5(),
-            adjoint=adjoint or diffrax.RecursiveCheckpointAdjoint(),
+            adjoint=adjoint,
             controller=controller,
             dt0=dt0,
             max_steps=max_steps,
         )
-        solution = run(closure, model, pack(K0), ts)
+        solution = _guarded(run, adjoint, closure, model, pack(K0), ts)
     else:
         if (solver, adjoint, stepsize_controller, dt0) != (None,) * 4:
             raise ValueError(
@@ -124,11 +126,33 @@ def solve(
     return _checked(solution) if throw else solution
 
 
+def _guarded(run, adjoint, closure, model, k, ts):
+    """run(closure, model, k, ts), where a derivative that the adjoint cannot take raises a sentence with the remedy."""
+    if isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
+        sentence = (
+            f"adjoint={type(adjoint).__name__}() differentiates once and in reverse mode only (jax.grad, jax.jacrev). Pass "
+            "adjoint=diffrax.ForwardMode() for jax.jacfwd, and adjoint=diffrax.DirectAdjoint() for jax.hessian."
+        )
+        dynamic, static = eqx.partition((model, k, ts), eqx.is_inexact_array)
+        return run(closure, *eqx.combine(reverse_only(dynamic, sentence), static))
+    solution = run(closure, model, k, ts)
+    if isinstance(adjoint, diffrax.ForwardMode):
+        sentence = (
+            "adjoint=ForwardMode() differentiates in forward mode only (jax.jacfwd, jax.jvp). Leave `adjoint` out for jax.grad, "
+            "and pass adjoint=diffrax.DirectAdjoint() for jax.hessian."
+        )
+        return eqx.tree_at(lambda s: s.packed, solution, forward_only(solution.packed, sentence))
+    return solution
+
+
 @eqx.filter_jit
 def _continuum(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_steps):
     def save(t, state, model):
         return closure.moments(model, state), closure.truncation(model, state)
 
+    # Backsolve cannot save a function of the state.
+    late = isinstance(adjoint, diffrax.BacksolveAdjoint)
+    saveat = diffrax.SaveAt(ts=ts) if late else diffrax.SaveAt(ts=ts, fn=save)
     out = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, state, model: closure.drift(model, state)),
         solver,
@@ -137,14 +161,14 @@ def _continuum(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         dt0=dt0,
         y0=closure.init(model, k),
         args=model,
-        saveat=diffrax.SaveAt(ts=ts, fn=save),
+        saveat=saveat,
         stepsize_controller=controller,
         adjoint=adjoint,
         max_steps=max_steps,
         throw=False,
     )
     assert out.ys is not None
-    moments, truncation = out.ys
+    moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, model) if late else out.ys
     stats = {"num_steps": out.stats["num_steps"]}
     return Solution(ts, moments, truncation, stats | _expectation_error(model, moments), out.result)
 

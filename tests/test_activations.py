@@ -193,27 +193,31 @@ def test_a_repeated_input_is_the_same_input(name):
         return model.Q(K), model.chi(K, K**2), model.hess(K, V)
 
     for once, twice in zip(evaluate(ONCE), evaluate(TWICE), strict=True):
-        np.testing.assert_allclose(twice, once[COPY][:, COPY], rtol=1e-11)
+        np.testing.assert_allclose(twice, once[COPY][:, COPY], rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["ReLU", "LeakyReLU"])
-@pytest.mark.parametrize("v", [(1.0, 1.0), (1.0, 1.5)], ids=["repeated", "scaled"])
-def test_curvature_contracted_at_full_correlation_is_the_limit(name, v):
-    """Hess:V at rho = 1, for the covariance V of a layer's increments, is its limit as rho = 1 - delta, though the curvature diverges."""
+@pytest.mark.parametrize("scale", [1.0, 1.5], ids=["repeated", "scaled"])
+def test_curvature_contracted_at_full_correlation_is_the_limit(name, scale):
+    """At rho = 1 - delta the curvature is about 1 / sqrt(delta) and kernels move the two copies apart by delta at most.
+
+    So Hess:V comes close to its value at rho = 1 like sqrt(delta), here for V = h h + Wick(K) with another such kernel h.
+    """
+    D = jnp.array([[1.0, scale], [scale, scale**2]])
 
     @jax.jit
     def contracted(delta):
-        model, K = keft.Model(ACTIVATIONS[name], 2.0), jnp.outer(*map(jnp.array, (v, v))) * jnp.array([[1, 1 - delta], [1 - delta, 1]])
-        V = unpack_covariance(wick(pack(K)) + sigma_product(pack(K), pack(model.Q(K))))
-        return model.hess(K, V), model.activation.expansion(pack(K)).curvature[1]
+        model, K = keft.Model(ACTIVATIONS[name], 2.0), D * jnp.array([[1.0, 1 - delta], [1 - delta, 1.0]])
+        h = D * jnp.array([[1.0, 1 - 3 * delta], [1 - 3 * delta, 1.0]])
+        V = jnp.einsum("ab,cd->abcd", h, h) + unpack_covariance(wick(pack(K)))
+        return model.hess(K, V), model.activation.expansion(pack(K)).curvature[1, 2, 2]
 
     limit, _ = contracted(0.0)
     assert jnp.isfinite(limit).all()
-    distances = [jnp.abs(contracted(delta)[0] - limit).max() for delta in (1e-2, 1e-4, 1e-6)]
-    assert distances[0] > 1e-4  # there is something to see
-    assert distances[1] < 2e-2 * distances[0]
-    assert distances[2] < 2e-4 * distances[0]
-    assert jnp.abs(contracted(1e-6)[1]).max() > 50
+    distance = [jnp.abs(contracted(delta)[0] - limit).max() for delta in (1e-2, 1e-4, 1e-6)]
+    assert distance[0] > 1e-2  # there is something to see
+    np.testing.assert_allclose([distance[1] / distance[0], distance[2] / distance[1]], 0.1, rtol=0.05)
+    np.testing.assert_allclose(contracted(1e-6)[1] / contracted(1e-2)[1], 100, rtol=0.01)
 
 
 @pytest.mark.parametrize("name", ["Tanh", "Sin", "GELU", "ReLU", "LeakyReLU"])
@@ -297,24 +301,31 @@ def test_new_parameter_values_do_not_retrace():
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_float32_stays_float32(name):
-    """In float32, with float64 enabled: nothing is promoted, and what comes out is right to float32 accuracy."""
-    k = KERNELS[np.array([i for i, (a, b, rho) in enumerate(GRID) if (a, b) == (0.3, 4.37) and abs(rho) < 0.9991])]
-    double, single = expansions(ACTIVATIONS[name], k), expansions(ACTIVATIONS[name], k.astype(jnp.float32))
+def test_float32_is_not_promoted(name):
+    """The dtype of the kernel is the dtype of everything, float64 enabled and parameters in float64 or not."""
+    activation = ACTIVATIONS[name]
+    model, K = keft.Model(activation, 2.0, 0.1), jax.ShapeDtypeStruct((3, 3), jnp.float32)
+
+    def everything(K):
+        loss = lambda K: jnp.sum(model.chi(K, K))
+        return model.Q(K), model.hess(K, jnp.einsum("ab,cd->abcd", K, K)), jax.grad(loss)(K), activation.error(K), activation(K)
+
+    assert {x.dtype for x in jax.eval_shape(everything, K)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["Tanh", "Softplus(2)", "Sin", "GELU", "ReLU"])
+def test_float32_is_accurate(name):
+    """Within 1e-3 of the accurate result: a few hundred roundings for the worst curvature, none that depends on k."""
+    chosen = np.array([abs(rho) < 0.9991 for *_, rho in GRID])
+    double, single = expansions(ACTIVATIONS[name], KERNELS), expansions(ACTIVATIONS[name], KERNELS.astype(jnp.float32))
     for x, y in zip(single, double, strict=True):
-        assert x.dtype == jnp.float32
-        np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-4)
-    model = keft.Model(ACTIVATIONS[name], 2.0, 0.1)
-    assert jax.eval_shape(model.Q, ONCE.astype(jnp.float32)).dtype == jnp.float32
-    assert ACTIVATIONS[name].error(k[0].astype(jnp.float32)).dtype == jnp.float32
+        np.testing.assert_allclose(x[chosen], y[chosen], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["Tanh", "ReLU"])
-def test_compiled_is_eager_and_mapped_is_a_loop(name):
+def test_compiled_and_mapped_is_eager_in_a_loop(name):
     activation, ks = ACTIVATIONS[name], jnp.stack([pack(K) for K in DEGENERATE.values()])
-    compiled, mapped = eqx.filter_jit(activation.expansion), eqx.filter_jit(jax.vmap(activation.expansion))(ks)
+    mapped = eqx.filter_jit(jax.vmap(activation.expansion))(ks)
     for i, k in enumerate(ks):
-        for x, y in zip(compiled(k), mapped, strict=True):
+        for x, y in zip(activation.expansion(k), mapped, strict=True):
             np.testing.assert_allclose(y[i], x, rtol=1e-11, atol=1e-11)
-    for x, y in zip(activation.expansion(ks[0]), compiled(ks[0]), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11)

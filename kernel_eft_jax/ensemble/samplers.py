@@ -12,6 +12,7 @@ from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, UInt32
 
@@ -45,7 +46,7 @@ class BlockSampler(Sampler):
 
     def increment(self, model, s, noise):
         Q = model.C_b + model.C_W * gram(s)
-        return mix(semidefinite_cholesky(jnp.moveaxis(unpack(Q.T), 0, -1)), as_rows(noise, s.shape))
+        return mix(jax.vmap(semidefinite_cholesky, out_axes=-1)(unpack(Q.T)), as_rows(noise, s.shape))
 
     def numbers(self, inputs, width):
         return 6 * inputs * width + 4 * inputs**2

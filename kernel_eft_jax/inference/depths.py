@@ -72,7 +72,7 @@ class Memory(NamedTuple):
 def _(closure: HermiteTower, model, state):
     f, product = frame(state.k), _product(state)
     modes = state.u + mode_covariances(state.k, f, product)
-    return Memory(modes, state.v[0] + _contract(product, jnp.swapaxes(state.u, 0, 1)).T)
+    return Memory(modes, state.v[0] + _contract(product, state.u).T)
 
 
 @advance.register

@@ -1,0 +1,67 @@
+"""Identities that a derivative can pass in one direction only, and else raise a sentence.
+
+JAX differentiates forward by pushing tangents through a program, and in reverse by recording the same linear program and
+transposing it. So an identity on tangents that fails when it is run, but not when it is transposed, marks a function as
+differentiable in reverse mode only, and the other way round.
+"""
+
+import functools
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import PyTree
+
+
+def reverse_only(x: PyTree, message: str) -> PyTree:
+    """x; forward-mode differentiation through it raises TypeError with the message."""
+    return jax.tree.map(functools.partial(_mark, _reverse_only, message), x)
+
+
+def forward_only(x: PyTree, message: str) -> PyTree:
+    """x; reverse-mode differentiation through it raises TypeError with the message."""
+    return jax.tree.map(functools.partial(_mark, _forward_only, message), x)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _mark(primitive, message, x):
+    return x
+
+
+@_mark.defjvp
+def _mark_jvp(primitive, message, primals, tangents):
+    # Marked again, for derivatives of this derivative.
+    return _mark(primitive, message, primals[0]), primitive.bind(tangents[0], message=message)
+
+
+def _refuse(*_, message):
+    raise TypeError(message)
+
+
+def _primitive(name, run, batch, transpose):
+    primitive = Primitive(name)
+    primitive.def_impl(run)
+    primitive.def_abstract_eval(lambda aval, message: aval)
+    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
+    batching.primitive_batchers[primitive] = lambda args, dims, message: (batch(*args, message=message), dims[0])
+    ad.deflinear2(primitive, transpose)
+    return primitive
+
+
+def _pass(x, message):
+    return x
+
+
+_forward_only = _primitive(
+    "forward_only",
+    run=_pass,
+    batch=lambda x, message: _forward_only.bind(x, message=message),
+    transpose=lambda cotangent, x, message: _refuse(message=message),
+)
+# A gradient cannot be transposed once more either.
+_reverse_only = _primitive(
+    "reverse_only",
+    run=_refuse,
+    batch=_refuse,  # only tangents that are pushed forward are batched
+    transpose=lambda cotangent, x, message: [_mark(_forward_only, message, cotangent)],
+)
