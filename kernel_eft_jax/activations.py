@@ -60,8 +60,8 @@ class Activation(eqx.Module):
         self, order: int, mean: Float[Array, " X"], width: Float[Array, ""], terms: int
     ) -> Float[Array, "X terms"]:
         r"""$E[s^{(\mathrm{order})}(\mathrm{mean} + \mathrm{width}\, y)\, he_j(y)]$, y standard normal, j < terms; width may be zero."""
-        y, _ = line_rule(1 / 12)
-        table = hermite_table(terms, 1 / 12).T.astype(mean.dtype)
+        y, _ = line_rule(1 / 8)
+        table = hermite_table(terms, 1 / 8).T.astype(mean.dtype)
         values = derivative(self, order)(mean[:, None] + width * y.astype(mean.dtype))
         return jnp.matmul(values, table, precision="highest")
 

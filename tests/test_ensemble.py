@@ -287,6 +287,7 @@ def test_errors_name_the_argument(key):
         ({"save_at": []}, "`save_at`"),
         ({"sampler": WeightSampler()}, "`control` must be False"),
         ({"target": (lambda q: q.K1[-1, 0, 0], 0.0)}, "`target`"),
+        ({"target": (lambda q: q.K1[-1], 0.1)}, r"`target` must give one number, but gives an array of shape \(2, 2\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             estimate(**(run | change))
@@ -301,7 +302,8 @@ def test_non_finite_is_named(key):
 
 def test_a_run_that_cannot_fit_says_what_it_needs(key):
     with pytest.raises(MemoryError, match=r"needs about \d+\.\d GiB of memory on the host, .* `save_at`"):
-        estimate(Model(Linear(), 1.0), jnp.eye(64), 64, 40, 0.1, 1000, key, progress=False)
+        estimate(Model(Linear(), 1.0), jnp.eye(64), 4, 40, 0.1, 1000, key, progress=False)
+    assert sample_kernels(Model(Linear(), 1.0), jnp.eye(64), 4, 40, 0.1, 1, key).shape == (1, 41, 64, 64)
 
 
 def test_progress_goes_to_stderr(key, capsys):

@@ -77,14 +77,16 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_same_bits_on_any_number_of_devices_and_processes(start):
+def test_same_bits_on_any_number_of_devices_and_processes(start, tmp_path):
     address = f"localhost:{free_port()}"
     settings = SHORT | {"wanted": 1e-9}
-    pair = [start(settings | {"process": [address, 2, process]}, devices=2) for process in (0, 1)]
+    shared = settings | {"checkpoint": str(tmp_path / "run")}
+    pair = [start(shared | {"process": [address, 2, process]}, devices=2) for process in (0, 1)]
     single = [start(settings, devices) for devices in (1, 8)]
     results = {finish(worker) for worker in pair + single}
     assert len(results) == 1
     assert results.pop().endswith(" 3333")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.0", "run.1"]
 
 
 @pytest.mark.slow
@@ -137,7 +139,7 @@ def test_interrupt_saves_and_passes_on(start, tmp_path):
     worker.send_signal(signal.SIGINT)
     _, err = worker.communicate(timeout=60)
     assert worker.returncode != 0
-    assert "KeyboardInterrupt" in err
+    assert "KeyboardInterrupt: Stopped; the same call goes on from" in err
     assert path.stat().st_mtime_ns > first
     assert not path.with_name("run.npz.part").exists()
     with np.load(path) as file:

@@ -40,9 +40,9 @@ def experiment(activation, C_W=C_W, C_b=C_B, **changes):
 @pytest.fixture(scope="module")
 def linear_fits():
     rng = np.random.default_rng(1)
-    data_sets = [block_law(rng, lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 100) for _ in range(200)]
+    data_sets = [block_law(rng, lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 100) for _ in range(120)]
     e = experiment(keft.Linear())
-    return [fit(G, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False) for G in data_sets]
+    return [fit(G, e, ("C_W", "C_b"), closure=keft.HermiteTower(2), progress=False) for G in data_sets]
 
 
 def coverage(fits, truth, level):
@@ -52,17 +52,18 @@ def coverage(fits, truth, level):
 
 @pytest.mark.parametrize(("level", "share"), [(0.68, 0.68), (0.95, 0.95)])
 def test_intervals_cover_the_truth_as_often_as_they_say(linear_fits, level, share):
-    # 200 data sets, binomial scatter; both parameters within 3.5 standard errors: false alarm below 0.1 %.
+    # 120 data sets, binomial scatter; both parameters within 3.5 standard errors: false alarm below 0.1 %.
     covered = coverage(linear_fits, np.array([C_W, C_B]), level)
     np.testing.assert_allclose(covered, share, atol=3.5 * np.sqrt(share * (1 - share) / len(linear_fits)))
 
 
 def test_estimates_scatter_as_the_fisher_information_says(linear_fits):
-    # Two parameters together: the mean of 200 chi-squared numbers of 2 degrees of freedom, standard error 0.14.
+    # Two parameters together: the mean of 120 chi-squared numbers of 2 degrees of freedom, standard error 0.18.
     errors = np.array([f.values for f in linear_fits]) - [C_W, C_B]
     by_scatter = np.mean([d @ np.linalg.solve(f.covariance, d) for d, f in zip(errors, linear_fits, strict=True)])
     by_information = np.mean([d @ f.information.matrix @ d for d, f in zip(errors, linear_fits, strict=True)])
-    np.testing.assert_allclose([by_scatter, by_information], 2.0, atol=0.5)
+    # 0.1 more for the next order in 1/n, which makes kernels fluctuate by up to 7 per cent more than V4 / n here.
+    np.testing.assert_allclose([by_scatter, by_information], 2.0, atol=0.7)
 
 
 def test_chi_squared_has_its_distribution(linear_fits):
@@ -71,7 +72,7 @@ def test_chi_squared_has_its_distribution(linear_fits):
     chi2 = np.array([f.chi2 for f in linear_fits])
     np.testing.assert_allclose(chi2.mean(), dof, atol=3.5 * np.sqrt(2 * dof / chi2.size))
     p = np.sort([f.p_value for f in linear_fits])
-    # Kolmogorov and Smirnov at 0.1 %: 1.95 / sqrt(200).
+    # Kolmogorov and Smirnov at 0.1 %: 1.95 / sqrt(120).
     assert np.abs(p - (np.arange(p.size) + 0.5) / p.size).max() < 1.95 / np.sqrt(p.size)
 
 
@@ -86,10 +87,10 @@ def test_a_wrong_activation_shows_in_chi_squared():
 
 
 def test_four_parameters_from_a_far_start():
-    """Slope of the activation, both variances and the input scale, started 30 to 300 % off: within 4 standard errors."""
-    truth, names = [1.5, 0.3, 1.2, 0.8], ("C_W", "C_b", "K0_scale", "activation.slope")
-    G = block_law(np.random.default_rng(3), lambda x: np.where(x > 0, x, 0.8 * x), 1.5, 0.3, 1.2 * K0, WIDTH, LAYERS, EPS, 4000)
-    e = experiment(keft.LeakyReLU(0.3), C_W=0.5, C_b=1.0)
+    """Slope of the activation, both variances and the input scale, started 20 to 300 % off: within 4 standard errors."""
+    truth, names = [1.5, 0.3, 1.2, 0.2], ("C_W", "C_b", "K0_scale", "activation.slope")
+    G = block_law(np.random.default_rng(3), lambda x: np.where(x > 0, x, 0.2 * x), 1.5, 0.3, 1.2 * K0, WIDTH, LAYERS, EPS, 4000)
+    e = experiment(keft.LeakyReLU(0.5), C_W=0.7, C_b=1.0)
     result = fit(G, e, names, closure=keft.GOnly(), progress=False)
     assert result.converged
     assert result.history[-1] < 1e-2 * result.history[0]

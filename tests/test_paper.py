@@ -5,6 +5,7 @@ The main job at its real size is a slow test; here the same code runs on eight l
 
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,11 @@ from kernel_eft_jax import paper, storage
 from kernel_eft_jax.gauss_hermite import GaussHermite
 
 RULE = GaussHermite(keft.Tanh())
+
+
+@eqx.filter_jit
+def expansion(activation, k):
+    return activation.expansion(k)
 
 
 def test_the_published_rule_gives_the_published_theory_back():
@@ -33,13 +39,13 @@ def test_the_published_rule_gives_the_published_theory_back():
 def test_transport_by_the_published_rule(k, rule, converged):
     # theory.md, section 3: E[(tanh^2)''] by 32 points and converged; chi of one input is half of it, for C_W = 1.
     for activation, expected in ((RULE, rule), (keft.Tanh(), converged)):
-        assert 2 * activation.expansion(jnp.array([float(k)])).slope.sum() == pytest.approx(expected, abs=5e-5)
+        assert 2 * expansion(activation, jnp.array([float(k)])).slope.sum() == pytest.approx(expected, abs=5e-5)
 
 
 def test_the_rule_is_exact_for_polynomials():
     # Products of two cubics have degree six, 32 points are exact to degree 63 and the eight points used here to 15.
     k_aa, k_bb, k_ab = 1.2, 0.7, -0.4
-    expansion = GaussHermite(keft.Polynomial(jnp.array(CUBIC))).expansion(jnp.array([k_aa, k_ab, k_bb]))
+    got = expansion(GaussHermite(keft.Polynomial(jnp.array(CUBIC))), jnp.array([k_aa, k_ab, k_bb]))
     x, w = np.polynomial.hermite_e.hermegauss(8)
     w = w / w.sum()
     phi_a = np.sqrt(k_aa) * x[:, None]
@@ -53,18 +59,16 @@ def test_the_rule_is_exact_for_polynomials():
         square = np.polynomial.Polynomial(CUBIC) ** 2
         return w @ square.deriv(order)(np.sqrt(k) * x) if order else w @ square(np.sqrt(k) * x)
 
-    np.testing.assert_allclose(expansion.value, [bend(k_aa, 0), mean(0, 0), bend(k_bb, 0)], rtol=1e-12)
-    np.testing.assert_allclose(expansion.slope[1], [mean(2, 0) / 2, mean(0, 2) / 2, mean(1, 1)], rtol=1e-12)
-    np.testing.assert_allclose(
-        expansion.slope.sum(1)[jnp.array([0, 2])], [bend(k_aa, 2) / 2, bend(k_bb, 2) / 2], rtol=1e-12
-    )
+    np.testing.assert_allclose(got.value, [bend(k_aa, 0), mean(0, 0), bend(k_bb, 0)], rtol=1e-12)
+    np.testing.assert_allclose(got.slope[1], [mean(2, 0) / 2, mean(0, 2) / 2, mean(1, 1)], rtol=1e-12)
+    np.testing.assert_allclose(got.slope.sum(1)[jnp.array([0, 2])], [bend(k_aa, 2) / 2, bend(k_bb, 2) / 2], rtol=1e-12)
     curvature = [
         [mean(4, 0) / 4, mean(2, 2) / 4, mean(3, 1) / 2],
         [mean(2, 2) / 4, mean(0, 4) / 4, mean(1, 3) / 2],
         [mean(3, 1) / 2, mean(1, 3) / 2, mean(2, 2)],
     ]
-    np.testing.assert_allclose(expansion.curvature[1], curvature, atol=1e-12)
-    np.testing.assert_allclose(expansion.curvature[0].sum(), bend(k_aa, 4) / 4, rtol=1e-9)
+    np.testing.assert_allclose(got.curvature[1], curvature, atol=1e-12)
+    np.testing.assert_allclose(got.curvature[0].sum(), bend(k_aa, 4) / 4, rtol=1e-9)
 
 
 def test_sources_alone_add_up_in_closed_form():
@@ -79,6 +83,7 @@ def study():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper, "EPS", 0.5)
         patch.setattr(paper, "DEPTH", 8)
+        patch.setattr(paper, "K0", paper.K0[:2, :2])
         small = {name: theory._replace(inputs=2, closure=keft.GOnly()) for name, theory in paper.THEORIES.items()}
         patch.setattr(paper, "THEORIES", small)
         yield paper.main_job(96, jax.random.key(3), progress=False)

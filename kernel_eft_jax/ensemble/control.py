@@ -41,19 +41,6 @@ def infinite_width(model: Model, k0: Float[Array, " P"], eps: Float[Array, ""], 
     return jax.lax.scan(layer, k0, None, length=depth + 1)[1]
 
 
-@eqx.filter_jit
-def infinite_width_means(
-    model: Model, k0: Float[Array, " P"], eps: Float[Array, ""], depth: int
-) -> tuple[Array, Array]:
-    """K0 and E[ss] at depths 0 to `depth`, without the derivatives that `infinite_width` needs."""
-
-    def layer(k, _):
-        moment = model.activation.moments(k)
-        return k + eps**2 * (model.C_b + model.C_W * moment), (k, moment)
-
-    return jax.lax.scan(layer, k0, None, length=depth + 1)[1]
-
-
 class Free(NamedTuple):
     """State of the control: the free neurons and the linear response."""
 

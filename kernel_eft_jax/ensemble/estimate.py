@@ -17,8 +17,8 @@ from ..model import Model
 from ..network import semidefinite_cholesky
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
-from .control import infinite_width, infinite_width_means
-from .run import Plan, accumulate, plan_run
+from .control import infinite_width
+from .run import Plan, accumulate, block_size, plan_run
 from .samplers import BlockSampler, Sampler
 from .simulate import Problem, kernels_of_networks
 from .statistics import GROUPS, Estimate, Limit, Quantities, quantities
@@ -53,7 +53,8 @@ def estimate(
     * `save_at`: layers to keep, by default 41 evenly spaced ones.
     * `target`: a function of the quantities and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run
       ends when it is reached, or after `networks`.
-    * `checkpoint`: a file to write to, and to go on from if it is there; on Ctrl-C it is written before `KeyboardInterrupt` goes on.
+    * `checkpoint`: a file to write to, and to go on from if it is there, every `checkpoint_seconds` and on Ctrl-C. With several processes each
+      adds its number to the name.
 
     Raises `ValueError` for bad arguments or a checkpoint of another run, `MemoryError` for a run that cannot fit, and
     `FloatingPointError`, with depth and entry, for networks that turn non-finite.
@@ -71,13 +72,14 @@ def estimate(
     plan = plan_run(problem, networks)
     file = None
     if checkpoint is not None:
-        file = Checkpoint(checkpoint, settings(problem, plan, key), checkpoint_seconds)
+        own = f".{jax.process_index()}" if jax.process_count() > 1 else ""
+        file = Checkpoint(os.fspath(checkpoint) + own, settings(problem, plan, key), checkpoint_seconds)
     goal = None
     if target is not None:
         check_positive(target[1], "target")
         goal = (lambda total: target[0](quantities(total, limit, width))), target[1]
     silent = not progress or jax.process_index() > 0
-    with tqdm(desc=f"{plan.memory / 2**30:.2g} GiB", total=networks, unit=" networks", disable=silent) as bar:
+    with tqdm(desc=f"memory {plan.memory / 2**30:.2g} GiB", total=networks, unit=" networks", disable=silent) as bar:
         sums = accumulate(problem, key, plan, bar, goal, file)
     return Estimate.of(sums, limit, width, np.asarray(problem.layers), float(eps))
 
@@ -97,7 +99,7 @@ def sample_kernels(
     """The empirical kernel G of single networks: those that `estimate` draws with the same key; see there for the arguments."""
     check_count(networks, "networks")
     problem = prepare(model, K0, width, depth, eps, sampler, save_at)
-    size = plan_run(problem, 2**31).size  # whatever the number of networks, so that the draws do not depend on it
+    size = block_size(problem, networks=2**31)  # whatever their number, so that the draws do not depend on it
     batches = [jnp.arange(first, first + size, dtype=jnp.uint32) for first in range(0, networks, size)]
     G = np.concatenate([np.asarray(kernels_of_networks(problem, key, batch)) for batch in batches], axis=-1)
     return np.moveaxis(G[..., :networks], -1, 0)[..., pair_table(problem.factor.shape[0])]
@@ -115,22 +117,23 @@ def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
     if layers[0] < 0 or layers[-1] > depth:
         raise ValueError(f"Argument `save_at` must lie between 0 and the depth {depth}, but is {save_at!r}.")
     layers = jnp.asarray(layers, dtype=jnp.int32)
-    return single_precision(Problem(model, sampler, semidefinite_cholesky(K0), jnp.asarray(eps), layers, None, width))
+    return cast(Problem(model, sampler, semidefinite_cholesky(K0), jnp.asarray(eps), layers, None, width), jnp.float32)
 
 
 def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, Limit]:
-    """The infinite-width values at the saved layers, in the precision of K0, and with `control` the path that control variates need."""
+    """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control variates."""
     k0 = pack(check_kernel(K0))
-    theory = infinite_width if control else infinite_width_means
-    tables = theory(model, k0, jnp.asarray(eps, k0.dtype), depth)
-    limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in tables[:2]))
-    path = single_precision(tables) if control else None
-    return eqx.tree_at(lambda p: p.path, problem, path, is_leaf=lambda x: x is None), limit
+    k0, model = cast((k0, model), jnp.promote_types(k0.dtype, model.C_W.dtype))
+    path = infinite_width(model, k0, jnp.asarray(eps, k0.dtype), depth)
+    limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in path[:2]))
+    if control:
+        problem = eqx.tree_at(lambda p: p.path, problem, cast(path, jnp.float32), is_leaf=lambda x: x is None)
+    return problem, limit
 
 
-def single_precision(tree: Any) -> Any:
-    """Networks are sampled in float32, whatever the precision of the theory."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree)
+def cast(tree: Any, dtype: Any) -> Any:
+    """All floating-point arrays in one precision: networks are float32, whatever the precision of the theory."""
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
 def settings(problem: Problem, plan: Plan, key: PRNGKeyArray) -> dict:

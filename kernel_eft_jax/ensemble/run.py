@@ -38,35 +38,56 @@ class Plan(NamedTuple):
     memory: int  # bytes, host and one device together
 
 
+def block_size(problem: Problem, networks: int) -> int:
+    """Networks in a block, a power of two, from the problem and the kind of device alone.
+
+    A block fits the cache of a core, or is large enough to keep an accelerator busy; and there are enough to fill the groups.
+    """
+    most = 2**22 if _on_cpu() else min(2**30, _device_memory() // 4)
+    return 2 ** max(0, min(most // _network(problem), networks // (2 * GROUPS)).bit_length() - 1)
+
+
 def plan_run(problem: Problem, networks: int) -> Plan:
-    """Choose the block from the problem and the kind of device alone; raise `MemoryError` if the run cannot fit."""
-    inputs, depths, devices = problem.factor.shape[0], problem.layers.size, jax.local_devices()
-    on_cpu, fields = devices[0].platform == "cpu", 2 if problem.path is None else 4
-    moments = fields * len(pairs(inputs)[0])
-    network = 4 * problem.sampler.numbers(inputs, problem.width) * fields // 2
-    cores, host_limit = _host()
-    device_limit = host_limit if on_cpu else (devices[0].memory_stats() or {}).get("bytes_limit", 2**34)
-    workers = max(1, cores // len(devices)) if on_cpu else 2
-    # A block fits the cache of a core, or is large enough to keep an accelerator busy; and there are enough to fill the groups.
-    most = 2**22 if on_cpu else min(2**30, device_limit // 4)
-    size = 2 ** max(0, min(most // network, networks // (2 * GROUPS)).bit_length() - 1)
-    at_once = workers * (size * network + 4 * depths * moments**2)
+    """Divide a run; raise `MemoryError` if it cannot fit."""
+    inputs, depths, devices = problem.factor.shape[0], problem.layers.size, jax.local_device_count()
+    moments = len(pairs(inputs)[0]) * (2 if problem.path is None else 4)
+    size = block_size(problem, networks)
+    workers = max(1, _cores() // devices) if _on_cpu() else 2
+    device = workers * (size * _network(problem) + 4 * depths * moments**2)
     # On the host: the group sums, as much again for standard errors, and results that wait to be added.
-    host = 8 * depths * moments**2 * (GROUPS + 24 + workers * len(devices)) + (len(devices) * at_once if on_cpu else 0)
-    for where, need, limit in (("host", host, host_limit), ("device", at_once, device_limit)):
+    host = 8 * depths * moments**2 * (GROUPS + 24 + workers * devices) + (devices * device if _on_cpu() else 0)
+    for where, need, limit in (("host", host, _host_memory()), ("device", device, _device_memory())):
         if need > limit:
             raise MemoryError(
                 f"This run needs about {need / 2**30:.1f} GiB of memory on the {where}, which has {limit / 2**30:.1f} GiB: second "
-                f"moments of {moments} numbers at {depths} depths, and blocks of {size} networks of {network / 2**20:.3g} MiB each. "
-                "Save fewer layers with `save_at`, or take `sample_kernels`, which keeps kernels and no moments."
+                f"moments of {moments} numbers at {depths} depths, and blocks of {size} networks of "
+                f"{_network(problem) / 2**20:.3g} MiB each. Save fewer layers with `save_at`, or take `sample_kernels`, which "
+                "keeps kernels and no moments."
             )
-    return Plan(networks, size, workers, moments, host if on_cpu else host + at_once)
+    return Plan(networks, size, workers, moments, host if _on_cpu() else host + device)
 
 
-def _host() -> tuple[int, int]:
-    """Cores that this process may use, and bytes of memory of the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
+def _network(problem: Problem) -> int:
+    """Bytes that one network takes on its device."""
+    numbers = problem.sampler.numbers(problem.factor.shape[0], problem.width)
+    return 4 * numbers * (1 if problem.path is None else 2)
+
+
+def _on_cpu() -> bool:
+    return jax.local_devices()[0].platform == "cpu"
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
+
+
+def _device_memory() -> int:
+    return _host_memory() if _on_cpu() else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 2**34)
 
 
 def accumulate(
@@ -92,12 +113,16 @@ def accumulate(
                 break
             else:
                 block, moments = next(arriving)
-                check_finite(np.asarray(moments.centre), problem, block * plan.size)
+                check_finite(moments, problem, block * plan.size)
                 count = min(plan.size, plan.networks - block * plan.size)
                 sums = sums.add(block, count, moments)
                 bar.update(count)
                 if checkpoint is not None and checkpoint.is_due():
                     checkpoint.save(sums)
+    except KeyboardInterrupt as stop:
+        if checkpoint is None:
+            raise
+        raise KeyboardInterrupt(f"Stopped; the same call goes on from {checkpoint.path}.") from stop
     finally:
         arriving.close()
         if checkpoint is not None:
@@ -145,11 +170,13 @@ def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) 
 def reached(target: Target, sums: Sums, plan: Plan, bar: tqdm) -> bool:
     """Whether the standard error is small enough; tells the bar how many networks that will take."""
     function, wanted = target
-    error = float(jackknife(function, sums)[1])
+    error = np.asarray(jackknife(function, sums)[1])
+    if error.shape != ():
+        raise ValueError(f"The function in `target` must give one number, but gives an array of shape {error.shape}.")
     count = sums.total().networks
-    bar.total = min(plan.networks, max(count, math.ceil(count * (error / wanted) ** 2)))
+    bar.total = min(plan.networks, max(count, math.ceil(count * float(error / wanted) ** 2)))
     bar.set_postfix_str(f"error {error:.3g}, wanted {wanted:.3g}")
-    return error <= wanted
+    return bool(error <= wanted)
 
 
 def gather(sums: Sums) -> Sums:
@@ -169,11 +196,13 @@ def _across(array: np.ndarray) -> np.ndarray:
     return np.asarray(words).view(array.dtype)
 
 
-def check_finite(centre: np.ndarray, problem: Problem, first: int) -> None:
+def check_finite(moments: Moments, problem: Problem, first: int) -> None:
     """Raise if the moments of a block are not finite, saying where."""
-    if np.isfinite(centre).all():
+    variances = np.einsum("tmm->tm", np.asarray(moments.second))
+    bad = np.argwhere(~np.isfinite(np.asarray(moments.centre)) | ~np.isfinite(variances))
+    if bad.size == 0:
         return
-    t, m = np.argwhere(~np.isfinite(centre))[0]
+    t, m = bad[0]
     a, b = pairs(problem.factor.shape[0])
     field, p = divmod(int(m), len(a))
     raise FloatingPointError(

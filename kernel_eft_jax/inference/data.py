@@ -60,9 +60,10 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
 
 def _observe_estimate(data, experiment, with_V4):
     P = pairs(experiment.K0.shape[0])[0].size
-    if tuple(data.layers) != experiment.layers or data.K0.shape[-1] != experiment.K0.shape[0]:
+    layers = tuple(np.asarray(data.layers).tolist())
+    if layers != experiment.layers or data.K0.shape[-1] != experiment.K0.shape[0]:
         raise ValueError(
-            f"The Estimate has layers {tuple(data.layers)} and {data.K0.shape[-1]} inputs, the experiment {experiment.layers} and "
+            f"The Estimate has layers {layers} and {data.K0.shape[-1]} inputs, the experiment {experiment.layers} and "
             f"{experiment.K0.shape[0]}: give the experiment the layers and inputs of the data."
         )
     groups = [group for group in data.sums.groups if group.networks]

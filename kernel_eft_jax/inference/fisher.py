@@ -78,7 +78,8 @@ class Information(NamedTuple):
         if len(parts) == 1:
             return f"`{self.names[parts[0]]}` alone"
         names = " : ".join(f"`{self.names[i]}`" for i in parts)
-        ratio = " : ".join(f"{direction[i] * self.scales[i] / direction[parts[0]]:.3g}" for i in parts)
+        change = direction * self.scales
+        ratio = " : ".join(f"{change[i] / change[parts[0]]:.3g}" for i in parts)
         return f"The combined change {names} = {ratio}"
 
 

@@ -1,0 +1,108 @@
+"""How long does the theory take? Compile and run times of `solve` for each closure, beside the accuracy of the result.
+
+    python benchmarks/closures.py [--out benchmarks/results/closures_cpu.json]
+
+Paper's settings (tanh, C_W = 2, C_b = 0, K0 = 2 on the diagonal and 0.6 off it, T = 2), float64, tolerance 1e-8. Run times are
+medians of five after one warm-up; errors are against the leading order in 1/n of one input, known without any closure.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kernel_eft_jax as keft
+
+EXACT_V4, EXACT_K1 = 48.482031, -0.454211  # sums over layers, extrapolated to the continuum: tests/problems.py
+
+
+def measure(name, closure, inputs, eps=None):
+    model = keft.Model(keft.Tanh(), C_W=2.0)
+    K0 = np.full((inputs, inputs), 0.6) + 1.4 * np.eye(inputs)
+
+    def run():
+        start = time.perf_counter()
+        solution = jax.block_until_ready(keft.solve(model, K0, [2.0], closure=closure, eps=eps))
+        return time.perf_counter() - start, solution
+
+    first, _ = run()
+    times, solution = zip(*(run() for _ in range(5)), strict=True)
+    seconds = statistics.median(times)
+    V4, K1 = float(solution[0].V4[0, 0, 0, 0, 0]), float(solution[0].K1[0, 0, 0])
+    row = {
+        "case": name,
+        "inputs": inputs,
+        "compile_s": first - seconds,
+        "run_s": seconds,
+        "V4_0000": V4,
+        "V4_error": V4 / EXACT_V4 - 1,
+        "K1_00": K1,
+        "K1_error": K1 - EXACT_K1,
+    }
+    print(
+        "{case:34s} {inputs:3d} {compile_s:8.1f} {run_s:9.4f} {V4_0000:10.4f} {V4_error:9.1e} {K1_00:9.4f} {K1_error:9.1e}".format(
+            **row
+        )
+    )
+    return row
+
+
+def chosen_pairs(inputs, count):
+    """V4_ab,cd and K1 of chosen pairs of many inputs: a batch of small problems, four inputs each."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((inputs, 64))
+    K0 = np.asarray(keft.input_kernel(x, C_W=2.0))
+    subsets = np.stack([rng.choice(inputs, 4, replace=False) for _ in range(count)])
+    kernels = jnp.asarray(np.stack([K0[np.ix_(s, s)] for s in subsets]))
+    model = keft.Model(keft.Tanh(), C_W=2.0)
+    # One at a time: memory stays that of one problem.
+    solve = jax.jit(
+        lambda kernels: jax.lax.map(
+            lambda K: keft.solve(model, K, [2.0], closure=keft.HermiteTower(20)).packed, kernels
+        )
+    )
+    memory = solve.lower(kernels).compile().memory_analysis()
+    jax.block_until_ready(solve(kernels))
+    start = time.perf_counter()
+    jax.block_until_ready(solve(kernels))
+    seconds = time.perf_counter() - start
+    megabytes = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
+    print(f"{count} sets of four out of {inputs} inputs, degree 20: {seconds:.1f} s, {megabytes:.0f} MiB")
+    return {"case": "chosen pairs", "inputs": inputs, "sets": count, "run_s": seconds, "memory_MiB": megabytes}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/closures_cpu.json"))
+    args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    print(f"{'case':34s}   N  compile      run       V4     error        K1     error")
+    rows = [
+        measure("GOnly", keft.GOnly(), 1),
+        measure("HermiteTower(40)", keft.HermiteTower(40), 1),
+        measure("HermiteTower(60)", keft.HermiteTower(60), 1),
+        measure("SigmaKernel", keft.SigmaKernel(), 1),
+        measure("GOnly", keft.GOnly(), 4),
+        measure("SigmaKernel", keft.SigmaKernel(), 4),
+        measure("HermiteTower(30)", keft.HermiteTower(30), 4),
+        measure("HermiteTower(20), 800 layers", keft.HermiteTower(20), 4, eps=0.05),
+        measure("GOnly", keft.GOnly(), 16),
+        chosen_pairs(16, 8),
+    ]
+    machine = {
+        "device": jax.devices()[0].device_kind,
+        "processor": platform.processor() or platform.machine(),
+        "jax": jax.__version__,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

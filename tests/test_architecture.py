@@ -1,0 +1,116 @@
+"""The house: a file imports only from lower floors, samplers know no expectation, importing has no side effects."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import kernel_eft_jax as keft
+
+PACKAGE = Path(keft.__file__).parent
+FLOORS = (
+    {"pairs", "quadrature", "checks", "directions"},
+    {"activations"},
+    {"model", "gauss_hermite"},
+    {"closures", "network"},
+    {"trajectory", "ensemble"},
+    {"diagnostics", "inference", "storage"},
+    {"plots", "paper"},
+    {"cli"},
+)
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room(path: Path) -> str:
+    """A file of the package, or the folder that it lies in."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    found = [i for i, rooms in enumerate(FLOORS) if name in rooms]
+    assert found, f"`{name}` has no floor yet: give it one in {Path(__file__).name} and in CONTRIBUTING.md."
+    return found[0]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms that a file imports from, wherever in the file."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            absolute = [alias.name.split(".") for alias in node.names]
+            rooms |= {parts[1] for parts in absolute if parts[0] == PACKAGE.name and len(parts) > 1}
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parents[node.level - 1].relative_to(PACKAGE).parts if node.level else ()
+            module = [*above, *(node.module or "").split(".")] if node.level else (node.module or "").split(".")[1:]
+            inside = node.level > 0 or (node.module or "").split(".")[0] == PACKAGE.name
+            module = [part for part in module if part]
+            if inside:
+                rooms |= {module[0]} if module else {alias.name for alias in node.names}
+    return rooms
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_only_from_lower_floors(path):
+    for name in imported_rooms(path) - {room(path)}:
+        assert floor(name) < floor(room(path)), f"{path.name} must not import from {name}"
+
+
+def test_every_import_is_seen():
+    """The walk is not blind: it sees relative imports from files and folders, both ways of writing them."""
+    assert imported_rooms(PACKAGE / "model.py") >= {"activations", "pairs"}
+    assert imported_rooms(PACKAGE / "closures" / "g_only.py") >= {"model", "pairs", "closures"}
+    assert imported_rooms(PACKAGE / "cli.py") >= {"paper", "trajectory"}
+
+
+class Unknown(keft.Activation):
+    """An activation that can be applied, but whose expectations nobody knows."""
+
+    def __call__(self, x):
+        return jnp.tanh(x)
+
+    def moments(self, k):
+        raise AssertionError("a sampler asked for a Gaussian expectation")
+
+    expansion = error = moments
+
+
+@pytest.mark.parametrize("sampler", [keft.BlockSampler(), keft.WeightSampler()], ids=lambda s: type(s).__name__)
+def test_samplers_never_ask_for_an_expectation(sampler, key):
+    """Theory and sampling are each other's oracle, so the samplers must not know the theory."""
+    assert not imported_rooms(PACKAGE / "ensemble" / "samplers.py") & {"quadrature", "activations", "closures", "trajectory"}
+    model, K0 = keft.Model(Unknown(), 2.0), jnp.array([[1.0, 0.5], [0.5, 1.0]])
+    G = keft.sample_kernels(model, K0, width=4, depth=3, eps=0.1, networks=2, key=key, sampler=sampler)
+    assert jnp.isfinite(G).all()
+
+
+def test_importing_has_no_side_effects():
+    """No configuration is changed, float64 is not switched on, and no plotting library is loaded."""
+    script = """
+import os, sys, warnings
+warnings.simplefilter("error")
+import jax, diffrax, xarray
+before, environment = dict(jax.config.values), dict(os.environ)
+import kernel_eft_jax
+assert dict(jax.config.values) == before, "jax.config"
+assert dict(os.environ) == environment, "environment"
+assert "matplotlib" not in sys.modules, "matplotlib"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=PACKAGE.parent)
+
+
+def test_public_names_are_explicit():
+    """Every public name is documented; nothing is exported by accident."""
+    for name in keft.__all__ if hasattr(keft, "__all__") else [n for n in vars(keft) if not n.startswith("_")]:
+        value = getattr(keft, name)
+        assert value.__doc__, name
+
+
+def test_no_private_modules_of_jax():
+    """The next release of JAX may move them."""
+    for path in FILES:
+        assert "jax._src" not in path.read_text(), path.name
+    assert jax.__version__
