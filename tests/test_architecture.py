@@ -18,8 +18,8 @@ FLOORS = (
     {"model", "gauss_hermite"},
     {"closures", "network"},
     {"trajectory", "ensemble"},
-    {"diagnostics", "inference", "storage"},
-    {"plots", "paper"},
+    {"diagnostics", "inference", "storage", "plots"},
+    {"paper"},
     {"cli"},
 )
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import erf
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.inference import Experiment, fisher
@@ -38,7 +39,7 @@ def test_fluctuations_tell_the_width_like_any_variance():
 
 def test_information_grows_with_networks_and_adds_up():
     names, closure = ("C_W", "C_b"), keft.GOnly()
-    e = Experiment(keft.Model(keft.Tanh(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)
+    e = Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)
     once, many = fisher(e, names, 100, closure=closure), fisher(e, names, 300, closure=closure)
     np.testing.assert_allclose((once + once + once).matrix, many.matrix, rtol=1e-12)
     np.testing.assert_allclose(many.stderr, once.stderr / np.sqrt(3), rtol=1e-12)
@@ -51,7 +52,7 @@ def test_information_grows_with_networks_and_adds_up():
 
 
 def test_a_lost_direction_is_named():
-    e = Experiment(keft.Model(keft.Tanh(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)
+    e = Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)
     info = fisher(e, ("C_W", "C_b", "eps"), 100, closure=keft.GOnly())
     assert info.condition > 1e12
     # C_W and C_b fall by 2 per cent where eps grows by one.
@@ -64,7 +65,7 @@ def test_a_repeated_input_tells_nothing_new():
     names, copies = ("C_W", "C_b"), np.array([0, 0, 1])
     small, large = (
         fisher(
-            Experiment(keft.Model(keft.Tanh(), 2.0, 0.2), K, width=64, layers=LAYERS, eps=EPS), names, 100, closure=keft.GOnly()
+            Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K, width=64, layers=LAYERS, eps=EPS), names, 100, closure=keft.GOnly()
         )
         for K in (K0, K0[np.ix_(copies, copies)])
     )
@@ -79,11 +80,11 @@ def test_kernels_that_blow_up_are_refused():
 
 
 def block_law_kernels(rng, width, networks):
-    """Packed kernels of tanh networks by the block law in NumPy, C_W = 1.5, C_b = 0.3."""
+    """Packed kernels of erf networks by the block law in NumPy, C_W = 1.5, C_b = 0.3."""
     phi = np.linalg.cholesky(K0) @ rng.standard_normal((networks, 2, width))
     saved = []
     for layer in range(1, LAYERS[-1] + 1):
-        s = np.tanh(phi)
+        s = erf(phi)
         Q = 0.3 + 1.5 * s @ s.swapaxes(1, 2) / width
         phi = phi + EPS * np.linalg.cholesky(Q) @ rng.standard_normal(phi.shape)
         if layer in LAYERS:
@@ -98,7 +99,7 @@ def test_covariances_between_depths_are_those_of_sampled_networks(closure, worst
     20,000 networks of width 128: the eigenvalues of 9 x 9 noise scatter within 2 sqrt(9 / 20000) = 4 %; V4 itself is off
     by a few per cent at this width. The sigma closure has Euler's layers, without the terms of order eps^4.
     """
-    e = Experiment(keft.Model(keft.Tanh(), 1.5, 0.3), K0, width=128, layers=LAYERS, eps=EPS)
+    e = Experiment(keft.Model(keft.Erf(), 1.5, 0.3), K0, width=128, layers=LAYERS, eps=EPS)
     mean, covariance = kernel_moments(e, closure)
     g = block_law_kernels(np.random.default_rng(1), 128, 20_000)
     W = np.linalg.inv(np.linalg.cholesky(covariance.reshape(9, 9)))
@@ -108,7 +109,7 @@ def test_covariances_between_depths_are_those_of_sampled_networks(closure, worst
 
 @pytest.mark.parametrize("closure", [keft.GOnly(), keft.SigmaKernel(12), keft.HermiteTower(4)])
 def test_what_is_remembered_at_once_is_V4(closure):
-    model, k = keft.Model(keft.Tanh(), 1.5, 0.3), pack(jnp.asarray(K0))
+    model, k = keft.Model(keft.Erf(), 1.5, 0.3), pack(jnp.asarray(K0))
     state = closure.init(model, k)
     for _ in range(2):
         state = closure.step(model, state, jnp.asarray(0.2))

@@ -1,0 +1,85 @@
+"""`sensitivity`: against closed forms for a linear activation, and central differences of `solve` elsewhere."""
+
+import numpy as np
+import pytest
+
+import kernel_eft_jax as keft
+from kernel_eft_jax.inference import sensitivity
+
+K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
+TS = np.array([0.32, 0.64])
+
+
+def test_linear_networks_in_closed_form():
+    """K0' = C_b + C_W K0, so K0(t) = K e^(C_W t) + C_b (e^(C_W t) - 1) / C_W."""
+    C_W, C_b = 1.5, 0.3
+    s = sensitivity(keft.Model(keft.Linear(), C_W, C_b), K0, TS)
+    t = TS[:, None, None]
+    growth = np.exp(C_W * t)
+    by_C_W = t * growth * K0 + C_b * (t * growth / C_W - (growth - 1) / C_W**2)
+    by_C_b = np.broadcast_to((growth - 1) / C_W, (2, 2, 2))
+    np.testing.assert_allclose(s["C_W"].K0, by_C_W, rtol=1e-6)
+    np.testing.assert_allclose(s["C_b"].K0, by_C_b, rtol=1e-6)
+    np.testing.assert_allclose(s["K0[0, 1]"].K0, growth * np.array([[0, 1], [1, 0]]), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(s["K0[1, 1]"].K0, growth * np.array([[0, 0], [0, 1]]), rtol=1e-6, atol=1e-12)
+
+
+def test_linear_layers_in_closed_form_and_as_elasticities():
+    """Without biases K0 = (1 + eps^2 C_W)^l K: one per cent of eps is two of C_W, one of K is one of K0 and two of V4."""
+    C_W, eps = 1.5, 0.4
+    s = sensitivity(keft.Model(keft.Linear(), C_W), [[1.2]], TS, eps=eps)
+    layers, rate = np.rint(TS / eps**2), eps**2 * C_W
+    relative = layers * rate / (1 + rate)
+    np.testing.assert_allclose(s.elasticity("C_W").K0[:, 0, 0], relative, rtol=1e-10)
+    np.testing.assert_allclose(s.elasticity("eps").K0[:, 0, 0], 2 * relative, rtol=1e-10)
+    np.testing.assert_allclose(s["eps"].K0[:, 0, 0], 2 * relative / eps * s.solution.K0[:, 0, 0], rtol=1e-10)
+    np.testing.assert_allclose(s.elasticity("K0[0, 0]").K0, 1, rtol=1e-10)
+    np.testing.assert_allclose(s.elasticity("K0[0, 0]").V4, 2, rtol=1e-10)
+    # K1 is zero, and so are its derivatives: no NaN from 0 / 0.
+    np.testing.assert_array_equal(s.elasticity("C_W").K1, 0)
+
+
+def build(point):
+    C_W, C_b, input_scale, output_scale, *k = point
+    activation = keft.Scaled(keft.Sin(), input_scale, output_scale)
+    K = np.array([[k[0], k[1]], [k[1], k[2]]]) if len(k) == 3 else np.array([[k[0]]])
+    return keft.Model(activation, C_W, C_b), K
+
+
+@pytest.mark.parametrize(
+    ("closure", "eps", "kernel"),
+    [
+        (keft.GOnly(), None, [1.0, 0.3, 0.6]),
+        (keft.GOnly(), 0.4, [1.0, 0.3, 0.6]),
+        (keft.HermiteTower(5), 0.4, [1.0]),
+        (keft.SigmaKernel(8), 0.4, [1.0]),
+    ],
+)
+def test_every_derivative_is_the_limit_of_differences(closure, eps, kernel):
+    point = np.array([1.5, 0.3, 1.1, 0.9, *kernel])
+    s = sensitivity(*build(point), TS, closure=closure, eps=eps)
+    names = ["C_W", "C_b", "activation.input_scale", "activation.output_scale", *s.names[4 : 4 + len(kernel)]]
+    assert s.names == (*names, "eps") if eps else tuple(names)
+
+    def values(point, eps=eps):
+        solution = keft.solve(*build(point), TS if eps is None else np.array([2, 4]) * eps**2, closure=closure, eps=eps)
+        return np.concatenate([np.ravel(part) for part in (solution.K0, solution.V4, solution.K1)])
+
+    def flat(kernels):
+        return np.concatenate([np.ravel(part) for part in kernels])
+
+    # Steps of 1e-3 by Richardson: errors 1e-10 of the value, and 1e-7 where steps are adaptive.
+    step, tolerance = 1e-3, 2e-8 if eps else 3e-5
+    for name, shift in zip(names, step * np.eye(len(point)), strict=True):
+        near, far = values(point + shift) - values(point - shift), values(point + 2 * shift) - values(point - 2 * shift)
+        np.testing.assert_allclose(flat(s[name]), (8 * near - far) / (12 * step), rtol=0, atol=tolerance * 20, err_msg=name)
+    if eps:
+        near = values(point, eps + step) - values(point, eps - step)
+        far = values(point, eps + 2 * step) - values(point, eps - 2 * step)
+        np.testing.assert_allclose(flat(s["eps"]), (8 * near - far) / (12 * step), rtol=0, atol=tolerance * 20)
+
+
+def test_an_unknown_name_lists_those_that_exist():
+    s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], [0.5])
+    with pytest.raises(KeyError, match="no parameter `width`; there are .*'C_W'"):
+        s["width"]
