@@ -24,6 +24,7 @@ from scipy.integrate import quad
 from scipy.special import erf, expit
 
 import kernel_eft_jax as keft
+from kernel_eft_jax.activations import Expansion
 
 # --- activations: s^(r)(x), r = 0..4 ----------------------------------------------------------------------------------
 
@@ -87,7 +88,9 @@ SUMMED = {
     "Polynomial": Case(keft.Polynomial(jnp.array(CUBIC)), polynomial(*CUBIC)),
     "Smooth": Case(keft.Smooth(lambda x: x * jnp.tanh(x)), times_x(tanh), np.pi / 2),
     "Scaled": Case(
-        keft.Scaled(keft.Tanh(), jnp.array(0.7), jnp.array(1.3)), lambda x, r: 1.3 * 0.7**r * tanh(0.7 * x, r), np.pi / 1.4
+        keft.Scaled(keft.Tanh(), jnp.array(0.7), jnp.array(1.3)),
+        lambda x, r: 1.3 * 0.7**r * tanh(0.7 * x, r),
+        np.pi / 1.4,
     ),
 }
 SMOOTH = CLOSED | SUMMED
@@ -119,6 +122,13 @@ def pair_moments(case: Case, k_aa: float, k_bb: float, rho: float) -> np.ndarray
     (x, w), (y, v) = resolve(case, max(k_aa, k_bb)), resolve(case, rest**2 + 1e-9)
     phi_a, phi_b = np.sqrt(k_aa) * x, (rho * np.sqrt(k_bb) * x)[:, None] + rest * y
     return np.stack([case.s(phi_a, r) * w for r in range(5)]) @ np.stack([case.s(phi_b, q) @ v for q in range(5)]).T
+
+
+def expansion_from(M: np.ndarray) -> Expansion:
+    """Price's theorem: derivatives of E[s_a s_b] by (k_aa, k_bb, k_ab), from M[r, q] = E[s^(r)_a s^(q)_b]."""
+    aa_bb, aa_ab, bb_ab = M[2, 2] / 4, M[3, 1] / 2, M[1, 3] / 2
+    curvature = np.array([[M[4, 0] / 4, aa_bb, aa_ab], [aa_bb, M[0, 4] / 4, bb_ab], [aa_ab, bb_ab, M[2, 2]]])
+    return Expansion(M[0, 0], np.array([M[2, 0] / 2, M[0, 2] / 2, M[1, 1]]), curvature)
 
 
 # --- trajectories -----------------------------------------------------------------------------------------------------
@@ -181,7 +191,9 @@ def linear_continuum(C_W: float, C_b: float) -> Problem:
     gain = [(2 * t * wick(Q) + C_b * np.expm1(-C_W * t) / C_W * sigma(ones, Q)) / C_W for t in ts]
     V4 = np.stack([np.exp(2 * C_W * t) * (wick(K) + g) for t, g in zip(ts, gain, strict=True)])
     values = {"K0": K0, "V4": V4, "V4_g_only": V4, "K1": 0 * K0, "K1_g_only": 0 * K0}
-    return problem(f"linear, C_b = {C_b}", keft.Linear(), C_W, C_b, K, ts, None, values, 1e-13, "by hand", "closed form")
+    return problem(
+        f"linear, C_b = {C_b}", keft.Linear(), C_W, C_b, K, ts, None, values, 1e-13, "by hand", "closed form"
+    )
 
 
 def linear_layers(C_W: float, eps: float) -> Problem:
@@ -253,7 +265,10 @@ def relu_continuum(C_W: float, k: float) -> Problem:
         return (np.pi - theta + np.sin(theta) * cos) / (2 * np.pi) - 0.25
 
     ts = np.array([0.25, 0.5, 1.0])
-    over = {f: [quad(lambda u, t, f: (t - u) * f(u), 0, t, (t, f), epsabs=1e-13)[0] for t in ts] for f in (squares, step_square)}
+    over = {
+        f: [quad(lambda u, t, f: (t - u) * f(u), 0, t, (t, f), epsabs=1e-13)[0] for t in ts]
+        for f in (squares, step_square)
+    }
     K0 = k * np.exp(c * ts)
     values = {
         "K0": K0,
@@ -314,7 +329,9 @@ def layers(name: str, C_W: float, C_b: float, k: float, eps: float, count: int) 
 def published_setting() -> Problem:
     """Input 0 of arXiv 2604.15742 in the continuum: `one_input_layers` at T = 2 with 8 to 128 layers, extrapolated."""
     values = {"K0": 4.36831568, "V4": 48.482031, "K1": -0.454211, "V4_g_only": 47.818869, "K1_g_only": -1.0272445}
-    return problem("published", keft.Tanh(), 2.0, 0.0, 2.0, [2.0], None, values, 1e-6, "layers, extrapolated", "published")
+    return problem(
+        "published", keft.Tanh(), 2.0, 0.0, 2.0, [2.0], None, values, 1e-6, "layers, extrapolated", "published"
+    )
 
 
 def neural_tangents() -> list[Problem]:

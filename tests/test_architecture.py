@@ -81,7 +81,12 @@ class Unknown(keft.Activation):
 @pytest.mark.parametrize("sampler", [keft.BlockSampler(), keft.WeightSampler()], ids=lambda s: type(s).__name__)
 def test_samplers_never_ask_for_an_expectation(sampler, key):
     """Theory and sampling are each other's oracle, so the samplers must not know the theory."""
-    assert not imported_rooms(PACKAGE / "ensemble" / "samplers.py") & {"quadrature", "activations", "closures", "trajectory"}
+    assert not imported_rooms(PACKAGE / "ensemble" / "samplers.py") & {
+        "quadrature",
+        "activations",
+        "closures",
+        "trajectory",
+    }
     model, K0 = keft.Model(Unknown(), 2.0), jnp.array([[1.0, 0.5], [0.5, 1.0]])
     G = keft.sample_kernels(model, K0, width=4, depth=3, eps=0.1, networks=2, key=key, sampler=sampler)
     assert jnp.isfinite(G).all()

@@ -19,10 +19,16 @@ GOOD = np.array([[2.0, 0.6], [0.6, 1.0]])
         (np.ones((0, 0)), r"`K0` must be a square matrix.* has shape \(0, 0\)"),
         (np.array([[1.0, np.nan], [np.nan, 1.0]]), r"`K0` must be finite, but entry \[0, 1\] is nan"),
         (np.array([[1.0, 0.0], [0.0, np.inf]]), r"`K0` must be finite, but entry \[1, 1\] is inf"),
-        (np.array([[2.0, 0.6], [0.5, 1.0]]), r"`K0` must be symmetric, but entry \[0, 1\] is 0\.6 and \[1, 0\] is 0\.5"),
+        (
+            np.array([[2.0, 0.6], [0.5, 1.0]]),
+            r"`K0` must be symmetric, but entry \[0, 1\] is 0\.6 and \[1, 0\] is 0\.5",
+        ),
         (np.array([[1.0, 0.0], [0.0, -2.0]]), r"`K0` must have positive variances.* entry \[1, 1\] is -2\.0"),
         (np.array([[1.0, 0.0], [0.0, 0.0]]), r"entry \[1, 1\] is 0\.0.*exactly zero.*C_b > 0 in input_kernel"),
-        (np.array([[1.0, 1.5], [1.5, 1.0]]), r"`K0` must be positive semi-definite, but its smallest eigenvalue is -0\.5\."),
+        (
+            np.array([[1.0, 1.5], [1.5, 1.0]]),
+            r"`K0` must be positive semi-definite, but its smallest eigenvalue is -0\.5\.",
+        ),
     ],
 )
 def test_not_a_kernel(K, says):
@@ -85,8 +91,14 @@ def test_counts_and_positive_numbers_pass():
         (lambda: keft.Model("tanh", 2.0), r"`activation` must be an activation object such as Tanh\(\).*'tanh'"),
         (lambda: keft.Model(jnp.tanh, 2.0), r"`activation` must be an activation object .*Smooth\(fn\)"),
         (lambda: keft.Model(keft.Tanh, 2.0), r"`activation` must be an activation object such as Tanh\(\)"),
-        (lambda: keft.Model(keft.Tanh(), -2.0), r"`C_W` is a variance and must be finite and not negative, but is -2\.0"),
-        (lambda: keft.Model(keft.Tanh(), 2.0, np.nan), r"`C_b` is a variance and must be finite and not negative, but is nan"),
+        (
+            lambda: keft.Model(keft.Tanh(), -2.0),
+            r"`C_W` is a variance and must be finite and not negative, but is -2\.0",
+        ),
+        (
+            lambda: keft.Model(keft.Tanh(), 2.0, np.nan),
+            r"`C_b` is a variance and must be finite and not negative, but is nan",
+        ),
         (lambda: keft.Model(keft.Tanh(), jnp.ones(2)), r"`C_W` must be one number, but has shape \(2,\)"),
         (lambda: keft.Polynomial(jnp.ones((2, 2))), r"`coefficients` must hold 1 to 13 numbers.*\(2, 2\)"),
         (lambda: keft.Polynomial(jnp.ones(14)), r"`coefficients` must hold 1 to 13 numbers"),

@@ -97,35 +97,63 @@ def test_same_bits_on_1_2_4_8_devices_and_4_processes(start):
     assert len(results) == 1
 
 
-def run_with_kills(start, path, kills, seed):
-    """Run LONG, killed -9 at random moments after work has begun, until it ends by itself."""
+SINGLE = """
+import json
+import jax
+import numpy as np
+from kernel_eft_jax.activations import Tanh
+from kernel_eft_jax.ensemble import estimate, sample_kernels
+from kernel_eft_jax.model import Model
+run = (Model(Tanh(), 2.0), np.array([[2.0, 0.6], [0.6, 2.0]]), 8, 20, 0.3, 64, jax.random.key(5))
+est = estimate(*run, save_at=[20], progress=False)
+print(json.dumps([sample_kernels(*run, save_at=[20]).tobytes().hex(), est.K0.tolist(), est.K1.tolist(), str(est.K1.dtype)]))
+"""
+
+
+def test_networks_are_float32_with_and_without_x64():
+    """Networks differ by no bit, statistics by the float32 rounding of the theory."""
+    outputs = []
+    for flag in ("0", "1"):
+        command = [sys.executable, "-c", SINGLE]
+        outputs.append(
+            json.loads(subprocess.check_output(command, env=os.environ | {"JAX_ENABLE_X64": flag}, text=True))
+        )
+    (G, K0, K1, dtype), (G64, K0_64, K1_64, dtype_64) = outputs
+    assert G == G64
+    assert np.allclose(K0, K0_64, rtol=1e-5)
+    assert np.allclose(K1, K1_64, atol=1e-3)
+    assert dtype == dtype_64 == "float64"
+
+
+def run_with_kills(start, path, settings, kills, seed):
+    """Run to the end through kills -9 at random moments, each a moment after the run has written its file again."""
     rng = np.random.default_rng(seed)
-    settings = LONG | {"checkpoint": str(path), "checkpoint_seconds": 0.0}
+    settings = settings | {"checkpoint": str(path), "checkpoint_seconds": 0.0}
     for _ in range(kills):
-        before = path.stat().st_mtime_ns if path.exists() else 0
         worker = start(settings)
-        assert worker.stdout is not None
-        worker.stdout.readline()
-        deadline = time.monotonic() + 120
-        while (
-            worker.poll() is None
-            and time.monotonic() < deadline
-            and (not path.exists() or path.stat().st_mtime_ns == before)
-        ):
+        before, deadline = written(path), time.monotonic() + 120
+        while written(path) == before and worker.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.2))
+        assert worker.poll() is None, "the run ended before it was killed: make it longer"
         worker.send_signal(signal.SIGKILL)
         worker.communicate()
     return finish(start(settings))
 
 
+def written(path):
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 def test_killed_and_resumed_runs_give_the_same_bits(start, tmp_path):
-    assert run_with_kills(start, tmp_path / "run.npz", kills=2, seed=0) == finish(start(LONG))
+    run = LONG | {"networks": 150_000}
+    assert run_with_kills(start, tmp_path / "run.npz", run, kills=2, seed=0) == finish(start(run))
 
 
 @pytest.mark.slow
 def test_twenty_kills(start, tmp_path):
-    assert run_with_kills(start, tmp_path / "run.npz", kills=20, seed=1) == finish(start(LONG))
+    run = LONG | {"networks": 1_500_000}
+    assert run_with_kills(start, tmp_path / "run.npz", run, kills=20, seed=1) == finish(start(run))
 
 
 def test_interrupt_saves_and_passes_on(start, tmp_path):

@@ -28,14 +28,19 @@ def model(name: str) -> keft.Model:
 @eqx.filter_jit
 def directional_derivatives(model, K, h):
     """Q along K + tau h: first and second derivative by tau, through the moments alone."""
-    slope = lambda K: jax.jvp(model.Q, (K,), (h,))[1]
+
+    def slope(K):
+        return jax.jvp(model.Q, (K,), (h,))[1]
+
     return slope(K), jax.jvp(slope, (K,), (h,))[1]
 
 
 def check_chi(model: keft.Model) -> None:
     """chi is the derivative of Q."""
     for h in DIRECTIONS:
-        np.testing.assert_allclose(model.chi(KERNEL, h), directional_derivatives(model, KERNEL, h)[0], rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(
+            model.chi(KERNEL, h), directional_derivatives(model, KERNEL, h)[0], rtol=1e-9, atol=1e-10
+        )
 
 
 def check_hess(model: keft.Model) -> None:
@@ -134,7 +139,9 @@ def test_the_next_covariance_is_positive_semi_definite(name):
     def check(seed, rank):
         random = np.random.default_rng(seed)
         x = random.normal(size=(4, rank))
-        x *= np.sqrt(np.exp(random.uniform(np.log(1e-3), np.log(30), size=(4, 1))) / np.sum(x**2, axis=1, keepdims=True))
+        x *= np.sqrt(
+            np.exp(random.uniform(np.log(1e-3), np.log(30), size=(4, 1))) / np.sum(x**2, axis=1, keepdims=True)
+        )
         result = Q(jnp.asarray(x @ x.T))
         np.testing.assert_array_equal(result, result.T)
         assert np.linalg.eigvalsh(result).min() > -1e-12 * np.trace(result)
@@ -170,7 +177,9 @@ def test_neural_tangents_made_twice():
         "GELU": (2.1937450994, 0.6807098139),
         "Sin": (2.0983331096, 0.6166810639),
     }
-    known = {p.name.split()[-1]: p.known["K0"].value[0] for p in PROBLEMS if p.name.startswith("neural-tangents published")}
+    known = {
+        p.name.split()[-1]: p.known["K0"].value[0] for p in PROBLEMS if p.name.startswith("neural-tangents published")
+    }
     for name, values in earlier.items():
         np.testing.assert_allclose(known[name][0, :2], values, atol=1e-10)
 

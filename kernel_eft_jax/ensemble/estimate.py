@@ -123,7 +123,7 @@ def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
 def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, Limit]:
     """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control variates."""
     k0 = pack(check_kernel(K0))
-    k0, model = cast((k0, model), jnp.promote_types(k0.dtype, model.C_W.dtype))
+    k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
     path = infinite_width(model, k0, jnp.asarray(eps, k0.dtype), depth)
     limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in path[:2]))
     if control:

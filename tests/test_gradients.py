@@ -1,0 +1,167 @@
+"""Derivatives at the awkward places: no biases, repeated and opposite inputs, rank-deficient kernels, ReLU; and second ones.
+
+Oracles: an input and its copy must have the derivatives of one input alone, N = 1, where nothing is awkward; closed
+forms for a linear activation; central differences along directions that keep the kernel what it is.
+"""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kernel_eft_jax as keft
+
+EPS, TS = 0.5, np.array([0.25, 0.75])
+CLOSED = [keft.Erf(), keft.ReLU()]
+ACTIVATIONS = [*CLOSED, *(pytest.param(a, marks=pytest.mark.slow) for a in (keft.GELU(), keft.Tanh()))]
+
+
+def quantities(model, K0, closure=None, **options):
+    solution = keft.solve(model, K0, TS, closure=closure or keft.GOnly(), **options)
+    return {"K0": solution.K0, "V4": solution.V4, "K1": solution.K1}
+
+
+def by_parameters(activation, K0, closure):
+    """Derivatives by C_W, by C_b at zero, and by a common scale of the input kernel."""
+
+    @jax.jit
+    @jax.jacfwd
+    def jacobian(values):
+        return quantities(keft.Model(activation, values[0], values[1]), values[2] * jnp.asarray(K0), closure, eps=EPS)
+
+    return jacobian(jnp.array([1.5, 0.0, 1.0]))
+
+
+@pytest.mark.parametrize("closure", [keft.GOnly(), keft.HermiteTower(4)], ids=["GOnly", "HermiteTower"])
+@pytest.mark.parametrize("activation", CLOSED, ids=["erf", "relu"])
+def test_two_copies_of_an_input_have_the_derivatives_of_one(activation, closure):
+    one = by_parameters(activation, [[1.3]], closure)
+    two = by_parameters(activation, np.full((2, 2), 1.3), closure)
+    for name, values in two.items():
+        np.testing.assert_allclose(values, np.broadcast_to(one[name], values.shape), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("closure", [keft.GOnly(), keft.HermiteTower(4)], ids=["GOnly", "HermiteTower"])
+def test_an_input_and_its_opposite_have_the_derivatives_of_one(closure):
+    """rho = -1 and an odd activation without biases: phi(b) = -phi(a), entries change sign once for each b."""
+    one = by_parameters(keft.Erf(), [[1.3]], closure)
+    two = by_parameters(keft.Erf(), 1.3 * np.array([[1.0, -1.0], [-1.0, 1.0]]), closure)
+    sign = np.array([1.0, -1.0])
+    pair = np.multiply.outer(sign, sign)
+    signs = {"K0": pair, "V4": np.multiply.outer(pair, pair), "K1": pair}
+    for name, values in two.items():
+        # By C_W and the scale: a bias common to both inputs is not opposite.
+        for i in (0, 2):
+            expected = signs[name] * np.broadcast_to(one[name][..., i], values.shape[:-1])
+            np.testing.assert_allclose(values[..., i], expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=["erf", "relu", "gelu", "tanh"])
+def test_derivatives_are_right_where_the_kernel_is_singular(activation):
+    """Three inputs in a plane, the third the first's copy or opposite: rank two, and rho = 1 or -1, and C_b = 0."""
+
+    @jax.jit
+    def values(point, K0):
+        model = keft.Model(activation, C_W=point[0], C_b=0.0)
+        return quantities(model, point[1] * K0, eps=EPS)
+
+    point, step = jnp.array([1.5, 1.0]), 1e-4
+    for third in ([1.0, 0.2], [-1.0, -0.2], [0.7, 0.9]):
+        x = np.array([[1.0, 0.2], [0.3, -0.8], third])
+        K0 = jnp.asarray(x @ x.T)
+        jacobian = jax.jacfwd(values)(point, K0)
+        for i, h in enumerate(step * jnp.eye(2)):
+            plus, minus = values(point + h, K0), values(point - h, K0)
+            for name in plus:
+                difference = (plus[name] - minus[name]) / (2 * step)
+                np.testing.assert_allclose(jacobian[name][..., i], difference, rtol=1e-6, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=["erf", "relu", "gelu", "tanh"])
+def test_reverse_mode_is_finite_and_equal_to_forward_mode_at_a_repeated_input(activation):
+    def loss(C_W, C_b):
+        model = keft.Model(activation, C_W, C_b)
+        result = quantities(model, jnp.ones((2, 2)), eps=EPS)
+        return sum(jnp.sum(part) for part in result.values())
+
+    point = (jnp.asarray(1.5), jnp.asarray(0.0))
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(loss, (0, 1)))(*point), jax.jit(jax.jacfwd(loss, (0, 1)))(*point), rtol=1e-11
+    )
+
+
+def test_second_derivatives_of_a_linear_network_in_closed_form():
+    """K0(t) = K e^(C_W t) + C_b (e^(C_W t) - 1) / C_W in the continuum, and a loss of it, by `jax.hessian` and DirectAdjoint."""
+
+    def exact(point):
+        C_W, C_b = point
+        growth = jnp.exp(C_W * TS)
+        return 1.2 * growth + C_b * (growth - 1) / C_W
+
+    def K0(point):
+        model = keft.Model(keft.Linear(), point[0], point[1])
+        tight = diffrax.PIDController(rtol=1e-10, atol=1e-10)
+        return keft.solve(model, [[1.2]], TS, adjoint=diffrax.DirectAdjoint(), stepsize_controller=tight).K0[:, 0, 0]
+
+    point = jnp.array([1.5, 0.3])
+    np.testing.assert_allclose(jax.jit(jax.hessian(K0))(point), jax.hessian(exact)(point), rtol=1e-7)
+    np.testing.assert_allclose(
+        jax.jit(jax.hessian(lambda p: jnp.sum(K0(p) ** 2)))(point),
+        jax.hessian(lambda p: jnp.sum(exact(p) ** 2))(point),
+        rtol=1e-7,
+    )
+
+
+def test_the_layer_recursion_has_second_derivatives_as_it_is():
+    def K0(point):
+        model = keft.Model(keft.Linear(), point[0], point[1])
+        return keft.solve(model, [[1.2]], TS, eps=EPS).K0[:, 0, 0]
+
+    def exact(point):
+        growth = (1 + EPS**2 * point[0]) ** np.array([1.0, 3.0])
+        return 1.2 * growth + point[1] * (growth - 1) / point[0]
+
+    point = jnp.array([1.5, 0.3])
+    np.testing.assert_allclose(jax.jit(jax.hessian(K0))(point), jax.hessian(exact)(point), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "ask", "words"),
+    [
+        (diffrax.RecursiveCheckpointAdjoint(), jax.jacfwd, "ForwardMode"),
+        (diffrax.RecursiveCheckpointAdjoint(), lambda f: jax.jacfwd(jax.jit(f)), "ForwardMode"),
+        (diffrax.RecursiveCheckpointAdjoint(), jax.hessian, "DirectAdjoint"),
+        (diffrax.ForwardMode(), jax.grad, "jax.grad"),
+        (diffrax.ForwardMode(), lambda f: jax.grad(jax.jit(f)), "jax.grad"),
+        (diffrax.BacksolveAdjoint(), jax.jacfwd, "ForwardMode"),
+    ],
+)
+def test_an_adjoint_that_cannot_says_which_can(adjoint, ask, words):
+    def K0(C_W):
+        return keft.solve(keft.Model(keft.Linear(), C_W), [[1.2]], TS, adjoint=adjoint).K0[-1, 0, 0]
+
+    with pytest.raises(TypeError, match=f"differentiates.*{words}"):
+        ask(K0)(jnp.asarray(1.5))
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "ask", "tolerance"),
+    [
+        (diffrax.RecursiveCheckpointAdjoint(), jax.grad, 1e-7),
+        (diffrax.DirectAdjoint(), jax.grad, 1e-7),
+        (diffrax.DirectAdjoint(), jax.jacfwd, 1e-7),
+        (diffrax.ForwardMode(), jax.jacfwd, 1e-7),
+        (diffrax.BacksolveAdjoint(), jax.grad, 1e-6),  # integrates back, with errors of its own
+    ],
+)
+def test_all_adjoints_give_the_derivative_of_V4_in_closed_form(adjoint, ask, tolerance):
+    """A linear network without biases has V4 = 2 (1 + 2 C_W t) K0(t)^2."""
+
+    def V4(C_W):
+        solution = keft.solve(keft.Model(keft.Linear(), C_W), [[1.2]], TS, adjoint=adjoint)
+        return solution.V4[-1, 0, 0, 0, 0]
+
+    t, C_W = TS[-1], 1.5
+    exact = 2 * (1.2 * np.exp(C_W * t)) ** 2 * (2 * t + 2 * t * (1 + 2 * C_W * t))
+    np.testing.assert_allclose(ask(V4)(jnp.asarray(C_W)), exact, rtol=tolerance)
