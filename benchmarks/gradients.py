@@ -65,7 +65,9 @@ def gradient_table(closure):
         expected = differences(jax.jit(lambda p, options=options: final(p, closure, options)), POINT)
         got = np.asarray(jax.jit(ask(lambda p, options=options: final(p, closure, options)))(jnp.asarray(POINT)))
         error = np.abs(got - expected) / np.abs(expected).max(axis=1, keepdims=True)
-        table[mode] = {q: dict(zip(PARAMETERS, row.tolist(), strict=True)) for q, row in zip(QUANTITIES, error, strict=True)}
+        table[mode] = {
+            q: dict(zip(PARAMETERS, row.tolist(), strict=True)) for q, row in zip(QUANTITIES, error, strict=True)
+        }
         for q, row in table[mode].items():
             print(f"{mode:32} {q}  " + "  ".join(f"{name} {value:.0e}" for name, value in row.items()), flush=True)
     return table
@@ -80,12 +82,16 @@ def fit_time():
     start = Experiment(
         keft.Model(keft.Scaled(keft.Tanh(), 0.8), 1.0, 0.5), K0, width=64, layers=layers, eps=eps, K0_scale=0.7
     )
-    seconds = []
-    for _ in range(2):
+
+    def timed():
         begin = time.perf_counter()
         result = fit(G, start, tuple(truth), closure=keft.HermiteTower(20), progress=False)
-        seconds.append(time.perf_counter() - begin)
-    print(f"fit of four parameters: {seconds[0]:.1f} s with compilation, {seconds[1]:.1f} s without, {len(result.history)} steps")
+        return time.perf_counter() - begin, result
+
+    seconds, (result, _) = zip(timed(), timed(), strict=True)
+    print(
+        f"fit of four parameters: {seconds[0]:.1f} s with compilation, {seconds[1]:.1f} s without, {len(result.history)} steps"
+    )
     print(result)
     return {
         "seconds": seconds[1],
@@ -111,11 +117,15 @@ def coverage_table(sets=100, networks=20_000):
     table = {}
     for name, results in fits.items():
         inside = {level: [(f.interval(level).T - truth) * [[-1], [1]] > 0 for f in results] for level in (0.68, 0.95)}
-        table[name] = {f"{100 * level:.0f} %": np.all(held, axis=1).mean(axis=0).tolist() for level, held in inside.items()}
+        table[name] = {
+            f"{100 * level:.0f} %": np.all(held, axis=1).mean(axis=0).tolist() for level, held in inside.items()
+        }
         pulls = np.array([(f.values - truth) / f.stderr for f in results])
         table[name] |= {"mean pull": pulls.mean(axis=0).tolist(), "chi2": np.mean([f.chi2 for f in results])}
         table[name] |= {"degrees of freedom": results[0].dof, "data sets": sets}
-        print(f"{name:18} " + "  ".join(f"{key}: {np.round(value, 3)}" for key, value in table[name].items()), flush=True)
+        print(
+            f"{name:18} " + "  ".join(f"{key}: {np.round(value, 3)}" for key, value in table[name].items()), flush=True
+        )
     return table
 
 

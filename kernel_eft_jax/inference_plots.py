@@ -25,7 +25,9 @@ def plot_fit(fit: Fit) -> Figure:
     for p in range(min(P, ENTRIES)):
         colour, shift = COLOURS[p], 0.004 * (p - 0.5 * (min(P, ENTRIES) - 1)) * np.ptp(layers)
         above.plot(layers, theory[:, p], color=colour, linestyle=DASHES[p % len(DASHES)])
-        above.errorbar(layers, observed[:, p], np.sqrt(variance[:, p]), fmt="o", color=colour, label=f"$G_{{{a[p]}{b[p]}}}$")
+        above.errorbar(
+            layers, observed[:, p], np.sqrt(variance[:, p]), fmt="o", color=colour, label=f"$G_{{{a[p]}{b[p]}}}$"
+        )
         left = (observed - theory)[:, p] / np.sqrt(variance[:, p])
         below.errorbar(layers + shift, left, 1, fmt="o", color=colour, capsize=2)
     below.axhline(0, color="0.4", linewidth=0.8)
@@ -33,7 +35,9 @@ def plot_fit(fit: Fit) -> Figure:
     below.set_ylabel("data $-$ theory\n(standard errors)")
     below.set_xlabel("layer")
     above.legend(frameon=False)
-    found = ",  ".join(f"{n} = {v:.4g} $\\pm$ {e:.1g}" for n, v, e in zip(fit.names, fit.values, fit.stderr, strict=True))
+    found = ",  ".join(
+        f"{n} = {v:.4g} $\\pm$ {e:.1g}" for n, v, e in zip(fit.names, fit.values, fit.stderr, strict=True)
+    )
     above.set_title(f"{found}\n$\\chi^2$ = {fit.chi2:.3g} for {fit.dof} degrees of freedom", fontsize=12)
     return figure
 

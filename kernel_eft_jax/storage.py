@@ -19,7 +19,7 @@ import xarray as xr
 from .closures import Moments
 from .ensemble import Estimate
 from .ensemble.statistics import Group, Limit, Quantities, Sums
-from .pairs import pairs, unpack, unpack_covariance
+from .pairs import input_count, pairs, unpack, unpack_covariance
 from .trajectory import Solution
 
 KIND = "kernel_eft_jax_result"
@@ -124,7 +124,7 @@ def _read_solution(data):
 
 def _write_estimate(estimate):
     limit, groups = estimate.limit, estimate.sums.groups
-    upper = np.triu_indices(groups[0].first.shape[-1])
+    upper = np.triu_indices(groups[0].second.shape[-1])
     variables = _labelled({name: getattr(estimate, name) for name in ("K0", *Quantities._fields)})
     variables |= _labelled(estimate.stderr._asdict(), "_stderr", "standard error of ")
     variables |= {
@@ -135,7 +135,12 @@ def _write_estimate(estimate):
             ("limit_moment", ("t", "pair"), limit.moment, "E_K0[s s] over pairs a <= b"),
             ("sum_networks", "group", [g.networks for g in groups], "networks of a group"),
             ("sum_first", ("group", "t", "x"), [g.first for g in groups], "sum of x over the networks of a group"),
-            ("sum_second", ("group", "t", "xx"), [g.second[:, *upper] for g in groups], "sum of x x^T, upper triangle"),
+            (
+                "sum_second",
+                ("group", "t", "xx"),
+                [g.second[:, *upper] for g in groups],
+                "sum of x x^T of the first entries, upper triangle",
+            ),
         )
     }
     attributes = {"networks": estimate.networks, "width": estimate.width, "blocks": estimate.sums.blocks}
@@ -146,7 +151,8 @@ def _read_estimate(data):
     def quantities(suffix) -> dict[str, Any]:
         return {name: data[name + suffix].values if name + suffix in data else None for name in Quantities._fields}
 
-    packed, size = data["sum_second"].values, data.sizes["x"]
+    packed = data["sum_second"].values
+    size = input_count(packed.shape[-1])
     second, (i, j) = np.empty((*packed.shape[:-1], size, size)), np.triu_indices(size)
     second[..., i, j] = second[..., j, i] = packed
     groups = map(Group, data["sum_networks"].values.tolist(), data["sum_first"].values, second)

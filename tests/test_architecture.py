@@ -19,7 +19,7 @@ FLOORS = (
     {"closures", "network"},
     {"trajectory", "ensemble"},
     {"diagnostics", "inference", "storage", "plots"},
-    {"paper"},
+    {"paper", "inference_plots"},
     {"cli"},
 )
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -232,7 +232,7 @@ def test_a_folder_that_is_not_there_is_refused_before_the_run(key, tmp_path):
 
 def test_sums_survive_the_disk(tmp_path):
     rng = np.random.default_rng(0)
-    zeros = Sums.zeros(2, 3)
+    zeros = Sums.zeros(2, 3, 3)
     sums = Sums(tuple(g._replace(networks=i, first=rng.normal(size=(2, 3))) for i, g in enumerate(zeros.groups)), 7)
     file = Checkpoint(tmp_path / "x", {"a": 1}, 10.0)
     assert file.load(zeros) is zeros

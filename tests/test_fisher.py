@@ -48,7 +48,7 @@ def test_information_grows_with_networks_and_adds_up():
     np.testing.assert_allclose(np.linalg.norm(direction), 1)
     assert f"{100 * error:.2g} %" in once.describe()
     with pytest.raises(ValueError, match="at one point in the same parameters"):
-        once + fisher(e, ("C_W",), 100, closure=closure)
+        _ = once + fisher(e, ("C_W",), 100, closure=closure)
 
 
 def test_a_lost_direction_is_named():
@@ -65,7 +65,10 @@ def test_a_repeated_input_tells_nothing_new():
     names, copies = ("C_W", "C_b"), np.array([0, 0, 1])
     small, large = (
         fisher(
-            Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K, width=64, layers=LAYERS, eps=EPS), names, 100, closure=keft.GOnly()
+            Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K, width=64, layers=LAYERS, eps=EPS),
+            names,
+            100,
+            closure=keft.GOnly(),
         )
         for K in (K0, K0[np.ix_(copies, copies)])
     )

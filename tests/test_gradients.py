@@ -39,7 +39,9 @@ def test_two_copies_of_an_input_have_the_derivatives_of_one(activation, closure)
     one = by_parameters(activation, [[1.3]], closure)
     two = by_parameters(activation, np.full((2, 2), 1.3), closure)
     for name, values in two.items():
-        np.testing.assert_allclose(values, np.broadcast_to(one[name], values.shape), rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            values, np.broadcast_to(one[name], values.shape), rtol=1e-9, atol=1e-12, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("closure", [keft.GOnly(), keft.HermiteTower(4)], ids=["GOnly", "HermiteTower"])

@@ -5,6 +5,7 @@ import pytest
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.inference import sensitivity
+from kernel_eft_jax.inference_plots import plot_sensitivity
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 TS = np.array([0.32, 0.64])
@@ -72,7 +73,9 @@ def test_every_derivative_is_the_limit_of_differences(closure, eps, kernel):
     step, tolerance = 1e-3, 2e-8 if eps else 3e-5
     for name, shift in zip(names, step * np.eye(len(point)), strict=True):
         near, far = values(point + shift) - values(point - shift), values(point + 2 * shift) - values(point - 2 * shift)
-        np.testing.assert_allclose(flat(s[name]), (8 * near - far) / (12 * step), rtol=0, atol=tolerance * 20, err_msg=name)
+        np.testing.assert_allclose(
+            flat(s[name]), (8 * near - far) / (12 * step), rtol=0, atol=tolerance * 20, err_msg=name
+        )
     if eps:
         near = values(point, eps + step) - values(point, eps - step)
         far = values(point, eps + 2 * step) - values(point, eps - 2 * step)
@@ -81,5 +84,14 @@ def test_every_derivative_is_the_limit_of_differences(closure, eps, kernel):
 
 def test_an_unknown_name_lists_those_that_exist():
     s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], [0.5])
-    with pytest.raises(KeyError, match="no parameter `width`; there are .*'C_W'"):
+    with pytest.raises(KeyError, match=r"no parameter `width`; there are .*'C_W'"):
         s["width"]
+
+
+def test_sensitivities_are_drawn_for_every_parameter():
+    s = sensitivity(keft.Model(keft.Linear(), 1.5), [[1.2]], TS, eps=0.4)
+    panels = plot_sensitivity(s).axes
+    assert len(panels) == 3
+    for panel in panels:
+        assert panel.get_legend_handles_labels()[1] == list(s.names)
+    np.testing.assert_allclose(panels[0].get_lines()[0].get_ydata(), s.elasticity("C_W").K0[:, 0, 0])

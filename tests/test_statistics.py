@@ -10,15 +10,18 @@ from kernel_eft_jax.ensemble.statistics import GROUPS, Estimate, Limit, Moments,
 SIZE = 8
 
 
-def stream(x):
+def stream(x, squared=None):
     """Sums over networks of x, shape (networks, T, M), in blocks of SIZE; the last one is filled up with networks of no weight."""
     networks, depths, length = x.shape
-    sums = Sums.zeros(depths, length)
+    squared = squared or length
+    sums = Sums.zeros(depths, length, squared)
     for block, first in enumerate(range(0, networks, SIZE)):
         rows = x[first : first + SIZE]
         weight = jnp.arange(SIZE) < len(rows)
         padded = jnp.asarray(np.concatenate([rows, 1.001 * x[: SIZE - len(rows)]]), jnp.float32)
-        moments = jax.vmap(block_moments, (0, None))(jnp.moveaxis(padded, 0, -1), weight.astype(jnp.float32))
+        moments = jax.vmap(block_moments, (0, None, None))(
+            jnp.moveaxis(padded, 0, -1), squared, weight.astype(jnp.float32)
+        )
         sums = sums.add(block, len(rows), moments)
     return sums
 
@@ -42,27 +45,27 @@ def test_moments_lose_no_digits(key):
     )
 
 
-def estimate_of(x, limit):
-    return Estimate.of(stream(x), limit, width=10, layers=np.array([0, 4]), eps=0.5)
+def estimate_of(x, limit, squared):
+    return Estimate.of(stream(x, squared), limit, width=10, layers=np.array([0, 4]), eps=0.5)
 
 
 def test_quantities_are_their_definitions(key):
-    """G and S of one pair, with D_G and D_S: every field against NumPy."""
-    x = np.asarray(jax.random.normal(key, (500, 2, 4), jnp.float32)).cumsum(axis=-1)
+    """G and S of one pair, with D_G, D_S and R: every field against NumPy."""
+    x = np.asarray(jax.random.normal(key, (500, 2, 5), jnp.float32)).cumsum(axis=-1)
     limit = Limit(K0=np.array([[0.1], [0.2]]), moment=np.array([[0.3], [0.4]]))
-    est = estimate_of(x, limit)
+    est = estimate_of(x, limit, 3)
     x = x.astype(np.float64)
     mean, cov = x.mean(axis=0), np.stack([10 * np.cov(x[:, t].T) for t in range(2)])
     assert np.allclose(est.ts, [0, 1])
     assert np.allclose(est.K0[:, 0, 0], [0.1, 0.2])
     expected = {
-        "G": mean[:, 0], "S": mean[:, 1], "K1": 10 * mean[:, 2], "U1": 10 * mean[:, 3], "V4": cov[:, 0, 0],
+        "G": mean[:, 0], "S": mean[:, 1], "K1": 10 * mean[:, 4], "U1": 10 * mean[:, 3], "V4": cov[:, 0, 0],
         "V_GS": cov[:, 0, 1], "V_SS": cov[:, 1, 1], "V4_excess": cov[:, 0, 0] - 10 * np.array(
             [np.var(x[:, t, 0] - x[:, t, 2], ddof=1) for t in range(2)]),
     }  # fmt: skip
     for name, value in expected.items():
         assert np.allclose(getattr(est, name).ravel(), value, rtol=1e-5, atol=1e-5), name
-    plain = estimate_of(x[:, :, :2].astype(np.float32), limit)
+    plain = estimate_of(x[:, :, :2].astype(np.float32), limit, 2)
     assert plain.V4_excess is None
     assert plain.stderr.V4_excess is None
     assert np.allclose(plain.K1.ravel(), 10 * (mean[:, 0] - [0.1, 0.2]), rtol=1e-5)
@@ -94,7 +97,7 @@ def test_jackknife_errors_are_the_true_errors(key, networks):
 
 def stream_exactly(x):
     """As `stream`, with NumPy in float64: 200 times faster."""
-    sums = Sums.zeros(*x.shape[1:])
+    sums = Sums.zeros(*x.shape[1:], x.shape[2])
     for block, first in enumerate(range(0, len(x), SIZE)):
         rows = x[first : first + SIZE].astype(np.float64)
         zero = np.zeros(x.shape[1:])
@@ -105,7 +108,7 @@ def stream_exactly(x):
 def test_jackknife_sees_correlations(key):
     """G - S with S = G has no error at all, though both have one: `Estimate.jackknife` varies them together."""
     x = np.asarray(jax.random.normal(key, (600, 2, 1), jnp.float32)).repeat(2, axis=-1)
-    est = estimate_of(x, Limit(np.zeros((2, 1)), np.zeros((2, 1))))
+    est = estimate_of(x, Limit(np.zeros((2, 1)), np.zeros((2, 1))), 2)
     value, error = est.jackknife(lambda q: {"difference": q.G - q.S, "G": q.G})
     assert (value["difference"] == 0).all()
     assert (error["difference"] == 0).all()
@@ -114,7 +117,7 @@ def test_jackknife_sees_correlations(key):
 
 
 def test_groups_are_dealt_in_turn_and_never_changed(key):
-    sums = Sums.zeros(1, 1)
+    sums = Sums.zeros(1, 1, 1)
     moments = Moments(np.ones((1, 1)), np.zeros((1, 1)), np.zeros((1, 1, 1)))
     after = sums.add(3, 2, moments).add(GROUPS + 3, 5, moments)
     assert [group.networks for group in after.groups] == [7 if g == 3 else 0 for g in range(GROUPS)]

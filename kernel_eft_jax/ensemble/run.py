@@ -34,7 +34,8 @@ class Plan(NamedTuple):
     networks: int
     size: int  # networks in a block
     workers: int  # calls under way at once
-    moments: int  # length of the vector x whose moments are taken
+    means: int  # length of the vector x whose mean is taken
+    squared: int  # how many of its first entries have second moments
     memory: int  # bytes, host and one device together
 
 
@@ -50,7 +51,8 @@ def block_size(problem: Problem, networks: int) -> int:
 def plan_run(problem: Problem, networks: int) -> Plan:
     """Divide a run; raise `MemoryError` if it cannot fit."""
     inputs, depths, devices = problem.factor.shape[0], problem.layers.size, jax.local_device_count()
-    moments = len(pairs(inputs)[0]) * (2 if problem.path is None else 4)
+    pair_count = len(pairs(inputs)[0])
+    means, moments = (count * pair_count for count in ((2, 2) if problem.path is None else (5, 3)))
     size = block_size(problem, networks)
     workers = max(1, _cores() // devices) if _on_cpu() else 2
     device = workers * (size * _network(problem) + 4 * depths * moments**2)
@@ -64,7 +66,7 @@ def plan_run(problem: Problem, networks: int) -> Plan:
                 f"{_network(problem) / 2**20:.3g} MiB each. Save fewer layers with `save_at`, or take `sample_kernels`, which "
                 "keeps kernels and no moments."
             )
-    return Plan(networks, size, workers, moments, host if _on_cpu() else host + device)
+    return Plan(networks, size, workers, means, moments, host if _on_cpu() else host + device)
 
 
 def _network(problem: Problem) -> int:
@@ -96,7 +98,7 @@ def accumulate(
     """Sums over all networks, or over as many as the target needs."""
     total = -(-plan.networks // plan.size)
     mine = [b for b in range(total) if b % GROUPS % jax.process_count() == jax.process_index()]
-    sums = Sums.zeros(problem.layers.size, plan.moments)
+    sums = Sums.zeros(problem.layers.size, plan.means, plan.squared)
     if checkpoint is not None:
         sums = checkpoint.load(sums)
     bar.update(sums.total().networks)
@@ -199,7 +201,9 @@ def _across(array: np.ndarray) -> np.ndarray:
 def check_finite(moments: Moments, problem: Problem, first: int) -> None:
     """Raise if the moments of a block are not finite, saying where."""
     variances = np.einsum("tmm->tm", np.asarray(moments.second))
-    bad = np.argwhere(~np.isfinite(np.asarray(moments.centre)) | ~np.isfinite(variances))
+    finite = np.isfinite(np.asarray(moments.centre))
+    finite[:, : variances.shape[1]] &= np.isfinite(variances)
+    bad = np.argwhere(~finite)
     if bad.size == 0:
         return
     t, m = bad[0]

@@ -14,12 +14,12 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from ..model import Model
-from .control import Free, Path, advance, controls
+from .control import Free, Path, advance, differences, start
 from .normals import network_keys
 from .samplers import Sampler, as_rows, draw_rows, gram, mix
 from .statistics import Moments, block_moments
 
-FIELDS = ("G", "S", "G - C_G", "S - C_S")
+FIELDS = ("G", "S", "G - C_G", "S - C_S", "R")
 
 
 class Problem(eqx.Module):
@@ -54,22 +54,23 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
         return jax.tree.map(lambda table: table[layer], problem.path)
 
     def step(layer, state):
-        eta = sampler.increment(model, model.activation(state.phi), state.noise)
+        s = model.activation(state.phi)
+        eta = sampler.increment(model, s, state.noise)
         free = state.free
         if free is not None:
-            free = advance(free, model, at(layer), state.noise, problem.eps)
+            free = advance(free, s, model, at(layer), state.noise, problem.eps)
         return State(state.phi + problem.eps * eta, draw(layer + 1), free)
 
     def save(state, interval):
         state = jax.lax.fori_loop(interval[0], interval[1], step, state)
         return state, measure(state.phi, state.free, at(interval[1]))
 
-    start = jnp.zeros((), problem.layers.dtype)
+    first = jnp.zeros((), problem.layers.dtype)
     z = as_rows(draw_rows(keys, jnp.uint32(0), inputs, width), (inputs, width, networks.size))
     phi = mix(problem.factor[:, :, None], z)
-    free = None if problem.path is None else Free(phi, jnp.zeros_like(gram(phi)))
-    intervals = (jnp.concatenate([start[None], problem.layers[:-1]]), problem.layers)
-    return jax.lax.scan(save, State(phi, draw(start), free), intervals)[1]
+    free = None if problem.path is None else start(phi)
+    intervals = (jnp.concatenate([first[None], problem.layers[:-1]]), problem.layers)
+    return jax.lax.scan(save, State(phi, draw(first), free), intervals)[1]
 
 
 @eqx.filter_jit
@@ -99,10 +100,13 @@ def moments_of_blocks(
         members = block * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
 
         def measure(phi, free, path):
-            fields = [gram(phi), gram(problem.model.activation(phi))]
+            G, S = gram(phi), gram(problem.model.activation(phi))
+            squared, averaged = [G, S], []
             if free is not None:
-                fields += [x - c for x, c in zip(fields, controls(free, problem.model, path), strict=True)]
-            return block_moments(jnp.concatenate(fields), (members < networks).astype(jnp.float32))
+                D_G, *averaged = differences(free, G, S, problem.model, path)
+                squared.append(D_G)
+            weight = (members < networks).astype(jnp.float32)
+            return block_moments(jnp.concatenate(squared + averaged), sum(map(len, squared)), weight)
 
         return jax.tree.map(lambda x: x[None], simulate(problem, key, members, measure))
 

@@ -1,6 +1,7 @@
 r"""Streaming moments of kernels, and their errors by the jackknife.
 
-Per network and saved depth the vector x = (G, S), or (G, S, D_G, D_S) with D_G = G - C_G, D_S = S - C_S (see `control`), each packed.
+Per network and saved depth the vector x = (G, S), or with control variates (G, S, D_G, D_S, R) with D_G = G - C_G, D_S = S - C_S
+(see `control`), each packed: means of all, second moments of G, S and D_G.
 Blocks of networks are reduced where they are sampled, about their means, in float32; blocks are added in float64, in fixed order, into
 GROUPS groups. So memory does not grow with the number of networks, nothing cancels, and leaving out one group at a time gives the
 standard error of any function of the moments.
@@ -22,36 +23,38 @@ GROUPS = 32
 
 
 class Moments(NamedTuple):
-    """Sums of y = x - centre and of y y^T over a block of networks at one depth."""
+    """Sums of y = x - centre over a block of networks at one depth, and of y y^T for the first M of the X entries."""
 
-    centre: Float[Array | np.ndarray, "*batch M"]
-    first: Float[Array | np.ndarray, "*batch M"]
+    centre: Float[Array | np.ndarray, "*batch X"]
+    first: Float[Array | np.ndarray, "*batch X"]
     second: Float[Array | np.ndarray, "*batch M M"]
 
 
-def block_moments(x: Float[Array, "M B"], weight: Float[Array, " B"]) -> Moments:
+def block_moments(x: Float[Array, "X B"], squared: int, weight: Float[Array, " B"]) -> Moments:
     """Moments over the networks of weight one, about the mean of all; those of weight zero do not count.
 
     Where the number of networks is a power of two no division rounds, and the bits do not depend on how it is compiled.
     """
     centre = jnp.sum(x, axis=1) / x.shape[1]
     y = (x - centre[:, None]) * weight
-    return Moments(centre, jnp.sum(y, axis=1), jnp.einsum("mb,nb->mn", y, y, precision="highest"))
+    second = jnp.einsum("mb,nb->mn", y[:squared], y[:squared], precision="highest")
+    return Moments(centre, jnp.sum(y, axis=1), second)
 
 
 class Group(NamedTuple):
-    """Sums over some of the networks: their number, x, and x x^T."""
+    """Sums over some of the networks: their number, x, and x x^T of its first entries."""
 
     networks: int
-    first: Float[np.ndarray, "T M"]
+    first: Float[np.ndarray, "T X"]
     second: Float[np.ndarray, "T M M"]
 
     @staticmethod
     def of(networks: int, moments: Moments) -> "Group":
         """The sums of one block, about zero instead of about its centre."""
         centre, first, second = (np.asarray(part, np.float64) for part in moments)
-        mixed = first[:, :, None] * centre[:, None, :]
-        square = networks * centre[:, :, None] * centre[:, None, :]
+        f, c = (part[:, : second.shape[-1]] for part in (first, centre))
+        mixed = f[:, :, None] * c[:, None, :]
+        square = networks * c[:, :, None] * c[:, None, :]
         return Group(networks, first + networks * centre, second + mixed + np.swapaxes(mixed, 1, 2) + square)
 
     def plus(self, other: "Group", sign: int = 1) -> "Group":
@@ -68,8 +71,8 @@ class Sums(NamedTuple):
     blocks: int
 
     @staticmethod
-    def zeros(depths: int, size: int) -> "Sums":
-        return Sums((Group(0, np.zeros((depths, size)), np.zeros((depths, size, size))),) * GROUPS, 0)
+    def zeros(depths: int, size: int, squared: int) -> "Sums":
+        return Sums((Group(0, np.zeros((depths, size)), np.zeros((depths, squared, squared))),) * GROUPS, 0)
 
     def add(self, block: int, networks: int, moments: Moments) -> "Sums":
         """With the moments of one more block: blocks are dealt to groups in turn."""
@@ -94,7 +97,7 @@ def _unpack_covariance(V: np.ndarray) -> np.ndarray:
 class Quantities(NamedTuple):
     """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays.
 
-    With control variates K1 and U1 are n E[D_G] and n E[D_S]: unbiased, and far less noisy than the differences that define them.
+    With control variates K1 and U1 are n E[R] and n E[D_S]: unbiased, and far less noisy than the differences that define them.
     `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)): added to the exact infinite-width V4 of
     the same layers it gives V4 with far smaller error. Without control variates it is None.
     """
@@ -119,12 +122,16 @@ class Limit(NamedTuple):
 def quantities(sums: Group, limit: Limit, width: int) -> Quantities:
     """The estimates from the total of all groups, or of all but one."""
     count, first, second = sums
-    fields = first.shape[-1] // limit.K0.shape[-1]
+    pair_count = limit.K0.shape[-1]
     mean = first / count
-    covariance = width * (second - count * mean[:, :, None] * mean[:, None, :]) / (count - 1)
-    parts = [np.split(rows, fields, axis=2) for rows in np.split(covariance, fields, axis=1)]
-    G, S, *D = np.split(mean, fields, axis=1)
-    K1, U1 = D or (G - limit.K0, S - limit.moment)
+    squared = mean[:, : second.shape[-1]]
+    covariance = width * (second - count * squared[:, :, None] * squared[:, None, :]) / (count - 1)
+    parts = [
+        np.split(rows, second.shape[-1] // pair_count, axis=2)
+        for rows in np.split(covariance, second.shape[-1] // pair_count, axis=1)
+    ]
+    G, S, *D = np.split(mean, first.shape[-1] // pair_count, axis=1)
+    _, U1, K1 = D or (None, S - limit.moment, G - limit.K0)
     excess = parts[0][2] + parts[2][0] - parts[2][2] if D else None
     return Quantities(
         *(_unpack(k) for k in (G, S, width * K1, width * U1)),

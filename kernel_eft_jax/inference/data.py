@@ -44,7 +44,9 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
         )
     if not np.isfinite(G).all():
         i, layer, a, b = np.argwhere(~np.isfinite(G))[0]
-        raise ValueError(f"Argument `data` must be finite, but G[{a}, {b}] of network {i} at its depth number {layer} is not.")
+        raise ValueError(
+            f"Argument `data` must be finite, but G[{a}, {b}] of network {i} at its depth number {layer} is not."
+        )
     B = len(G)
     if B < LEAST:
         raise ValueError(f"Argument `data` must hold {LEAST} networks or more to show their scatter, but holds {B}.")

@@ -6,6 +6,7 @@ with J the derivatives of the expected statistics and Omega their noise (see `li
 parameter its eigenvectors are the directions that data tell well or badly, $1 / \sqrt{\text{eigenvalue}}$ the error along them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ class Information(NamedTuple):
 
 def fisher(
     experiment: Experiment,
-    free: tuple[str, ...] | list[str],
+    free: Sequence[str],
     networks: int,
     *,
     closure: Closure | None = None,
@@ -115,14 +116,14 @@ def information(
         raise ValueError(
             f"The theory is not finite at {dict(zip(names, values, strict=True))}: kernels grow without bound. Start elsewhere."
         )
-    W = whitener(noise(np.asarray(prediction.covariance, np.float64), networks, with_V4), rounding(experiment))
+    W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
     J = W @ jacobian / coordinate_slopes(names, values)
     return Information(names, values, typical_scales(experiment, names), J.T @ J)
 
 
 def rounding(experiment: Experiment) -> float:
     """Relative eigenvalues of a covariance below this are rounding errors in the experiment's dtype."""
-    return float(1e4 * jnp.finfo(experiment.K0.dtype).eps)
+    return float(1e3 * jnp.finfo(experiment.K0.dtype).eps)
 
 
 def check_identifiable(info: Information, with_V4: bool) -> None:

@@ -8,8 +8,10 @@ scatter from network to network: to leading order it equals Omega, and the error
 $I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors of covariance structure analysis).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -93,7 +95,7 @@ class Fit(NamedTuple):
 def fit(
     data: Estimate | Float[np.ndarray, "B T N N"],
     experiment: Experiment,
-    free: tuple[str, ...] | list[str],
+    free: Sequence[str],
     *,
     closure: Closure | None = None,
     with_V4: bool = False,
@@ -118,12 +120,13 @@ def fit(
 
     def evaluate(x) -> Prediction:
         point = predict(experiment, names, jnp.asarray(x, experiment.K0.dtype), closure, with_V4)
-        return Prediction(*(np.asarray(part, np.float64) for part in point))
+        return jax.tree.map(lambda part: np.asarray(part, np.float64), point)
 
     prediction = evaluate(x)
     info = information(experiment, names, prediction, observed.networks, with_V4)
     check_identifiable(info, with_V4)
     history: list[float] = []
+    settled, shift, message = True, np.inf, ""
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
         problem = Problem(evaluate, observed, names, with_V4, rounding(experiment), history, bar)
         search = _least_squares if optimiser is None else _first_order(optimiser)
@@ -183,11 +186,11 @@ def _least_squares(problem, x, prediction, W):
     result = least_squares(
         lambda x: problem.residual(at(x), W),
         np.maximum(x, np.where(problem.lower == 0, 1e-3 * errors, -np.inf)),
-        lambda x: W @ at(x).jacobian,
+        lambda x: W @ at(x).jacobian,  # pyright: ignore[reportArgumentType]
         bounds=(problem.lower, np.inf),
         x_scale=errors,
-        ftol=1e-10,
-        xtol=1e-10,
+        ftol=1e-9,
+        xtol=1e-9,
         gtol=1e-10,
         max_nfev=100,
     )
@@ -210,7 +213,11 @@ def _first_order(optimiser):
             x, prediction = step, problem.evaluate(step)
             if not np.isfinite(prediction.statistics).all():
                 return x, False, "The search left the region where kernels are finite: take smaller steps."
-        return x, False, f"The search did not end within {STEPS} steps: take larger steps, or a schedule that shrinks them."
+        return (
+            x,
+            False,
+            f"The search did not end within {STEPS} steps: take larger steps, or a schedule that shrinks them.",
+        )
 
     return search
 

@@ -5,7 +5,8 @@ The statistics of B networks are the mean kernel at each saved layer and, where 
 $$E[\bar G] = K_0 + K_1 / n, \qquad \mathrm{Cov}(\bar G) = C / (n B), \qquad
   \mathrm{Cov}(\hat C_{pq}, \hat C_{rs}) = (C_{pr} C_{qs} + C_{ps} C_{qr}) / (n^2 (B - 1))$$
 
-C is V4 within a layer; see `depths` for C between layers. Only eps^2 C_W and eps^2 C_b enter the law, so layers are stepped with those and eps = 1: exact for the real network.
+C is V4 within a layer; see `depths` for C between layers. Only eps^2 C_W and eps^2 C_b enter
+the law, so layers are stepped with those and eps = 1: exact for the real network.
 """
 
 from typing import NamedTuple
@@ -25,9 +26,9 @@ from .parameters import Experiment, from_coordinates, set_parameters
 class Prediction(NamedTuple):
     """Expected statistics (M,), their Jacobian in the free coordinates, and the covariance C / n of one network's kernels."""
 
-    statistics: Float[Array, " M"]
-    jacobian: Float[Array, "M parameters"]
-    covariance: Float[Array, "T P T P"]
+    statistics: Float[Array | np.ndarray, " M"]
+    jacobian: Float[Array | np.ndarray, "M parameters"]
+    covariance: Float[Array | np.ndarray, "T P T P"]
 
 
 @eqx.filter_jit
@@ -95,10 +96,10 @@ def _within(covariance):
     return jnp.moveaxis(jnp.diagonal(covariance, axis1=0, axis2=2), -1, 0)
 
 
-def noise(covariance: Float[np.ndarray, "T P T P"], networks: float, with_V4: bool) -> Float[np.ndarray, "M M"]:
+def noise(covariance: Float[Array | np.ndarray, "T P T P"], networks: float, with_V4: bool) -> Float[np.ndarray, "M M"]:
     """Covariance of the statistics of an ensemble, for Gaussian fluctuations: right to leading order in 1/n."""
     T, P = covariance.shape[:2]
-    C = covariance.reshape(T * P, T * P)
+    C = np.asarray(covariance, np.float64).reshape(T * P, T * P)
     if not with_V4:
         return C / networks
     a, b = np.triu_indices(P)

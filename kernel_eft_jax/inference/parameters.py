@@ -4,12 +4,13 @@ Positive parameters are moved in their logarithm; C_b, which may be zero, and ac
 """
 
 import re
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from ..activations import Activation
 from ..checks import check_count, check_kernel, check_positive, is_concrete
@@ -41,12 +42,12 @@ class Experiment(eqx.Module):
     def __init__(
         self,
         model: Model,
-        K0: Float[Array, "N N"],
+        K0: Float[ArrayLike, "N N"],
         *,
-        width: float | Float[Array, ""],
-        layers: tuple[int, ...] | list[int] | np.ndarray,
-        eps: float | Float[Array, ""] = 1.0,
-        K0_scale: float | Float[Array, ""] = 1.0,
+        width: Float[ArrayLike, ""],
+        layers: Sequence[int] | np.ndarray,
+        eps: Float[ArrayLike, ""] = 1.0,
+        K0_scale: Float[ArrayLike, ""] = 1.0,
     ):
         if not isinstance(model, Model):
             raise ValueError(f"Argument `model` must be a Model, but is {model!r}.")
@@ -99,7 +100,7 @@ def set_parameters(experiment: Experiment, names: tuple[str, ...], values: Float
     return experiment
 
 
-def check_names(experiment: Experiment, free: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+def check_names(experiment: Experiment, free: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple, if they are different parameters of this experiment with values that can move."""
     known = parameter_names(experiment)
     names = (free,) if isinstance(free, str) else tuple(free)
@@ -108,7 +109,9 @@ def check_names(experiment: Experiment, free: tuple[str, ...] | list[str]) -> tu
         raise ValueError(f"Argument `free` must name different parameters among {known}, but is {names}.")
     for name, value in zip(names, np.asarray(get_parameters(experiment, names)), strict=True):
         if name in POSITIVE and is_concrete(value) and not value > 0:
-            raise ValueError(f"Parameter `{name}` is free and must start from a value greater than zero, but is {value}.")
+            raise ValueError(
+                f"Parameter `{name}` is free and must start from a value greater than zero, but is {value}."
+            )
     return names
 
 
@@ -122,7 +125,9 @@ def from_coordinates(names: tuple[str, ...], values: Float[Array, " parameters"]
     return jnp.stack([jnp.exp(v) if name in POSITIVE else v for name, v in zip(names, values, strict=True)])
 
 
-def coordinate_slopes(names: tuple[str, ...], values: Float[np.ndarray, " parameters"]) -> Float[np.ndarray, " parameters"]:
+def coordinate_slopes(
+    names: tuple[str, ...], values: Float[np.ndarray, " parameters"]
+) -> Float[np.ndarray, " parameters"]:
     """Derivative of each parameter by its coordinate."""
     return np.array([value if name in POSITIVE else 1.0 for name, value in zip(names, values, strict=True)])
 

@@ -6,13 +6,14 @@ parameter moves; not for C_b at zero with more inputs than neurons, or with repe
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, UInt32
 
 from ..checks import check_count, check_kernel
 from ..ensemble import BlockSampler
@@ -28,10 +29,10 @@ BATCH = 256
 
 def pathwise_kernels(
     model: Model,
-    K0: Float[Array, "N N"],
+    K0: Float[ArrayLike, "N N"],
     width: int,
     layers: tuple[int, ...],
-    eps: float | Float[Array, ""],
+    eps: Float[ArrayLike, ""],
     networks: UInt32[Array, " B"],
     key: PRNGKeyArray,
 ) -> Float[Array, "B T N N"]:
@@ -78,7 +79,7 @@ class PathwiseSensitivity(NamedTuple):
 
 
 def pathwise_sensitivity(
-    experiment: Experiment, free: tuple[str, ...] | list[str], networks: int, key: PRNGKeyArray
+    experiment: Experiment, free: Sequence[str], networks: int, key: PRNGKeyArray
 ) -> PathwiseSensitivity:
     """Mean kernels at finite width and their derivatives by the named parameters, from sampled networks.
 
@@ -88,8 +89,10 @@ def pathwise_sensitivity(
     check_count(networks, "networks", 2)
     width = float(experiment.width)
     if "width" in names or width != round(width):
-        raise ValueError("Networks have a whole number of neurons: `width` must be one, and no derivative by it exists.")
-    first, second = 0.0, 0.0
+        raise ValueError(
+            "Networks have a whole number of neurons: `width` must be one, and no derivative by it exists."
+        )
+    first, second = np.zeros(()), np.zeros(())
     for start in range(0, networks, BATCH):
         members = jnp.arange(start, min(start + BATCH, networks), dtype=jnp.uint32)
         x = np.asarray(_with_derivatives(experiment, names, round(width), members, key), np.float64)

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import check_kernel
 from ..closures import Closure, Moments
@@ -59,8 +59,8 @@ class Sensitivity(eqx.Module):
 
 def sensitivity(
     model: Model,
-    K0: Float[Array, "N N"],
-    ts: Float[Array, " T"],
+    K0: Float[ArrayLike, "N N"],
+    ts: Float[ArrayLike, " T"],
     *,
     closure: Closure | None = None,
     eps: float | None = None,
@@ -78,12 +78,13 @@ def sensitivity(
     flat, unflatten = _parameters(model, K0)
     if eps is None:
         options = {"adjoint": diffrax.ForwardMode(), **options}
+    quiet: dict[str, Any] = options | {"throw": False}
 
     @jax.jit
     @jax.jacfwd
     def derivatives(values):
         model, K0 = unflatten(values)
-        packed = solve(model, K0, ts, closure=closure, eps=eps, **(options | {"throw": False})).packed
+        packed = solve(model, K0, ts, closure=closure, eps=eps, **quiet).packed
         return Moments(packed.K0, packed.V4, packed.K1)
 
     packed = jax.tree.map(lambda d: jnp.moveaxis(d, -1, 0), derivatives(flat))
