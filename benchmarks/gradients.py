@@ -88,14 +88,13 @@ def fit_time():
         result = fit(G, start, tuple(truth), closure=keft.HermiteTower(20), progress=False)
         return time.perf_counter() - begin, result
 
-    seconds, (result, _) = zip(timed(), timed(), strict=True)
-    print(
-        f"fit of four parameters: {seconds[0]:.1f} s with compilation, {seconds[1]:.1f} s without, {len(result.history)} steps"
-    )
+    first, _ = timed()
+    again, result = timed()
+    print(f"fit of four parameters: {first:.1f} s with compilation, {again:.1f} s without, {len(result.history)} steps")
     print(result)
     return {
-        "seconds": seconds[1],
-        "seconds with compilation": seconds[0],
+        "seconds": again,
+        "seconds with compilation": first,
         "steps": len(result.history),
         "truth": truth,
         "values": dict(zip(result.names, result.values.tolist(), strict=True)),

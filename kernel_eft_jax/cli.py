@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}.", 2)
-    except (RuntimeError, FloatingPointError) as error:
+    except (RuntimeError, FloatingPointError, MemoryError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)

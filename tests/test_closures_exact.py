@@ -158,7 +158,11 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("closure", [keft.HermiteTower(6), keft.SigmaKernel(6)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "closure",
+    [keft.HermiteTower(6), pytest.param(keft.SigmaKernel(6), marks=pytest.mark.slow)],
+    ids=["HermiteTower", "SigmaKernel"],
+)
 def test_layer_gradients_forward_reverse_and_by_differences(closure):
     """Derivatives of V4 and K1 by every parameter: forward = reverse = central differences to 1e-6."""
     model, K = keft.Model(keft.Softplus(jnp.array(2.0)), jnp.array(1.5), jnp.array(0.2)), jnp.asarray(THREE[:2, :2])

@@ -83,7 +83,7 @@ def test_every_derivative_is_the_limit_of_differences(closure, eps, kernel):
 
 
 def test_an_unknown_name_lists_those_that_exist():
-    s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], [0.5])
+    s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], TS, eps=0.4)
     with pytest.raises(KeyError, match=r"no parameter `width`; there are .*'C_W'"):
         s["width"]
 

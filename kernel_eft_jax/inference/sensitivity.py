@@ -75,19 +75,12 @@ def sensitivity(
     solution = solve(model, K0, ts, closure=closure, eps=eps, **options)
     names = ["C_W", "C_b", *activation_names(model.activation)]
     names += [f"K0[{a}, {b}]" for a, b in zip(*pairs(K0.shape[0]), strict=True)]
-    flat, unflatten = _parameters(model, K0)
+    flat, _ = _parameters(model, K0)
     if eps is None:
-        options = {"adjoint": diffrax.ForwardMode(), **options}
-    quiet: dict[str, Any] = options | {"throw": False}
-
-    @jax.jit
-    @jax.jacfwd
-    def derivatives(values):
-        model, K0 = unflatten(values)
-        packed = solve(model, K0, ts, closure=closure, eps=eps, **quiet).packed
-        return Moments(packed.K0, packed.V4, packed.K1)
-
-    packed = jax.tree.map(lambda d: jnp.moveaxis(d, -1, 0), derivatives(flat))
+        times, options = jnp.asarray(ts, K0.dtype), {"adjoint": diffrax.ForwardMode(), **options}
+    else:
+        times = tuple(np.asarray(ts, np.float64).tolist())  # they say how many layers to compile
+    packed = jax.tree.map(lambda d: jnp.moveaxis(d, -1, 0), _derivatives(model, K0, times, closure, eps, options))
     if eps is not None:
         names.append("eps")
         C_W, C_b = flat[:2]
@@ -95,6 +88,20 @@ def sensitivity(
         packed = jax.tree.map(lambda d, e: jnp.concatenate([d, e[None]]), packed, by_eps)
         flat = jnp.append(flat, jnp.asarray(eps, flat.dtype))
     return Sensitivity(solution, tuple(names), flat, packed)
+
+
+@eqx.filter_jit
+def _derivatives(model, K0, ts, closure, eps, options):
+    """Jacobians of the packed moments, parameters last."""
+    flat, unflatten = _parameters(model, K0)
+    ts = np.asarray(ts) if isinstance(ts, tuple) else ts
+
+    def moments(values):
+        model, K0 = unflatten(values)
+        packed = solve(model, K0, ts, closure=closure, eps=eps, **(options | {"throw": False})).packed
+        return Moments(packed.K0, packed.V4, packed.K1)
+
+    return jax.jacfwd(moments)(flat)
 
 
 def _parameters(model, K0):
