@@ -4,6 +4,8 @@ Data are drawn here, in NumPy, from the exact block law: given phi, increments a
 activation E[G] = K0 exactly at every width, so any miss is the fault of the fit.
 """
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from scipy.special import erf
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.ensemble import estimate, sample_kernels
-from kernel_eft_jax.inference import Experiment, fit
+from kernel_eft_jax.inference import Experiment, fit, fit_record, read_kernels
 from kernel_eft_jax.inference_plots import plot_fit
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
@@ -279,3 +281,19 @@ def test_single_precision_is_fitted_in_its_own_precision():
     fits = [fit(G, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False) for e in (e, single)]
     assert fits[1].experiment.model.C_W.dtype == jnp.float32
     np.testing.assert_allclose(fits[1].values, fits[0].values, atol=0.1 * fits[0].stderr.min())
+
+
+def test_kernels_come_from_a_file_and_results_go_to_one(linear_fits, tmp_path):
+    path = tmp_path / "kernels.npz"
+    np.savez(path, G=KERNELS, K0=K0, layers=LAYERS, width=WIDTH, eps=EPS)
+    G, settings = read_kernels(path)
+    np.testing.assert_array_equal(G, KERNELS)
+    assert Experiment(keft.Model(keft.Linear(), 1.0), settings.pop("K0"), **settings).layers == LAYERS
+    record = json.loads(json.dumps(fit_record(linear_fits[0])))
+    assert record["parameters"]["C_W"]["value"] == linear_fits[0].values[0]
+    np.savez(path, G=KERNELS, K0=K0)
+    with pytest.raises(ValueError, match="layers, width, eps is missing"):
+        read_kernels(path)
+    path.write_text("text")
+    with pytest.raises(ValueError, match=r"is not an \.npz file of numbers"):
+        read_kernels(path)
