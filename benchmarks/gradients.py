@@ -10,6 +10,7 @@ Results go to benchmarks/results/gradients.json.
 
 import argparse
 import json
+import os
 import pathlib
 import platform
 import time
@@ -134,7 +135,7 @@ def main():
     with_coverage = parser.parse_args().coverage
     jax.config.update("jax_enable_x64", True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["machine"] = {"cores": len(jax.devices()), "processor": platform.machine(), "jax": jax.__version__}
+    results["machine"] = {"cores": os.cpu_count(), "processor": platform.machine(), "jax": jax.__version__}
     results["fit"] = fit_time()
     results["gradients"] = {"GOnly": gradient_table(keft.GOnly())}
     if with_coverage:

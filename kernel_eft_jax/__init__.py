@@ -17,9 +17,11 @@ from .activations import (
 )
 from .closures import Closure, GOnly, HermiteTower, SigmaKernel
 from .ensemble import BlockSampler, Estimate, WeightSampler, estimate, sample_kernels
+from .inference import Experiment, Fit, Information, Sensitivity, fisher, fit, sensitivity
 from .model import Model, input_kernel
 from .network import ResNet, draw_inputs, empirical_kernel
 from .quadrature import expect
+from .storage import load, save
 from .trajectory import Solution, solve
 
 __all__ = [
@@ -29,8 +31,11 @@ __all__ = [
     "Closure",
     "Erf",
     "Estimate",
+    "Experiment",
+    "Fit",
     "GOnly",
     "HermiteTower",
+    "Information",
     "LeakyReLU",
     "Linear",
     "Model",
@@ -38,6 +43,7 @@ __all__ = [
     "ReLU",
     "ResNet",
     "Scaled",
+    "Sensitivity",
     "SiLU",
     "SigmaKernel",
     "Sin",
@@ -50,7 +56,12 @@ __all__ = [
     "empirical_kernel",
     "estimate",
     "expect",
+    "fisher",
+    "fit",
     "input_kernel",
+    "load",
     "sample_kernels",
+    "save",
+    "sensitivity",
     "solve",
 ]

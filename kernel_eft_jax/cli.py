@@ -3,12 +3,15 @@
     kernel-eft paper     the published figures, sampled and predicted, beside the published numbers
     kernel-eft theory    K0, V4 and K1 of your own setting
     kernel-eft sample    the same of sampled networks, with standard errors
+    kernel-eft fit       hyperparameters of networks from their kernels, with intervals
+    kernel-eft sensitivity   how K0, V4 and K1 move with every parameter
 
 Works in float64. Exit codes: 0 done, 1 the run failed, 2 bad arguments, 130 interrupted.
 """
 
 import argparse
 import difflib
+import json
 import os
 import sys
 import time
@@ -18,7 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from . import activations, closures, paper, storage
+from . import activations, closures, inference, paper, storage
 from .checks import check_count, check_positive
 from .ensemble import BlockSampler, WeightSampler, estimate
 from .model import Model
@@ -89,12 +92,7 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--out", type=Path, default=Path("results"), help="directory for figures, data and table")
 
     theory = command("theory", run_theory, "Solve for K0, V4 and K1, in the continuum or (with --eps) layer by layer.")
-    _add_model(theory)
-    theory.add_argument("--closure", choices=CLOSURES, default="g-only", help="the theory")
-    theory.add_argument("--degree", type=int, help="where sigma-kernel or hermite-tower is cut off")
-    theory.add_argument("--T", type=float, help="last depth time t = eps^2 l of the continuum (default: 2)")
-    theory.add_argument("--eps", type=float, help="step size: asks for the layer recursion, with --depth")
-    theory.add_argument("--depth", type=int, help="number of layers, with --eps")
+    _add_theory(theory, closure="g-only")
     theory.add_argument("--out", type=Path, default=Path("theory.nc"), help="netCDF file for the result")
 
     sample = command("sample", run_sample, "Sample networks: means and covariances of their kernels, with errors.")
@@ -110,7 +108,32 @@ def parser() -> argparse.ArgumentParser:
         help="draw increments by their law (with control variates), or weights",
     )
     sample.add_argument("--out", type=Path, default=Path("sample.nc"), help="netCDF file for the result")
+
+    fit = command("fit", run_fit, "Estimate hyperparameters from kernels of networks, your own or sampled ones.")
+    fit.add_argument("data", type=Path, help=f".npz file with arrays {', '.join(inference.NEEDED)}")
+    fit.add_argument("--free", nargs="+", default=["C_W", "C_b"], metavar="NAME", help="parameters to estimate")
+    fit.add_argument("--with-V4", action="store_true", help="fit covariances too, which tell the width")
+    _add_network(fit)
+    _add_closure(fit, closure="hermite-tower")
+    fit.add_argument("--out", type=Path, default=Path("fit.json"), help="file for the result; a figure goes beside it")
+
+    slopes = command("sensitivity", run_sensitivity, "Derivatives of K0, V4 and K1 by every parameter and input.")
+    _add_theory(slopes, closure="g-only")
+    slopes.add_argument("--out", type=Path, default=Path("sensitivity.npz"), help="file for the result, and its figure")
     return top
+
+
+def _add_theory(sub, closure):
+    _add_model(sub)
+    _add_closure(sub, closure)
+    sub.add_argument("--T", type=float, help="last depth time t = eps^2 l of the continuum (default: 2)")
+    sub.add_argument("--eps", type=float, help="step size: asks for the layer recursion, with --depth")
+    sub.add_argument("--depth", type=int, help="number of layers, with --eps")
+
+
+def _add_closure(sub, closure):
+    sub.add_argument("--closure", choices=CLOSURES, default=closure, help="the theory")
+    sub.add_argument("--degree", type=int, help="where sigma-kernel or hermite-tower is cut off")
 
 
 def _add_ensemble(sub, networks):
@@ -118,7 +141,7 @@ def _add_ensemble(sub, networks):
     sub.add_argument("--seed", type=int, default=0, help="of the random numbers; the same seed gives the same networks")
 
 
-def _add_model(sub):
+def _add_network(sub):
     sub.add_argument(
         "--activation",
         default="tanh",
@@ -127,6 +150,10 @@ def _add_model(sub):
     )
     sub.add_argument("--C_W", type=float, default=2.0, help="weight variance times width")
     sub.add_argument("--C_b", type=float, default=0.0, help="bias variance")
+
+
+def _add_model(sub):
+    _add_network(sub)
     sub.add_argument("--inputs", type=int, default=2, help="number of inputs")
     sub.add_argument("--diagonal", type=float, default=2.0, help="input kernel on its diagonal")
     sub.add_argument("--off-diagonal", type=float, default=0.6, help="input kernel off its diagonal")
@@ -151,21 +178,7 @@ def run_paper(arguments: argparse.Namespace) -> None:
 def run_theory(arguments: argparse.Namespace) -> None:
     """One theory, into a file."""
     _check_writable(arguments.out)
-    check_count(arguments.times, "--times", 2)
-    model, K0 = _model(arguments), _kernel(arguments)
-    closure = _closure(arguments)
-    if arguments.eps is None:
-        if arguments.depth is not None:
-            raise ValueError("Argument `--depth` counts layers: give `--eps` too, or `--T` for the continuum.")
-        T = 2.0 if arguments.T is None else arguments.T
-        check_positive(T, "--T")
-        ts = np.linspace(0, T, arguments.times)
-    else:
-        if arguments.T is not None or arguments.depth is None:
-            raise ValueError("Argument `--eps` asks for layers: give their number as `--depth`, and leave out `--T`.")
-        check_positive(arguments.eps, "--eps")
-        check_count(arguments.depth, "--depth")
-        ts = arguments.eps**2 * np.array(_layers(arguments))
+    model, K0, closure, ts = _theory(arguments)
     solution = solve(model, K0, ts, closure=closure, eps=arguments.eps)
     settings = {"model": model, "closure": closure, "eps": "continuum" if arguments.eps is None else arguments.eps}
     _report(storage.save(solution, arguments.out, **settings), solution.ts, solution.K0, solution.V4, solution.K1)
@@ -187,6 +200,58 @@ def run_sample(arguments: argparse.Namespace) -> None:
     settings = {"model": model, "eps": arguments.eps, "seed": arguments.seed, "sampler": sampler}
     path = storage.save(result, arguments.out, **settings)
     _report(path, result.ts, result.G, result.V4, result.K1, result.stderr)
+
+
+def run_fit(arguments: argparse.Namespace) -> None:
+    """Parameters from kernels, into a file and a figure."""
+    from .inference_plots import plot_fit
+    from .plots import save
+
+    _check_writable(arguments.out)
+    G, settings = inference.read_kernels(arguments.data)
+    start = inference.Experiment(_model(arguments), **settings)
+    result = inference.fit(G, start, arguments.free, closure=_closure(arguments), with_V4=arguments.with_V4)
+    arguments.out.write_text(json.dumps(inference.fit_record(result), indent=1) + "\n")
+    save(plot_fit(result), arguments.out)
+    print(f"{result}\nWritten to {arguments.out}, with a figure beside it.")
+
+
+def run_sensitivity(arguments: argparse.Namespace) -> None:
+    """Derivatives of a trajectory, into a file and a figure."""
+    from .inference_plots import plot_sensitivity
+    from .plots import save
+
+    _check_writable(arguments.out)
+    model, K0, closure, ts = _theory(arguments)
+    result = inference.sensitivity(model, K0, ts, closure=closure, eps=arguments.eps)
+    np.savez(arguments.out, **inference.sensitivity_arrays(result))
+    save(plot_sensitivity(result), arguments.out)
+    print(f"Change in per cent for one per cent of each parameter, at t = {float(ts[-1]):.4g}:")
+    print(f"{'':>20} {'K0[00]':>12} {'V4[00,00]':>12} {'K1[00]':>12}")
+    for name in result.names:
+        K0, V4, K1 = (np.asarray(x[-1]).flat[0] for x in result.elasticity(name))
+        print(f"{name:>20} {K0:12.4g} {V4:12.4g} {K1:12.4g}")
+    print(f"All derivatives are in {arguments.out}, with a figure beside it.")
+
+
+def _theory(arguments):
+    """Model, input kernel, closure and depth times of a theory."""
+    check_count(arguments.times, "--times", 2)
+    model, K0 = _model(arguments), _kernel(arguments)
+    closure = _closure(arguments)
+    if arguments.eps is None:
+        if arguments.depth is not None:
+            raise ValueError("Argument `--depth` counts layers: give `--eps` too, or `--T` for the continuum.")
+        T = 2.0 if arguments.T is None else arguments.T
+        check_positive(T, "--T")
+        ts = np.linspace(0, T, arguments.times)
+    else:
+        if arguments.T is not None or arguments.depth is None:
+            raise ValueError("Argument `--eps` asks for layers: give their number as `--depth`, and leave out `--T`.")
+        check_positive(arguments.eps, "--eps")
+        check_count(arguments.depth, "--depth")
+        ts = arguments.eps**2 * np.array(_layers(arguments))
+    return model, K0, closure, ts
 
 
 def _model(arguments):

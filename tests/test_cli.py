@@ -1,5 +1,7 @@
 """The command line: what it computes, what it writes, and one clear sentence for every mistake."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,3 +171,32 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["theory", "--help"])
     assert "None" not in capsys.readouterr().out
+
+
+def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
+    """400 networks of the package's own sampler, read from a file as any framework would write it: truth within 4 errors."""
+    K0 = np.array([[1.0, 0.3], [0.3, 1.0]])
+    G = keft.sample_kernels(
+        keft.Model(keft.Tanh(), 1.5, 0.2), K0, 64, 12, 0.3, 400, jax.random.key(0), save_at=[2, 6, 12]
+    )
+    np.savez(tmp_path / "kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)
+    out = tmp_path / "fit.json"
+    start = ["--C_W", "1", "--C_b", "0.5", "--closure", "g-only"]
+    assert cli.main(["fit", str(tmp_path / "kernels.npz"), *start, "--out", str(out)]) == 0
+    parameters = json.loads(out.read_text())["parameters"]
+    for name, truth in (("C_W", 1.5), ("C_b", 0.2)):
+        assert abs(parameters[name]["value"] - truth) < 4 * parameters[name]["stderr"]
+    assert "C_W = " in capsys.readouterr().out
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert cli.main(["fit", str(tmp_path / "kernels.npz"), "--free", "C_W", "C_b", "eps", "--out", str(out)]) == 2
+    assert "eps" in capsys.readouterr().err
+
+
+def test_sensitivity_of_a_linear_network(tmp_path):
+    """K0(t) = K0 exp(C_W t): dK0/dC_W = t K0(t)."""
+    out = tmp_path / "slopes.npz"
+    options = ["--activation", "linear", "--C_W", "0.5", "--T", "1", "--times", "3", "--inputs", "1"]
+    assert cli.main(["sensitivity", *options, "--out", str(out)]) == 0
+    with np.load(out) as data:
+        place, ts, slopes = data["names"].tolist().index("C_W"), data["ts"], data["dK0"]
+    np.testing.assert_allclose(slopes[place, :, 0, 0], ts * 2 * np.exp(0.5 * ts), atol=1e-6)

@@ -45,7 +45,7 @@ def experiment(activation, C_W=C_W, C_b=C_B, **changes):
 @pytest.fixture(scope="module")
 def linear_fits():
     rng = np.random.default_rng(1)
-    data_sets = [block_law(rng, lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 100) for _ in range(120)]
+    data_sets = [block_law(rng, lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 100) for _ in range(100)]
     e = experiment(keft.Linear())
     return [fit(G, e, ("C_W", "C_b"), closure=keft.HermiteTower(2), progress=False) for G in data_sets]
 
@@ -57,13 +57,13 @@ def coverage(fits, truth, level):
 
 @pytest.mark.parametrize(("level", "share"), [(0.68, 0.68), (0.95, 0.95)])
 def test_intervals_cover_the_truth_as_often_as_they_say(linear_fits, level, share):
-    # 120 data sets, binomial scatter; both parameters within 3.5 standard errors: false alarm below 0.1 %.
+    # 100 data sets, binomial scatter; both parameters within 3.5 standard errors: false alarm below 0.1 %.
     covered = coverage(linear_fits, np.array([C_W, C_B]), level)
     np.testing.assert_allclose(covered, share, atol=3.5 * np.sqrt(share * (1 - share) / len(linear_fits)))
 
 
 def test_estimates_scatter_as_the_fisher_information_says(linear_fits):
-    # Two parameters together: the mean of 120 chi-squared numbers of 2 degrees of freedom, standard error 0.18.
+    # Two parameters together: the mean of 100 chi-squared numbers of 2 degrees of freedom, standard error 0.2.
     errors = np.array([f.values for f in linear_fits]) - [C_W, C_B]
     by_scatter = np.mean([d @ np.linalg.solve(f.covariance, d) for d, f in zip(errors, linear_fits, strict=True)])
     by_information = np.mean([d @ f.information.matrix @ d for d, f in zip(errors, linear_fits, strict=True)])
@@ -77,7 +77,7 @@ def test_chi_squared_has_its_distribution(linear_fits):
     chi2 = np.array([f.chi2 for f in linear_fits])
     np.testing.assert_allclose(chi2.mean(), dof, atol=3.5 * np.sqrt(2 * dof / chi2.size))
     p = np.sort([f.p_value for f in linear_fits])
-    # Kolmogorov and Smirnov at 0.1 %: 1.95 / sqrt(120).
+    # Kolmogorov and Smirnov at 0.1 %: 1.95 / sqrt(100).
     assert np.abs(p - (np.arange(p.size) + 0.5) / p.size).max() < 1.95 / np.sqrt(p.size)
 
 

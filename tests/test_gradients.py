@@ -33,8 +33,15 @@ def by_parameters(activation, K0, closure):
     return jacobian(jnp.array([1.5, 0.0, 1.0]))
 
 
-@pytest.mark.parametrize("closure", [keft.GOnly(), keft.HermiteTower(4)], ids=["GOnly", "HermiteTower"])
-@pytest.mark.parametrize("activation", CLOSED, ids=["erf", "relu"])
+@pytest.mark.parametrize(
+    ("activation", "closure"),
+    [
+        (keft.Erf(), keft.GOnly()),
+        (keft.ReLU(), keft.GOnly()),
+        (keft.Erf(), keft.HermiteTower(4)),
+        pytest.param(keft.ReLU(), keft.HermiteTower(4), marks=pytest.mark.slow),
+    ],
+)
 def test_two_copies_of_an_input_have_the_derivatives_of_one(activation, closure):
     one = by_parameters(activation, [[1.3]], closure)
     two = by_parameters(activation, np.full((2, 2), 1.3), closure)
@@ -44,7 +51,7 @@ def test_two_copies_of_an_input_have_the_derivatives_of_one(activation, closure)
         )
 
 
-@pytest.mark.parametrize("closure", [keft.GOnly(), keft.HermiteTower(4)], ids=["GOnly", "HermiteTower"])
+@pytest.mark.parametrize("closure", [keft.GOnly(), pytest.param(keft.HermiteTower(4), marks=pytest.mark.slow)])
 def test_an_input_and_its_opposite_have_the_derivatives_of_one(closure):
     """rho = -1 and an odd activation without biases: phi(b) = -phi(a), entries change sign once for each b."""
     one = by_parameters(keft.Erf(), [[1.3]], closure)
@@ -93,6 +100,7 @@ def test_reverse_mode_is_finite_and_equal_to_forward_mode_at_a_repeated_input(ac
     )
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_a_linear_network_in_closed_form():
     """K0(t) = K e^(C_W t) + C_b (e^(C_W t) - 1) / C_W in the continuum, and a loss of it, by `jax.hessian` and DirectAdjoint."""
 
@@ -151,10 +159,11 @@ def test_an_adjoint_that_cannot_says_which_can(adjoint, ask, words):
     ("adjoint", "ask", "tolerance"),
     [
         (diffrax.RecursiveCheckpointAdjoint(), jax.grad, 1e-7),
-        (diffrax.DirectAdjoint(), jax.grad, 1e-7),
+        pytest.param(diffrax.DirectAdjoint(), jax.grad, 1e-7, marks=pytest.mark.slow),
         (diffrax.DirectAdjoint(), jax.jacfwd, 1e-7),
         (diffrax.ForwardMode(), jax.jacfwd, 1e-7),
-        (diffrax.BacksolveAdjoint(), jax.grad, 1e-6),  # integrates back, with errors of its own
+        # Integrates back, with errors of its own.
+        pytest.param(diffrax.BacksolveAdjoint(), jax.grad, 1e-6, marks=pytest.mark.slow),
     ],
 )
 def test_all_adjoints_give_the_derivative_of_V4_in_closed_form(adjoint, ask, tolerance):
