@@ -231,10 +231,11 @@ def _arc_cosine_jvp(primals, tangents):
 
 
 def _area(k_aa, k_bb, k_ab):
-    """sqrt(k_aa k_bb - k_ab^2), with derivative zero where that is zero to rounding."""
+    """sqrt(k_aa k_bb - k_ab^2): zero where that is zero to rounding, and its derivative already a little before."""
     square = k_aa * k_bb - k_ab**2
-    floor = 64 * jnp.finfo(square.dtype).eps * k_aa * k_bb
-    constant = jnp.sqrt(jax.lax.stop_gradient(jnp.maximum(square, 0)))
+    rounding = jnp.finfo(square.dtype).eps * k_aa * k_bb
+    floor = 64 * rounding
+    constant = jnp.sqrt(jax.lax.stop_gradient(jnp.where(square > 4 * rounding, square, 0)))
     regular = square > floor
     return jnp.where(regular, jnp.sqrt(jnp.where(regular, square, 1.0)), constant)
 

@@ -68,15 +68,16 @@ def test_numbers_of_the_sigma_kernel_closure():
 
 
 def test_closures_agree_on_two_inputs_to_their_stated_accuracy():
-    """V4 of two inputs: tower and sigma-kernel, two different systems, differ by 0.2 %; K1 by 0.02 on and off the diagonal."""
+    """V4 of two inputs: tower and sigma-kernel, two different systems, differ by 0.2 %; Cov(G, S) and Cov(S, S) by 3 %; K1 by 0.02."""
     model, K, ts = PAPER
     sigma_kernel = keft.solve(model, K, ts, closure=keft.SigmaKernel())
     tower = keft.solve(model, K, ts, closure=keft.HermiteTower(20))
     np.testing.assert_allclose(sigma_kernel.V4, tower.V4, rtol=2e-3)
     np.testing.assert_allclose(sigma_kernel.K1, tower.K1, atol=0.04)
     for quantity in ("V_GS", "V_SS"):
-        missing = np.abs(getattr(sigma_kernel, quantity) - getattr(tower, quantity)).max()
-        assert missing < 2e-3 + unpack_covariance(getattr(tower.truncation, quantity)).max()
+        exact = np.asarray(getattr(tower, quantity))
+        missing = np.abs(getattr(sigma_kernel, quantity) - exact).max()
+        assert missing < 0.03 * np.abs(exact).max() + unpack_covariance(getattr(tower.truncation, quantity)).max()
     np.testing.assert_allclose(sigma_kernel.U1, tower.U1, atol=0.04)
 
 

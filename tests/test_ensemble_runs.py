@@ -23,7 +23,8 @@ from kernel_eft_jax.ensemble.statistics import Sums
 from kernel_eft_jax.model import Model
 
 WORKER = """
-import hashlib, json, sys
+import hashlib, json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that started the tests
 import jax
 import numpy as np
 jax.config.update("jax_enable_x64", True)
@@ -165,7 +166,7 @@ def test_interrupt_saves_and_passes_on(start, tmp_path):
         time.sleep(0.05)
     first = path.stat().st_mtime_ns
     worker.send_signal(signal.SIGINT)
-    _, err = worker.communicate(timeout=60)
+    _, err = worker.communicate(timeout=300)
     assert worker.returncode != 0
     assert "KeyboardInterrupt: Stopped; the same call goes on from" in err
     assert path.stat().st_mtime_ns > first
