@@ -17,6 +17,7 @@ test: $(VENV)/installed-dev
 
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --nbmake notebooks
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check

@@ -224,7 +224,7 @@ def run_sensitivity(arguments: argparse.Namespace) -> None:
     _check_writable(arguments.out)
     model, K0, closure, ts = _theory(arguments)
     result = inference.sensitivity(model, K0, ts, closure=closure, eps=arguments.eps)
-    np.savez(arguments.out, **inference.sensitivity_arrays(result))
+    np.savez(arguments.out, **inference.sensitivity_arrays(result))  # pyright: ignore[reportArgumentType]
     save(plot_sensitivity(result), arguments.out)
     print(f"Change in per cent for one per cent of each parameter, at t = {float(ts[-1]):.4g}:")
     print(f"{'':>20} {'K0[00]':>12} {'V4[00,00]':>12} {'K1[00]':>12}")
