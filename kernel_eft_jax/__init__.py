@@ -1,5 +1,6 @@
 """Statistics of finite-width residual networks at initialisation: theory to order 1/n, ensembles, gradients."""
 
+from . import conventions as conventions
 from .activations import (
     GELU,
     Activation,
@@ -16,6 +17,16 @@ from .activations import (
     Tanh,
 )
 from .closures import Closure, GOnly, HermiteTower, SigmaKernel
+from .diagnostics import (
+    WidthCheck,
+    Window,
+    covariance_residual,
+    driven_K1,
+    kurtosis,
+    mean_source,
+    validity_window,
+    width_check,
+)
 from .ensemble import BlockSampler, Estimate, WeightSampler, estimate, sample_kernels
 from .inference import Experiment, Fit, Information, Sensitivity, fisher, fit, sensitivity
 from .model import Model, input_kernel
@@ -52,16 +63,25 @@ __all__ = [
     "Solution",
     "Tanh",
     "WeightSampler",
+    "WidthCheck",
+    "Window",
+    "conventions",
+    "covariance_residual",
     "draw_inputs",
+    "driven_K1",
     "empirical_kernel",
     "estimate",
     "expect",
     "fisher",
     "fit",
     "input_kernel",
+    "kurtosis",
     "load",
+    "mean_source",
     "sample_kernels",
     "save",
     "sensitivity",
     "solve",
+    "validity_window",
+    "width_check",
 ]

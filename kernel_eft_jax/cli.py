@@ -5,6 +5,7 @@
     kernel-eft sample    the same of sampled networks, with standard errors
     kernel-eft fit       hyperparameters of networks from their kernels, with intervals
     kernel-eft sensitivity   how K0, V4 and K1 move with every parameter
+    kernel-eft validity  how deep the closures hold, and how wide a network must be
 
 Works in float64. Exit codes: 0 done, 1 the run failed, 2 bad arguments, 130 interrupted.
 """
@@ -21,9 +22,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from . import activations, closures, inference, paper, storage
+from . import activations, closures, diagnostics, inference, paper, storage
 from .checks import check_count, check_positive
 from .ensemble import BlockSampler, WeightSampler, estimate
+from .ensemble.statistics import Quantities
 from .model import Model
 from .trajectory import solve
 
@@ -55,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}.", 2)
     except (RuntimeError, FloatingPointError, MemoryError) as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "interrupted", 130)
     return 0
 
 
@@ -88,8 +90,14 @@ def parser() -> argparse.ArgumentParser:
     study = command(
         "paper", run_paper, "Repeat the main job of arXiv 2604.15742: figures, data, and a table beside it."
     )
-    _add_ensemble(study, networks=40_000)
+    _add_ensemble(study, networks=paper.LAPTOP.main)
     study.add_argument("--out", type=Path, default=Path("results"), help="directory for figures, data and table")
+    study.add_argument(
+        "--all",
+        action="store_true",
+        help="every published number: residual of V4, source of K1, quadrature, sweeps, other activations too",
+    )
+    study.add_argument("--full", action="store_true", help="with --all: as many networks as were published (hours)")
 
     theory = command("theory", run_theory, "Solve for K0, V4 and K1, in the continuum or (with --eps) layer by layer.")
     _add_theory(theory, closure="g-only")
@@ -107,6 +115,19 @@ def parser() -> argparse.ArgumentParser:
         default="block",
         help="draw increments by their law (with control variates), or weights",
     )
+    sample.add_argument(
+        "--target",
+        nargs=2,
+        metavar=("ENTRY", "ERROR"),
+        help="stop before --networks once an entry at the last depth has this standard error: K1 0.002, or V4:0,0,1,1 0.1 "
+        f"(K1 is K1:0,0; one of {', '.join(Quantities._fields)})",
+    )
+    sample.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="keep the sums so far in this file, every minute and on Ctrl-C; the same command goes on from it",
+    )
     sample.add_argument("--out", type=Path, default=Path("sample.nc"), help="netCDF file for the result")
 
     fit = command("fit", run_fit, "Estimate hyperparameters from kernels of networks, your own or sampled ones.")
@@ -120,6 +141,19 @@ def parser() -> argparse.ArgumentParser:
     slopes = command("sensitivity", run_sensitivity, "Derivatives of K0, V4 and K1 by every parameter and input.")
     _add_theory(slopes, closure="g-only")
     slopes.add_argument("--out", type=Path, default=Path("sensitivity.npz"), help="file for the result, and its figure")
+
+    window = command(
+        "validity", run_validity, "How deep the closures hold, and how wide a network must be for order 1/n."
+    )
+    _add_inputs(window)
+    window.add_argument("--depth", type=int, default=200, help="number of layers")
+    window.add_argument("--eps", type=float, default=0.1, help="step size")
+    window.add_argument("--tolerance", type=float, default=0.05, help="relative error of V4 and K1 that is tolerable")
+    window.add_argument("--degree", type=int, default=40, help="of the Hermite tower that is taken as exact")
+    _add_ensemble(window, networks=16_384)
+    window.add_argument(
+        "--out", type=Path, default=Path("validity.png"), help="figure (PNG, PDF), with a JSON file beside it"
+    )
     return top
 
 
@@ -153,26 +187,42 @@ def _add_network(sub):
 
 
 def _add_model(sub):
+    _add_inputs(sub)
+    sub.add_argument("--times", type=int, default=41, help="number of depths to save")
+
+
+def _add_inputs(sub):
     _add_network(sub)
     sub.add_argument("--inputs", type=int, default=2, help="number of inputs")
     sub.add_argument("--diagonal", type=float, default=2.0, help="input kernel on its diagonal")
     sub.add_argument("--off-diagonal", type=float, default=0.6, help="input kernel off its diagonal")
     sub.add_argument("--K0", type=Path, metavar="FILE", help="input kernel from a .npy or .csv file instead")
-    sub.add_argument("--times", type=int, default=41, help="number of depths to save")
 
 
 def run_paper(arguments: argparse.Namespace) -> None:
     """Figures, data and table of the published study."""
-    start = time.perf_counter()
+    start, key = time.perf_counter(), jax.random.key(arguments.seed)
+    if arguments.full and not arguments.all:
+        raise ValueError("Argument `--full` goes with `--all`: the whole study at the published sizes.")
     arguments.out.mkdir(parents=True, exist_ok=True)
     _check_writable(arguments.out / "table.md")
+    sizes = paper.FULL if arguments.full else paper.LAPTOP._replace(main=arguments.networks)
     print(
-        f"Sampling {arguments.networks:,} networks of {paper.DEPTH} layers, then solving {len(paper.THEORIES)} theories."
+        f"Sampling {sizes.main:,} networks of {paper.MAIN.depth} layers, then solving {len(paper.THEORIES)} theories."
     )
-    study = paper.main_job(arguments.networks, jax.random.key(arguments.seed))
-    print(f"\n{paper.markdown(paper.table(study))}")
-    files = paper.write(study, arguments.out)
-    print(f"{len(files)} files in {arguments.out}, figures among them, after {time.perf_counter() - start:.0f} s.")
+    if arguments.all:
+        checkpoint = arguments.out / "main-job.checkpoint"
+        items = paper.everything(sizes, key, checkpoint=checkpoint)
+    else:
+        items = iter([("main job", paper.main_item(paper.main_job(sizes.main, key)))])
+    sections, files, tables = [], [], []
+    for name, item in items:
+        files += paper.write(item, arguments.out)
+        sections += item.sections
+        tables = paper.write_table(sections, str(paper.MAIN), arguments.out)
+        print(f"\n{paper.markdown(item.sections, name)}", flush=True)
+    seconds = time.perf_counter() - start
+    print(f"{len(files) + len(tables)} files in {arguments.out}, figures among them, after {seconds:.0f} s.")
 
 
 def run_theory(arguments: argparse.Namespace) -> None:
@@ -196,7 +246,8 @@ def run_sample(arguments: argparse.Namespace) -> None:
     sizes = (arguments.width, arguments.depth, arguments.eps, arguments.networks, jax.random.key(arguments.seed))
     sampler = SAMPLERS[arguments.sampler]()
     control = arguments.sampler == "block"
-    result = estimate(model, K0, *sizes, sampler=sampler, control=control, save_at=_layers(arguments))
+    options = {"save_at": _layers(arguments), "target": _target(arguments, len(K0)), "checkpoint": arguments.checkpoint}
+    result = estimate(model, K0, *sizes, sampler=sampler, control=control, **options)
     settings = {"model": model, "eps": arguments.eps, "seed": arguments.seed, "sampler": sampler}
     path = storage.save(result, arguments.out, **settings)
     _report(path, result.ts, result.G, result.V4, result.K1, result.stderr)
@@ -232,6 +283,29 @@ def run_sensitivity(arguments: argparse.Namespace) -> None:
         K0, V4, K1 = (np.asarray(x[-1]).flat[0] for x in result.elasticity(name))
         print(f"{name:>20} {K0:12.4g} {V4:12.4g} {K1:12.4g}")
     print(f"All derivatives are in {arguments.out}, with a figure beside it.")
+
+
+def run_validity(arguments: argparse.Namespace) -> None:
+    """Depths and widths where the theories hold, into a figure and a file."""
+    from .diagnostic_plots import plot_window
+    from .plots import save
+
+    _check_writable(arguments.out)
+    model, K0, key = _model(arguments), _kernel(arguments), jax.random.key(arguments.seed)
+    window = diagnostics.validity_window(
+        model,
+        K0,
+        arguments.depth,
+        arguments.eps,
+        arguments.tolerance,
+        key=key,
+        networks=arguments.networks,
+        reference=closures.HermiteTower(arguments.degree),
+    )
+    title = f"{arguments.activation}, C_W = {arguments.C_W:g}, C_b = {arguments.C_b:g}, eps = {arguments.eps:g}"
+    save(plot_window(window, title), arguments.out)
+    arguments.out.with_suffix(".json").write_text(json.dumps(window.record(), indent=1) + "\n")
+    print(f"{window}\nFigure and numbers are in {arguments.out.with_suffix('.*')}.")
 
 
 def _theory(arguments):
@@ -302,6 +376,32 @@ def _closure(arguments):
 
 def _layers(arguments):
     return np.unique(np.round(np.linspace(0, arguments.depth, arguments.times)).astype(int)).tolist()
+
+
+def _target(arguments, inputs):
+    """The entry and the error of `--target`, as `estimate` takes them."""
+    if arguments.target is None:
+        return None
+    (name, _, text), error = arguments.target[0].partition(":"), arguments.target[1]
+    names = [n for n in Quantities._fields if n != "V4_excess" or arguments.sampler == "block"]
+    if name not in names:
+        raise ValueError(f"Argument `--target` must name one of {', '.join(names)}, but names {name!r}.")
+    rank = 4 if name.startswith("V") else 2
+    place = text.split(",") if text else ["0"] * rank
+    if len(place) != rank or not all(i.isdecimal() and int(i) < inputs for i in place):
+        example = ",".join(["0"] * rank)
+        raise ValueError(
+            f"Argument `--target` must be like {name}:{example}, of inputs 0 to {inputs - 1}, but is {name}:{text}."
+        )
+    try:
+        wanted = float(error)
+    except ValueError:
+        raise ValueError(
+            f"Argument `--target` must end in a number, the standard error wanted, but ends in {error!r}."
+        ) from None
+    check_positive(wanted, "--target")
+    entry = (-1, *map(int, place))
+    return (lambda quantities: getattr(quantities, name)[entry]), wanted
 
 
 def _check_writable(path):

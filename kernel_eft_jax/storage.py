@@ -41,6 +41,7 @@ MEANING = {
     "V4": "width times the covariance of the kernel: n Cov(G_ab, G_cd)",
     "V_GS": "width times the covariance of kernel and sigma-kernel: n Cov(G_ab, S_cd)",
     "V_SS": "width times the covariance of the sigma-kernel: n Cov(S_ab, S_cd)",
+    "kappa4": "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 E[phi_a phi_b]^2)",
     "V4_excess": "V4 at this width less V4 at infinite width, by control variates",
     "G": "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)",
     "S": "mean of the empirical sigma-kernel, (1/n) sum_i s(phi_i(a)) s(phi_i(b))",
@@ -143,7 +144,7 @@ def _write_estimate(estimate):
             ),
         )
     }
-    attributes = {"networks": estimate.networks, "width": estimate.width, "blocks": estimate.sums.blocks}
+    attributes = {"networks": estimate.networks, "width": estimate.width, "parts": estimate.sums.parts}
     return variables, {KIND: "Estimate"} | attributes
 
 
@@ -164,7 +165,7 @@ def _read_estimate(data):
         stderr=Quantities(**quantities("_stderr")),
         networks=int(data.attrs["networks"]),
         width=int(data.attrs["width"]),
-        sums=Sums(tuple(groups), int(data.attrs["blocks"])),
+        sums=Sums(tuple(groups), int(data.attrs["parts"])),
         limit=Limit(data["limit_K0"].values, data["limit_moment"].values),
     )
 

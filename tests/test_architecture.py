@@ -16,10 +16,11 @@ FLOORS = (
     {"pairs", "quadrature", "checks", "directions"},
     {"activations"},
     {"model", "gauss_hermite"},
-    {"closures", "network"},
+    {"closures", "network", "conventions"},
     {"trajectory", "ensemble"},
     {"diagnostics", "inference", "storage", "plots"},
-    {"paper", "inference_plots"},
+    {"inference_plots", "diagnostic_plots"},
+    {"paper"},
     {"cli"},
 )
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -50,8 +50,8 @@ def estimate_of(x, limit, squared):
 
 
 def test_quantities_are_their_definitions(key):
-    """G and S of one pair, with D_G, D_S and R: every field against NumPy."""
-    x = np.asarray(jax.random.normal(key, (500, 2, 5), jnp.float32)).cumsum(axis=-1)
+    """G and S of one pair, with D_G, D_S, R and D_F, or with F: every field against NumPy."""
+    x = np.asarray(jax.random.normal(key, (500, 2, 6), jnp.float32)).cumsum(axis=-1)
     limit = Limit(K0=np.array([[0.1], [0.2]]), moment=np.array([[0.3], [0.4]]))
     est = estimate_of(x, limit, 3)
     x = x.astype(np.float64)
@@ -62,14 +62,16 @@ def test_quantities_are_their_definitions(key):
         "G": mean[:, 0], "S": mean[:, 1], "K1": 10 * mean[:, 4], "U1": 10 * mean[:, 3], "V4": cov[:, 0, 0],
         "V_GS": cov[:, 0, 1], "V_SS": cov[:, 1, 1], "V4_excess": cov[:, 0, 0] - 10 * np.array(
             [np.var(x[:, t, 0] - x[:, t, 2], ddof=1) for t in range(2)]),
+        "kappa4": 10 * (mean[:, 5] - 3 * (mean[:, 4] + [0.1, 0.2]) ** 2 + 3 * np.array([0.1, 0.2]) ** 2),
     }  # fmt: skip
     for name, value in expected.items():
         assert np.allclose(getattr(est, name).ravel(), value, rtol=1e-5, atol=1e-5), name
-    plain = estimate_of(x[:, :, :2].astype(np.float32), limit, 2)
+    plain = estimate_of(x[:, :, [0, 1, 5]].astype(np.float32), limit, 2)
     assert plain.V4_excess is None
     assert plain.stderr.V4_excess is None
     assert np.allclose(plain.K1.ravel(), 10 * (mean[:, 0] - [0.1, 0.2]), rtol=1e-5)
     assert np.allclose(plain.U1.ravel(), 10 * (mean[:, 1] - [0.3, 0.4]), rtol=1e-5)
+    assert np.allclose(plain.kappa4.ravel(), 10 * (mean[:, 5] - 3 * mean[:, 0] ** 2), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def stream_exactly(x):
 def test_jackknife_sees_correlations(key):
     """G - S with S = G has no error at all, though both have one: `Estimate.jackknife` varies them together."""
     x = np.asarray(jax.random.normal(key, (600, 2, 1), jnp.float32)).repeat(2, axis=-1)
-    est = estimate_of(x, Limit(np.zeros((2, 1)), np.zeros((2, 1))), 2)
+    est = estimate_of(x.repeat(2, axis=-1)[:, :, :3], Limit(np.zeros((2, 1)), np.zeros((2, 1))), 2)
     value, error = est.jackknife(lambda q: {"difference": q.G - q.S, "G": q.G})
     assert (value["difference"] == 0).all()
     assert (error["difference"] == 0).all()
@@ -121,6 +123,6 @@ def test_groups_are_dealt_in_turn_and_never_changed(key):
     moments = Moments(np.ones((1, 1)), np.zeros((1, 1)), np.zeros((1, 1, 1)))
     after = sums.add(3, 2, moments).add(GROUPS + 3, 5, moments)
     assert [group.networks for group in after.groups] == [7 if g == 3 else 0 for g in range(GROUPS)]
-    assert after.blocks == 2
+    assert after.parts == 2
     assert sums.total().networks == 0
     assert (sums.total().first == 0).all()

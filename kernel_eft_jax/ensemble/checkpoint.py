@@ -31,7 +31,7 @@ class Checkpoint:
         count, first, second = (np.stack([group[i] for group in sums.groups]) for i in range(3))
         with open(temporary, "wb") as file:
             np.savez(
-                file, count=count, first=first, second=second, blocks=sums.blocks, settings=json.dumps(self.settings)
+                file, count=count, first=first, second=second, parts=sums.parts, settings=json.dumps(self.settings)
             )
             file.flush()
             os.fsync(file.fileno())
@@ -44,8 +44,8 @@ class Checkpoint:
             return zeros
         try:
             with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                count, first, second, blocks, settings = (
-                    file[k] for k in ("count", "first", "second", "blocks", "settings")
+                count, first, second, parts, settings = (
+                    file[k] for k in ("count", "first", "second", "parts", "settings")
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
@@ -53,7 +53,7 @@ class Checkpoint:
             ) from error
         self._check(json.loads(str(settings)))
         groups = (Group(int(c), f, s) for c, f, s in zip(count, first, second, strict=True))
-        return Sums(tuple(groups), int(blocks))
+        return Sums(tuple(groups), int(parts))
 
     def _check(self, settings: dict) -> None:
         names = sorted(k for k in self.settings.keys() | settings.keys() if self.settings.get(k) != settings.get(k))

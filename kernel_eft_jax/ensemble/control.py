@@ -10,7 +10,10 @@ The mean of G moves by the mean of S alone, $E[G'] = E[G] + \epsilon^2 (C_b + C_
 
 $$R' = R + \epsilon^2 C_W (S - C_S), \qquad n E[R] = n (E[G] - K_0) = K_1$$
 
-gives K1 without the noise of the increments: several times smaller an error than n E[G - C_G].
+gives K1 without the noise of the increments: several times smaller an error than n E[G - C_G]. The fourth moment
+$F_{ab} = \frac1n \sum_i \phi_i(a)^2 \phi_i(b)^2$ has a control of its own, of mean $K_{aa} K_{bb} + 2 K_{ab}^2$ (K for K0):
+
+$$C_F = F_\text{free} + K_{bb} h_{aa} + K_{aa} h_{bb} + 4 K_{ab} h_{ab}$$
 """
 
 from typing import NamedTuple
@@ -22,7 +25,7 @@ from jaxtyping import Array, Complex, Float
 
 from ..model import Model, apply_slope
 from ..network import semidefinite_cholesky
-from ..pairs import unpack
+from ..pairs import triples, unpack
 from .samplers import as_rows, gram, mix
 
 
@@ -82,8 +85,11 @@ def advance(
 
 
 def differences(
-    free: Free, G: Float[Array, "P B"], S: Float[Array, "P B"], model: Model, path: Path
-) -> tuple[Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"]]:
-    """G - C_G, S - C_S and R, all of order 1/n, at the depth of `path`."""
+    free: Free, G: Float[Array, "P B"], S: Float[Array, "P B"], F: Float[Array, "P B"], model: Model, path: Path
+) -> tuple[Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"]]:
+    """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at the depth of `path`."""
     C_S = gram(model.activation(free.phi)) + apply_slope(path.slope, free.h)
-    return G - gram(free.phi) - free.h, S - C_S, free.R
+    aa, bb, ab = triples(free.phi.shape[0]).T
+    K, h = path.K0[:, None], free.h
+    C_F = gram(free.phi**2) + K[bb] * h[aa] + K[aa] * h[bb] + 4 * K[ab] * h[ab]
+    return G - gram(free.phi) - h, S - C_S, free.R, F - C_F

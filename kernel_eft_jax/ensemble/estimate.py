@@ -48,7 +48,7 @@ def estimate(
     Every quantity comes with its standard error. Networks are sampled in float32. The same key gives the same bits on any number of
     devices and processes, interrupted or not.
 
-    * `control`: K1, U1 and V4_excess by control variates (block law only), from the infinite-width recursion of the model. Without
+    * `control`: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of the model. Without
       them no Gaussian expectation is called but in the definition of K1 and U1, whose errors are then far larger.
     * `save_at`: layers to keep, by default 41 evenly spaced ones.
     * `target`: a function of the quantities and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run
@@ -141,12 +141,12 @@ def settings(problem: Problem, plan: Plan, key: PRNGKeyArray) -> dict:
     grid = problem.model.activation(jnp.linspace(-4, 4, 65, dtype=jnp.float32))
     arrays = [np.asarray(x) for x in [grid, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
     return {
-        "format": 1,
+        "format": 2,
         "jax": jax.__version__,
         "platform": jax.local_devices()[0].device_kind,
         "process": [jax.process_index(), jax.process_count()],
         "networks": plan.networks,
-        "block": plan.size,
+        "block": [plan.size, plan.parts],
         "width": problem.width,
         "layers": np.asarray(problem.layers).tolist(),
         "eps": float(problem.eps),

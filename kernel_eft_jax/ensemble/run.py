@@ -1,12 +1,14 @@
 r"""The host's side of an ensemble: which blocks are computed where and when, and what a run needs.
 
-The size of a block depends on the problem and the kind of device alone. Blocks are dealt to GROUPS groups in turn, and groups to
-processes; a process computes its blocks on all its devices and adds them in order. So the sums do not depend, to the bit, on threads,
-devices or processes, and the state of a run is its sums and the number of blocks that they hold.
+The size of a block depends on the problem and the kind of device alone. Blocks are dealt in rounds of GROUPS, to processes in turn, and
+each of the equal parts of a block in a round has a group of its own; a process computes its blocks on all its devices and adds them in
+order. So the sums do not depend, to the bit, on threads, devices or processes, and the state of a run is its sums and their number of parts.
 """
 
 import math
 import os
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from ..pairs import pairs
 from .checkpoint import Checkpoint
-from .simulate import FIELDS, Problem, moments_of_blocks
+from .simulate import Problem, fields, moments_of_blocks
 from .statistics import GROUPS, Group, Moments, Sums, jackknife
 
 Target = tuple[Callable[[Group], Any], float]
@@ -33,6 +35,7 @@ class Plan(NamedTuple):
 
     networks: int
     size: int  # networks in a block
+    parts: int  # equal parts of a block, each for another group
     workers: int  # calls under way at once
     means: int  # length of the vector x whose mean is taken
     squared: int  # how many of its first entries have second moments
@@ -52,12 +55,16 @@ def plan_run(problem: Problem, networks: int) -> Plan:
     """Divide a run; raise `MemoryError` if it cannot fit."""
     inputs, depths, devices = problem.factor.shape[0], problem.layers.size, jax.local_device_count()
     pair_count = len(pairs(inputs)[0])
-    means, moments = (count * pair_count for count in ((2, 2) if problem.path is None else (5, 3)))
+    names, squared = fields(problem)
+    means, moments = len(names) * pair_count, squared * pair_count
     size = block_size(problem, networks)
+    parts = part_count(size, 8 * depths * moments**2)
     workers = max(1, _cores() // devices) if _on_cpu() else 2
-    device = workers * (size * _network(problem) + 4 * depths * moments**2)
+    device = workers * (size * _network(problem) + 4 * depths * moments**2 * parts)
     # On the host: the group sums, as much again for standard errors, and results that wait to be added.
-    host = 8 * depths * moments**2 * (GROUPS + 24 + workers * devices) + (devices * device if _on_cpu() else 0)
+    host = 8 * depths * moments**2 * (parts * (GROUPS + workers * devices) + 24) + (
+        devices * device if _on_cpu() else 0
+    )
     for where, need, limit in (("host", host, _host_memory()), ("device", device, _device_memory())):
         if need > limit:
             raise MemoryError(
@@ -66,7 +73,15 @@ def plan_run(problem: Problem, networks: int) -> Plan:
                 f"{_network(problem) / 2**20:.3g} MiB each. Save fewer layers with `save_at`, or take `sample_kernels`, which "
                 "keeps kernels and no moments."
             )
-    return Plan(networks, size, workers, means, moments, host if _on_cpu() else host + device)
+    return Plan(networks, size, parts, workers, means, moments, host if _on_cpu() else host + device)
+
+
+def part_count(size: int, group: int) -> int:
+    """Parts of a block of `size` networks, a power of two, where the sums of a group take `group` bytes.
+
+    More groups tell the standard error better; but each must hold networks enough, and all of them must be quick to leave out in turn.
+    """
+    return 2 ** max(0, min(8, size // 16, 2**26 // (GROUPS * group)).bit_length() - 1)
 
 
 def _network(problem: Problem) -> int:
@@ -95,30 +110,35 @@ def _device_memory() -> int:
 def accumulate(
     problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target: Target | None, checkpoint: Checkpoint | None
 ) -> Sums:
-    """Sums over all networks, or over as many as the target needs."""
-    total = -(-plan.networks // plan.size)
-    mine = [b for b in range(total) if b % GROUPS % jax.process_count() == jax.process_index()]
-    sums = Sums.zeros(problem.layers.size, plan.means, plan.squared)
+    """Sums over all networks, or over as many as the target needs; tells the bar how long that takes, once it can be known."""
+    total, processes = -(-plan.networks // plan.size), jax.process_count()
+    mine = [b for b in range(total) if b % GROUPS % processes == jax.process_index()]
+    sums = Sums.zeros(problem.layers.size, plan.means, plan.squared, GROUPS * plan.parts)
     if checkpoint is not None:
         sums = checkpoint.load(sums)
-    bar.update(sums.total().networks)
-    checks = _checks(total // GROUPS, mine[sums.blocks - 1] // GROUPS if sums.blocks else 0) if target else deque()
-    arriving = results(problem, key, plan, mine[sums.blocks :])
+    bar.initial = bar.n = sums.total().networks * processes
+    done = sums.parts // plan.parts
+    checks = _checks(total // GROUPS, mine[done - 1] // GROUPS if done else 0)
+    pace = Pace(plan.workers * jax.local_device_count(), processes)
+    arriving = results(problem, key, plan, mine[done:])
     try:
         while True:
-            complete = mine[sums.blocks] // GROUPS if sums.blocks < len(mine) else total // GROUPS
-            if target and checks and complete >= checks[0]:
+            complete = mine[done] // GROUPS if done < len(mine) else total // GROUPS
+            if checks and complete >= checks[0]:
                 checks.popleft()
-                if reached(target, gather(sums), plan, bar):
+                if target is None:
+                    pace.tell(bar)
+                elif reached(target, gather(sums), plan, bar, pace):
                     break
-            elif sums.blocks == len(mine):
+            elif done == len(mine):
                 break
             else:
                 block, moments = next(arriving)
-                check_finite(moments, problem, block * plan.size)
+                sums = add_block(sums, block, moments, problem, plan)
+                done += 1
                 count = min(plan.size, plan.networks - block * plan.size)
-                sums = sums.add(block, count, moments)
-                bar.update(count)
+                bar.update(count * processes)
+                pace.add(count)
                 if checkpoint is not None and checkpoint.is_due():
                     checkpoint.save(sums)
     except KeyboardInterrupt as stop:
@@ -130,6 +150,16 @@ def accumulate(
         if checkpoint is not None:
             checkpoint.save(sums)
     return gather(sums)
+
+
+def add_block(sums: Sums, block: int, moments: Moments, problem: Problem, plan: Plan) -> Sums:
+    """With one more block, part by part."""
+    size = plan.size // plan.parts
+    for i in range(plan.parts):
+        part, first = jax.tree.map(lambda x, i=i: x[:, i], moments), block * plan.size + i * size
+        check_finite(part, problem, first)
+        sums = sums.add(block * plan.parts + i, min(size, max(0, plan.networks - first)), part)
+    return sums
 
 
 def _checks(rounds: int, begun: int) -> deque[int]:
@@ -145,13 +175,13 @@ def _checks(rounds: int, begun: int) -> deque[int]:
 
 
 def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) -> Generator[tuple[int, Moments]]:
-    """Number and moments of each block, in order, computed a few ahead."""
+    """Number and moments (T, parts, ...) of each block, in order, computed a few ahead."""
     mesh = Mesh(np.array(jax.local_devices()), ("networks",), axis_types=(AxisType.Auto,))
     beyond = -(-plan.networks // plan.size)
 
     def compute(batch):
         padded = jnp.array(batch + [beyond] * (mesh.size - len(batch)), dtype=jnp.uint32)
-        moments = moments_of_blocks(problem, key, padded, jnp.uint32(plan.networks), plan.size, mesh)
+        moments = moments_of_blocks(problem, key, padded, jnp.uint32(plan.networks), plan.size, plan.parts, mesh)
         moments = jax.tree.map(np.asarray, moments)
         return [(block, jax.tree.map(lambda part, d=d: part[d], moments)) for d, block in enumerate(batch)]
 
@@ -169,15 +199,53 @@ def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) 
         pool.shutdown(cancel_futures=True)
 
 
-def reached(target: Target, sums: Sums, plan: Plan, bar: tqdm) -> bool:
-    """Whether the standard error is small enough; tells the bar how many networks that will take."""
+class Pace:
+    """How fast networks arrive, from the first blocks on: what comes before is compilation."""
+
+    def __init__(self, lead: int, processes: int):
+        self.lead, self.processes = lead, processes  # blocks under way at once, which arrive together
+        self.blocks = self.networks = 0
+        self.start = self.now = 0.0
+        self.told = False
+
+    def add(self, networks: int) -> None:
+        """Count a block that has just arrived."""
+        self.blocks += 1
+        self.now = time.perf_counter()
+        if self.blocks <= self.lead:
+            self.start = self.now
+        else:
+            self.networks += networks * self.processes
+
+    def tell(self, bar: tqdm, why: str = "") -> None:
+        """Say once, above the bar, how many networks there are to its end and how long they take."""
+        if self.told or self.networks == 0 or bar.disable:
+            return
+        self.told = True
+        left = max(0, bar.total - bar.n)
+        seconds = left * (self.now - self.start) / self.networks
+        bar.write(f"{why}{left:,} more networks take {tqdm.format_interval(seconds)}", file=sys.stderr)
+
+
+def reached(target: Target, sums: Sums, plan: Plan, bar: tqdm, pace: Pace) -> bool:
+    """Whether the standard error is small enough; tells how many networks that will take.
+
+    From g groups an error is known to one part in sqrt(2 (g - 1)), and that number to twice this: it is told again, by the bar, at every check.
+    """
     function, wanted = target
     error = np.asarray(jackknife(function, sums)[1])
     if error.shape != ():
         raise ValueError(f"The function in `target` must give one number, but gives an array of shape {error.shape}.")
     count = sums.total().networks
-    bar.total = min(plan.networks, max(count, math.ceil(count * float(error / wanted) ** 2)))
+    needed = max(count, math.ceil(count * float(error / wanted) ** 2))
+    scatter = math.sqrt(2 / (sum(group.networks > 0 for group in sums.groups) - 1))
+    why = f"error {error:.3g} after {count:,} networks, {wanted:.3g} needs about {needed:,} (to {scatter:.0%}): "
+    if needed > plan.networks:
+        why += f"it will be about {error * math.sqrt(count / plan.networks):.3g} when `networks` ends the run, "
+    bar.total = min(plan.networks, needed)
     bar.set_postfix_str(f"error {error:.3g}, wanted {wanted:.3g}")
+    if error > wanted:
+        pace.tell(bar, why)
     return bool(error <= wanted)
 
 
@@ -187,7 +255,7 @@ def gather(sums: Sums) -> Sums:
         return sums
     parts = [np.stack([group[i] for group in sums.groups]).astype(np.float64) for i in range(3)]
     count, first, second = (_across(part).sum(axis=0) for part in parts)
-    return Sums(tuple(Group(int(c), f, s) for c, f, s in zip(count, first, second, strict=True)), sums.blocks)
+    return Sums(tuple(Group(int(c), f, s) for c, f, s in zip(count, first, second, strict=True)), sums.parts)
 
 
 def _across(array: np.ndarray) -> np.ndarray:
@@ -210,6 +278,6 @@ def check_finite(moments: Moments, problem: Problem, first: int) -> None:
     a, b = pairs(problem.factor.shape[0])
     field, p = divmod(int(m), len(a))
     raise FloatingPointError(
-        f"The ensemble turned non-finite: entry [{a[p]}, {b[p]}] of {FIELDS[field]} at layer {problem.layers[t]}, in the block of "
+        f"The ensemble turned non-finite: entry [{a[p]}, {b[p]}] of {fields(problem)[0][field]} at layer {problem.layers[t]}, in the block of "
         f"networks from number {first} on. Variances grow with depth: take a smaller eps, depth or C_W."
     )

@@ -21,6 +21,8 @@ from ..network import UNROLLED, semidefinite_cholesky
 from ..pairs import pack, pairs, unpack
 from .normals import Words, normals, real_and_imaginary
 
+WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products are written out with networks innermost
+
 
 class Sampler(eqx.Module):
     """How the increments of one layer are drawn."""
@@ -45,8 +47,12 @@ class BlockSampler(Sampler):
         return draw_rows(keys, layer, inputs, width)
 
     def increment(self, model, s, noise):
-        Q = model.C_b + model.C_W * gram(s)
-        return mix(jax.vmap(semidefinite_cholesky, out_axes=-1)(unpack(Q.T)), as_rows(noise, s.shape))
+        Q, z = unpack((model.C_b + model.C_W * gram(s)).T), as_rows(noise, s.shape)
+        if not UNROLLED < s.shape[0] <= WRITTEN_OUT:
+            return mix(jax.vmap(semidefinite_cholesky, out_axes=-1)(Q), z)
+        # Barriers, here and below: without them the compiler works out factors and normals again for every neuron.
+        L, z = jax.lax.optimization_barrier((cholesky(jnp.moveaxis(Q, 0, -1)), z))
+        return jax.lax.optimization_barrier(mix(L, z))
 
     def numbers(self, inputs, width):
         return 6 * inputs * width + 4 * inputs**2
@@ -92,10 +98,32 @@ def gram(s: Float[Array, "N n B"]) -> Float[Array, "P B"]:
     return pack(jnp.matmul(s, s.mT, precision="highest")).T / width
 
 
+def cholesky(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
+    """`semidefinite_cholesky` of every network, written out with networks innermost: seven times faster for 16 inputs.
+
+    Not for many more: compile time grows like their square.
+    """
+    inputs, columns = Q.shape[0], []
+    Q = rest = jax.lax.optimization_barrier(Q)
+    for first in range(0, inputs, UNROLLED):
+        panel = [rest[j:, j] for j in range(min(UNROLLED, inputs - first))]
+        for j, column in enumerate(panel):
+            for k in range(j):
+                column = column - panel[k][j - k :] * panel[k][j - k]
+            regular = column[0] > 10 * inputs * jnp.finfo(Q.dtype).eps * Q[first + j, first + j]
+            panel[j] = column * jnp.where(regular, 1 / jnp.sqrt(jnp.where(regular, column[0], 1)), 0)
+        panel = jax.lax.optimization_barrier(panel)
+        below = [column[len(panel) - j :] for j, column in enumerate(panel)]
+        rest = rest[len(panel) :, len(panel) :] - sum(x[:, None] * x[None] for x in below)
+        rest = jax.lax.optimization_barrier(rest)
+        columns += panel
+    return jnp.stack([jnp.pad(column, ((j, 0), (0, 0))) for j, column in enumerate(columns)], axis=1)
+
+
 def mix(L: Float[Array, "N N #B"], z: Float[Array, "N n B"]) -> Float[Array, "N n B"]:
     """L z for every network, L lower triangular."""
     inputs = z.shape[0]
-    if inputs <= UNROLLED:
+    if inputs <= WRITTEN_OUT:
         return jnp.stack(
             [sum(L[a, b][None] * z[b] for b in range(1, a + 1)) + L[a, 0][None] * z[0] for a in range(inputs)]
         )

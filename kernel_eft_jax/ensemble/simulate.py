@@ -19,8 +19,6 @@ from .normals import network_keys
 from .samplers import Sampler, as_rows, draw_rows, gram, mix
 from .statistics import Moments, block_moments
 
-FIELDS = ("G", "S", "G - C_G", "S - C_S", "R")
-
 
 class Problem(eqx.Module):
     """All that a network's path depends on but its key; arrays in float32."""
@@ -32,6 +30,13 @@ class Problem(eqx.Module):
     layers: Int[Array, " T"]
     path: Path | None
     width: int = eqx.field(static=True)
+
+
+def fields(problem: Problem) -> tuple[tuple[str, ...], int]:
+    """Names of what is averaged at each saved depth, each packed, and how many of the first have second moments."""
+    if problem.path is None:
+        return ("G", "S", "F"), 2
+    return ("G", "S", "G - C_G", "S - C_S", "R", "F - C_F"), 3
 
 
 class State(NamedTuple):
@@ -86,9 +91,10 @@ def moments_of_blocks(
     blocks: UInt32[Array, " devices"],
     networks: UInt32[Array, ""],
     size: int,
+    parts: int,
     mesh: Mesh,
 ) -> Moments:
-    """Moments at each saved depth of one block of `size` consecutive networks on each device of a mesh.
+    """Moments (devices, T, parts, ...) of one block of `size` consecutive networks on each device of a mesh, in equal parts.
 
     Networks from number `networks` on do not count. A device always computes one block, of one shape: the order in which
     compiled code sums over neurons depends on the shape, and on nothing else.
@@ -100,13 +106,13 @@ def moments_of_blocks(
         members = block * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
 
         def measure(phi, free, path):
-            G, S = gram(phi), gram(problem.model.activation(phi))
-            squared, averaged = [G, S], []
+            x = gram(phi), gram(problem.model.activation(phi)), gram(phi**2)
             if free is not None:
-                D_G, *averaged = differences(free, G, S, problem.model, path)
-                squared.append(D_G)
+                x = *x[:2], *differences(free, *x, problem.model, path)
             weight = (members < networks).astype(jnp.float32)
-            return block_moments(jnp.concatenate(squared + averaged), sum(map(len, squared)), weight)
+            x, squared = jnp.concatenate(x), fields(problem)[1] * len(x[0])
+            x = jnp.moveaxis(x.reshape(-1, parts, size // parts), 1, 0)
+            return jax.vmap(block_moments, (0, None, 0))(x, squared, weight.reshape(parts, -1))
 
         return jax.tree.map(lambda x: x[None], simulate(problem, key, members, measure))
 

@@ -1,14 +1,14 @@
 r"""Streaming moments of kernels, and their errors by the jackknife.
 
-Per network and saved depth the vector x = (G, S), or with control variates (G, S, D_G, D_S, R) with D_G = G - C_G, D_S = S - C_S
-(see `control`), each packed: means of all, second moments of G, S and D_G.
-Blocks of networks are reduced where they are sampled, about their means, in float32; blocks are added in float64, in fixed order, into
-GROUPS groups. So memory does not grow with the number of networks, nothing cancels, and leaving out one group at a time gives the
-standard error of any function of the moments.
+Per network and saved depth the vector x = (G, S, F), with F the mean over neurons of phi_a^2 phi_b^2, or with control variates
+(G, S, D_G, D_S, R, D_F), D_G = G - C_G and so on (see `control`), each packed: means of all, second moments of G, S and D_G.
+Parts of blocks of networks are reduced where they are sampled, about their means, in float32, and added in float64, in fixed order, to
+GROUPS groups or a multiple of that. So memory does not grow with the number of networks, nothing cancels, and leaving out one group
+at a time gives the standard error of any function of the moments, which g groups tell to one part in sqrt(2 (g - 1)).
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..pairs import input_count, pair_table
+from ..pairs import input_count, pair_table, triples
 
 GROUPS = 32
 
@@ -65,39 +65,54 @@ class Group(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The sums of all groups, and how many blocks they hold. Never changed in place: an interruption finds it whole."""
+    """The sums of all groups, and how many parts of blocks they hold. Never changed in place: an interruption finds it whole."""
 
     groups: tuple[Group, ...]
-    blocks: int
+    parts: int
 
     @staticmethod
-    def zeros(depths: int, size: int, squared: int) -> "Sums":
-        return Sums((Group(0, np.zeros((depths, size)), np.zeros((depths, squared, squared))),) * GROUPS, 0)
+    def zeros(depths: int, size: int, squared: int, groups: int = GROUPS) -> "Sums":
+        return Sums((Group(0, np.zeros((depths, size)), np.zeros((depths, squared, squared))),) * groups, 0)
 
-    def add(self, block: int, networks: int, moments: Moments) -> "Sums":
-        """With the moments of one more block: blocks are dealt to groups in turn."""
-        index = block % GROUPS
+    def add(self, part: int, networks: int, moments: Moments) -> "Sums":
+        """With the moments of one more part of a block: parts are dealt to groups in turn."""
+        index = part % len(self.groups)
         new = Group.of(networks, moments)
-        return Sums((*self.groups[:index], self.groups[index].plus(new), *self.groups[index + 1 :]), self.blocks + 1)
+        return Sums((*self.groups[:index], self.groups[index].plus(new), *self.groups[index + 1 :]), self.parts + 1)
 
     def total(self) -> Group:
         """All groups together."""
         return reduce(Group.plus, self.groups)
 
 
+@cache  # asked for some ten times a group by every jackknife
+def _tables(pair_count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`pair_table`, and the columns of `triples`."""
+    inputs = input_count(pair_count)
+    return pair_table(inputs), triples(inputs).T
+
+
 def _unpack(k: np.ndarray) -> np.ndarray:
-    return k[..., pair_table(input_count(k.shape[-1]))]
+    return k[..., _tables(k.shape[-1])[0]]
 
 
 def _unpack_covariance(V: np.ndarray) -> np.ndarray:
-    table = pair_table(input_count(V.shape[-1]))
+    table = _tables(V.shape[-1])[0]
     return V[..., table[:, :, None, None], table]
+
+
+def _gaussian(k: np.ndarray) -> np.ndarray:
+    """E[phi_a^2 phi_b^2] of Gaussians of covariance k, packed."""
+    aa, bb, ab = _tables(k.shape[-1])[1]
+    return k[:, aa] * k[:, bb] + 2 * k[:, ab] ** 2
 
 
 class Quantities(NamedTuple):
     """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays.
 
     With control variates K1 and U1 are n E[R] and n E[D_S]: unbiased, and far less noisy than the differences that define them.
+    kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2 E[G_ab]^2) with
+    F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates take its noise, and the cancellation, off that too.
     `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)): added to the exact infinite-width V4 of
     the same layers it gives V4 with far smaller error. Without control variates it is None.
     """
@@ -109,6 +124,7 @@ class Quantities(NamedTuple):
     V4: Float[np.ndarray, "T N N N N"]  # n Cov(G_ab, G_cd)
     V_GS: Float[np.ndarray, "T N N N N"]  # n Cov(G_ab, S_cd)
     V_SS: Float[np.ndarray, "T N N N N"]  # n Cov(S_ab, S_cd)
+    kappa4: Float[np.ndarray, "T N N"]  # n times the joint cumulant of phi_a, phi_a, phi_b, phi_b of one neuron
     V4_excess: Float[np.ndarray, "T N N N N"] | None
 
 
@@ -130,12 +146,17 @@ def quantities(sums: Group, limit: Limit, width: int) -> Quantities:
         np.split(rows, second.shape[-1] // pair_count, axis=2)
         for rows in np.split(covariance, second.shape[-1] // pair_count, axis=1)
     ]
-    G, S, *D = np.split(mean, first.shape[-1] // pair_count, axis=1)
-    _, U1, K1 = D or (None, S - limit.moment, G - limit.K0)
-    excess = parts[0][2] + parts[2][0] - parts[2][2] if D else None
+    G, S, *rest = np.split(mean, first.shape[-1] // pair_count, axis=1)
+    if len(rest) == 1:
+        U1, K1, kappa4, excess = S - limit.moment, G - limit.K0, rest[0] - _gaussian(G), None
+    else:
+        _, U1, K1, D_F = rest
+        kappa4 = D_F - (_gaussian(limit.K0 + K1) - _gaussian(limit.K0))
+        excess = parts[0][2] + parts[2][0] - parts[2][2]
     return Quantities(
         *(_unpack(k) for k in (G, S, width * K1, width * U1)),
         *(_unpack_covariance(V) for V in (parts[0][0], parts[0][1], parts[1][1])),
+        kappa4=_unpack(width * kappa4),
         V4_excess=None if excess is None else _unpack_covariance(excess),
     )
 
@@ -176,6 +197,7 @@ class Estimate(eqx.Module):
     V4: Float[np.ndarray, "T N N N N"]
     V_GS: Float[np.ndarray, "T N N N N"]
     V_SS: Float[np.ndarray, "T N N N N"]
+    kappa4: Float[np.ndarray, "T N N"]
     V4_excess: Float[np.ndarray, "T N N N N"] | None
     stderr: Quantities
     networks: int

@@ -1,0 +1,194 @@
+r"""How deep a closure holds, and how wide a network must be for order 1/n to be enough.
+
+Errors are relative, and the worst over all entries: of V4_ab,cd in units of $\sqrt{V_{4;ab,ab} V_{4;cd,cd}}$, of K1 in units of its
+largest entry (or a hundredth of K0, if K1 is smaller), both against a closure that is exact at order 1/n, in the layer recursion of the
+network at hand. What order 1/n itself leaves out
+falls like 1/n: a pilot ensemble gives the coefficient and hence the width, and an ensemble of that width confirms it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike, Float, PRNGKeyArray
+
+from ..checks import check_count, check_positive
+from ..closures import Closure, GOnly, HermiteTower, SigmaKernel
+from ..ensemble import Estimate, estimate
+from ..model import Model
+from ..trajectory import Solution, solve
+
+QUANTITIES = ("V4", "K1")
+ATTEMPTS = 3
+REFERENCE = HermiteTower(40)
+CLOSURES: Mapping[str, Closure] = {"G-only": GOnly(), "sigma-kernel": SigmaKernel()}
+
+
+class Reach(NamedTuple):
+    """Relative error of a closure's quantity at each depth but zero, and the depth time up to which it is tolerable."""
+
+    error: Float[np.ndarray, " T-1"]
+    t_star: float  # infinite if no saved depth is beyond it
+
+
+class Width(NamedTuple):
+    """Relative deviation of networks of one width from order 1/n at the last depth, by its worst entry."""
+
+    width: int
+    deviation: float
+    stderr: float
+    needed: int  # width * deviation / tolerance: from here on order 1/n is enough, if the deviation falls like 1/n
+
+    def confirms(self, tolerance: float) -> bool:
+        """Whether networks of this width are within the tolerance, as far as two standard errors can tell."""
+        return self.deviation <= tolerance + 2 * self.stderr
+
+
+class Window(NamedTuple):
+    """Where the theories hold, at one tolerance: depths t* of the closures, widths n* of order 1/n.
+
+    `reach[closure][quantity]` has the depths, and `widths[quantity]` the widths that were sampled: the pilot, networks of the width that
+    the pilot asked for, and if those deviate more (narrow networks, where the next order matters), of the width that they ask for
+    in turn. The last is n*; it `confirms`, or three attempts were not enough. Without a key nothing is sampled.
+    """
+
+    ts: Float[np.ndarray, " T-1"]
+    tolerance: float
+    reference: Solution
+    reach: Mapping[str, Mapping[str, Reach]]
+    widths: Mapping[str, tuple[Width, ...]]
+
+    def record(self) -> dict[str, Any]:
+        """The window as plain numbers, lists and dictionaries, as a JSON file holds them; no t* is null."""
+        return {
+            "tolerance": self.tolerance,
+            "ts": self.ts.tolist(),
+            "reach": {
+                closure: {
+                    q: {"error": r.error.tolist(), "t_star": r.t_star if np.isfinite(r.t_star) else None}
+                    for q, r in rs.items()
+                }
+                for closure, rs in self.reach.items()
+            },
+            "widths": {
+                q: [w._asdict() | {"confirms": w.confirms(self.tolerance)} for w in ws] for q, ws in self.widths.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        lines = [f"Relative errors up to {self.tolerance:.3g}, depth times up to {self.ts[-1]:.4g}:"]
+        for closure, reaches in self.reach.items():
+            for quantity, (error, t_star) in reaches.items():
+                where = "everywhere" if np.isinf(t_star) else f"up to t* = {t_star:.3g}" if t_star else "nowhere"
+                lines.append(f"  {quantity} of {closure}: {where} (at the last depth {error[-1]:.2g})")
+        for quantity, sampled in self.widths.items():
+            seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
+            found = "from" if sampled[-1].confirms(self.tolerance) else "not yet at"
+            lines.append(f"  {quantity} to order 1/n: {found} n* = {sampled[-1].width} (sampled deviations: {seen})")
+        return "\n".join(lines)
+
+
+def validity_window(
+    model: Model,
+    K0: Float[ArrayLike, "N N"],
+    depth: int,
+    eps: float,
+    tolerance: float = 0.05,
+    *,
+    key: PRNGKeyArray | None = None,
+    networks: int = 16384,
+    pilot_width: int = 64,
+    closures: Mapping[str, Closure] = CLOSURES,
+    reference: Closure = REFERENCE,
+    progress: bool = True,
+) -> Window:
+    r"""The depth t* up to which closures stay within a relative tolerance of exact order 1/n, and the width n* from which that is enough.
+
+    t* is where the error of a closure first leaves the tolerance, between saved layers by a straight line. With a `key`, a pilot
+    ensemble of `networks` networks of `pilot_width` measures the deviation d from order 1/n at the last depth, and
+    n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most three times.
+
+    Raises ValueError for arguments that make no sense, and if the reference's own truncation error is not small beside the
+    tolerance: pass a higher degree. Not for tolerances below the sampling error, which `Width.stderr` states.
+    """
+    check_positive(tolerance, "tolerance")
+    check_count(depth, "depth")
+    check_positive(eps, "eps")
+    layers = np.unique(np.round(np.linspace(0, depth, min(depth, 100) + 1)).astype(int))
+    ts = float(eps) ** 2 * layers
+    exact = solve(model, K0, ts, closure=reference, eps=eps)
+    _check_reference(exact, tolerance)
+    reach: dict[str, dict[str, Reach]] = {}
+    for name, closure in closures.items():
+        errors = relative_errors(solve(model, K0, ts, closure=closure, eps=eps), exact)
+        reach[name] = {quantity: Reach(e, _leaves(ts[1:], e, tolerance)) for quantity, e in errors.items()}
+    widths: dict[str, tuple[Width, ...]] = {}
+    if key is not None:
+        keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(QUANTITIES)))
+
+        def sample(width):
+            return estimate(model, K0, width, depth, eps, networks, next(keys), save_at=[depth], progress=progress)
+
+        pilot = sample(pilot_width)
+        for quantity in QUANTITIES:
+            sampled = [_deviation(pilot, exact, quantity, tolerance)]
+            while len(sampled) == 1 or not (sampled[-1].confirms(tolerance) or len(sampled) > ATTEMPTS):
+                sampled.append(_deviation(sample(sampled[-1].needed), exact, quantity, tolerance))
+            widths[quantity] = tuple(sampled)
+    return Window(ts[1:], tolerance, exact, reach, widths)
+
+
+def relative_errors(solution: Solution, exact: Solution) -> dict[str, Float[np.ndarray, " T-1"]]:
+    """Relative errors of V4 and K1 of a solution at each depth but zero, the worst over all entries."""
+    errors = {}
+    for quantity in QUANTITIES:
+        value, reference = (np.asarray(getattr(s, quantity)) for s in (solution, exact))
+        relative = np.abs(value - reference) / unit(exact, quantity)
+        errors[quantity] = relative.reshape(len(relative), -1).max(axis=1)[1:]
+    return errors
+
+
+def unit(exact: Solution, quantity: str) -> Float[np.ndarray, "T *entry"]:
+    """What deviations of V4 or K1 are measured in."""
+    if quantity == "K1":
+        K1, K0 = (np.max(np.abs(np.asarray(x)), axis=(1, 2), keepdims=True) for x in (exact.K1, exact.K0))
+        return np.maximum(K1, 0.01 * K0)
+    root = np.sqrt(np.einsum("tabab->tab", np.asarray(exact.V4)))
+    return root[:, :, :, None, None] * root[:, None, None]
+
+
+def _leaves(ts, error, tolerance) -> float:
+    """Where the error first exceeds the tolerance: zero if it does so from the start."""
+    beyond = np.flatnonzero(error > tolerance)
+    if beyond.size == 0:
+        return np.inf
+    i = beyond[0]
+    if i == 0:
+        return 0.0
+    return float(ts[i - 1] + (ts[i] - ts[i - 1]) * (tolerance - error[i - 1]) / (error[i] - error[i - 1]))
+
+
+def _deviation(sampled: Estimate, exact: Solution, quantity: str, tolerance: float) -> Width:
+    """The worst deviation of an ensemble at its one depth from order 1/n."""
+    if quantity == "V4":
+        gap, stderr = sampled.V4_excess, sampled.stderr.V4_excess
+    else:
+        gap, stderr = sampled.K1 - np.asarray(exact.K1)[-1:], sampled.stderr.K1
+    value, error = (x / unit(exact, quantity)[-1:] for x in (gap, stderr))
+    worst = np.unravel_index(np.abs(value).argmax(), value.shape)
+    deviation = float(abs(value[worst]))
+    return Width(sampled.width, deviation, float(error[worst]), max(2, round(sampled.width * deviation / tolerance)))
+
+
+def _check_reference(exact: Solution, tolerance: float) -> None:
+    if exact.truncation is None:
+        return
+    missing = {q: np.max(np.abs(np.asarray(getattr(exact.truncation, q)))) for q in QUANTITIES}
+    worst = {q: float(missing[q] / np.max(unit(exact, q))) for q in QUANTITIES}
+    quantity = max(worst, key=lambda q: worst[q])
+    if worst[quantity] > tolerance / 4:
+        raise ValueError(
+            f"Argument `reference` is not exact enough: its truncation error is about {worst[quantity]:.2g} of {quantity}, and the tolerance "
+            f"{tolerance:.2g} needs a quarter of that or less. Pass a higher degree, such as reference=HermiteTower(60)."
+        )

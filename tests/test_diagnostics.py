@@ -1,0 +1,329 @@
+"""Diagnostics: equations term by term, the validity window, several widths against a theory.
+
+Oracles: linear networks, whose kernel moments obey a closed recursion at every width; derivatives of solutions taken by differences;
+NumPy quadrature; Wishart matrices, which are kernels of known law.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import kernel_eft_jax as keft
+from kernel_eft_jax import diagnostic_plots, diagnostics
+from kernel_eft_jax.diagnostics import validity
+
+C_W, K, WIDTH, EPS = 1.3, 1.7, 8, 0.5
+DT = EPS**2
+ONE = np.array([[K]])
+LINEAR = keft.Model(keft.Linear(), C_W)
+QUADRATIC = keft.Model(keft.Polynomial(np.array([0.2, 0.8, 0.15])), 0.9, 0.2)  # not odd, and cheap to compile
+
+
+def linear_moments(n, layers):
+    """E[G] and n Var(G) of linear networks of one input and width n, exactly.
+
+    G' = G + 2 eps phi.eta / n + eps^2 eta.eta / n with eta ~ N(0, C_W G): E[G'|G] and E[G'^2|G] are multiples of G and G^2.
+    """
+    grow = 1 + DT * C_W
+    mean = K * grow**layers
+    square = K**2 * (1 + 2 / n) * (grow**2 + (4 * DT * C_W + 2 * DT**2 * C_W**2) / n) ** layers
+    return mean, n * (square - mean**2)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return keft.estimate(LINEAR, ONE, WIDTH, 4, EPS, 16_384, jax.random.key(1), save_at=[0, 1, 4], progress=False)
+
+
+def test_residual_of_a_linear_network(linear):
+    """Every part in closed form at n = 8; 16,384 networks, standard errors near 1 %; 9 numbers within 4.5 of them: false alarms 6e-5."""
+    value, stderr = keft.covariance_residual(linear, LINEAR)
+    for i, layer in enumerate([0, 1, 4]):
+        mean, V4 = linear_moments(WIDTH, layer)
+        source = 4 * C_W * V4 / WIDTH  # E[Sigma] = 4 C_W E[G^2]
+        step = DT * C_W**2 * (V4 + 2 * (mean**2 + V4 / WIDTH))
+        for part, exact in (("source", source), ("layer", step), ("total", source + step)):
+            got, error = (float(getattr(x, part)[i, 0, 0, 0, 0]) for x in (value, stderr))
+            assert abs(got - exact) < 4.5 * error, (layer, part)
+            assert error < 0.05 * exact
+        # S = G, so that transport closes exactly
+        assert abs(value.transport[i, 0, 0, 0, 0]) < 1e-5 * V4
+
+
+def test_residual_is_what_one_layer_adds(linear):
+    """V4' - V4 over eps^2 is the equation and its residual: two sides of the same networks, apart by the noise of one layer."""
+    value, _ = keft.covariance_residual(linear, LINEAR)
+    mean, _ = linear_moments(WIDTH, 0)
+    equation = 2 * C_W * linear.V4[0, 0, 0, 0, 0] + 4 * mean * C_W * mean
+    step, error = linear.jackknife(lambda q: (q.V4[1] - q.V4[0]).item() / DT)
+    assert abs(step - equation - value.total[0].item()) < 4.5 * error
+    assert error < 0.05 * step
+
+
+@pytest.fixture(scope="module")
+def tower():
+    ts = np.concatenate([[0.0], np.linspace(0.5, 0.7, 9)])
+    K0 = np.array([[1.4, 0.5], [0.5, 0.9]])
+    return keft.solve(QUADRATIC, K0, ts, closure=keft.HermiteTower(6))
+
+
+def test_residual_of_a_theory_is_the_rate_that_the_equation_misses(tower):
+    model = QUADRATIC
+    value, stderr = keft.covariance_residual(tower, model)
+    weights = np.array([1, -8, 0, 8, -1]) / (12 * 0.025)  # fourth-order difference around t = 0.6
+    V4, K0 = np.asarray(tower.V4), np.asarray(tower.K0)[5]
+    rate = np.tensordot(weights, V4[3:8], 1)
+    q = np.asarray(model.Q(K0))
+    sigma = np.einsum("ac,bd->abcd", K0, q)
+    sigma = sigma + np.swapaxes(sigma, 2, 3)
+    sigma = sigma + np.einsum("abcd->bacd", sigma)
+    chi = np.stack([[np.asarray(model.chi(K0, V4[5][:, :, c, d])) for d in (0, 1)] for c in (0, 1)])
+    transport = np.einsum("cdab->abcd", chi)
+    equation = transport + np.einsum("abcd->cdab", transport) + sigma
+    np.testing.assert_allclose(value.total[5], rate - equation, atol=1e-5 * np.abs(rate).max())
+    assert np.abs(value.total[5]).max() > 0.02 * np.abs(rate).max()
+    np.testing.assert_array_equal(stderr.total, 0)
+
+
+def test_closures_of_the_kernel_alone_have_no_residual():
+    solution = keft.solve(QUADRATIC, ONE, np.array([0.0, 0.4]), closure=keft.GOnly())
+    np.testing.assert_array_equal(keft.covariance_residual(solution, QUADRATIC)[0].total, 0)
+
+
+def test_source_of_the_mean_at_depth_zero():
+    # 1/2 Hess : Wishart / C_W for one input is K^2 / 4 E[(s^2)''''], and (tanh^2)'''' by the recursion tanh' = 1 - tanh^2.
+    model = keft.Model(keft.Tanh(), 2.0)
+    estimate = keft.estimate(model, ONE, 8, 2, 0.3, 256, jax.random.key(2), save_at=[0, 2], progress=False)
+    source, _ = keft.mean_source(estimate, model)
+    x = np.linspace(-12, 12, 4801) * np.sqrt(K)
+    polynomial = np.polynomial.Polynomial([0, 0, 1])
+    for _ in range(4):
+        polynomial = polynomial.deriv() * np.polynomial.Polynomial([1, 0, -1])
+    density = np.exp(-(x**2) / (2 * K)) / np.sqrt(2 * np.pi * K)
+    exact = K**2 / 4 * np.sum(polynomial(np.tanh(x)) * density) * (x[1] - x[0])
+    theory = keft.solve(model, ONE, np.array([0.0, 0.1]), closure=keft.GOnly())
+    assert keft.mean_source(theory, model)[0].closure[0].item() == pytest.approx(exact, rel=1e-9)
+    # The networks agree that there is no source, exactly; the EFT's model is fed with their sampled V4 here.
+    assert abs(source.exact[0].item()) < 1e-5
+    assert source.closure[0].item() == pytest.approx(exact * estimate.V4[0].item() / (2 * K**2), rel=1e-6)
+
+
+def test_K1_is_driven_by_its_source(tower):
+    """K1 itself as the depths become dense: the trapezoid's error falls by four when their spacing is halved."""
+    model, ts = QUADRATIC, np.linspace(0, 1, 41)
+    solution = keft.solve(model, ONE, ts, closure=keft.HermiteTower(6))
+
+    def error(every):
+        part = jax.tree.map(lambda x: x[::every] if np.ndim(x) else x, solution)
+        return abs(keft.driven_K1(part, model)[0][-1].item() / solution.K1[-1].item() - 1)
+
+    assert error(1) < 1e-3
+    assert error(4) / error(2) == pytest.approx(4, rel=0.1)
+    assert error(2) / error(1) == pytest.approx(4, rel=0.1)
+    with pytest.raises(ValueError, match="carries no U1"):
+        keft.driven_K1(keft.solve(model, ONE, ts, closure=keft.GOnly()), model)
+    with pytest.raises(ValueError, match="must begin at depth zero"):
+        keft.driven_K1(jax.tree.map(lambda x: x[1:] if np.ndim(x) else x, tower), model)
+
+
+def test_kurtosis_of_a_linear_network(linear):
+    """n (E[phi^4] / E[phi^2]^2 - 3) in closed form: 3 depths within 4.5 standard errors, and its limit of large n."""
+    got, stderr = keft.kurtosis(linear)
+    for i, layer in enumerate([0, 1, 4]):
+        mean, V4 = linear_moments(WIDTH, layer)
+        # Rotations of the neurons are a symmetry: phi = |phi| times a uniform direction, so E[phi_1^4] = 3 n / (n + 2) E[G^2].
+        exact = WIDTH * (3 * WIDTH / (WIDTH + 2) * (V4 / WIDTH + mean**2) / mean**2 - 3)
+        assert abs(got[i, 0] - exact) < 4.5 * stderr[i, 0] + 1e-4, layer
+    theory = keft.solve(LINEAR, ONE, np.array([0.0, DT, 4 * DT]), closure=keft.GOnly(), eps=EPS)
+    predicted, _ = keft.kurtosis(theory)
+    assert predicted[0, 0] == pytest.approx(0, abs=1e-12)
+    assert predicted[1, 0] == pytest.approx(3 * (np.asarray(theory.V4)[1].item() / (K * (1 + DT * C_W)) ** 2 - 2))
+
+
+def test_kernels_of_the_wrong_shape_are_refused(linear):
+    with pytest.raises(ValueError, match=r"`K0` must hold a kernel for each saved depth, shape \(3, 1, 1\)"):
+        keft.covariance_residual(linear, LINEAR, np.ones((2, 1, 1)))
+
+
+# ---------------------------------------------------------------------------------------------------------------- validity window
+
+
+@pytest.fixture(scope="module")
+def window():
+    """A linear network, where the exact deviation from order 1/n is known, against a reference that is exact at order 1/n."""
+    closures = {"kernel": keft.GOnly(), "itself": keft.HermiteTower(2)}
+    return keft.validity_window(
+        LINEAR,
+        ONE,
+        4,
+        EPS,
+        0.1,
+        key=jax.random.key(5),
+        networks=4096,
+        pilot_width=32,
+        closures=closures,
+        reference=keft.HermiteTower(2),
+        progress=False,
+    )
+
+
+def test_depths_where_a_closure_holds(window):
+    # c = eps^2 C_W. A layer has V4' = (1 + c)^2 V4 + (4 c + 2 c^2) K^2, which the tower knows; Euler steps leave out c^2.
+    c, mean, exact, euler, error = DT * C_W, K, 2 * K**2, 2 * K**2, []
+    for _ in range(4):
+        exact = (1 + c) ** 2 * exact + (4 * c + 2 * c**2) * mean**2
+        euler = (1 + 2 * c) * euler + 4 * c * mean**2
+        mean *= 1 + c
+        error.append(abs(euler / exact - 1))
+    reach = window.reach["kernel"]["V4"]
+    np.testing.assert_allclose(reach.error, error, rtol=1e-9)
+    first = int(np.argmax(np.array(error) > 0.1))
+    assert window.ts[first - 1] < reach.t_star < window.ts[first]
+    share = (0.1 - error[first - 1]) / (error[first] - error[first - 1])
+    assert reach.t_star == pytest.approx(DT * (first + share))
+    assert window.reach["itself"]["V4"].t_star == window.reach["itself"]["K1"].t_star == np.inf
+
+
+def test_widths_where_order_1_over_n_is_enough(window):
+    """V4 of linear networks at every width exactly: deviations within 4 s.e. of it (4,096 networks), and the n* that follows confirmed."""
+    limit = linear_moments(10**7, 4)[1]
+    widths = window.widths["V4"]
+    assert widths[-1].confirms(0.1)
+    assert [w.width for w in widths] == [32, *(w.needed for w in widths[:-1])]
+    for w in widths:
+        exact = linear_moments(w.width, 4)[1] / limit - 1
+        assert abs(w.deviation - exact) < 4 * w.stderr
+        assert w.stderr < 0.3 * exact
+
+
+def test_without_a_key_nothing_is_sampled():
+    window = keft.validity_window(
+        LINEAR, ONE, 2, EPS, closures={"kernel": keft.GOnly()}, reference=keft.HermiteTower(2)
+    )
+    assert window.widths == {}
+    assert "order 1/n" not in str(window)
+
+
+def test_window_in_words_and_numbers(window):
+    text = str(window)
+    assert "V4 of itself: everywhere" in text
+    assert f"V4 to order 1/n: from n* = {window.widths['V4'][-1].width}" in text
+    record = json.loads(json.dumps(window.record()))
+    assert record["reach"]["itself"]["V4"]["t_star"] is None
+    assert record["widths"]["V4"][-1]["confirms"] is True
+
+
+def test_a_closure_that_is_off_from_the_start_holds_nowhere():
+    assert validity._leaves(np.array([1.0, 2.0]), np.array([0.5, 0.6]), 0.1) == 0.0
+    assert validity._leaves(np.array([1.0, 2.0]), np.array([0.05, 0.15]), 0.1) == pytest.approx(1.5)
+
+
+def test_a_reference_that_is_not_exact_enough_is_refused():
+    with pytest.raises(ValueError, match=r"`reference` is not exact enough.* such as reference=HermiteTower\(60\)"):
+        keft.validity_window(keft.Model(keft.Tanh(), 2.0), 2 * ONE, 4, EPS, 1e-3, reference=keft.HermiteTower(4))
+    with pytest.raises(ValueError, match="`tolerance` must be a finite number greater than zero"):
+        keft.validity_window(LINEAR, ONE, 4, EPS, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- several widths
+
+PAIR = np.array([[1.2, 0.4], [0.4, 0.8]])
+
+
+def wisharts(rng, widths, networks, K=PAIR):
+    """Kernels of independent Gaussian neurons: mean K, n times the covariance that of Wick, at every width."""
+    root = np.linalg.cholesky(K)
+    phi = {n: rng.standard_normal((networks, n, 2)) @ root.T for n in widths}
+    return {n: (np.swapaxes(x, 1, 2) @ x / n)[:, None] for n, x in phi.items()}
+
+
+@pytest.fixture(scope="module")
+def wishart_theory():
+    return keft.solve(keft.Model(keft.Linear(), 1.0), PAIR, np.array([0.0]), closure=keft.GOnly(), eps=0.1)
+
+
+def test_moments_by_width_are_those_of_numpy(wishart_theory):
+    kernels = wisharts(np.random.default_rng(0), (4, 16), 500)
+    check = keft.width_check(kernels, wishart_theory)
+    for i, n in enumerate((4, 16)):
+        G = kernels[n][:, 0].reshape(500, 4)
+        np.testing.assert_allclose(check.V4[i, 0].reshape(4, 4), n * np.cov(G.T), rtol=1e-12)
+        np.testing.assert_allclose(check.K1[i, 0].ravel(), n * (G.mean(0) - PAIR.ravel()), rtol=1e-12)
+        np.testing.assert_allclose(check.K1_stderr[i, 0].ravel(), n * G.std(0, ddof=1) / 500**0.5, rtol=1e-12)
+
+
+def test_p_values_are_those_of_chance(wishart_theory):
+    """200 sets of kernels that obey the theory: p below 0.1 in about 20 of them or fewer (Bonferroni), below 0.01 in few; binomial, 1e-4."""
+    rng = np.random.default_rng(1)
+    p = {q: [] for q in ("V4", "K1")}
+    for _ in range(200):
+        check = keft.width_check(wisharts(rng, (8, 32, 128), 400), wishart_theory)
+        for quantity, values in p.items():
+            values.append(check.p_value(quantity))
+    for quantity in p:
+        values = np.array(p[quantity])
+        assert (values < 0.1).sum() <= 36, quantity
+        assert (values < 0.3).sum() >= 5, quantity
+
+
+@pytest.mark.parametrize(("quantity", "scale"), [("V4", 1.0), ("K1", 1.0)])
+def test_networks_of_another_law_are_seen(wishart_theory, quantity, scale):
+    """Negative controls: variances 5 % too large (K1 grows with n), or shared between neurons (V4 grows with n)."""
+    rng = np.random.default_rng(2)
+    kernels = wisharts(rng, (8, 32, 128), 2000, 1.05 * PAIR if quantity == "K1" else PAIR)
+    if quantity == "V4":
+        kernels = {n: G * (1 + 0.2 * rng.choice([-1, 1], (2000, 1, 1, 1))) for n, G in kernels.items()}
+    assert keft.width_check(kernels, wishart_theory).p_value(quantity) < 1e-6
+
+
+def test_bad_kernels_are_refused(wishart_theory):
+    good = np.ones((20, 1, 2, 2))
+    for kernels, message in (
+        ({}, "must map widths to arrays of kernels, but is empty"),
+        ({4: good[:, 0]}, r"arrays of shape \(networks, 1, 2, 2\)"),
+        ({4: good[:10]}, "needs 16 networks or more to show their scatter, but width 4 has 10"),
+        ({4: np.nan * good}, "must be finite, but for width 4 it is not"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keft.width_check(kernels, wishart_theory)
+    with pytest.raises(ValueError, match="two widths or more"):
+        keft.width_check(wisharts(np.random.default_rng(3), (4,), 20), wishart_theory).p_value()
+
+
+def test_a_check_in_words(wishart_theory):
+    text = str(keft.width_check(wisharts(np.random.default_rng(4), (4, 8), 100), wishart_theory))
+    assert all(word in text for word in ("theory", "p = ", "for V4", "for K1"))
+    assert len({len(line) for line in text.splitlines()[:4]}) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_window_figure_marks_depths_and_widths(window):
+    figure = diagnostic_plots.plot_window(window)
+    first, _, widths = figure.axes
+    t_star = window.reach["kernel"]["V4"].t_star
+    assert any(text.get_text() == f"$t^* = {t_star:.2g}$" for text in first.texts)
+    labels = widths.get_legend_handles_labels()[1]
+    assert labels[0] == f"$V_4$: $n^* = {window.widths['V4'][-1].width}$"
+    np.testing.assert_array_equal(first.lines[0].get_ydata(), window.reach["kernel"]["V4"].error)
+
+
+def test_width_figure_shows_points_and_theory(wishart_theory):
+    check = keft.width_check(wisharts(np.random.default_rng(5), (4, 8), 100), wishart_theory)
+    figure = diagnostic_plots.plot_width_check(check, entry=(0, 1))
+    left = figure.axes[0]
+    np.testing.assert_allclose(left.lines[0].get_ydata(), check.theory.V4[:, 0, 1, 0, 1])
+    assert left.get_legend_handles_labels()[1] == ["theory", "$n = 4$", "$n = 8$"]
+
+
+def test_panels_draw_errors_as_points_and_theory_as_curves():
+    ts = np.linspace(0, 1, 5)
+    lines = {"sampled": diagnostic_plots.Line(ts, ts, 0.1 + 0 * ts), "theory": diagnostic_plots.Line(ts, 2 * ts)}
+    figure = diagnostic_plots.plot_panels({"left": lines, "right": lines}, title="", ylabel="y")
+    for ax in figure.axes:
+        assert len(ax.containers) == 1
+        assert any(np.array_equal(line.get_ydata(), 2 * ts) for line in ax.lines)
+    assert diagnostics.WidthCheck is keft.WidthCheck

@@ -1,0 +1,83 @@
+"""The pages say what the code does: their code runs, their outputs are what it prints, and every public name is described."""
+
+import importlib
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import jax
+import pytest
+
+import kernel_eft_jax as keft
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+spec = importlib.util.spec_from_file_location("docs_run", DOCS / "run.py")
+assert spec is not None
+assert spec.loader is not None
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+WITH_CODE = [page for page in run.pages() if "```python" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(DOCS)))
+def test_a_page_shows_what_its_code_prints(page):
+    # Pages are written for JAX as users have it, not for the strict dtypes of these tests.
+    with jax.numpy_dtype_promotion("standard"):
+        for block in run.wrong(run.run_page(page)):
+            raise AssertionError(
+                f"{page.name}, line {block.line}, prints\n{block.printed}but the page shows\n{block.shown or ''}"
+                "(if the new output is right: python docs/run.py --write)"
+            )
+
+
+def test_every_code_block_is_seen():
+    """Code in a page is run: none hides behind a fence that the runner does not read."""
+    for page in WITH_CODE:
+        text = page.read_text()
+        assert len(run.FENCE.findall(text)) == text.count("```python"), page
+        assert text.count("```text") == sum(bool(shown) for _, shown in run.FENCE.findall(text)), page
+
+
+def test_a_wrong_output_is_caught(tmp_path):
+    """The check can fail: a number that is off by its last digit, output that is not shown, and code that raises."""
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 2\n```\n\n```python\nprint(x / 3)\n```\n\n```text\n0.67\n```\n")
+    assert [block.line for block in run.wrong(run.run_page(page))] == [6]
+    page.write_text("```python\nprint(round(2 / 3, 2))\n```\n\n```text\n0.67\n```\n")
+    assert run.wrong(run.run_page(page)) == []
+    page.write_text("```python\nprint(1)\n```\n\nNothing shown.\n")
+    blocks = run.run_page(page)
+    assert len(run.wrong(blocks)) == 1
+    page.write_text(run.rewrite(page.read_text(), blocks))
+    assert run.wrong(run.run_page(page)) == []
+    assert page.read_text().endswith("```text\n1\n```\n\nNothing shown.\n")
+    page.write_text("```python\nraise KeyError\n```\n")
+    with pytest.raises(KeyError):
+        run.run_page(page)
+
+
+def test_every_page_is_in_the_navigation():
+    site = tomllib.loads((ROOT / "zensical.toml").read_text())
+
+    def files(nav):
+        for entry in nav:
+            for target in entry.values():
+                yield from files(target) if isinstance(target, list) else [target]
+
+    listed = list(files(site["project"]["nav"]))
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in run.pages())
+
+
+def test_every_public_name_is_in_the_reference():
+    """A name of the package has its entry in docs/reference, under its own path where a module has the same name."""
+    text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    described = re.findall(r"^::: kernel_eft_jax\.([\w.]+)$", text, re.MULTILINE)
+    names = [path.split(".")[-1] for path in described]
+    assert len(names) == len(set(names))
+    assert set(keft.__all__) <= set(names), set(keft.__all__) - set(names)
+    for path in described:
+        module, _, name = path.rpartition(".")
+        owner = importlib.import_module(f"kernel_eft_jax.{module}".rstrip("."))
+        assert getattr(owner, name).__doc__, path
