@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: paper test slow lint format lowest clean
+.PHONY: paper test slow lint format lowest docs clean
 
 paper: $(VENV)/installed
 	$(BIN)/kernel-eft paper
@@ -35,8 +35,12 @@ lowest: $(VENV)/installed-dev
 	$(BIN)/uv pip install --quiet --python $(VENV)/lowest/bin/python --resolution lowest-direct -e '.[test]'
 	$(VENV)/lowest/bin/python -m pytest
 
+# The documentation, into site/: open site/index.html in a browser.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m zensical build --clean --strict
+
 clean:
-	rm -rf $(VENV) results .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) results site .cache .pytest_cache .hypothesis .ruff_cache
 
 $(VENV)/created:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found. Install it, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; }
@@ -51,4 +55,8 @@ $(VENV)/installed: $(VENV)/created pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) install --editable '.[test,dev]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) install --editable '.[docs]'
 	@touch $@

@@ -1,0 +1,110 @@
+"""Runs the code of the pages: what a page shows as output is what its code prints.
+
+    python docs/run.py            check every page, or those named
+    python docs/run.py --write    put what the code prints into the pages
+
+The ```python blocks of a page are one script, run in order in an empty folder. A block that prints is followed by a ```text block with
+what it printed, to the letter: so print few digits, and of sampled numbers only what their standard errors make sure. Blocks with
+another label (```py for a program of several processes, ```sh) are not run, and show no output.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+DOCS = Path(__file__).resolve().parent
+FENCE = re.compile(
+    r"^```python\n(.*?)^```\n(?:\n*^```text\n(.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class Block(NamedTuple):
+    """Code of a page, the output that the page shows after it (None: none), and what running it printed."""
+
+    line: int
+    code: str
+    shown: str | None
+    printed: str
+
+
+def pages() -> list[Path]:
+    """All pages, sorted."""
+    return sorted(DOCS.rglob("*.md"))
+
+
+def run_page(page: Path) -> list[Block]:
+    """Run a page's code in one namespace; an exception carries the page and the line."""
+    text, namespace, blocks = page.read_text(), {"__name__": page.stem}, []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for match in FENCE.finditer(text):
+            line, output = text.count("\n", 0, match.start()) + 2, io.StringIO()
+            code = compile("\n" * (line - 1) + match[1], str(page), "exec")
+            with (
+                contextlib.redirect_stdout(output),
+                open(os.devnull, "w") as null,
+                contextlib.redirect_stderr(null),
+            ):
+                exec(code, namespace)
+            blocks.append(Block(line, match[1], match[2], output.getvalue()))
+    return blocks
+
+
+def wrong(blocks: list[Block]) -> list[Block]:
+    """The blocks that print something else than the page shows."""
+    return [block for block in blocks if block.printed != (block.shown or "")]
+
+
+def rewrite(text: str, blocks: list[Block]) -> str:
+    """The page with what its code printed as the output shown."""
+    remaining = iter(blocks)
+
+    def block(_):
+        b = next(remaining)
+        return f"```python\n{b.code}```\n" + (
+            f"\n```text\n{b.printed}```\n" if b.printed else ""
+        )
+
+    return FENCE.sub(block, text)
+
+
+def main() -> int:
+    """Run the pages named, or all; the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Run the code of the documentation's pages."
+    )
+    parser.add_argument("pages", nargs="*", type=Path)
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="put what the code prints into the pages",
+    )
+    arguments = parser.parse_args()
+    failed = 0
+    for page in [path.resolve() for path in arguments.pages] or pages():
+        start = time.perf_counter()
+        blocks = run_page(page)
+        differences = wrong(blocks)
+        print(
+            f"{page.relative_to(DOCS)}: {len(blocks)} blocks, {time.perf_counter() - start:.1f} s"
+        )
+        if arguments.write and differences:
+            page.write_text(rewrite(page.read_text(), blocks))
+            continue
+        for block in differences:
+            failed = 1
+            print(
+                f"  line {block.line} prints\n{block.printed}  but the page shows\n{block.shown or ''}"
+            )
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
