@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: paper test slow lint format lowest docs clean
+.PHONY: paper test slow lint format lowest docs study clean
 
 paper: $(VENV)/installed
 	$(BIN)/kernel-eft paper
@@ -38,6 +38,13 @@ lowest: $(VENV)/installed-dev
 # The documentation, into site/: open site/index.html in a browser.
 docs: $(VENV)/installed-docs
 	$(BIN)/python -m zensical build --clean --strict
+
+# The figures and tables of the pages on the published study.
+study: $(VENV)/installed
+	$(BIN)/kernel-eft paper --all --out results
+	for s in tanh erf gelu relu; do $(BIN)/kernel-eft validity --activation $$s --inputs 1 --diagonal 1 --depth 100 \
+		--eps 0.1 --out results/validity-$$s.png || exit 1; done
+	$(BIN)/python docs/study.py results
 
 clean:
 	rm -rf $(VENV) results site .cache .pytest_cache .hypothesis .ruff_cache

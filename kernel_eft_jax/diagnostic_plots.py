@@ -134,6 +134,9 @@ def _widths(ax: Axes, window: Window) -> None:
         ax.plot(span, d[0] * n[0] / span, color=style["color"], linestyle=style["linestyle"], linewidth=1.3)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    sampled = sorted({w.width for widths in window.widths.values() for w in widths})
+    ax.set_xticks(sampled, [str(n) for n in sampled])
+    ax.set_xticks([], minor=True)
     every = [w for widths in window.widths.values() for w in widths]
     ax.set_ylim(
         0.3 * min(window.tolerance, *(w.deviation for w in every)),

@@ -221,36 +221,42 @@ def _figures(study, found):
         title=f"Residual of the published V4 equation, [00,00]\n{setting}",
         ylabel=r"$dV_4/dt$ less the equation",
     )
-    source, error = mean_source(study.sampled, Model(Tanh(), C_W))
-    U1 = {
-        "exact, sampled": Line(ts, _first(source.exact), _first(error.exact)),
-        "EFT's model of it, sampled V4 and K1": Line(ts, _first(source.closure), _first(error.closure)),
-        "exact, Hermite tower": Line(ts, _first(study.theories[TOWER].U1)),
-        "EFT": Line(ts, _first(mean_source(study.theories[G_ONLY], Model(Tanh(), C_W))[0].closure)),
-    }
-    K1, K1_error = driven_K1(study.sampled, Model(Tanh(), C_W))
-    driven = {
-        "driven by the measured source": Line(ts, _first(K1), _first(K1_error)),
-        "Hermite tower": Line(ts, _first(study.theories[TOWER].K1)),
-        "EFT": Line(ts, _first(study.theories[G_ONLY].K1)),
-    }
-    bend, bend_error = kurtosis(study.sampled)
-    shape = {
-        "sampled": Line(ts, _first(bend), _first(bend_error)),
-        "Hermite tower": Line(ts, _first(kurtosis(study.theories[TOWER])[0])),
-        "G-only": Line(ts, _first(kurtosis(study.theories[G_ONLY])[0])),
-    }
     return {
         "figure-2-V4-residual": residual,
         "figure-3-source": plot_panels(
-            {r"source $U_{1;00}$": U1},
-            title=f"What drives $K_1$\n{setting}",
-            ylabel=r"$n\,(E[S] - E_{K_0}[\sigma\sigma])$",
+            _K1_panels(study), title=f"What drives $K_1$, and what fluctuations do to one neuron\n{setting}", ylabel=""
         ),
-        "figure-3-driven-K1": plot_panels(
-            {r"$K_{1;00}$": driven}, title=f"$K_1$ from its source\n{setting}", ylabel="$K_1$"
-        ),
-        "neuron-kurtosis": plot_panels(
-            {"input 0": shape}, title=f"A neuron is not Gaussian\n{setting}", ylabel=r"$n \times$ excess kurtosis"
-        ),
+    }
+
+
+def _K1_panels(study):
+    """The source of K1, K1 driven by it, and the kurtosis of a neuron: networks and theories."""
+    from ..diagnostic_plots import Line
+
+    ts, model = np.asarray(study.sampled.ts), Model(Tanh(), C_W)
+    results = {
+        "networks": study.sampled,
+        "Hermite tower": study.theories[TOWER],
+        "EFT (G-only)": study.theories[G_ONLY],
+    }
+
+    def lines(diagnose):
+        found = {label: diagnose(result) for label, result in results.items()}
+        return {
+            label: Line(ts, _first(value), _first(stderr) if label == "networks" else None)
+            for label, (value, stderr) in found.items()
+        }
+
+    def source(part):
+        return lambda result: tuple(getattr(x, part) for x in mean_source(result, model))
+
+    def driven(result):
+        return (result.K1, None) if result is study.theories[G_ONLY] else driven_K1(result, model)
+
+    fed, fed_stderr = source("closure")(study.sampled)
+    model_of_it = {"EFT's model of the source, sampled V4 and K1": Line(ts, _first(fed), _first(fed_stderr))}
+    return {
+        r"source $U_1 = n\,(E[S] - E_{K_0}[\sigma\sigma])$": lines(source("exact")) | model_of_it,
+        "$K_1$ driven by the exact source": lines(driven),
+        r"$n$ times excess kurtosis of a neuron": lines(kurtosis),
     }
