@@ -13,11 +13,10 @@ paper: $(VENV)/installed
 	$(BIN)/kernel-eft paper
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --nbmake tests notebooks
 
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
-	$(BIN)/python -m pytest --nbmake notebooks
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
@@ -33,7 +32,7 @@ lowest: $(VENV)/installed-dev
 	$(PIP) install uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/lowest
 	$(BIN)/uv pip install --quiet --python $(VENV)/lowest/bin/python --resolution lowest-direct -e '.[test]'
-	$(VENV)/lowest/bin/python -m pytest
+	$(VENV)/lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # The documentation, into site/: open site/index.html in a browser.
 docs: $(VENV)/installed-docs

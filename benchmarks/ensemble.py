@@ -3,7 +3,8 @@
 The unit is the sample-layer: one network advanced one layer, statistics included. Three ceilings are measured with the same shapes and
 threads: drawing the layer's normals alone, tanh alone, and reading and writing phi once. "of ceiling" is the rate over that of
 all three in turn, each as often as a layer needs it. "M/core s" counts processor time instead of time: on a CPU that others use too, it
-is the better number. Compile times are apart. The table is also written as JSON.
+is the better number, and "of ceiling" and "of naive" are ratios of it there. Compile times are apart ("first, s" has them). The table is
+also written as JSON.
 """
 
 import json
@@ -122,7 +123,7 @@ def ceilings(inputs, width, size, workers, seconds):
     for name, (operation, start) in operations.items():
         loop = jax.jit(lambda x, operation=operation: jax.lax.fori_loop(0, DEPTH, operation, x))
         call = lambda loop=loop, start=start: jax.block_until_ready(loop(start))  # noqa: E731
-        rates[name] = repeat(call, size * DEPTH, workers, seconds / 2)["rate_core" if ON_CPU else "rate"]
+        rates[name] = repeat(call, size * DEPTH, workers, seconds / 2)[SPEED]
     return rates
 
 
@@ -145,15 +146,17 @@ def measure(seconds):
             del routes["block law, control"]
         if width > 1000:
             del routes["weights"]  # minutes a block on a CPU
+        naive = 0.0
         for route, (run, least) in routes.items():
             row = {"inputs": inputs, "width": width, "route": route, **run()}
-            row["of_ceiling"] = row["rate_core" if ON_CPU else "rate"] * least if least else None
+            row["of_ceiling"] = row[SPEED] * least if least else None
+            naive = row[SPEED] if route == "vmapped, naive" else naive
+            row["of_naive"] = row[SPEED] / naive
             rows.append(row | {"ceilings": limits})
             share = f"{row['of_ceiling']:10.0%}" if least else f"{'':>10}"
             speed = f"{row['rate'] / 1e6:10.4f} {row['rate_core'] / 1e6:10.4f}"
-            print(
-                f"{inputs:6} {width:6}  {route:20} {speed} {share} {row['block']:6} {row['first_s']:8.2f}", flush=True
-            )
+            size = f"{row['block']:6} {row['first_s']:8.2f}"
+            print(f"{inputs:6} {width:6}  {route:20} {speed} {share} {row['of_naive']:8.2f} {size}", flush=True)
         print(
             f"{'':15}ceilings (M per {'core ' if ON_CPU else ''}s): "
             + ", ".join(f"{k} {v / 1e6:.2f}" for k, v in limits.items())
@@ -171,12 +174,13 @@ def main():
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
     device = jax.local_devices()[0]
     print(
-        f"{'inputs':>6} {'width':>6}  {'route':20} {'M/s':>10} {'M/core s':>10} {'of ceiling':>10} {'block':>6} {'first, s':>8}"
+        f"{'inputs':>6} {'width':>6}  {'route':20} {'M/s':>10} {'M/core s':>10} {'of ceiling':>10} {'of naive':>8} {'block':>6} {'first, s':>8}"
     )
     rows = measure(seconds)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = [LOAD, os.getloadavg()[0] if hasattr(os, "getloadavg") else None]
     machine = {
-        "device": device.device_kind, "devices": jax.local_device_count(), "cpu": cpu_name(), "cores": cores, "load_before": LOAD,
+        "device": device.device_kind, "devices": jax.local_device_count(), "cpu": cpu_name(), "cores": cores, "load_before_and_after": load,
         "python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__, "depth": DEPTH,
         "seconds_per_measurement": seconds,
     }  # fmt: skip
@@ -187,6 +191,7 @@ def main():
 
 
 ON_CPU = jax.local_devices()[0].platform == "cpu"
+SPEED = "rate_core" if ON_CPU else "rate"
 LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def agree(value, error, expected, bound=5):
 
 @pytest.mark.parametrize("sampler", [BlockSampler(), WeightSampler()])
 def test_linear_network_at_finite_width(key, sampler):
-    """n = 6, where V4 and kappa4 are 1.5 times their values at infinite width. 60,000 networks."""
+    """n = 6, where V4 and kappa4 are 1.5 times their values at infinite width. 80,000 networks."""
     n, depth, eps, C_W = 6, 10, 0.3, 1.5
     est = estimate(
         Model(Linear(), C_W),
@@ -73,7 +73,7 @@ def test_linear_network_at_finite_width(key, sampler):
         n,
         depth,
         eps,
-        60_000,
+        80_000,
         key,
         sampler=sampler,
         control=False,
@@ -93,9 +93,9 @@ def test_linear_network_at_finite_width(key, sampler):
 
 
 def test_control_variates_are_unbiased_and_better(key):
-    """Linear again: K1 = U1 = 0, and V4 at width n minus V4 at infinite width is known. 60,000 networks."""
+    """Linear again: K1 = U1 = 0, and V4 at width n minus V4 at infinite width is known. 80,000 networks."""
     n, depth, eps, C_W = 16, 8, 0.3, 1.5
-    run = (Model(Linear(), C_W), K0, n, depth, eps, 60_000, key)
+    run = (Model(Linear(), C_W), K0, n, depth, eps, 80_000, key)
     plain = estimate(*run, control=False, save_at=[depth], progress=False)
     est = estimate(*run, save_at=[depth], progress=False)
     assert np.allclose(est.G, plain.G, rtol=1e-6)

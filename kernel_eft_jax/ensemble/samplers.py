@@ -99,7 +99,7 @@ def gram(s: Float[Array, "N n B"]) -> Float[Array, "P B"]:
 
 
 def cholesky(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
-    """`semidefinite_cholesky` of every network, written out with networks innermost: seven times faster for 16 inputs.
+    """`semidefinite_cholesky` of every network, written out with networks innermost: several times faster for 16 inputs.
 
     Not for many more: compile time grows like their square.
     """
