@@ -66,7 +66,7 @@ def plot_window(window: Window, title: str = "Where the theories hold") -> Figur
                     ax.annotate(
                         f"$t^* = {t_star:.2g}$",
                         (t_star, window.tolerance),
-                        xytext=(6, 8),
+                        xytext=(8, -17),
                         textcoords="offset points",
                         color=style["color"],
                     )

@@ -44,6 +44,10 @@ class Width(NamedTuple):
         """Whether networks of this width are within the tolerance, as far as two standard errors can tell."""
         return self.deviation <= tolerance + 2 * self.stderr
 
+    def resolves(self, tolerance: float) -> bool:
+        """Whether the standard error is small enough beside the tolerance, half of it, for that to mean much."""
+        return self.stderr <= tolerance / 2
+
 
 class Window(NamedTuple):
     """Where the theories hold, at one tolerance: depths t* of the closures, widths n* of order 1/n.
@@ -72,7 +76,11 @@ class Window(NamedTuple):
                 for closure, rs in self.reach.items()
             },
             "widths": {
-                q: [w._asdict() | {"confirms": w.confirms(self.tolerance)} for w in ws] for q, ws in self.widths.items()
+                q: [
+                    w._asdict() | {"confirms": w.confirms(self.tolerance), "resolves": w.resolves(self.tolerance)}
+                    for w in ws
+                ]
+                for q, ws in self.widths.items()
             },
         }
 
@@ -84,8 +92,10 @@ class Window(NamedTuple):
                 lines.append(f"  {quantity} of {closure}: {where} (at the last depth {error[-1]:.2g})")
         for quantity, sampled in self.widths.items():
             seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
-            found = "from" if sampled[-1].confirms(self.tolerance) else "not yet at"
-            lines.append(f"  {quantity} to order 1/n: {found} n* = {sampled[-1].width} (sampled deviations: {seen})")
+            last = sampled[-1]
+            enough = "from" if last.resolves(self.tolerance) else "perhaps from (take more networks)"
+            found = enough if last.confirms(self.tolerance) else "not yet at"
+            lines.append(f"  {quantity} to order 1/n: {found} n* = {last.width} (sampled deviations: {seen})")
         return "\n".join(lines)
 
 

@@ -124,7 +124,7 @@ def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple
     """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
-    path = infinite_width(model, k0, jnp.asarray(eps, k0.dtype), depth)
+    path = infinite_width(model, k0, jnp.asarray(eps, k0.dtype), int(depth))
     limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in path[:2]))
     if control:
         problem = eqx.tree_at(lambda p: p.path, problem, cast(path, jnp.float32), is_leaf=lambda x: x is None)
