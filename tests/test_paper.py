@@ -185,6 +185,7 @@ def test_the_published_code_comes_back_with_32_and_64_points(study):
     assert (np.abs(found.value[32]) > 1e-4).all()
     assert (np.abs(found.value[128]) < 1e-8 + 1e-3 * np.abs(found.value[32])).all()
     assert len(item.figures["quadrature-bias"].axes) == 4
+    assert set(item.results) == {f"theory-G-only-{points}-points" for points in (32, 64, 128)}
 
 
 def test_sweeps_compare_every_published_case(study, monkeypatch):

@@ -99,7 +99,11 @@ def quadrature_item(study: Study) -> Item:
         ),
         Section("Quadrature, step by step", why, rows),
     ]
-    return Item(sections, {"quadrature-bias": _figure(study, found, V4, stderr, exact)}, {})
+    results = {
+        f"theory-G-only-{m}-points": (solution, {"points": m, "eps": study.setting.eps})
+        for m, solution in found.solutions.items()
+    }
+    return Item(sections, {"quadrature-bias": _figure(study, found, V4, stderr, exact)}, results)
 
 
 def _figure(study, found, V4, stderr, exact):
