@@ -56,6 +56,18 @@ def derivative(f: Function, order: int) -> Function:
     return f
 
 
+def derivatives(f: Function, order: int) -> Callable[[Array], list[Array]]:
+    """f and its elementwise derivatives up to an order, each computed once."""
+    if order == 0:
+        return lambda x: [f(x)]
+
+    def one_more(x):
+        lower, last = jax.jvp(derivatives(f, order - 1), (x,), (jnp.ones_like(x),))
+        return [*lower, last[-1]]
+
+    return one_more
+
+
 def gaussian_mean(f: Function, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     r"""$E[f(\sqrt{k} x)]$, x standard normal; k > 0."""
     x, w = line_rule()
@@ -78,20 +90,28 @@ def derivative_coefficients(
     which loses no digits where differentiating the coefficients of f would, at small k and high j.
     """
     factor = jnp.sqrt(k[..., None] / np.arange(1, terms).astype(k.dtype))
-    coefficients = [hermite_coefficients(derivative(f, order), k, terms)]
+    (x, w), table = line_rule(), hermite_table(terms).astype(k.dtype)
+    *others, highest = derivatives(f, order)(jnp.sqrt(k)[..., None] * x.astype(k.dtype))
+    coefficients = [jnp.matmul(highest, table.T, precision="highest")]
     for r in reversed(range(order)):
-        lowest = gaussian_mean(derivative(f, r), k)[..., None]
+        lowest = (others[r] @ w.astype(k.dtype))[..., None]
         coefficients.insert(0, jnp.concatenate([lowest, factor * coefficients[0][..., :-1]], axis=-1))
     return coefficients
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def powers(rho: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count"]:
-    """1, rho, rho^2, ..., by doubling: exact derivatives everywhere, zero included."""
-    values, factor = jnp.ones_like(rho)[..., None], rho[..., None]
-    while values.shape[-1] < count:
-        values = jnp.concatenate([values, factor * values], axis=-1)
-        factor = factor * factor
-    return values[..., :count]
+    """1, rho, rho^2, ...; derivatives of every order are powers again, exact everywhere, zero included."""
+    stride = math.isqrt(max(count - 1, 0)) + 1
+    low, high = (rho[..., None] ** j.astype(rho.dtype) for j in (np.arange(stride), np.arange(0, count, stride)))
+    return (high[..., :, None] * low[..., None, :]).reshape(*rho.shape, -1)[..., :count]
+
+
+@powers.defjvp
+def _powers_jvp(count, primals, tangents):
+    values = powers(primals[0], count)
+    slopes = np.arange(1, count).astype(values.dtype) * values[..., : count - 1]
+    return values, tangents[0][..., None] * jnp.concatenate([jnp.zeros_like(values[..., :1]), slopes], axis=-1)
 
 
 def kernel_moments(
@@ -115,10 +135,10 @@ def kernel_moments(
     k_aa, k_bb = variances[a], variances[b]
     rho = jnp.where(same, 0, k_ab / jnp.sqrt(k_aa * k_bb))
     near = jnp.abs(rho) > NEAR
-    f_r = derivative_coefficients(f, variances, max(r for r, _ in orders), terms)
-    g_s = f_r if g is f else derivative_coefficients(g, variances, max(s for _, s in orders), terms)
-    rho_j = powers(rho, terms)
-    series = jnp.stack([jnp.sum(f_r[r][a] * g_s[s][b] * rho_j, axis=-1) for r, s in orders])
+    r, s = np.array(orders).T
+    f_r = jnp.stack(derivative_coefficients(f, variances, max(r), terms), 1)
+    g_s = f_r if g is f else jnp.stack(derivative_coefficients(g, variances, max(s), terms), 1)
+    series = jnp.einsum("prj,psj->rsp", f_r[a] * powers(rho, terms)[:, None], g_s[b], precision="highest")[r, s]
     on_grid = jax.lax.cond(
         jnp.any(near),
         lambda: near_moments(orders, (f, g), k_aa, k_bb, jnp.where(near, k_ab, jnp.sqrt(k_aa * k_bb))),
@@ -131,8 +151,10 @@ def _line_moments(orders, f, g, variances):
     """`kernel_moments` of each input with itself, (orders, N)."""
     x, w = line_rule()
     points = jnp.sqrt(variances)[:, None] * x.astype(variances.dtype)
-    products = jnp.stack([derivative(f, r)(points) * derivative(g, s)(points) for r, s in orders])
-    return jnp.matmul(products, w.astype(variances.dtype), precision="highest")
+    r, s = np.array(orders).T
+    f_r = jnp.stack(derivatives(f, max(r))(points))
+    g_s = f_r if g is f else jnp.stack(derivatives(g, max(s))(points))
+    return jnp.einsum("rnx,snx->rsn", f_r * w.astype(variances.dtype), g_s, precision="highest")[r, s]
 
 
 def near_moments(orders: Orders, functions: tuple[Function, Function], k_aa, k_bb, k_ab) -> Float[Array, "orders P"]:
@@ -145,15 +167,15 @@ def near_moments(orders: Orders, functions: tuple[Function, Function], k_aa, k_b
 def _near(orders, static, arrays, k_aa, k_bb, k_ab):
     f, g = eqx.combine(arrays, static)
     (x, w_x), (y, w_y) = line_rule(), line_rule(1 / 6)
-    dtype = k_ab.dtype
+    dtype, (r, s) = k_ab.dtype, np.array(orders).T
 
     def pair(k_aa, k_bb, k_ab):
         phi_a = jnp.sqrt(k_aa) * x.astype(dtype)
         rest = jnp.sqrt(jnp.maximum(k_bb - k_ab**2 / k_aa, 0))
         phi_b = (k_ab / k_aa * phi_a)[:, None] + rest * y.astype(dtype)
-        f_r = {r: derivative(f, r)(phi_a) * w_x.astype(dtype) for r, _ in orders}
-        g_s = {s: derivative(g, s)(phi_b) @ w_y.astype(dtype) for _, s in orders}
-        return jnp.stack([f_r[r] @ g_s[s] for r, s in orders])
+        f_r = jnp.stack(derivatives(f, max(r))(phi_a)) * w_x.astype(dtype)
+        g_s = jnp.stack([v @ w_y.astype(dtype) for v in derivatives(g, max(s))(phi_b)])
+        return jnp.matmul(f_r, g_s.T, precision="highest")[r, s]
 
     # One pair at a time: the grid of one pair fits in the cache, that of all pairs may not fit in memory.
     return jax.lax.map(lambda k: pair(*k), (k_aa, k_bb, k_ab)).T

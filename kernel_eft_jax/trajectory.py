@@ -147,20 +147,22 @@ def _guarded(run, adjoint, closure, model, k, ts):
 
 @eqx.filter_jit
 def _continuum(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_steps):
-    def save(t, state, model):
-        return closure.moments(model, state), closure.truncation(model, state)
+    parameters, drift, read = _traced_once(closure, model)
+
+    def save(t, state, parameters):
+        return read(parameters, state)
 
     # Backsolve cannot save a function of the state.
     late = isinstance(adjoint, diffrax.BacksolveAdjoint)
     saveat = diffrax.SaveAt(ts=ts) if late else diffrax.SaveAt(ts=ts, fn=save)
     out = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, state, model: closure.drift(model, state)),
+        diffrax.ODETerm(lambda t, state, parameters: drift(parameters, state)),
         solver,
         t0=jnp.zeros_like(ts[-1]),
         t1=ts[-1],
         dt0=dt0,
         y0=closure.init(model, k),
-        args=model,
+        args=parameters,
         saveat=saveat,
         stepsize_controller=controller,
         adjoint=adjoint,
@@ -168,33 +170,47 @@ def _continuum(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         throw=False,
     )
     assert out.ys is not None
-    moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, model) if late else out.ys
+    moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, parameters) if late else out.ys
     stats = {"num_steps": out.stats["num_steps"]}
     return Solution(ts, moments, truncation, stats | _expectation_error(model, moments), out.result)
 
 
 @eqx.filter_jit
 def _layers(closure, model, k, ts, dt, layers):
-    stride = max(math.gcd(*layers), 1)
+    stride, (parameters, _, read) = max(math.gcd(*layers), 1), _traced_once(closure, model)
 
     # Checkpointed: reverse mode keeps one state a layer and recomputes the rest.
     @jax.checkpoint
     def layer(state, _):
         return closure.step(model, state, dt), None
 
-    def save(state):
-        return closure.moments(model, state), closure.truncation(model, state)
-
     def segment(state, _):
         state, _ = jax.lax.scan(layer, state, None, length=stride)
-        return state, save(state)
+        return state, read(parameters, state)
 
     start = closure.init(model, k)
     _, saved = jax.lax.scan(segment, start, None, length=layers[-1] // stride)
-    everything = jax.tree.map(lambda y0, ys: jnp.concatenate([y0[None], ys]), save(start), saved)
+    everything = jax.tree.map(lambda y0, ys: jnp.concatenate([y0[None], ys]), read(parameters, start), saved)
     moments, truncation = jax.tree.map(lambda ys: ys[np.asarray(layers) // stride], everything)
     stats = {"num_steps": jnp.asarray(layers[-1])}
     return Solution(ts, moments, truncation, stats | _expectation_error(model, moments), diffrax.RESULTS.successful)
+
+
+def _traced_once(closure, model):
+    """The model's arrays, and drift and readings as functions of them and of a state.
+
+    Compiled functions within a compiled function: diffrax and derivatives run them many times in Python, JAX traces them once.
+    """
+    parameters, static = eqx.partition(model, eqx.is_array)
+
+    def read(parameters, state):
+        model = eqx.combine(parameters, static)
+        return closure.moments(model, state), closure.truncation(model, state)
+
+    def drift(parameters, state):
+        return closure.drift(eqx.combine(parameters, static), state)
+
+    return parameters, jax.jit(drift), jax.jit(read)
 
 
 def _expectation_error(model, moments):
