@@ -37,6 +37,8 @@ CURVES: tuple[dict[str, Any], ...] = (
     {"color": "#009E73", "linestyle": (0, (4, 1.5, 1, 1.5))},
     {"color": "#CC79A7", "linestyle": (0, (1, 1.2))},
     {"color": "#E69F00", "linestyle": (0, (2.5, 1.2))},
+    {"color": "#56B4E9", "linestyle": (0, (8, 1.5, 1, 1.5, 1, 1.5))},
+    {"color": "black", "linestyle": (0, (8, 3))},
 )
 POINTS: dict[str, Any] = {
     "color": "black",
@@ -62,6 +64,15 @@ class Curve(NamedTuple):
 
     value: Float[np.ndarray, "T *entry"]
     compare: bool = True
+
+
+def curve_style(number: int) -> dict[str, Any]:
+    """Colour and line style of the curve with this number: those of `CURVES`, then the other pairs of them, 49 in all."""
+    count = len(CURVES)
+    return {
+        "color": CURVES[number % count]["color"],
+        "linestyle": CURVES[(number + number // count) % count]["linestyle"],
+    }
 
 
 def trajectories(

@@ -94,7 +94,8 @@ def test_a_wrong_activation_shows_in_chi_squared():
 def test_four_parameters_from_a_far_start():
     """Slope of the activation, both variances and the input scale, started far off: within 4 standard errors.
 
-    (The slope starts on the side of one where it belongs: slopes s and 1 / s have one law, with C_W times s^2.)
+    Slopes s and 1 / s have one law, with C_W times s^2, since phi and -phi have: started on the far side of one, the search
+    finds that description, just as good.
     """
     truth, names = [1.5, 0.3, 1.2, 0.2], ("C_W", "C_b", "K0_scale", "activation.slope")
     G = block_law(
@@ -106,6 +107,10 @@ def test_four_parameters_from_a_far_start():
     assert result.history[-1] < 1e-2 * result.history[0]
     assert np.all(np.abs(result.values - truth) < 4 * result.stderr)
     np.testing.assert_allclose(result.experiment.model.activation.slope, result.values[3])
+    mirror = fit(G, experiment(keft.LeakyReLU(3.0), C_W=0.1, C_b=1.0), names, closure=keft.GOnly(), progress=False)
+    C_W, C_b, scale, slope = mirror.values
+    np.testing.assert_allclose([C_W * slope**2, C_b, scale, 1 / slope], result.values, atol=0.02 * result.stderr.min())
+    np.testing.assert_allclose(mirror.chi2, result.chi2, rtol=1e-4)
 
 
 def test_the_width_is_told_by_fluctuations():
@@ -125,6 +130,10 @@ def test_no_bias_is_found_at_the_edge():
     assert result.converged
     assert 0 <= result.values[1] < 4 * result.stderr[1]
     assert result.interval()[1, 0] == 0
+    # At the bound to all that matters, and so it is printed and recorded; another parameter never is.
+    assert result.at_bound == ("C_b",)
+    assert "C_b = 0 (at its bound) +- " in str(result)
+    assert [row.get("at bound") for row in fit_record(result)["parameters"].values()] == [None, True]
     assert np.all(np.isfinite(result.covariance))
 
 

@@ -65,6 +65,8 @@ def test_the_legend_names_everything_and_covers_nothing(figure):
 def test_styles_tell_curves_apart_without_colour():
     assert len({str(style["linestyle"]) for style in plots.CURVES}) == len(plots.CURVES)
     assert len({style["color"] for style in plots.CURVES}) == len(plots.CURVES)
+    assert [plots.curve_style(i) for i in range(len(plots.CURVES))] == list(plots.CURVES)
+    assert len({str(plots.curve_style(i)) for i in range(49)}) == 49
 
 
 def test_files_are_png_at_200_dots_an_inch_and_pdf(figure, tmp_path):

@@ -88,10 +88,27 @@ def test_an_unknown_name_lists_those_that_exist():
         s["width"]
 
 
-def test_sensitivities_are_drawn_for_every_parameter():
-    s = sensitivity(keft.Model(keft.Linear(), 1.5), [[1.2]], TS, eps=0.4)
+def test_sensitivities_are_drawn_where_they_matter():
+    """One input's kernel does not feel the other, nor a bias that is zero: no curves of zeros, but a word in the legend."""
+    s = sensitivity(keft.Model(keft.Linear(), 1.5), K0, np.array([0.0, *TS]), eps=0.4)
     panels = plot_sensitivity(s).axes
-    assert len(panels) == 3
-    for panel in panels:
-        assert panel.get_legend_handles_labels()[1] == list(s.names)
+    for panel in panels[:2]:
+        assert panel.get_legend_handles_labels()[1] == ["C_W", "K0[0, 0]", "eps"]
     np.testing.assert_allclose(panels[0].get_lines()[0].get_ydata(), s.elasticity("C_W").K0[:, 0, 0])
+    assert panels[2].get_legend().get_texts()[-1].get_text().split("\n  ") == [
+        "no effect:",
+        "C_b",
+        "K0[0, 1]",
+        "K0[1, 1]",
+    ]
+    # K1 of a linear network is zero: nothing is relative to it.
+    assert all(np.isnan(line.get_ydata()).all() for line in panels[2].get_lines()[:3])
+    assert "zero" in panels[2].texts[0].get_text()
+
+
+def test_nothing_is_drawn_relative_to_zero():
+    """K1 is zero at depth zero, and a relative derivative there would be 0 / 0."""
+    s = sensitivity(keft.Model(keft.Sin(), 1.5), [[1.2]], [0.0, 0.16, 0.32], eps=0.4)
+    drawn = np.asarray(plot_sensitivity(s).axes[2].get_lines()[0].get_ydata())
+    assert np.isnan(drawn[0])
+    np.testing.assert_allclose(drawn[1:], s.elasticity("C_W").K1[1:, 0, 0])

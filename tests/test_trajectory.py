@@ -92,7 +92,12 @@ def differences():
 
 @pytest.mark.parametrize(
     ("mode", "adjoint"),
-    [(jax.grad, None), (jax.jacfwd, diffrax.ForwardMode()), (jax.jacfwd, diffrax.DirectAdjoint())],
+    [
+        (jax.grad, None),
+        (jax.jacfwd, diffrax.ForwardMode()),
+        # In test_gradients a linear network has this adjoint's derivatives too.
+        pytest.param(jax.jacfwd, diffrax.DirectAdjoint(), marks=pytest.mark.slow),
+    ],
     ids=["default-reverse", "forward", "direct"],
 )
 def test_continuum_derivatives_agree_with_central_differences(differences, mode, adjoint):

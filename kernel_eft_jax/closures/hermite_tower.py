@@ -63,7 +63,8 @@ class HermiteTower(Closure[TowerState]):
     40 to 1e-6 (one input). `Solution.truncation` estimates what is missing, from the same run at three quarters of the
     degree. For odd activations degree 2 has the V4 of `GOnly` in the continuum; others also feel the mean of phi, degree 1.
     The state grows as N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
-    Where two inputs are copies of each other, derivatives along directions that would separate them are left out.
+    Where two inputs a, b are copies of each other, do not use derivatives of V4_ab,ab and K1_ab along directions that would
+    separate them: what only separate inputs have is left out. Directions that keep them copies, and other entries, are right.
     """
 
     degree: int = eqx.field(static=True, default=30)

@@ -38,6 +38,7 @@ def fit_record(fit: Fit) -> dict[str, Any]:
     return {
         "parameters": {
             name: {"value": float(v), "stderr": float(e), "68 %": i68.tolist(), "95 %": i95.tolist()}
+            | ({"at bound": True} if name in fit.at_bound else {})
             for name, v, e, i68, i95 in rows
         },
         "covariance": fit.covariance.tolist(),

@@ -86,9 +86,18 @@ class Fit(NamedTuple):
             rows.append(np.maximum(row, 0) if name == "C_b" else row)
         return np.array(rows)
 
+    @property
+    def at_bound(self) -> tuple[str, ...]:
+        """The parameters that ended at their lower bound, C_b = 0; searches inside the bounds stop a hair above it."""
+        rows = zip(self.names, self.values, self.stderr, strict=True)
+        return tuple(name for name, value, error in rows if name == "C_b" and value < 1e-6 * error)
+
     def __str__(self) -> str:
         rows = zip(self.names, self.values, self.stderr, self.interval(), strict=True)
-        lines = [f"{name} = {v:.6g} +- {e:.2g}   95 %: {low:.6g} to {high:.6g}" for name, v, e, (low, high) in rows]
+        lines = [
+            f"{name} = {'0 (at its bound)' if name in self.at_bound else f'{v:.6g}'} +- {e:.2g}   95 %: {low:.6g} to {high:.6g}"
+            for name, v, e, (low, high) in rows
+        ]
         return "\n".join([*lines, f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom", self.message])
 
 
@@ -110,7 +119,8 @@ def fit(
     sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself.
 
     Trust-region Gauss-Newton by SciPy; pass an optax `optimiser` for first-order steps, taken in units of the expected errors.
-    Raises ValueError, before the search, for parameters that these data cannot tell. For ensembles of n^3 networks or
+    Raises ValueError, before the search, for parameters that these data cannot tell. Two optima of one law are both right:
+    for LeakyReLU slope s and C_W, as slope 1 / s and C_W s^2; the search ends on the side of one where it starts. For ensembles of n^3 networks or
     more, what the theory neglects (1/n^2) exceeds the statistical error: no interval knows that, chi2 does.
     """
     names = check_names(experiment, free)
