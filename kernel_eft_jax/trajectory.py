@@ -86,9 +86,10 @@ def solve(
 
     Without `eps`: the continuum, by diffrax. Defaults: Tsit5, PID control to 1e-8 (1e-5 in float32), and the
     checkpointed adjoint, which gives reverse-mode gradients; pass `diffrax.ForwardMode()` for `jax.jacfwd` and
-    `diffrax.DirectAdjoint()` for `jax.hessian`. With `eps`: the recursion of the network's layers, t = eps^2 l; every
-    time must be a whole layer, and both modes of differentiation work as they are. (To differentiate in eps, note that
-    only eps^2 C_W and eps^2 C_b matter: solve with those as C_W and C_b, eps=1, and ts counting layers.)
+    `diffrax.DirectAdjoint()` for `jax.hessian` (whose gradients in reverse mode are right to 1e-7 only, from 17 steps on:
+    Equinox's bounded loop). With `eps`: the recursion of the network's layers, t = eps^2 l; every time must be a whole layer,
+    and both modes of differentiation work as they are. (To differentiate in eps, note that only eps^2 C_W and eps^2 C_b
+    matter: solve with those as C_W and C_b, eps=1, and ts counting layers.)
 
     Raises ValueError for arguments that make no sense, before any work, and RuntimeError that names depth and entry if
     the solve fails or stops being finite. With `throw=False` it returns what it has, and `result` says why it ended.

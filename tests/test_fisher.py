@@ -59,6 +59,9 @@ def test_a_lost_direction_is_named():
     direction = info.weakest[0] * info.scales
     np.testing.assert_allclose(direction / direction[2], [-2 * 2.0 / EPS, -2 * 0.2 / EPS, 1], rtol=1e-4)
     assert info.describe().startswith("The combined change `C_W`")
+    assert info.describe().endswith("leaves the law of the data unchanged at these values: no data can tell it.")
+    with pytest.raises(ValueError, match=r"no data can tell it\. Hold a parameter of it fixed"):
+        _ = info.stderr
 
 
 def test_a_repeated_input_tells_nothing_new():
@@ -78,7 +81,7 @@ def test_a_repeated_input_tells_nothing_new():
 def test_kernels_that_blow_up_are_refused():
     cube = keft.Polynomial([0.0, 0.0, 0.0, 1.0])
     e = Experiment(keft.Model(cube, 5.0), [[3.0]], width=64, layers=(60,), eps=0.9)
-    with pytest.raises(ValueError, match="The theory is not finite"):
+    with pytest.raises(ValueError, match=r"`experiment` is where the theory is not finite.*layer 60 at C_W = 5\."):
         fisher(e, ("C_W",), 100, closure=keft.GOnly())
 
 

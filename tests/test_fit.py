@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 from scipy.special import erf
 
 import kernel_eft_jax as keft
@@ -60,6 +61,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say(linear_fits, level, shar
     # 100 data sets, binomial scatter; both parameters within 3.5 standard errors: false alarm below 0.1 %.
     covered = coverage(linear_fits, np.array([C_W, C_B]), level)
     np.testing.assert_allclose(covered, share, atol=3.5 * np.sqrt(share * (1 - share) / len(linear_fits)))
+
+
+@pytest.mark.parametrize("level", [0.68, 0.95])
+def test_ellipses_cover_both_parameters_together(linear_fits, level):
+    errors = np.array([f.values for f in linear_fits]) - [C_W, C_B]
+    distances = [d @ np.linalg.solve(f.covariance, d) for d, f in zip(errors, linear_fits, strict=True)]
+    covered = np.mean(np.array(distances) < stats.chi2.ppf(level, 2))
+    np.testing.assert_allclose(covered, level, atol=3.5 * np.sqrt(level * (1 - level) / len(linear_fits)))
 
 
 def test_estimates_scatter_as_the_fisher_information_says(linear_fits):
@@ -137,6 +146,54 @@ def test_no_bias_is_found_at_the_edge():
     assert np.all(np.isfinite(result.covariance))
 
 
+@pytest.mark.parametrize("optimiser", [None, optax.sgd(0.5)], ids=["gauss-newton", "first-order"])
+def test_data_that_want_less_than_no_bias_are_fitted_and_judged_without_one(optimiser):
+    """Kernels as from biases of variance -0.05: the same estimate, chi2 and degrees of freedom as with C_b held at zero."""
+    G = block_law(np.random.default_rng(7), lambda x: x, C_W, 0.0, K0, WIDTH, LAYERS, EPS, 4000)
+    growth = (1 + EPS**2 * C_W) ** np.array(LAYERS)
+    G = G - 0.05 * ((growth - 1) / C_W)[:, None, None]
+    held = fit(G, experiment(keft.Linear(), C_b=0.0), "C_W", closure=keft.HermiteTower(2), progress=False)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer and float arrays
+        result = fit(
+            G,
+            experiment(keft.Linear()),
+            ("C_W", "C_b"),
+            closure=keft.HermiteTower(2),
+            optimiser=optimiser,
+            progress=False,
+        )
+    assert result.converged
+    assert result.at_bound == ("C_b",)
+    np.testing.assert_allclose(result.values[0], held.values[0], atol=0.01 * held.stderr[0])
+    np.testing.assert_allclose(result.chi2, held.chi2, rtol=1e-3)
+    assert result.dof == held.dof
+    assert result.p_value < 1e-3
+    assert "the theory does not describe these data" in str(result)
+
+
+def test_the_sigma_kernel_closure_fits_too():
+    G = block_law(np.random.default_rng(9), erf, C_W, C_B, K0[:1, :1], WIDTH, LAYERS, EPS, 400)
+    e = experiment(keft.Erf(), C_W=1.0, C_b=0.5, K0=K0[:1, :1])
+    by_sigma, by_tower = (
+        fit(G, e, ("C_W", "C_b"), closure=closure, progress=False)
+        for closure in (keft.SigmaKernel(8), keft.HermiteTower(8))
+    )
+    assert by_sigma.converged
+    np.testing.assert_allclose(by_sigma.values, by_tower.values, atol=0.1 * by_tower.stderr.min())
+    assert np.all(np.abs(by_sigma.values - [C_W, C_B]) < 4 * by_sigma.stderr)
+
+
+def test_a_search_that_leaves_finite_kernels_says_so():
+    G = block_law(np.random.default_rng(10), lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
+    with jax.numpy_dtype_promotion("standard"):
+        result = fit(
+            G, experiment(keft.Linear()), "C_W", closure=keft.GOnly(), optimiser=optax.sgd(-1e6), progress=False
+        )
+    assert not result.converged
+    assert np.isfinite(result.values).all()
+    assert "NOT CONVERGED. The search left the region where kernels are finite: take smaller steps." in str(result)
+
+
 def test_first_order_steps_find_the_same_minimum():
     G = block_law(np.random.default_rng(6), erf, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
     e = experiment(keft.Erf(), C_W=1.0, C_b=0.5)
@@ -170,7 +227,7 @@ KERNELS = np.broadcast_to(K0, (32, 3, 2, 2)) + 0.01 * np.random.default_rng(0).s
     [
         (("C_W", "C_b", "eps"), "`C_W`.*`eps`.*Only eps\\^2 C_W and eps\\^2 C_b enter the law"),
         (("C_W", "width"), "`width` alone .*with_V4=True"),
-        (("activation.output_scale", "C_W"), "unchanged, so no data can tell it. Hold one of them fixed"),
+        (("activation.output_scale", "C_W"), "unchanged at these values: no data can tell it. Hold one of them fixed"),
         (("C_w",), "must name different parameters among .*'C_W'"),
         (("C_W", "C_W"), "must name different parameters"),
         ((), "must name different parameters"),
@@ -183,8 +240,24 @@ def test_parameters_that_cannot_be_told_are_refused_before_the_search(free, word
 
 def test_one_depth_of_one_input_cannot_tell_two_variances():
     e = experiment(keft.Erf(), K0=np.eye(1), layers=(4,))
-    with pytest.raises(ValueError, match=r"`C_[Wb]` : `C_[Wb]` = 1 : -.*leaves the law of the data unchanged"):
+    with pytest.raises(
+        ValueError, match=r"`C_[Wb]` : `C_[Wb]` = 1 : -.*leaves the law of the data unchanged at these values"
+    ):
         fit(KERNELS[:, :1, :1, :1], e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False)
+
+
+def test_a_small_slope_is_a_start_and_the_slope_one_is_not():
+    """At slope one the law does not change to first order, since s and 1 / s have one law: another start helps."""
+    G = block_law(
+        np.random.default_rng(11), lambda x: np.where(x > 0, x, 0.2 * x), C_W, C_B, K0, WIDTH, LAYERS, EPS, 1000
+    )
+    names = ("C_W", "C_b", "activation.slope")
+    small, zero = (
+        fit(G, experiment(keft.LeakyReLU(slope)), names, closure=keft.GOnly(), progress=False) for slope in (0.01, 0.0)
+    )
+    np.testing.assert_allclose(small.values, zero.values, atol=0.02 * zero.stderr.min())
+    with pytest.raises(ValueError, match=r"`activation.slope`.*or start from other values"):
+        fit(G, experiment(keft.LeakyReLU(1.0)), names, closure=keft.GOnly(), progress=False)
 
 
 @pytest.mark.parametrize(

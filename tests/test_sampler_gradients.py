@@ -105,3 +105,23 @@ def test_what_has_no_derivative_is_refused(key):
     e = Experiment(keft.Model(keft.Erf(), 1.5), K0, width=16.5, layers=LAYERS, eps=EPS)
     with pytest.raises(ValueError, match="whole number of neurons"):
         pathwise_sensitivity(e, ("C_W",), 64, key)
+
+
+@pytest.mark.parametrize(
+    ("K0", "width", "refused"),
+    [
+        ([[1.0, -1.0], [-1.0, 1.0]], WIDTH, True),  # opposite inputs, which biases separate
+        ([[1.0, 0.3], [0.3, 0.6]], 1, True),  # more inputs than neurons
+        ([[1.0, 1.0], [1.0, 1.0]], WIDTH, False),  # copies stay copies
+    ],
+)
+def test_no_bias_where_biases_separate_inputs_has_no_pathwise_derivative(K0, width, refused, key):
+    e = Experiment(keft.Model(keft.Erf(), 1.5), K0, width=width, layers=(1,), eps=EPS)
+    if refused:
+        with pytest.raises(ValueError, match=r"names C_b, which is zero where.*Start from C_b > 0"):
+            pathwise_sensitivity(e, ("C_b",), 64, key)
+    else:
+        # One layer adds eps^2 C_b to the mean kernel.
+        found = pathwise_sensitivity(e, ("C_b",), 4096, key)
+        assert np.all(np.abs(found.derivative - EPS**2) < 4.5 * found.derivative_stderr)
+        assert np.all(found.derivative_stderr < 0.02 * EPS**2)

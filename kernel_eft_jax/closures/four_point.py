@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ..activations import Activation
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import derivative, line_rule, powers
-from .chaos import frame, overlaps, pair_blocks_between, pair_functions, rotate, split_rule
+from .chaos import frame, overlaps, pair_blocks_between, pair_functions, remaining_scale, rotate, split_rule
 
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
 BEND = ((2, 0), (0, 2), (1, 1))
@@ -96,9 +96,8 @@ class _Conditional:
         self.across = K / self.roots[:, None]  # phi_y = across psi_x + rest
         covariance = K[None] - self.across[:, :, None] * self.across[:, None, :]  # of the rests of y and z given x
         left = jnp.diagonal(covariance, axis1=1, axis2=2)
-        exists = (left > 1e4 * jnp.finfo(k.dtype).eps * jnp.diagonal(K)) & ~np.eye(K.shape[0], dtype=bool)
-        self.width = jnp.where(exists, jnp.sqrt(jnp.where(exists, left, 1.0)), 0.0)
-        inverse = jnp.where(exists, 1 / jnp.where(exists, self.width, 1.0), 0.0)
+        self.width = jnp.where(np.eye(K.shape[0], dtype=bool), 0.0, remaining_scale(left, jnp.diagonal(K)[None]))
+        inverse = jnp.where(np.eye(K.shape[0], dtype=bool), 0.0, 1 / self.width)
         self.correlation = covariance * inverse[:, :, None] * inverse[:, None, :]
         self.nodes, self.weights = (v.astype(k.dtype) for v in split_rule())
         self._smoothed = {}

@@ -63,8 +63,6 @@ class HermiteTower(Closure[TowerState]):
     40 to 1e-6 (one input). `Solution.truncation` estimates what is missing, from the same run at three quarters of the
     degree. For odd activations degree 2 has the V4 of `GOnly` in the continuum; others also feel the mean of phi, degree 1.
     The state grows as N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
-    Where two inputs a, b are copies of each other, do not use derivatives of V4_ab,ab and K1_ab along directions that would
-    separate them: what only separate inputs have is left out. Directions that keep them copies, and other entries, are right.
     """
 
     degree: int = eqx.field(static=True, default=30)
@@ -81,8 +79,7 @@ class HermiteTower(Closure[TowerState]):
 
     def drift(self, model: Model, state: TowerState) -> TowerState:
         rate = self._rates(model, state, 0.0)
-        B = frame_drift(frame(state.k), rate.k)
-        return rate._replace(u=rate.u + rotation_drift(B, state.u))
+        return rate._replace(u=rate.u + rotation_drift(frame_drift(state.k, rate.k), state.u))
 
     def step(self, model: Model, state: TowerState, dt) -> TowerState:
         new = TowerState(*(y + dt * dy for y, dy in zip(state, self._rates(model, state, dt), strict=True)))

@@ -18,6 +18,9 @@ from ..closures import Closure, HermiteTower
 from .likelihood import Prediction, noise, predict, whitener
 from .parameters import Experiment, check_names, coordinate_slopes, get_parameters, to_coordinates, typical_scales
 
+# Directions that hold a smaller share than this of the information in the best one are lost: it is rounding error.
+LOST = 1e-11
+
 
 class Information(NamedTuple):
     """Fisher information of named parameters; informations of independent ensembles add up."""
@@ -37,7 +40,14 @@ class Information(NamedTuple):
 
     @property
     def covariance(self) -> Float[np.ndarray, "parameters parameters"]:
-        """The smallest covariance that an unbiased estimate can have (Cramer and Rao)."""
+        """The smallest covariance that an unbiased estimate can have (Cramer and Rao).
+
+        Raises ValueError where a direction is lost: all that is known then is `weakest`.
+        """
+        if self._modes[0][0] == 0:
+            raise ValueError(
+                f"{self.describe()} Hold a parameter of it fixed, or add another experiment that tells it."
+            )
         return self.scales[:, None] * np.linalg.inv(self._relative) * self.scales
 
     @property
@@ -61,6 +71,8 @@ class Information(NamedTuple):
     def describe(self) -> str:
         """The weakest direction in a sentence."""
         direction, error = self.weakest
+        if np.isinf(error):
+            return f"{self._in_words(direction)} leaves the law of the data unchanged at these values: no data can tell it."
         return f"{self._in_words(direction)} is known to {100 * error:.2g} % of its size."
 
     @property
@@ -70,8 +82,7 @@ class Information(NamedTuple):
     @property
     def _modes(self):
         values, vectors = np.linalg.eigh(self._relative)
-        lost = values < 64 * np.finfo(float).eps * values[-1]
-        return np.where(lost, 0.0, values), vectors
+        return np.where(values > LOST * values[-1], values, 0.0), vectors
 
     def _in_words(self, direction) -> str:
         # A component below a hundredth of the largest does not change what the sentence says.
@@ -114,7 +125,9 @@ def information(
     finite = np.isfinite(jacobian).all() and all(np.isfinite(np.asarray(x)).all() for x in prediction)
     if not finite:
         raise ValueError(
-            f"The theory is not finite at {dict(zip(names, values, strict=True))}: kernels grow without bound. Start elsewhere."
+            f"Argument `experiment` is where the theory is not finite: kernels grow without bound by layer {experiment.layers[-1]} at "
+            + ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True))
+            + ". Take smaller variances, eps or layers."
         )
     W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
     J = W @ jacobian / coordinate_slopes(names, values)
@@ -129,7 +142,6 @@ def rounding(experiment: Experiment) -> float:
 def check_identifiable(info: Information, with_V4: bool) -> None:
     """Raise a ValueError that names the parameters which the data cannot tell apart."""
     direction, error = info.weakest
-    values = info._modes[0]
     words = info._in_words(direction)
     involved = [name for name, d in zip(info.names, direction, strict=True) if abs(d) > 0.01]
     hint = ""
@@ -138,8 +150,8 @@ def check_identifiable(info: Information, with_V4: bool) -> None:
     if "width" in involved and not with_V4:
         hint += " The width shows in the size of fluctuations: pass with_V4=True to fit those too."
     remedy = "Hold one of them" if len(involved) > 1 else "Hold it"
-    if values[0] < 1e-11 * values[-1] or values[-1] <= 0:
-        raise ValueError(f"{words} leaves the law of the data unchanged, so no data can tell it.{hint} {remedy} fixed.")
+    if np.isinf(error):
+        raise ValueError(f"{info.describe()}{hint} {remedy} fixed, or start from other values.")
     if error > 1:
         raise ValueError(
             f"These data cannot tell all free parameters: {words[0].lower() + words[1:]} would be known to no better than "

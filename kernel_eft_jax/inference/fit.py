@@ -44,7 +44,8 @@ class Fit(NamedTuple):
     """The result of `fit`.
 
     `experiment` holds the estimates in place, `information` the Fisher information there; `history` is chi2 at each point
-    tried, `message` says why the search ended. `chi2` is scaled to have mean `dof` if the theory is right.
+    tried, `message` says why the search ended. `chi2` is scaled to have mean `dof` if the theory is right; a parameter at its
+    bound counts as held there. `covariance` and the intervals are those of a search without the bound.
     """
 
     names: tuple[str, ...]
@@ -89,8 +90,8 @@ class Fit(NamedTuple):
     @property
     def at_bound(self) -> tuple[str, ...]:
         """The parameters that ended at their lower bound, C_b = 0; searches inside the bounds stop a hair above it."""
-        rows = zip(self.names, self.values, self.stderr, strict=True)
-        return tuple(name for name, value, error in rows if name == "C_b" and value < 1e-6 * error)
+        bound = _at_bound(self.names, self.values, self.stderr)
+        return tuple(name for name, at_bound in zip(self.names, bound, strict=True) if at_bound)
 
     def __str__(self) -> str:
         rows = zip(self.names, self.values, self.stderr, self.interval(), strict=True)
@@ -98,7 +99,15 @@ class Fit(NamedTuple):
             f"{name} = {'0 (at its bound)' if name in self.at_bound else f'{v:.6g}'} +- {e:.2g}   95 %: {low:.6g} to {high:.6g}"
             for name, v, e, (low, high) in rows
         ]
-        return "\n".join([*lines, f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom", self.message])
+        chi2 = f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom, p = {self.p_value:.2g}"
+        if self.p_value < 1e-3:
+            chi2 += ": the theory does not describe these data, and the intervals mislead"
+        return "\n".join([*lines, chi2, self.message if self.converged else f"NOT CONVERGED. {self.message}"])
+
+
+def _at_bound(names, values, stderr):
+    """Which parameters are zero to all that matters and must not be less: C_b alone."""
+    return np.array([name == "C_b" for name in names]) & (values < 1e-6 * stderr)
 
 
 def fit(
@@ -111,7 +120,9 @@ def fit(
     optimiser: optax.GradientTransformation | None = None,
     progress: bool = True,
 ) -> Fit:
-    """Estimate the free parameters of an experiment from kernels of its networks; others keep the experiment's values.
+    r"""Estimate the free parameters of an experiment from kernels of its networks; others keep the experiment's values.
+
+    $$\hat\theta = \arg\min_\theta\, (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta))$$
 
     `data` are kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
     layers. Values of free parameters are where the search starts. Names: C_W, C_b, eps, width, K0_scale, and parameters
@@ -119,9 +130,12 @@ def fit(
     sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself.
 
     Trust-region Gauss-Newton by SciPy; pass an optax `optimiser` for first-order steps, taken in units of the expected errors.
-    Raises ValueError, before the search, for parameters that these data cannot tell. Two optima of one law are both right:
-    for LeakyReLU slope s and C_W, as slope 1 / s and C_W s^2; the search ends on the side of one where it starts. For ensembles of n^3 networks or
-    more, what the theory neglects (1/n^2) exceeds the statistical error: no interval knows that, chi2 does.
+    For ensembles of n^3 networks or more, what the theory neglects (1/n^2) exceeds the statistical error: no interval knows
+    that, chi2 does. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and C_W s^2): the
+    search ends at the one on whose side it starts.
+
+    Raises ValueError before the search: for data that are no kernels, or of other layers; for free parameters that are none
+    or not positive; for those that these data cannot tell, or to no better than their own size.
     """
     names = check_names(experiment, free)
     closure = HermiteTower() if closure is None else closure
@@ -177,9 +191,9 @@ class Problem(NamedTuple):
         return r
 
     @property
-    def lower(self) -> Float[np.ndarray, " parameters"]:
-        """Lower bounds of the coordinates: C_b may be zero but not less; logarithms are free."""
-        return np.array([0.0 if name == "C_b" else -np.inf for name in self.names])
+    def bounded(self) -> np.ndarray:
+        """Which coordinates must not be less than zero: C_b; logarithms are free."""
+        return np.array([name == "C_b" for name in self.names])
 
 
 def _least_squares(problem, x, prediction, W):
@@ -195,9 +209,9 @@ def _least_squares(problem, x, prediction, W):
     errors = np.sqrt(np.diagonal(np.linalg.inv(_gram(W @ prediction.jacobian))))
     result = least_squares(
         lambda x: problem.residual(at(x), W),
-        np.maximum(x, np.where(problem.lower == 0, 1e-3 * errors, -np.inf)),
+        np.maximum(x, np.where(problem.bounded, 1e-3 * errors, -np.inf)),
         lambda x: W @ at(x).jacobian,  # pyright: ignore[reportArgumentType]
-        bounds=(problem.lower, np.inf),
+        bounds=(np.where(problem.bounded, 0.0, -np.inf), np.inf),
         x_scale=errors,
         ftol=1e-9,
         xtol=1e-9,
@@ -211,18 +225,27 @@ def _first_order(optimiser):
     """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one is left."""
 
     def search(problem, x, prediction, W):
-        unit = np.linalg.cholesky(np.linalg.inv(_gram(W @ prediction.jacobian)))
+        covariance = np.linalg.inv(_gram(W @ prediction.jacobian))
+        unit = np.linalg.cholesky(covariance)
+
+        def inside(x):
+            """The nearest point within the bound, in units of the expected errors."""
+            for i in np.flatnonzero(problem.bounded & (x < 0)):
+                x = x - covariance[i] * (x[i] / covariance[i, i])
+            return np.where(problem.bounded, np.maximum(x, 0), x)
+
         z = jnp.zeros(x.size)
         state = optimiser.init(z)
         for _ in range(STEPS):
             gradient = unit.T @ (W @ prediction.jacobian).T @ problem.residual(prediction, W)
-            update, state = optimiser.update(jnp.asarray(gradient, z.dtype), state, z)
-            step = np.maximum(x + unit @ np.asarray(update, np.float64), problem.lower)
-            if np.linalg.norm(np.linalg.solve(unit, np.maximum(x - unit @ gradient, problem.lower) - x)) < 1e-3:
+            if np.linalg.norm(np.linalg.solve(unit, inside(x - unit @ gradient) - x)) < 1e-3:
                 return x, True, "The search ended: the gradient vanishes."
-            x, prediction = step, problem.evaluate(step)
-            if not np.isfinite(prediction.statistics).all():
+            update, state = optimiser.update(jnp.asarray(gradient, z.dtype), state, z)
+            step = inside(x + unit @ np.asarray(update, np.float64))
+            prediction = problem.evaluate(step)
+            if not all(np.isfinite(part).all() for part in prediction):
                 return x, False, "The search left the region where kernels are finite: take smaller steps."
+            x = step
         return (
             x,
             False,
@@ -242,12 +265,12 @@ def _result(experiment, names, x, prediction, observed, with_V4, history, conver
     best = set_parameters(experiment, names, jnp.asarray(values, experiment.K0.dtype))
     W = whitener(noise(prediction.covariance, observed.networks, with_V4), rounding(experiment))
     J = W @ prediction.jacobian / coordinate_slopes(names, values)
-    A = np.linalg.solve(_gram(J), J.T)
+    covariance = observed.scatter(np.linalg.solve(_gram(J), J.T) @ W)
+    moved = J[:, ~_at_bound(names, values, np.sqrt(np.diagonal(covariance)))]
     residual = W @ (prediction.statistics - observed.statistics)
-    remainder = np.eye(len(J)) - J @ A  # what fitting leaves of the noise
-    dof = len(J) - len(names)
+    remainder = np.eye(len(J)) - moved @ np.linalg.solve(_gram(moved), moved.T)  # what fitting leaves of the noise
+    dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
     chi2 = float(residual @ remainder @ residual) * dof / expected if dof else 0.0
     info = information(best, names, prediction, observed.networks, with_V4)
-    covariance = observed.scatter(A @ W)
     return Fit(names, values, covariance, info, chi2, dof, history, converged, message, best, observed, prediction)

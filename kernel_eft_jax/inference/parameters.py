@@ -29,7 +29,9 @@ PLACES = {
 class Experiment(eqx.Module):
     """Networks of one width, observed after some of their layers: what decides the law of the observed kernels G.
 
-    The input kernel is `K0_scale` times `K0`. All but `layers` are array leaves, free to be fitted.
+    `K0_scale` times `K0` is the kernel of the pre-activations at depth zero, of which `layers` counts from; `width` is n, `eps`
+    the step of a layer. All but `layers` are array leaves, free to be fitted. Raises ValueError for a kernel that is none,
+    for layers not in increasing order, and for width, eps or K0_scale that are not positive.
     """
 
     model: Model
@@ -133,10 +135,14 @@ def coordinate_slopes(
 
 
 def typical_scales(experiment: Experiment, names: tuple[str, ...]) -> Float[np.ndarray, " parameters"]:
-    """What a change of order one of each parameter is: its value, but for C_b the variance Q of an increment."""
+    """What a change of order one of each parameter is: of positive ones their value, of C_b the variance Q of an increment.
+
+    Parameters of activations, such as a slope of 0.01, have one for their unit if they are smaller.
+    """
     Q = float(jnp.mean(jnp.diagonal(experiment.model.Q(experiment.K0_scale * experiment.K0))))
     values = np.abs(np.asarray(get_parameters(experiment, names), np.float64))
-    return np.array([Q if name == "C_b" and Q > 0 else v or 1.0 for name, v in zip(names, values, strict=True)])
+    least = {"C_b": Q} | dict.fromkeys(POSITIVE, 0.0)
+    return np.array([max(value, least.get(name, 1.0)) or 1.0 for name, value in zip(names, values, strict=True)])
 
 
 def _locate(experiment, name):

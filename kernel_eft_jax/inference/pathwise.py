@@ -39,7 +39,8 @@ def pathwise_kernels(
     """The kernels that `sample_kernels` draws, network by number, differentiable in model, K0 and eps, in both modes.
 
     Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. It computes in the precision of
-    K0; for statistics without derivatives `estimate` is faster.
+    K0; for statistics without derivatives `estimate` is faster. Derivatives are not those of the law where C_b is zero and
+    biases would separate what depends on each other: opposite inputs, or more inputs than neurons.
     """
     K0 = check_kernel(K0)
     dtype, inputs, depth = K0.dtype, K0.shape[0], max(layers[-1], 1)
@@ -83,7 +84,8 @@ def pathwise_sensitivity(
 ) -> PathwiseSensitivity:
     """Mean kernels at finite width and their derivatives by the named parameters, from sampled networks.
 
-    The check on theory that needs none: compare with `sensitivity`. The width cannot be among the parameters.
+    The check on theory that needs none: compare with `sensitivity`. Raises ValueError for parameters without such a
+    derivative: the width, and C_b at zero where biases would separate inputs that depend on each other.
     """
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
@@ -91,6 +93,12 @@ def pathwise_sensitivity(
     if "width" in names or width != round(width):
         raise ValueError(
             "Networks have a whole number of neurons: `width` must be one, and no derivative by it exists."
+        )
+    if "C_b" in names and experiment.model.C_b == 0 and _biases_separate(experiment):
+        raise ValueError(
+            "Argument `free` names C_b, which is zero where some inputs depend on others but not once there are biases (opposite "
+            "inputs, or more inputs than neurons): single networks have no derivative there. Start from C_b > 0, leave out "
+            "the dependent inputs, or take `sensitivity`, whose mean kernels have one."
         )
     first, second = np.zeros(()), np.zeros(())
     for start in range(0, networks, BATCH):
@@ -100,6 +108,14 @@ def pathwise_sensitivity(
     mean = first / networks
     error = np.sqrt(np.maximum(second / networks - mean**2, 0) / (networks - 1))
     return PathwiseSensitivity(names, mean[0], error[0], mean[1:], error[1:])
+
+
+def _biases_separate(experiment):
+    """Whether increments have independent parts, or signs, that they have only with biases."""
+    Q = np.asarray(experiment.model.Q(experiment.K0_scale * experiment.K0))
+    tolerance = 1e-6 * np.trace(Q)
+    without, with_biases = (np.linalg.matrix_rank(C, tol=tolerance, hermitian=True) for C in (Q, Q + np.trace(Q)))
+    return len(Q) > float(experiment.width) or with_biases > without
 
 
 @eqx.filter_jit
