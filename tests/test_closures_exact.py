@@ -164,6 +164,24 @@ def twice(f):
     return lambda x: (f(x),) * 2
 
 
+def test_near_copies_of_kinked_activations_are_as_accurate_as_copies():
+    """ReLU: V4 and K1 of two inputs move smoothly from rho = 1 on; where a kink is smoothed over a small width, it is seen still."""
+
+    @jax.jit
+    def corrections(apart):
+        K = jnp.ones((2, 2)) + jnp.diag(jnp.array([0.0, 1.0])) * apart
+        solution = keft.solve(
+            keft.Model(keft.ReLU(), 2.0), K, np.array([0.16, 0.32]), closure=keft.HermiteTower(16), eps=0.4
+        )
+        return jnp.stack([solution.V4[1, 0, 1, 0, 1], solution.K1[1, 0, 1]])
+
+    copies, slope = corrections(0.0), jax.jit(jax.jacfwd(corrections))(0.0)
+    for apart in (1e-3, 1e-4, 1e-5, 1e-6, 1e-8):
+        V4, K1 = corrections(apart)
+        np.testing.assert_allclose(V4, copies[0] + apart * slope[0], atol=0.3 * apart**1.5 + 1e-8)
+        np.testing.assert_allclose(K1, copies[1], atol=1e-8)  # its slope is zero
+
+
 @pytest.mark.parametrize(
     "closure",
     [keft.HermiteTower(6), pytest.param(keft.SigmaKernel(6), marks=pytest.mark.slow)],

@@ -142,11 +142,23 @@ def hermite_functions(x: np.ndarray, degree: int) -> np.ndarray:
     return he
 
 
-def split_rule(panels: int = 10, points: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights for a standard normal variable, exact for functions smooth on either side of zero."""
+def split_rule() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights for a standard normal variable, for functions smooth on either side of zero.
+
+    Panels shrink towards zero, down to `remaining_scale`: there lie the kinks of other inputs, smoothed where they are nearly copies.
+    """
+    near, far = np.append(0, 4.0 ** np.arange(-9, 1)), np.arange(1, 11)
+    rules = [_panels(near, 8), _panels(far, 16)]
+    x, w = (np.concatenate(parts) for parts in zip(*rules, strict=True))
+    x, w = np.concatenate([-x[::-1], x]), np.concatenate([w[::-1], w])
+    return x, w * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def _panels(edges, points):
+    """Gauss and Legendre between neighbouring edges."""
     x, w = np.polynomial.legendre.leggauss(points)
-    x = (np.arange(-panels, panels)[:, None] + 0.5 * (x + 1)).ravel()
-    return x, np.tile(0.5 * w, 2 * panels) * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    half = 0.5 * np.diff(edges)[:, None]
+    return (edges[:-1, None] + half * (x + 1)).ravel(), (half * w).ravel()
 
 
 def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctions:
