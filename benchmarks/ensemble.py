@@ -3,13 +3,16 @@
 The unit is the sample-layer: one network advanced one layer, statistics included. Three ceilings are measured with the same shapes and
 threads: drawing the layer's normals alone, tanh alone, and reading and writing phi once. "of ceiling" is the rate over that of
 all three in turn, each as often as a layer needs it. "M/core s" counts processor time instead of time: on a CPU that others use too, it
-is the better number, and "of ceiling" and "of naive" are ratios of it there. Compile times are apart ("first, s" has them). The table is
-also written as JSON.
+is the better number, and "of ceiling" and "of naive" are ratios of it there. "Gop/s" and "GB/s" are that rate times the operations and
+bytes that a sample-layer needs at least (`needed`). Compile times are apart. Last, the same run on 1, 2, 4 and 8 devices: forced ones on
+a CPU, which share its cores, so that only the numbers tell. All is also written as JSON.
 """
 
+import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -58,12 +61,28 @@ def repeat(call, count, workers, seconds):
         while clock.seconds() < seconds:
             list(pool.map(lambda _: call(), range(2 * workers)))
             calls += 2 * workers
-    return {"first_s": first, **clock.rates(calls * count)}
+    return with_compilation(first, count, clock.rates(calls * count))
 
 
-def ensemble(inputs, width, sampler, control, workers, seconds):
+def with_compilation(first, count, rates):
+    """Rates, and what the first call of `count` sample-layers took beyond its computation."""
+    return {"compile_s": max(0.0, first - count / rates[SPEED]), **rates}
+
+
+def needed(inputs, width, control):
+    """Operations and bytes that a sample-layer takes at least, with nothing fused across layers.
+
+    A pair of normals is 117 integer operations of Threefry and about 50 of Box and Muller, tanh is about 25; S and the product with the
+    Cholesky factor take N (N + 1) for each neuron, a layer's sum 2 N. Normals are written and read, phi is read and written.
+    """
+    copies = 1 + control
+    operations = 84 * inputs + copies * (27 * inputs + 2 * inputs * (inputs + 1))
+    return {"operations": width * operations, "bytes": 8 * width * inputs * (1 + copies)}
+
+
+def ensemble(inputs, width, sampler, control, workers, seconds, save_at=(DEPTH // 2, DEPTH)):
     """Rate of the ensemble's own loop."""
-    problem = prepare(MODEL, kernel(inputs), width, DEPTH, EPS, sampler, [DEPTH // 2, DEPTH])
+    problem = prepare(MODEL, kernel(inputs), width, DEPTH, EPS, sampler, list(save_at))
     key = jax.random.key(0)
     if inputs > MOMENTS:
         size = block_size(problem, 2**30)
@@ -79,7 +98,7 @@ def ensemble(inputs, width, sampler, control, workers, seconds):
         count += plan.size * DEPTH
         if clock.seconds() > seconds:
             break
-    return {"block": plan.size, "first_s": first, **clock.rates(count)}
+    return {"block": plan.size, **with_compilation(first, plan.size * DEPTH, clock.rates(count))}
 
 
 def vmapped(inputs, width, seconds, networks=1024):
@@ -140,10 +159,14 @@ def measure(seconds):
             "vmapped, naive": (lambda: vmapped(inputs, width, seconds), once),  # noqa: B023
             "block law": (lambda: ensemble(inputs, width, BlockSampler(), False, workers, seconds), once),  # noqa: B023
             "block law, control": (lambda: ensemble(inputs, width, BlockSampler(), True, workers, seconds), both),  # noqa: B023
+            "block law, every layer": (
+                lambda: ensemble(inputs, width, BlockSampler(), False, workers, seconds, range(1, DEPTH + 1)),  # noqa: B023
+                once,
+            ),
             "weights": (lambda: ensemble(inputs, width, WeightSampler(), False, workers, seconds), None),  # noqa: B023
         }
         if inputs > MOMENTS:
-            del routes["block law, control"]
+            del routes["block law, control"], routes["block law, every layer"]
         if width > 1000:
             del routes["weights"]  # minutes a block on a CPU
         naive = 0.0
@@ -152,14 +175,56 @@ def measure(seconds):
             row["of_ceiling"] = row[SPEED] * least if least else None
             naive = row[SPEED] if route == "vmapped, naive" else naive
             row["of_naive"] = row[SPEED] / naive
-            rows.append(row | {"ceilings": limits})
+            counts = needed(inputs, width, route.endswith("control")) if least else {}
+            row |= {f"{what}_per_s": number * row[SPEED] for what, number in counts.items()}
+            rows.append(row | {"needed": counts, "ceilings": limits})
             share = f"{row['of_ceiling']:10.0%}" if least else f"{'':>10}"
+            work = f"{row['operations_per_s'] / 1e9:6.2f} {row['bytes_per_s'] / 1e9:6.2f}" if least else f"{'':>13}"
             speed = f"{row['rate'] / 1e6:10.4f} {row['rate_core'] / 1e6:10.4f}"
-            size = f"{row['block']:6} {row['first_s']:8.2f}"
-            print(f"{inputs:6} {width:6}  {route:20} {speed} {share} {row['of_naive']:8.2f} {size}", flush=True)
+            size = f"{row['block']:6} {row['compile_s']:10.2f}"
+            print(f"{inputs:6} {width:6}  {route:22} {speed} {share} {row['of_naive']:8.2f} {work} {size}", flush=True)
         print(
             f"{'':15}ceilings (M per {'core ' if ON_CPU else ''}s): "
             + ", ".join(f"{k} {v / 1e6:.2f}" for k, v in limits.items())
+        )
+    return rows
+
+
+SAME = """
+import sys, time, jax, numpy as np
+from benchmarks.ensemble import EPS, MODEL, digest, kernel
+from kernel_eft_jax.ensemble import estimate
+def run():
+    start = time.perf_counter()
+    result = estimate(MODEL, kernel(2), 64, 40, EPS, 65_536, jax.random.key(0), save_at=[20, 40], progress=False)
+    return time.perf_counter() - start, result
+run()
+seconds, result = run()
+print(jax.device_count(), 65_536 * 40 / seconds, digest(result))
+"""
+
+
+def digest(result):
+    """A short name for the bits of an ensemble's sums."""
+    sums = hashlib.sha256()
+    for leaf in jax.tree.leaves(result.sums):
+        sums.update(np.asarray(leaf).tobytes())
+    return sums.hexdigest()[:16]
+
+
+def devices():
+    """The same ensemble on 1, 2, 4 and 8 devices: rates, and a digest of all bits."""
+    rows = []
+    for count in (1, 2, 4, 8) if ON_CPU else (jax.local_device_count(),):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"} if ON_CPU else {}
+        place = Path(__file__).parents[1]
+        out = subprocess.run(
+            [sys.executable, "-c", SAME], env=os.environ | flags, cwd=place, capture_output=True, text=True, check=True
+        ).stdout.split()
+        rows.append({"devices": int(out[0]), "rate": float(out[1]), "digest": out[2]})
+        print(
+            f"{rows[-1]['devices']} devices: {rows[-1]['rate'] / 1e6:.3f} M/s, all bits {rows[-1]['digest']}",
+            flush=True,
         )
     return rows
 
@@ -174,9 +239,11 @@ def main():
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
     device = jax.local_devices()[0]
     print(
-        f"{'inputs':>6} {'width':>6}  {'route':20} {'M/s':>10} {'M/core s':>10} {'of ceiling':>10} {'of naive':>8} {'block':>6} {'first, s':>8}"
+        f"{'inputs':>6} {'width':>6}  {'route':22} {'M/s':>10} {'M/core s':>10} {'of ceiling':>10} {'of naive':>8} {'Gop/s':>6} {'GB/s':>6} "
+        f"{'block':>6} {'compile, s':>10}"
     )
     rows = measure(seconds)
+    same = devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = [LOAD, os.getloadavg()[0] if hasattr(os, "getloadavg") else None]
     machine = {
@@ -186,7 +253,10 @@ def main():
     }  # fmt: skip
     path = Path(__file__).parent / "results" / f"ensemble_{device.platform}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"unit": "sample-layers per second", "machine": machine, "rows": rows}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"unit": "sample-layers per second", "machine": machine, "rows": rows, "devices": same}, indent=1)
+        + "\n"
+    )
     print(f"written to {path}")
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from . import activations, closures, diagnostics, inference, paper, storage
 from .checks import check_count, check_positive
-from .ensemble import BlockSampler, WeightSampler, estimate
+from .ensemble import BlockSampler, Estimate, WeightSampler, estimate
 from .ensemble.statistics import Quantities
 from .model import Model
 from .trajectory import solve
@@ -131,16 +131,20 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, default=Path("sample.nc"), help="netCDF file for the result")
 
     fit = command("fit", run_fit, "Estimate hyperparameters from kernels of networks, your own or sampled ones.")
-    fit.add_argument("data", type=Path, help=f".npz file with arrays {', '.join(inference.NEEDED)}")
+    fit.add_argument(
+        "data",
+        type=Path,
+        help=f".npz file with arrays {', '.join(inference.NEEDED)}, or .nc file of `kernel-eft sample`",
+    )
     fit.add_argument("--free", nargs="+", default=["C_W", "C_b"], metavar="NAME", help="parameters to estimate")
     fit.add_argument("--with-V4", action="store_true", help="fit covariances too, which tell the width")
-    _add_network(fit)
+    _add_network(fit, role=": where the search starts if free, held if not")
     _add_closure(fit, closure="hermite-tower")
-    fit.add_argument("--out", type=Path, default=Path("fit.json"), help="file for the result; a figure goes beside it")
+    fit.add_argument("--out", type=Path, default=Path("fit.json"), help="JSON file; a figure goes beside it")
 
     slopes = command("sensitivity", run_sensitivity, "Derivatives of K0, V4 and K1 by every parameter and input.")
     _add_theory(slopes, closure="g-only")
-    slopes.add_argument("--out", type=Path, default=Path("sensitivity.npz"), help="file for the result, and its figure")
+    slopes.add_argument("--out", type=Path, default=Path("sensitivity.npz"), help=".npz file; a figure goes beside it")
 
     window = command(
         "validity", run_validity, "How deep the closures hold, and how wide a network must be for order 1/n."
@@ -175,15 +179,15 @@ def _add_ensemble(sub, networks):
     sub.add_argument("--seed", type=int, default=0, help="of the random numbers; the same seed gives the same networks")
 
 
-def _add_network(sub):
+def _add_network(sub, role=""):
     sub.add_argument(
         "--activation",
         default="tanh",
         metavar="NAME[:PARAMETER=VALUE]",
         help=f"one of {', '.join(ACTIVATIONS)}; with a parameter as in softplus:beta=5 or polynomial:coefficients=0,1,-0.3",
     )
-    sub.add_argument("--C_W", type=float, default=2.0, help="weight variance times width")
-    sub.add_argument("--C_b", type=float, default=0.0, help="bias variance")
+    sub.add_argument("--C_W", type=float, default=2.0, help=f"weight variance times width{role}")
+    sub.add_argument("--C_b", type=float, default=0.0, help=f"bias variance{role}")
 
 
 def _add_model(sub):
@@ -258,13 +262,15 @@ def run_fit(arguments: argparse.Namespace) -> None:
     from .inference_plots import plot_fit
     from .plots import save
 
-    _check_writable(arguments.out)
-    G, settings = inference.read_kernels(arguments.data)
-    start = inference.Experiment(_model(arguments), **settings)
-    result = inference.fit(G, start, arguments.free, closure=_closure(arguments), with_V4=arguments.with_V4)
-    arguments.out.write_text(json.dumps(inference.fit_record(result), indent=1) + "\n")
+    _check_writable(arguments.out, ".json")
+    data, settings = _data(arguments.data)
+    start, closure = inference.Experiment(_model(arguments), **settings), _closure(arguments)
+    result = inference.fit(data, start, arguments.free, closure=closure, with_V4=arguments.with_V4)
+    arguments.out.write_text(json.dumps(inference.fit_record(result, closure), indent=1) + "\n")
     save(plot_fit(result), arguments.out)
     print(f"{result}\nWritten to {arguments.out}, with a figure beside it.")
+    if not result.converged:
+        raise RuntimeError(f"The fit did not converge, and {arguments.out} holds where it stopped: start elsewhere.")
 
 
 def run_sensitivity(arguments: argparse.Namespace) -> None:
@@ -272,17 +278,28 @@ def run_sensitivity(arguments: argparse.Namespace) -> None:
     from .inference_plots import plot_sensitivity
     from .plots import save
 
-    _check_writable(arguments.out)
+    _check_writable(arguments.out, ".npz")
     model, K0, closure, ts = _theory(arguments)
     result = inference.sensitivity(model, K0, ts, closure=closure, eps=arguments.eps)
     np.savez(arguments.out, **inference.sensitivity_arrays(result))  # pyright: ignore[reportArgumentType]
     save(plot_sensitivity(result), arguments.out)
+    zero = [name for name, value in zip(result.names, result.values, strict=True) if value == 0]
     print(f"Change in per cent for one per cent of each parameter, at t = {float(ts[-1]):.4g}:")
     print(f"{'':>20} {'K0[00]':>12} {'V4[00,00]':>12} {'K1[00]':>12}")
     for name in result.names:
-        K0, V4, K1 = (np.asarray(x[-1]).flat[0] for x in result.elasticity(name))
-        print(f"{name:>20} {K0:12.4g} {V4:12.4g} {K1:12.4g}")
+        if name not in zero:
+            _row(name, result.elasticity(name))
+    if zero:
+        print("These are zero, and one per cent of them is nothing; change by one unit of each (the derivative):")
+        for name in zero:
+            _row(name, result[name])
     print(f"All derivatives are in {arguments.out}, with a figure beside it.")
+
+
+def _row(name, kernels):
+    """Entries 00 at the last depth."""
+    K0, V4, K1 = (np.asarray(x[-1]).flat[0] for x in kernels)
+    print(f"{name:>20} {K0:12.4g} {V4:12.4g} {K1:12.4g}")
 
 
 def run_validity(arguments: argparse.Namespace) -> None:
@@ -326,6 +343,25 @@ def _theory(arguments):
         check_count(arguments.depth, "--depth")
         ts = arguments.eps**2 * np.array(_layers(arguments))
     return model, K0, closure, ts
+
+
+def _data(path):
+    """What `fit` takes, kernels or an Estimate, and the settings of its experiment."""
+    if path.suffix != ".nc":
+        return inference.read_kernels(path)
+    path.stat()  # raises for a file that is not there, and names it
+    result = storage.load(path)
+    if not isinstance(result, Estimate):
+        raise ValueError(
+            f"{path} holds a theory, and `fit` wants sampled networks: give a file of `kernel-eft sample`."
+        )
+    layers = result.layers.tolist()
+    if layers[0] != 0 or layers[-1] == 0:
+        raise ValueError(
+            f"{path} has layers {layers}, and `fit` wants layer 0 for the input kernel and later ones: sample them again."
+        )
+    eps = np.sqrt(result.ts[-1] / layers[-1])
+    return result, {"K0": result.K0[0], "layers": layers, "width": result.width, "eps": eps}
 
 
 def _model(arguments):
@@ -404,7 +440,9 @@ def _target(arguments, inputs):
     return (lambda quantities: getattr(quantities, name)[entry]), wanted
 
 
-def _check_writable(path):
+def _check_writable(path, suffix=None):
+    if suffix is not None and path.suffix != suffix:
+        raise ValueError(f"Argument `--out` must end in {suffix}, but is {path}: the figure takes other endings.")
     if not path.parent.is_dir():
         raise ValueError(f"Argument `--out` must lie in a directory that exists, but {path.parent} does not.")
     if not os.access(path.parent, os.W_OK) or path.is_dir():

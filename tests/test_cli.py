@@ -160,6 +160,11 @@ def test_every_activation_has_a_name(name):
         ("sample --target K1 0", "`--target` must be a finite number greater than zero, but is 0.0"),
         ("sample --checkpoint nowhere/run.npz", "`checkpoint` must name a file in a folder that exists"),
         ("paper --full", "`--full` goes with `--all`"),
+        ("fit one.npy", "one.npy must be an .npz file with the arrays G, K0, layers, width, eps, but G, K0, layers"),
+        ("fit empty.npz", "empty.npz is not an .npz file of numbers: No data left in file"),
+        ("fit nothing.nc", "nothing.nc: No such file or directory"),
+        ("fit words.csv --out r.png", "`--out` must end in .json, but is r.png"),
+        ("sensitivity --out r.dat", "`--out` must end in .npz, but is r.dat"),
         ("validity --tolerance 0", "`tolerance` must be a finite number greater than zero"),
         ("paper --networks 0", "`networks` must be a whole number, 64 or more, but is 0"),
     ],
@@ -167,6 +172,8 @@ def test_every_activation_has_a_name(name):
 def test_a_mistake_gets_one_sentence(command, says, tmp_path, capsys):
     (tmp_path / "words.csv").write_text("1,one\n")
     (tmp_path / "wide.csv").write_text("1,2,3\n")
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "one.npy", np.ones((20, 1, 1, 1)))
     assert cli.main(command.split()) == 2
     message = capsys.readouterr().err
     assert says in message
@@ -272,20 +279,77 @@ def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
     out = tmp_path / "fit.json"
     start = ["--C_W", "1", "--C_b", "0.5", "--closure", "g-only"]
     assert cli.main(["fit", str(tmp_path / "kernels.npz"), *start, "--out", str(out)]) == 0
-    parameters = json.loads(out.read_text())["parameters"]
+    record = json.loads(out.read_text())
     for name, truth in (("C_W", 1.5), ("C_b", 0.2)):
-        assert abs(parameters[name]["value"] - truth) < 4 * parameters[name]["stderr"]
-    assert "C_W = " in capsys.readouterr().out
+        assert abs(record["parameters"][name]["value"] - truth) < 4 * record["parameters"][name]["stderr"]
+    assert record["held"] == {"eps": 0.3, "width": 64.0, "K0_scale": 1.0}
+    printed = capsys.readouterr()
+    assert "C_W = " in printed.out
+    assert "steps/s" in printed.err  # the bar: not in what is piped on
+    assert "steps/s" not in printed.out
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert cli.main(["fit", str(tmp_path / "kernels.npz"), "--free", "C_W", "C_b", "eps", "--out", str(out)]) == 2
     assert "eps" in capsys.readouterr().err
 
 
-def test_sensitivity_of_a_linear_network(tmp_path):
-    """K0(t) = K0 exp(C_W t): dK0/dC_W = t K0(t)."""
+@pytest.mark.parametrize("sampler", ["block", "weights"])
+def test_fit_takes_what_sample_writes(sampler, capsys):
+    """Of linear networks, whose mean kernel is known at every width: truth within 4 standard errors; false alarm 1e-3."""
+    ensemble = f"--width 16 --depth 6 --eps 0.4 --networks 512 --times 3 --sampler {sampler}"
+    command = f"sample --activation linear --C_W 1.5 --C_b 0.2 --inputs 1 --diagonal 1 {ensemble}"
+    assert cli.main(command.split()) == 0
+    command = "fit sample.nc --activation linear --C_W 1 --C_b 0.5 --closure g-only"
+    assert cli.main(command.split()) == 0
+    with open("fit.json") as file:
+        record = json.load(file)
+    assert record["networks"] == 512
+    for name, truth in (("C_W", 1.5), ("C_b", 0.2)):
+        assert abs(record["parameters"][name]["value"] - truth) < 4 * record["parameters"][name]["stderr"]
+    assert {"eps", "width"} <= record["held"].keys()
+    np.testing.assert_allclose([record["held"]["eps"], record["held"]["width"]], [0.4, 16], rtol=1e-12)
+
+
+def test_fit_refuses_other_results(capsys):
+    command = "theory --activation linear --inputs 1 --T 1 --times 2"
+    assert cli.main(command.split()) == 0
+    assert cli.main(["fit", "theory.nc"]) == 2
+    assert "theory.nc holds a theory, and `fit` wants sampled networks" in capsys.readouterr().err
+    model = keft.Model(keft.Linear(), 1.0)
+    late = keft.estimate(model, [[1.0]], 8, 4, 0.5, 64, jax.random.key(0), save_at=[2, 4], progress=False)
+    keft.save(late, "late.nc")
+    assert cli.main(["fit", "late.nc"]) == 2
+    assert "late.nc has layers [2, 4], and `fit` wants layer 0" in capsys.readouterr().err
+
+
+def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
+    """What it found is written and printed, and the exit code is 1."""
+    rng = np.random.default_rng(0)
+    G = rng.chisquare(16, (64, 1, 1, 1)) / 16 * 1.24
+    np.savez("kernels.npz", G=G, K0=[[1.0]], layers=[1], width=16, eps=0.4)
+    found = keft.fit
+
+    def stopped(*args, **options):
+        return found(*args, **options)._replace(converged=False)
+
+    monkeypatch.setattr(cli.inference, "fit", stopped)
+    command = "fit kernels.npz --activation linear --free C_W --closure g-only"
+    assert cli.main(command.split()) == 1
+    printed = capsys.readouterr()
+    assert "NOT CONVERGED" in printed.out
+    assert "kernel-eft: The fit did not converge, and fit.json holds where it stopped" in printed.err
+    assert not json.loads((tmp_path / "fit.json").read_text())["converged"]
+
+
+def test_sensitivity_of_a_linear_network(tmp_path, capsys):
+    """K0' = C_b + C_W K0 at C_b = 0: dK0/dC_W = t K0(t), dK0/dC_b = (exp(C_W t) - 1) / C_W."""
     out = tmp_path / "slopes.npz"
     options = ["--activation", "linear", "--C_W", "0.5", "--T", "1", "--times", "3", "--inputs", "1"]
     assert cli.main(["sensitivity", *options, "--out", str(out)]) == 0
     with np.load(out) as data:
         place, ts, slopes = data["names"].tolist().index("C_W"), data["ts"], data["dK0"]
     np.testing.assert_allclose(slopes[place, :, 0, 0], ts * 2 * np.exp(0.5 * ts), atol=1e-6)
+    relative, plain = capsys.readouterr().out.split("These are zero")
+    rows = {line.split()[0]: line.split()[1:] for line in (relative + plain).splitlines() if line.startswith("  ")}
+    assert float(rows["C_W"][0]) == pytest.approx(0.5, rel=1e-3)  # per cent for one per cent: C_W t
+    assert "C_b" not in relative
+    assert float(rows["C_b"][0]) == pytest.approx((np.exp(0.5) - 1) / 0.5, rel=1e-3)

@@ -6,6 +6,7 @@ scatter of the y_i is their noise whatever its law; an `Estimate` holds them ave
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -42,22 +43,47 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
             f"Argument `data` must be kernels of shape (networks, layers, inputs, inputs) = (networks, {layers}, {inputs}, {inputs}), "
             f"or an Estimate, but has shape {G.shape}."
         )
-    if not np.isfinite(G).all():
-        i, layer, a, b = np.argwhere(~np.isfinite(G))[0]
-        raise ValueError(
-            f"Argument `data` must be finite, but G[{a}, {b}] of network {i} at its depth number {layer} is not."
-        )
+    G = _check_values(G, experiment)
     B = len(G)
     if B < LEAST:
         raise ValueError(f"Argument `data` must hold {LEAST} networks or more to show their scatter, but holds {B}.")
     a, b = pairs(inputs)
-    g = 0.5 * (G[..., a, b] + G[..., b, a]).astype(np.float64)
+    g = 0.5 * (G[..., a, b] + G[..., b, a])
     y = g.reshape(B, -1)
     if with_V4:
         p, q = np.triu_indices(a.size)
         d = g - g.mean(axis=0)
         y = np.concatenate([y, (d[..., p] * d[..., q] * (B / (B - 1))).reshape(B, -1)], axis=1)
     return Observed(y.mean(axis=0), y, np.full(B, 1 / B), B)
+
+
+def _check_values(G, experiment):
+    """Kernels in float64, if they are finite and symmetric with variances on the diagonal."""
+    if not jnp.issubdtype(G.dtype, jnp.floating) and not jnp.issubdtype(G.dtype, jnp.integer):
+        raise ValueError(f"Argument `data` must be real numbers, but has dtype {G.dtype}: give kernels as floats.")
+    # Programs that compute in float32 often store in float64.
+    eps = max(float(jnp.finfo(d).eps) for d in (jnp.float32, G.dtype) if jnp.issubdtype(d, jnp.floating))
+    G = G.astype(np.float64)
+
+    def refuse(wrong, law, remedy):
+        if wrong.any():
+            i, layer, a, b = np.argwhere(wrong)[0]
+            transpose = f" and G[{b}, {a}] is {G[i, layer, b, a]:.6g}" if a != b else ""
+            raise ValueError(
+                f"Argument `data` must be {law}, but G[{a}, {b}] of network {i} at layer {experiment.layers[layer]} is "
+                f"{G[i, layer, a, b]:.6g}{transpose}. {remedy}"
+            )
+
+    remedy = "Fit only the layers before kernels overflow, or leave out a network that is damaged."
+    refuse(~np.isfinite(G), "finite", remedy)
+    remedy = "Give the kernels phi @ phi.T / width themselves, not their deviations from a mean."
+    refuse(np.eye(G.shape[-1]) * G < 0, "kernels with variances on their diagonal", remedy)
+    # A sum over n neurons in two orders differed by 0.7 eps sqrt(n) at most, in thousands of kernels.
+    variance = np.diagonal(G, axis1=2, axis2=3)
+    rounding = 8 * eps * np.sqrt(experiment.width.item() * variance[..., :, None] * variance[..., None, :])
+    remedy = "Check the order of its axes; if this is rounding, give the mean of G and its transpose."
+    refuse(np.abs(G - G.swapaxes(2, 3)) > rounding, "symmetric", remedy)
+    return G
 
 
 def _observe_estimate(data, experiment, with_V4):

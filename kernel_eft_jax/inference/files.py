@@ -2,12 +2,16 @@
 
 import os
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.lib.npyio import NpzFile
 
+from ..closures import Closure
 from .fit import Fit
+from .parameters import get_parameters, parameter_names
 from .sensitivity import Sensitivity
 
 NEEDED = ("G", "K0", "layers", "width", "eps")
@@ -16,31 +20,46 @@ NEEDED = ("G", "K0", "layers", "width", "eps")
 def read_kernels(path: str | os.PathLike) -> tuple[Float[np.ndarray, "B T N N"], dict[str, Any]]:
     """Kernels G and the settings of their `Experiment` from an .npz file with arrays G, K0, layers, width and eps.
 
-    From any framework: `np.savez("kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)`.
+    From any framework: `np.savez("kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)`. Raises ValueError for
+    other files, and for arrays that are missing, of another kind, or many numbers where one is due; `fit` checks the values.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile) as error:
+        with open(path, "rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            # An .npy file holds one array without a name.
+            arrays = {n: file[n] for n in NEEDED if n in file} if isinstance(file, NpzFile) else {}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{os.fspath(path)} is not an .npz file of numbers: {error}") from error
     missing = [name for name in NEEDED if name not in arrays]
     if missing:
         raise ValueError(
-            f"{os.fspath(path)} must hold the arrays {', '.join(NEEDED)}, but {', '.join(missing)} is missing."
+            f"{os.fspath(path)} must be an .npz file with the arrays {', '.join(NEEDED)}, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing."
         )
+    for name, array in arrays.items():
+        kinds, remedy = ("iu", "integers") if name == "layers" else ("fiu", "float64")
+        if array.dtype.kind not in kinds:  # bfloat16 comes back as raw bytes, |V2
+            raise ValueError(f"{name} in {os.fspath(path)} has dtype {array.dtype}: save it as {remedy}.")
+        if name in ("width", "eps") and array.size != 1:
+            raise ValueError(f"{name} in {os.fspath(path)} must be one number, but has shape {array.shape}.")
     settings = {"K0": arrays["K0"], "layers": np.atleast_1d(arrays["layers"]).tolist()}
-    return arrays["G"], settings | {name: float(arrays[name]) for name in ("width", "eps")}
+    return arrays["G"], settings | {name: arrays[name].item() for name in ("width", "eps")}
 
 
-def fit_record(fit: Fit) -> dict[str, Any]:
-    """A fit as numbers and strings, for JSON."""
+def fit_record(fit: Fit, closure: Closure) -> dict[str, Any]:
+    """A fit by a closure as numbers and strings, for JSON."""
     rows = zip(fit.names, fit.values, fit.stderr, fit.interval(0.68), fit.interval(0.95), strict=True)
+    held = tuple(name for name in parameter_names(fit.experiment) if name not in fit.names)
     return {
         "parameters": {
             name: {"value": float(v), "stderr": float(e), "68 %": i68.tolist(), "95 %": i95.tolist()}
             | ({"at bound": True} if name in fit.at_bound else {})
             for name, v, e, i68, i95 in rows
         },
+        "held": dict(zip(held, get_parameters(fit.experiment, held).tolist(), strict=True)) if held else {},
+        "activation": type(fit.experiment.model.activation).__name__,
+        "closure": {"name": type(closure).__name__, **vars(closure)},
+        "with V4": fit.observed.statistics.size > fit.prediction.covariance[..., 0, 0].size,
         "covariance": fit.covariance.tolist(),
         "chi2": fit.chi2,
         "degrees of freedom": fit.dof,

@@ -99,7 +99,8 @@ class Fit(NamedTuple):
             f"{name} = {'0 (at its bound)' if name in self.at_bound else f'{v:.6g}'} +- {e:.2g}   95 %: {low:.6g} to {high:.6g}"
             for name, v, e, (low, high) in rows
         ]
-        chi2 = f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom, p = {self.p_value:.2g}"
+        chi2 = f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom"
+        chi2 += f", p = {self.p_value:.2g}" if self.dof else ""
         if self.p_value < 1e-3:
             chi2 += ": the theory does not describe these data, and the intervals mislead"
         return "\n".join([*lines, chi2, self.message if self.converged else f"NOT CONVERGED. {self.message}"])

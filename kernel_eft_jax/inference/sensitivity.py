@@ -50,7 +50,8 @@ class Sensitivity(eqx.Module):
     def elasticity(self, name: str) -> Kernels:
         r"""Relative derivatives $\partial \ln y / \partial \ln \theta$: per cent of change for one per cent of the parameter.
 
-        Zero where the derivative is zero, infinite where only the value is: K1 at depth zero, say.
+        Zero where the derivative is zero, infinite where only the value is: K1 at depth zero, say. Zero also for a parameter
+        that is zero, such as C_b = 0: there `sensitivity[name]`, the derivative itself, says what the parameter does.
         """
         values = (self.solution.K0, self.solution.V4, self.solution.K1)
         scaled = [self.values[self.names.index(name)] * derivative for derivative in self[name]]
@@ -68,8 +69,12 @@ def sensitivity(
 ) -> Sensitivity:
     """Derivatives of K0, V4 and K1 by every hyperparameter and every entry of the input kernel, in forward mode.
 
-    Arguments are those of `solve`; in the continuum the adjoint is `diffrax.ForwardMode`. One extra trajectory a parameter is
-    carried along, N(N+1)/2 of them for the input kernel: with many inputs and a scalar outcome take `jax.grad` of `solve`.
+    Arguments are those of `solve`, its default closure `GOnly` among them, for speed: a parameter costs one more trajectory,
+    N(N+1)/2 of them for the input kernel. (`fit` takes `HermiteTower` by default, since its intervals need the right K1, and that
+    of `GOnly` is off by a factor of two and more: pass the tower for derivatives of K1, or of V4 where it matters.)
+    In the continuum the adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome take `jax.grad` of `solve`.
+
+    Raises what `solve` raises: ValueError for bad arguments, RuntimeError for a trajectory that is not finite.
     """
     K0 = check_kernel(K0)
     solution = solve(model, K0, ts, closure=closure, eps=eps, **options)
