@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -40,3 +41,10 @@ settings.load_profile("fixed")
 def key(request: pytest.FixtureRequest) -> Array:
     """A random key derived from the test's name: the same in every run, and independent of the order of tests."""
     return jax.random.key(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs() -> Iterator[None]:
+    """Compiled programs go with the file that needed them: all of them together are gigabytes."""
+    yield
+    jax.clear_caches()
