@@ -19,7 +19,7 @@ def plot_fit(fit: Fit) -> Figure:
     """Mean kernels by layer against the fitted theory, and what is left of them in standard errors.
 
     Where V4 was fitted too, a third panel shows what is left of the variances of the same entries. Error bars are the noise
-    that the theory predicts for so many networks, not the scatter of the data. Up to seven entries, side by side.
+    that the theory predicts for so many networks, not the scatter of the data. Up to seven entries, below side by side.
     """
     layers, P = np.array(fit.experiment.layers), fit.prediction.covariance.shape[1]
     means = np.s_[: layers.size * P]
@@ -41,7 +41,7 @@ def plot_fit(fit: Fit) -> Figure:
             points = POINTS | {"color": style["color"], "marker": marker}
             x = layers + apart * (p - 0.5 * (shown - 1))
             top.plot(layers, curves[:, p], marker="_" if layers.size == 1 else None, markersize=24, **style)
-            top.errorbar(x, values[:, p], bars[:, p], label=f"$G_{{{a[p]}{b[p]}}}$", **points)
+            top.errorbar(layers, values[:, p], bars[:, p], label=f"$G_{{{a[p]}{b[p]}}}$", **points)
             for panel, deviations in zip(rest, below.values(), strict=True):
                 panel.errorbar(x, deviations[:, p], 1, **points)
         for panel, label in zip(rest, below, strict=True):
