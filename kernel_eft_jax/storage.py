@@ -51,10 +51,18 @@ MEANING = {
 def save(result: Solution | Estimate, path: str | os.PathLike, **settings: Any) -> Path:
     """Write a result to a netCDF file, replacing it at once, never in part.
 
-    `settings` are kept as attributes: numbers and text as they are, anything else (a model, a closure) as its text.
+    `settings` are kept as attributes: numbers and text as they are, anything else (a model, a key, True) as its text. A result knows its depth
+    times, and an Estimate its layers, width and networks, but not the model, nor the key: pass what you want to find again. Raises
+    ValueError for a setting with a name that the file itself uses.
     """
     path = Path(path)
-    data = to_dataset(result).assign_attrs({name: _attribute(value) for name, value in settings.items()})
+    data = to_dataset(result)
+    taken = sorted(name for name in settings if name in data.attrs or name.startswith("stats_"))
+    if taken:
+        raise ValueError(
+            f"Argument `{taken[0]}` has a name that the file itself uses: leave it out, or give it another name."
+        )
+    data = data.assign_attrs({name: _attribute(value) for name, value in settings.items()})
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         data.to_netcdf(part, engine="h5netcdf")
@@ -182,7 +190,9 @@ def _labelled(values, suffix="", prefix=""):
 def _attribute(value):
     if isinstance(value, eqx.Module):
         return eqx.tree_pformat(value, short_arrays=False, width=10**6)
-    return value if isinstance(value, str | int | float) else str(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else str(value)
 
 
 def _version(name):

@@ -22,7 +22,7 @@ from scipy.stats import ks_2samp
 
 from kernel_eft_jax.activations import Linear, Polynomial, ReLU, Smooth, Tanh
 from kernel_eft_jax.closures import HermiteTower
-from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, sample_kernels
+from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, run, sample_kernels
 from kernel_eft_jax.ensemble.samplers import cholesky
 from kernel_eft_jax.ensemble.statistics import jackknife
 from kernel_eft_jax.model import Model
@@ -54,10 +54,15 @@ def linear_moments(K, n, depth, eps, C_W):
     return mean, n * (M - product), n * (fourth - gaussian(product))
 
 
-def agree(value, error, expected, bound=5):
-    """Within `bound` standard errors, and those smaller than 5 % of the largest expected number (or any, if that is zero)."""
-    assert (np.abs(value - expected) < bound * error).all(), (value, expected, error)
-    assert (error <= 0.05 * np.abs(expected).max()).all() or not np.any(expected)
+def agree(value, error, expected, scale=None):
+    """Within 5 standard errors, and those smaller than 5 % of `scale`, or else of the largest expected number."""
+    assert (np.abs(value - expected) < 5 * error).all(), (value, expected, error)
+    assert (error <= 0.05 * (np.abs(expected).max() if scale is None else scale)).all(), (error, scale)
+
+
+def error_of_mean(V4, n, networks):
+    """Standard error of n E[G] from so many networks of covariance V4 / n, without control variates."""
+    return np.sqrt(n * np.einsum("abab->ab", V4) / networks)
 
 
 # --- laws in closed form --------------------------------------------------------------------------------------------
@@ -84,31 +89,39 @@ def test_linear_network_at_finite_width(key, sampler):
         mean, V4, kappa4 = linear_moments(K0, n, layer, eps, C_W)
         agree(est.G[t], est.stderr.G[t], mean)
         agree(est.V4[t], est.stderr.V4[t], V4)
-        agree(est.kappa4[t], est.stderr.kappa4[t], kappa4)
+        largest = linear_moments(K0, n, depth, eps, C_W)[2].max()  # there is none at depth zero
+        agree(est.kappa4[t], est.stderr.kappa4[t], kappa4, scale=largest if layer == 0 else None)
         assert np.allclose(est.K0[t], mean, rtol=1e-12)
-        agree(est.K1[t], est.stderr.K1[t], np.zeros_like(K0))
+        exact = error_of_mean(V4, n, 80_000)
+        agree(est.K1[t], est.stderr.K1[t], np.zeros_like(K0), scale=20 * 1.2 * exact)
+        assert (est.stderr.K1[t] > 0.8 * exact).all()
     assert np.allclose(est.V_SS, est.V4, rtol=1e-5)
     assert np.allclose(est.V_GS, est.V4, rtol=1e-5)
     assert np.allclose(est.ts, eps**2 * est.layers)
 
 
 def test_control_variates_are_unbiased_and_better(key):
-    """Linear again: K1 = U1 = 0, and V4 at width n minus V4 at infinite width is known. 80,000 networks."""
+    """Linear again: K1 = U1 = 0, and V4 at width n minus V4 at infinite width is known. 80,000 networks.
+
+    Over four keys errors of K1 were 0.08 to 0.13 of those without control variates, of U1 0.25 to 0.40, of V4_excess 0.55 to 0.68 of V4's.
+    """
     n, depth, eps, C_W = 16, 8, 0.3, 1.5
     run = (Model(Linear(), C_W), K0, n, depth, eps, 80_000, key)
     plain = estimate(*run, control=False, save_at=[depth], progress=False)
     est = estimate(*run, save_at=[depth], progress=False)
     assert np.allclose(est.G, plain.G, rtol=1e-6)
     assert np.allclose(est.V4, plain.V4, rtol=1e-4)
-    agree(est.K1, est.stderr.K1, 0 * est.K1)
-    agree(est.U1, est.stderr.U1, 0 * est.U1)
-    assert (est.stderr.K1 < 0.5 * plain.stderr.K1).all()
+    _, V4, kappa4 = linear_moments(K0, n, depth, eps, C_W)
+    exact = error_of_mean(V4, n, 80_000)
+    agree(est.K1, est.stderr.K1, 0 * est.K1, scale=20 * 0.15 * exact)
+    agree(est.U1, est.stderr.U1, 0 * est.U1, scale=20 * 0.48 * exact)
     assert est.V4_excess is not None
     assert est.stderr.V4_excess is not None
-    _, V4, kappa4 = linear_moments(K0, n, depth, eps, C_W)
     excess = V4 - linear_moments(K0, 1e9, depth, eps, C_W)[1]
-    agree(est.V4_excess[0], est.stderr.V4_excess[0], excess, bound=5)
-    assert (est.stderr.V4_excess < 0.8 * plain.stderr.V4).all()
+    agree(est.V4_excess[0], est.stderr.V4_excess[0], excess)
+    ratio = est.stderr.V4_excess / plain.stderr.V4
+    assert (ratio > 0.45).all()
+    assert (ratio < 0.75).all()
     agree(est.kappa4[0], est.stderr.kappa4[0], kappa4)
 
 
@@ -116,6 +129,7 @@ def test_published_setting_of_control_variates(key):
     """tanh, one input, n = 128: K1 = -0.454 in the limit, V4 = 48.5. From 40,000 networks the standard error of K1 is below 0.003.
 
     Without control variates it is 0.4, and with n E[G - C_G] instead of n E[R] 0.012: both are measured here too.
+    The error of V4_excess is 0.075 of V4's.
     """
     est = estimate(
         Model(Tanh(), 2.0), jnp.array([[2.0]]), 128, 200, 0.1, 40_000, key, save_at=[100, 200], progress=False
@@ -131,6 +145,8 @@ def test_published_setting_of_control_variates(key):
     V4, error = est.V4[-1].item(), est.stderr.V4[-1].item()
     assert 0.2 < error < 0.6
     assert abs(V4 - 48.5) < 0.3 + 4 * error
+    assert est.stderr.V4_excess is not None
+    assert 0.05 < est.stderr.V4_excess[-1].item() / error < 0.1
     assert abs(est.K0[-1, 0, 0] - 4.367) < 0.003
 
 
@@ -357,10 +373,34 @@ def test_errors_name_the_argument(key):
         ({"save_at": []}, "`save_at`"),
         ({"sampler": WeightSampler()}, "`control` must be False"),
         ({"target": (lambda q: q.K1[-1, 0, 0], 0.0)}, "`target`"),
-        ({"target": (lambda q: q.K1[-1], 0.1)}, r"`target` must give one number, but gives an array of shape \(2, 2\)"),
+        ({"target": (lambda q: q.K1[-1, 0, 0], "0.1")}, "`target` must be a function .* its standard error is '0.1'"),
+        ({"target": 0.002}, r"`target` must be a function of the quantities .* such as `\(lambda q: .* but is 0\.002"),
+        (
+            {"target": (lambda q: q.K1[-1], 0.1)},
+            r"must give one number, but gives an array of float64 of shape \(2, 2\)",
+        ),
+        ({"target": (lambda q: {"a": q.K1[-1, 0, 0]}, 0.1)}, "must give one number, but gives an array of object"),
+        (
+            {"target": (lambda q: q.K1[-1, 2, 0], 0.1)},
+            "function in `target` fails: IndexError: index 2 is out of bounds",
+        ),
+        (
+            {"target": (lambda q: q.V4_excess[-1, 0, 0, 0, 0], 0.1), "control": False},
+            "function in `target` fails: TypeError: .* Without control variates `V4_excess` is None",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             estimate(**(run | change))
+
+
+def test_targets_that_are_not_finite_say_so(key):
+    """This cannot always be known before the run: that K1 is zero at depth zero, for one."""
+    with pytest.raises(
+        ValueError, match=r"has standard error nan after \d+ networks: take a function that stays finite"
+    ):
+        estimate(
+            Model(Tanh(), 2.0), K0, 4, 3, 0.1, 100, key, target=(lambda q: q.K1[0, 0, 0] * np.nan, 0.1), progress=False
+        )
 
 
 def test_non_finite_is_named(key):
@@ -370,10 +410,38 @@ def test_non_finite_is_named(key):
         estimate(model, K0, 4, 30, 1.0, 200, key, control=False, save_at=range(0, 31, 2), progress=False)
 
 
-def test_a_run_that_cannot_fit_says_what_it_needs(key):
-    with pytest.raises(MemoryError, match=r"needs about \d+\.\d GiB of memory on the host, .* `save_at`"):
-        estimate(Model(Linear(), 1.0), jnp.eye(64), 4, 40, 0.1, 1000, key, progress=False)
-    assert sample_kernels(Model(Linear(), 1.0), jnp.eye(64), 4, 40, 0.1, 1, key).shape == (1, 41, 64, 64)
+def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
+    """And what to do: about moments, about networks that are too large one by one, about kernels."""
+    linear = Model(Linear(), 1.0)
+    monkeypatch.setattr(run, "_host_memory", lambda: 2**33)
+    with pytest.raises(MemoryError, match=r"about \d+\.\d GiB of memory on the host, which has 8 GiB: .* `save_at`"):
+        estimate(linear, jnp.eye(32), 4, 40, 0.1, 1000, key, progress=False)
+    assert sample_kernels(linear, jnp.eye(32), 4, 40, 0.1, 1, key).shape == (1, 41, 32, 32)
+    large = (linear, K0, 65536, 40, 0.1, 1000, key)  # one network's weights: 48 GiB
+    remedy = r"blocks of 1 networks, \d+ at once. Take a smaller `width`, or `sampler=BlockSampler\(\)`"
+    with pytest.raises(MemoryError, match=remedy):
+        estimate(*large, sampler=WeightSampler(), control=False, progress=False)
+    with pytest.raises(
+        MemoryError, match=r"4[89](\.\d)? GiB for 1 networks at once. Take a smaller `width`, or `sampler=Block"
+    ):
+        sample_kernels(*large, sampler=WeightSampler())
+    monkeypatch.setattr(run, "_host_memory", lambda: 2**20)
+    with pytest.raises(MemoryError, match=r"at once\. Take a smaller `width` or fewer inputs"):
+        estimate(*large, progress=False)
+    with pytest.raises(MemoryError, match=r"0\.209 GiB for kernels of 1000000 .* Take fewer networks at a time"):
+        sample_kernels(linear, K0, 4, 40, 0.1, 10**6, key, save_at=range(8))
+
+
+def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    files = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"]
+    monkeypatch.setattr(run, "LIMITS", files)
+    machine = run._host_memory()
+    assert machine > 2**28
+    for text, memory in (("max\n", machine), (f"{2**63 - 4096}\n", machine), (f"{2**27}\n", 2**27)):
+        for file in files:
+            file.write_text(text)
+            assert run._host_memory() == memory
+            file.unlink()
 
 
 def test_progress_goes_to_stderr(key, capsys):
@@ -385,6 +453,6 @@ def test_progress_goes_to_stderr(key, capsys):
     assert out == ""
     assert "100/100" in err
     assert "networks/s" in err
-    assert "68 more networks take 00:0" in err
+    assert "68 more networks take" in err
     estimate(*run, target=(lambda q: q.K1[-1, 0, 0], 1e-6))
     assert "it will be about" in capsys.readouterr().err

@@ -76,6 +76,37 @@ def test_the_file_speaks_for_itself_in_plain_xarray(results, tmp_path):
         assert data.attrs["version_jax"] == jax.__version__
 
 
+def test_settings_of_every_kind_are_kept(results, tmp_path):
+    settings = {
+        "control": True,
+        "sampler": None,
+        "seed": np.int64(3),
+        "C_W": np.float64(0.5),
+        "layers": [0, 3],
+        "empty": "",
+        "key": jax.random.key(1),
+    }
+    path = storage.save(results["plain"], tmp_path / "result.nc", **settings)
+    with xr.open_dataset(path) as data:
+        kept = {name: data.attrs[name] for name in settings}
+    assert "key<fry>" in kept.pop("key")
+    assert kept == {"control": "True", "sampler": "None", "seed": 3, "C_W": 0.5, "layers": "[0, 3]", "empty": ""}
+    assert_same(storage.load(path), results["plain"])
+
+
+def test_settings_cannot_hide_what_the_file_needs(results, tmp_path):
+    """Every attribute that a file has without settings."""
+    for name, result in results.items():
+        own = storage.to_dataset(result).attrs.keys()
+        assert own >= (
+            {"networks", "width", "parts"} if name in ("control", "plain") else {"result", "stats_num_steps"}
+        )
+        for setting in {*own, "stats_mine"} - {"result"}:  # which is the first argument of `save`
+            with pytest.raises(ValueError, match=f"Argument `{setting}` has a name that the file itself uses"):
+                storage.save(result, tmp_path / "result.nc", **{setting: 1})
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(results, tmp_path, monkeypatch):
     path = storage.save(results["g-only"], tmp_path / "result.nc")
 

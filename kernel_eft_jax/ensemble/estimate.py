@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 from tqdm import tqdm
@@ -18,10 +19,10 @@ from ..network import semidefinite_cholesky
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width
-from .run import Plan, accumulate, block_size, plan_run
+from .run import accumulate, begin, sample_size
 from .samplers import BlockSampler, Sampler
 from .simulate import Problem, kernels_of_networks
-from .statistics import GROUPS, Estimate, Limit, Quantities, quantities
+from .statistics import GROUPS, Estimate, Group, Limit, Quantities, quantities
 
 BLOCK_LAW = BlockSampler()
 
@@ -46,15 +47,15 @@ def estimate(
     r"""Mean kernels, their covariances and their 1/n corrections over an ensemble of networks at initialisation.
 
     Every quantity comes with its standard error. Networks are sampled in float32. The same key gives the same bits on any number of
-    devices and processes, interrupted or not.
+    devices of one kind and of processes, interrupted or not.
 
     * `control`: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of the model. Without
       them no Gaussian expectation is called but in the definition of K1 and U1, whose errors are then far larger.
     * `save_at`: layers to keep, by default 41 evenly spaced ones.
     * `target`: a function of the quantities and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run
       ends when it is reached, or after `networks`.
-    * `checkpoint`: a file to write to, and to go on from if it is there, every `checkpoint_seconds` and on Ctrl-C. With several processes each
-      adds its number to the name.
+    * `checkpoint`: a file to write to, every `checkpoint_seconds` and on Ctrl-C, and to go on from if it is there, to more `networks` too. With
+      several processes each adds its number to the name.
 
     Raises `ValueError` for bad arguments or a checkpoint of another run, `MemoryError` for a run that cannot fit, and
     `FloatingPointError`, with depth and entry, for networks that turn non-finite.
@@ -69,18 +70,15 @@ def estimate(
         )
     problem = prepare(model, K0, width, depth, eps, sampler, save_at)
     problem, limit = add_theory(problem, model, K0, depth, eps, control)
-    plan = plan_run(problem, networks)
-    file = None
-    if checkpoint is not None:
-        own = f".{jax.process_index()}" if jax.process_count() > 1 else ""
-        file = Checkpoint(os.fspath(checkpoint) + own, settings(problem, plan, key), checkpoint_seconds)
+    file = None if checkpoint is None else Checkpoint(checkpoint, settings(problem, key), checkpoint_seconds)
+    plan, sums = begin(problem, networks, file)
     goal = None
     if target is not None:
-        check_positive(target[1], "target")
-        goal = (lambda total: target[0](quantities(total, limit, width))), target[1]
+        function, wanted = check_target(target, limit, control)
+        goal = (lambda total: function(quantities(total, limit, width))), wanted
     silent = not progress or jax.process_index() > 0
     with tqdm(desc=f"memory {plan.memory / 2**30:.2g} GiB", total=networks, unit=" networks", disable=silent) as bar:
-        sums = accumulate(problem, key, plan, bar, goal, file)
+        sums = accumulate(problem, key, plan, sums, bar, goal, file)
     return Estimate.of(sums, limit, width, np.asarray(problem.layers), float(eps))
 
 
@@ -99,7 +97,7 @@ def sample_kernels(
     """The empirical kernel G of single networks: those that `estimate` draws with the same key; see there for the arguments."""
     check_count(networks, "networks")
     problem = prepare(model, K0, width, depth, eps, sampler, save_at)
-    size = block_size(problem, networks=2**31)  # whatever their number, so that the draws do not depend on it
+    size = sample_size(problem, networks)
     batches = [jnp.arange(first, first + size, dtype=jnp.uint32) for first in range(0, networks, size)]
     G = np.concatenate([np.asarray(kernels_of_networks(problem, key, batch)) for batch in batches], axis=-1)
     return np.moveaxis(G[..., :networks], -1, 0)[..., pair_table(problem.factor.shape[0])]
@@ -136,17 +134,42 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
-def settings(problem: Problem, plan: Plan, key: PRNGKeyArray) -> dict:
+def check_target(target: Any, limit: Limit, control: bool) -> tuple[Callable[[Quantities], Any], float]:
+    """Function and standard error of a target, if the function gives one number of quantities of the right shapes."""
+    example = (
+        "a function of the quantities and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`"
+    )
+    if not isinstance(target, tuple | list) or len(target) != 2 or not callable(target[0]):
+        raise ValueError(f"Argument `target` must be {example}, but is {target!r}.")
+    function, wanted = target
+    if np.asarray(wanted).dtype.kind not in "fiu":
+        raise ValueError(f"Argument `target` must be {example}, but its standard error is {wanted!r}.")
+    check_positive(wanted, "target")
+    x = np.random.default_rng(0).uniform(1, 2, (3, len(limit.K0), (6 if control else 3) * limit.K0.shape[1]))
+    y = x[..., : (3 if control else 2) * limit.K0.shape[1]]
+    total = Group(len(x), x.sum(axis=0), np.einsum("ktm,ktn->tmn", y, y))
+    try:
+        with np.errstate(all="ignore"):
+            value = np.asarray(function(quantities(total, limit, 1)))
+    except Exception as error:
+        hint = "" if control else " Without control variates `V4_excess` is None."
+        raise ValueError(f"The function in `target` fails: {type(error).__name__}: {error}.{hint}") from error
+    if value.shape != () or value.dtype.kind not in "fiu":
+        raise ValueError(
+            f"The function in `target` must give one number, but gives an array of {value.dtype} of shape {value.shape}."
+        )
+    return function, float(wanted)
+
+
+def settings(problem: Problem, key: PRNGKeyArray) -> dict:
     """What two runs must share for one to go on from the other's sums."""
-    grid = problem.model.activation(jnp.linspace(-4, 4, 65, dtype=jnp.float32))
+    grid = problem.model.activation(jnp.linspace(-30, 30, 241, dtype=jnp.float32))
     arrays = [np.asarray(x) for x in [grid, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
     return {
-        "format": 2,
-        "jax": jax.__version__,
+        "format": 3,
+        "jax": [jax.__version__, jaxlib.version.__version__],
         "platform": jax.local_devices()[0].device_kind,
         "process": [jax.process_index(), jax.process_count()],
-        "networks": plan.networks,
-        "block": [plan.size, plan.parts],
         "width": problem.width,
         "layers": np.asarray(problem.layers).tolist(),
         "eps": float(problem.eps),

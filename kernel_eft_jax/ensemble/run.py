@@ -1,10 +1,12 @@
 r"""The host's side of an ensemble: which blocks are computed where and when, and what a run needs.
 
-The size of a block depends on the problem and the kind of device alone. Blocks are dealt in rounds of GROUPS, to processes in turn, and
-each of the equal parts of a block in a round has a group of its own; a process computes its blocks on all its devices and adds them in
-order. So the sums do not depend, to the bit, on threads, devices or processes, and the state of a run is its sums and their number of parts.
+The size of a block follows from the problem, the number of networks and the kind of device, not from how many devices there are. Blocks are
+dealt in rounds of GROUPS, to processes in turn, and each of the equal parts of a block in a round has a group of its own; a process computes
+its blocks on all its devices and adds them in order. So the sums do not depend, to the bit, on threads, devices or processes, and the state
+of a run is its sums over whole blocks and their number of parts.
 """
 
+import contextlib
 import math
 import os
 import sys
@@ -12,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +27,12 @@ from tqdm import tqdm
 
 from ..pairs import pairs
 from .checkpoint import Checkpoint
+from .samplers import WeightSampler
 from .simulate import Problem, fields, moments_of_blocks
 from .statistics import GROUPS, Group, Moments, Sums, jackknife
 
 Target = tuple[Callable[[Group], Any], float]
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class Plan(NamedTuple):
@@ -43,51 +48,108 @@ class Plan(NamedTuple):
 
 
 def block_size(problem: Problem, networks: int) -> int:
-    """Networks in a block, a power of two, from the problem and the kind of device alone.
+    """Networks in a block, a power of two, from the problem, their number and the kind of device.
 
-    A block fits the cache of a core, or is large enough to keep an accelerator busy; and there are enough to fill the groups.
+    At least two for each group on a CPU. On an accelerator, which small blocks leave idle, at least four, and as many as it takes for
+    their parts to be GROUPS groups.
     """
-    most = 2**22 if _on_cpu() else min(2**30, _device_memory() // 4)
-    return 2 ** max(0, min(most // _network(problem), networks // (2 * GROUPS)).bit_length() - 1)
+    size = power_of_two(min(_block_memory() // _network(problem), networks // (2 * GROUPS if _on_cpu() else 4)))
+    while networks // size * part_count(problem, size) < GROUPS:
+        size //= 2
+    return size
 
 
-def plan_run(problem: Problem, networks: int) -> Plan:
-    """Divide a run; raise `MemoryError` if it cannot fit."""
-    inputs, depths, devices = problem.factor.shape[0], problem.layers.size, jax.local_device_count()
-    pair_count = len(pairs(inputs)[0])
-    names, squared = fields(problem)
-    means, moments = len(names) * pair_count, squared * pair_count
-    size = block_size(problem, networks)
-    parts = part_count(size, 8 * depths * moments**2)
+def power_of_two(number: int) -> int:
+    """The largest that is not above `number`, and at least 1."""
+    return 2 ** max(0, number.bit_length() - 1)
+
+
+def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
+    """Divide a run, into blocks of `size` networks if that is given; raise `MemoryError` if it cannot fit."""
+    depths, devices = problem.layers.size, jax.local_device_count()
+    means, moments = lengths(problem)
+    size = size or block_size(problem, networks)
+    parts = part_count(problem, size)
     workers = max(1, _cores() // devices) if _on_cpu() else 2
-    device = workers * (size * _network(problem) + 4 * depths * moments**2 * parts)
+    matrices = depths * moments**2
+    blocks, results = workers * size * _network(problem), 4 * workers * parts * matrices
     # On the host: the group sums, as much again for standard errors, and results that wait to be added.
-    host = 8 * depths * moments**2 * (parts * (GROUPS + workers * devices) + 24) + (
-        devices * device if _on_cpu() else 0
-    )
-    for where, need, limit in (("host", host, _host_memory()), ("device", device, _device_memory())):
-        if need > limit:
+    groups = 8 * matrices * (parts * (GROUPS + workers * devices) + 24)
+    host = (devices * blocks, groups + devices * results) if _on_cpu() else (0, groups)
+    for where, (simulation, statistics), limit in (
+        ("host", host, _host_memory()),
+        ("device", (blocks, results), _device_memory()),
+    ):
+        if simulation + statistics > limit:
+            remedy = "Save fewer layers with `save_at`, or take `sample_kernels`, which keeps kernels and no moments."
             raise MemoryError(
-                f"This run needs about {need / 2**30:.1f} GiB of memory on the {where}, which has {limit / 2**30:.1f} GiB: second "
-                f"moments of {moments} numbers at {depths} depths, and blocks of {size} networks of "
-                f"{_network(problem) / 2**20:.3g} MiB each. Save fewer layers with `save_at`, or take `sample_kernels`, which "
-                "keeps kernels and no moments."
+                f"This run needs about {gibibytes(simulation + statistics)} of memory on the {where}, which has {gibibytes(limit)}: "
+                f"{gibibytes(statistics)} for second moments of {moments} numbers at {depths} depths, and {gibibytes(simulation)} for "
+                f"blocks of {size} networks, {workers} at once. {remedy if statistics > simulation else smaller_network(problem)}"
             )
-    return Plan(networks, size, parts, workers, means, moments, host if _on_cpu() else host + device)
+    return Plan(networks, size, parts, workers, means, moments, sum(host) + (0 if _on_cpu() else blocks + results))
 
 
-def part_count(size: int, group: int) -> int:
-    """Parts of a block of `size` networks, a power of two, where the sums of a group take `group` bytes.
+def sample_size(problem: Problem, networks: int) -> int:
+    """Networks that `sample_kernels` simulates at once; raise `MemoryError` if their kernels cannot fit.
+
+    Whatever their number: the order in which compiled code sums over neurons depends on how many there are, and draws must not.
+    """
+    inputs, depths = problem.factor.shape[0], problem.layers.size
+    pair_count = len(pairs(inputs)[0])
+    one = _network(problem) + 4 * depths * pair_count
+    size = power_of_two(_block_memory() // one)
+    kernels = 4 * depths * networks * (inputs**2 + pair_count)
+    for where, simulation, output, limit in (
+        ("host", size * one if _on_cpu() else 0, kernels, _host_memory()),
+        ("device", size * one, 0, _device_memory()),
+    ):
+        if simulation + output > limit:
+            remedy = "Take fewer networks at a time, by several keys, or save fewer layers with `save_at`."
+            raise MemoryError(
+                f"These samples need about {gibibytes(simulation + output)} of memory on the {where}, which has {gibibytes(limit)}: "
+                f"{gibibytes(output)} for kernels of {networks} networks at {depths} depths, and {gibibytes(simulation)} for {size} networks "
+                f"at once. {remedy if output > simulation else smaller_network(problem)}"
+            )
+    return size
+
+
+def gibibytes(number: int) -> str:
+    return f"{number / 2**30:.3g} GiB"
+
+
+def smaller_network(problem: Problem) -> str:
+    """What to do where single networks are too large."""
+    if isinstance(problem.sampler, WeightSampler):
+        return "Take a smaller `width`, or `sampler=BlockSampler()`, which holds no weights."
+    return "Take a smaller `width` or fewer inputs."
+
+
+def lengths(problem: Problem) -> tuple[int, int]:
+    """Of the vector x whose mean is taken, and of its first part, which has second moments."""
+    names, squared = fields(problem)
+    pair_count = len(pairs(problem.factor.shape[0])[0])
+    return len(names) * pair_count, squared * pair_count
+
+
+def part_count(problem: Problem, size: int) -> int:
+    """Parts of a block of `size` networks, a power of two.
 
     More groups tell the standard error better; but each must hold networks enough, and all of them must be quick to leave out in turn.
     """
-    return 2 ** max(0, min(8, size // 16, 2**26 // (GROUPS * group)).bit_length() - 1)
+    group = 8 * problem.layers.size * lengths(problem)[1] ** 2  # bytes
+    return power_of_two(min(8, size // 16, 2**26 // (GROUPS * group)))
 
 
 def _network(problem: Problem) -> int:
     """Bytes that one network takes on its device."""
     numbers = problem.sampler.numbers(problem.factor.shape[0], problem.width)
     return 4 * numbers * (1 if problem.path is None else 2)
+
+
+def _block_memory() -> int:
+    """Bytes of a block that fits the cache of a core, or keeps an accelerator busy."""
+    return 2**22 if _on_cpu() else min(2**30, _device_memory() // 4)
 
 
 def _on_cpu() -> bool:
@@ -100,30 +162,68 @@ def _cores() -> int:
 
 
 def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
+    """Bytes of the machine, or fewer where a container has a limit."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34]
+    for limit in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            sizes.append(int(limit.read_text()))
+    return min(sizes)
 
 
 def _device_memory() -> int:
     return _host_memory() if _on_cpu() else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 2**34)
 
 
+def begin(problem: Problem, networks: int, checkpoint: Checkpoint | None) -> tuple[Plan, Sums]:
+    """The plan of a run and the sums it begins with: those of the checkpoint, if there is one, in blocks of its size.
+
+    A process that cannot go on from its file stops the others, which would wait for it.
+    """
+    size, sums, failure = 0, None, None
+    if checkpoint is not None:
+        try:
+            size, sums = checkpoint.load() or (0, None)
+        except (ValueError, OSError) as error:
+            size, failure = -1, error
+    sizes = _across(np.array([size]))[:, 0]
+    if failure is not None:
+        raise failure
+    if sizes.min() < 0:
+        raise ValueError(f"Process {sizes.argmin()} cannot go on from its checkpoint: its own error says why.")
+    plan = plan_run(problem, networks, size=int(sizes.max()) or None)
+    return plan, sums or Sums.zeros(problem.layers.size, plan.means, plan.squared, GROUPS * plan.parts)
+
+
 def accumulate(
-    problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target: Target | None, checkpoint: Checkpoint | None
+    problem: Problem,
+    key: PRNGKeyArray,
+    plan: Plan,
+    sums: Sums,
+    bar: tqdm,
+    target: Target | None,
+    checkpoint: Checkpoint | None,
 ) -> Sums:
-    """Sums over all networks, or over as many as the target needs; tells the bar how long that takes, once it can be known."""
+    """Sums over all networks, or over as many as the target needs; tells the bar how long that takes, once it can be known.
+
+    A checkpoint holds whole blocks: a last one that is cut short is computed again, and so any run can go on to more networks.
+    """
     total, processes = -(-plan.networks // plan.size), jax.process_count()
     mine = [b for b in range(total) if b % GROUPS % processes == jax.process_index()]
-    sums = Sums.zeros(problem.layers.size, plan.means, plan.squared, GROUPS * plan.parts)
-    if checkpoint is not None:
-        sums = checkpoint.load(sums)
-    bar.initial = bar.n = sums.total().networks * processes
     done = sums.parts // plan.parts
-    checks = _checks(total // GROUPS, mine[done - 1] // GROUPS if done else 0)
+    last = -1 if done == 0 else mine[done - 1] if done <= len(mine) else total
+    lasts, held = _across(np.array([last, sums.total().networks])).T
+    if (lasts.max() + 1) * plan.size > plan.networks:
+        raise ValueError(
+            f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds so many, but is "
+            f"{plan.networks}. Ask for more, or use another file to start from the beginning."
+        )
+    bar.initial = bar.n = int(held.sum())
+    checks = _checks(total, lasts.max(), plan.parts)
     pace = Pace(plan.workers * jax.local_device_count(), processes)
-    arriving = results(problem, key, plan, mine[done:])
+    arriving, whole = results(problem, key, plan, mine[done:]), sums
     try:
         while True:
-            complete = mine[done] // GROUPS if done < len(mine) else total // GROUPS
+            complete = mine[done] if done < len(mine) else total  # all blocks below this one are in
             if checks and complete >= checks[0]:
                 checks.popleft()
                 if target is None:
@@ -137,18 +237,21 @@ def accumulate(
                 sums = add_block(sums, block, moments, problem, plan)
                 done += 1
                 count = min(plan.size, plan.networks - block * plan.size)
+                whole = sums if count == plan.size else whole
                 bar.update(count * processes)
                 pace.add(count)
                 if checkpoint is not None and checkpoint.is_due():
-                    checkpoint.save(sums)
+                    checkpoint.save(plan.size, whole)
     except KeyboardInterrupt as stop:
         if checkpoint is None:
             raise
         raise KeyboardInterrupt(f"Stopped; the same call goes on from {checkpoint.path}.") from stop
     finally:
-        arriving.close()
-        if checkpoint is not None:
-            checkpoint.save(sums)
+        try:
+            if checkpoint is not None:
+                checkpoint.save(plan.size, whole)
+        finally:
+            arriving.close()  # waits for blocks under way, and can be interrupted again: after the sums are safe
     return gather(sums)
 
 
@@ -162,16 +265,17 @@ def add_block(sums: Sums, block: int, moments: Moments, problem: Problem, plan: 
     return sums
 
 
-def _checks(rounds: int, begun: int) -> deque[int]:
-    """Numbers of whole rounds, a block for each group, after which to look at the target: ever further apart.
+def _checks(total: int, last: int, parts: int) -> deque[int]:
+    """Numbers of blocks after which to look at the target: as soon as there are GROUPS groups, then ever further apart.
 
-    Not those that any process has gone beyond already: they were looked at before the interruption.
+    All groups that are not empty then hold as many blocks. Not those that any process has gone beyond already, with block `last`: they
+    were looked at before the interruption.
     """
-    begun = int(_across(np.array([begun])).max())
-    checks = [1]
-    while checks[-1] < rounds:
-        checks.append(math.ceil(1.1 * checks[-1]))
-    return deque(r for r in checks if begun < r <= rounds)
+    checks, rounds = [blocks for blocks in (4, 8, 16) if blocks * parts >= GROUPS], 1
+    while rounds * GROUPS <= total:
+        checks.append(rounds * GROUPS)
+        rounds = math.ceil(1.1 * rounds)
+    return deque(blocks for blocks in checks if last < blocks <= total)
 
 
 def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) -> Generator[tuple[int, Moments]]:
@@ -234,9 +338,11 @@ def reached(target: Target, sums: Sums, plan: Plan, bar: tqdm, pace: Pace) -> bo
     """
     function, wanted = target
     error = np.asarray(jackknife(function, sums)[1])
-    if error.shape != ():
-        raise ValueError(f"The function in `target` must give one number, but gives an array of shape {error.shape}.")
     count = sums.total().networks
+    if not np.isfinite(error):
+        raise ValueError(
+            f"The function in `target` has standard error {error} after {count} networks: take a function that stays finite."
+        )
     needed = max(count, math.ceil(count * float(error / wanted) ** 2))
     scatter = math.sqrt(2 / (sum(group.networks > 0 for group in sums.groups) - 1))
     why = f"error {error:.3g} after {count:,} networks, {wanted:.3g} needs about {needed:,} (to {scatter:.0%}): "
