@@ -25,7 +25,8 @@ import numpy as np
 from kernel_eft_jax.activations import Tanh
 from kernel_eft_jax.ensemble.estimate import add_theory, prepare
 from kernel_eft_jax.ensemble.normals import network_keys
-from kernel_eft_jax.ensemble.run import block_size, plan_run, results
+from kernel_eft_jax.ensemble.plan import block_size, plan_run
+from kernel_eft_jax.ensemble.run import results
 from kernel_eft_jax.ensemble.samplers import BlockSampler, WeightSampler, as_rows, draw_rows
 from kernel_eft_jax.ensemble.simulate import kernels_of_networks
 from kernel_eft_jax.model import Model

@@ -22,7 +22,7 @@ from scipy.stats import ks_2samp
 
 from kernel_eft_jax.activations import Linear, Polynomial, ReLU, Smooth, Tanh
 from kernel_eft_jax.closures import HermiteTower
-from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, run, sample_kernels
+from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, plan, sample_kernels
 from kernel_eft_jax.ensemble.samplers import cholesky
 from kernel_eft_jax.ensemble.statistics import jackknife
 from kernel_eft_jax.model import Model
@@ -413,7 +413,7 @@ def test_non_finite_is_named(key):
 def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
     """And what to do: about moments, about networks that are too large one by one, about kernels."""
     linear = Model(Linear(), 1.0)
-    monkeypatch.setattr(run, "_host_memory", lambda: 2**33)
+    monkeypatch.setattr(plan, "_host_memory", lambda: 2**33)
     with pytest.raises(MemoryError, match=r"about \d+\.\d GiB of memory on the host, which has 8 GiB: .* `save_at`"):
         estimate(linear, jnp.eye(32), 4, 40, 0.1, 1000, key, progress=False)
     assert sample_kernels(linear, jnp.eye(32), 4, 40, 0.1, 1, key).shape == (1, 41, 32, 32)
@@ -425,7 +425,7 @@ def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
         MemoryError, match=r"4[89](\.\d)? GiB for 1 networks at once. Take a smaller `width`, or `sampler=Block"
     ):
         sample_kernels(*large, sampler=WeightSampler())
-    monkeypatch.setattr(run, "_host_memory", lambda: 2**20)
+    monkeypatch.setattr(plan, "_host_memory", lambda: 2**20)
     with pytest.raises(MemoryError, match=r"at once\. Take a smaller `width` or fewer inputs"):
         estimate(*large, progress=False)
     with pytest.raises(MemoryError, match=r"0\.209 GiB for kernels of 1000000 .* Take fewer networks at a time"):
@@ -434,13 +434,13 @@ def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
 
 def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
     files = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"]
-    monkeypatch.setattr(run, "LIMITS", files)
-    machine = run._host_memory()
+    monkeypatch.setattr(plan, "LIMITS", files)
+    machine = plan._host_memory()
     assert machine > 2**28
     for text, memory in (("max\n", machine), (f"{2**63 - 4096}\n", machine), (f"{2**27}\n", 2**27)):
         for file in files:
             file.write_text(text)
-            assert run._host_memory() == memory
+            assert plan._host_memory() == memory
             file.unlink()
 
 

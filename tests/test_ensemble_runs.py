@@ -23,7 +23,7 @@ import pytest
 from tqdm import tqdm
 
 from kernel_eft_jax.activations import Smooth, Tanh
-from kernel_eft_jax.ensemble import BlockSampler, estimate, run, sample_kernels
+from kernel_eft_jax.ensemble import BlockSampler, estimate, plan, run, sample_kernels
 from kernel_eft_jax.ensemble.checkpoint import Checkpoint
 from kernel_eft_jax.ensemble.estimate import prepare
 from kernel_eft_jax.ensemble.estimate import settings as estimate_settings
@@ -401,7 +401,7 @@ def test_blocks_on_an_accelerator_are_large(key, monkeypatch):
     target = (lambda q: q.K1[-1, 0, 0], 1e-9)
     on_cpu = small(key, networks=20_000, target=target)
     assert [sum(networks) for networks in looked] == [256 * blocks for blocks in (4, 8, 16, 32, 64)]
-    monkeypatch.setattr(run, "_on_cpu", lambda: False)
+    monkeypatch.setattr(plan, "_on_cpu", lambda: False)
     looked.clear()
     est = small(key, networks=20_000, target=target)
     assert looked == [32 * [512]]
@@ -416,16 +416,16 @@ def test_there_are_groups_enough_on_every_device(inputs, networks, monkeypatch):
     """At least 32 before the rest of the networks, whatever the sizes; on an accelerator no more blocks than that takes."""
     problem = prepare(Model(Tanh(), 2.0), np.eye(inputs), 64, 40, 0.1, BlockSampler(), None)
     for on_cpu in (True, False):
-        monkeypatch.setattr(run, "_on_cpu", lambda on_cpu=on_cpu: on_cpu)
-        size = run.block_size(problem, networks)
-        parts = run.part_count(problem, size)
+        monkeypatch.setattr(plan, "_on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        size = plan.block_size(problem, networks)
+        parts = plan.part_count(problem, size)
         assert networks // size * parts >= 32
-        assert size * run._network(problem) <= run._block_memory() or size == 1
+        assert size * plan._network(problem) <= plan._block_memory() or size == 1
         larger = 2 * size
         too_few = (
-            networks // larger < (64 if on_cpu else 4) or networks // larger * run.part_count(problem, larger) < 32
+            networks // larger < (64 if on_cpu else 4) or networks // larger * plan.part_count(problem, larger) < 32
         )
-        assert too_few or larger * run._network(problem) > run._block_memory()
+        assert too_few or larger * plan._network(problem) > plan._block_memory()
 
 
 def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
@@ -434,7 +434,7 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
     256 groups tell an error to 4.4 %, and the number of networks to 9 %: it is within 40 % of a quarter for half the error, three standard
     errors, and the 10 % between two looks: false alarm 1e-3. What is told first, from 32 groups or more, is to 25 %: within a factor 2.5.
     """
-    monkeypatch.setattr(run, "block_size", lambda problem, networks: 128)
+    monkeypatch.setattr(plan, "block_size", lambda problem, networks: 128)
     full = small(key, networks=100_000, width=16)
     wanted = 2 * full.stderr.K1[-1, 0, 0]
     est = small(key, networks=100_000, width=16, target=(lambda q: q.K1[-1, 0, 0], wanted), progress=True)

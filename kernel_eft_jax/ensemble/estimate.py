@@ -19,7 +19,8 @@ from ..network import semidefinite_cholesky
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width
-from .run import accumulate, begin, sample_size
+from .plan import sample_size
+from .run import accumulate, begin
 from .samplers import BlockSampler, Sampler
 from .simulate import Problem, kernels_of_networks
 from .statistics import GROUPS, Estimate, Group, Limit, Quantities, quantities

@@ -1,21 +1,17 @@
-r"""The host's side of an ensemble: which blocks are computed where and when, and what a run needs.
+r"""The host's side of an ensemble: which blocks are computed where and when.
 
-The size of a block follows from the problem, the number of networks and the kind of device, not from how many devices there are. Blocks are
-dealt in rounds of GROUPS, to processes in turn, and each of the equal parts of a block in a round has a group of its own; a process computes
-its blocks on all its devices and adds them in order. So the sums do not depend, to the bit, on threads, devices or processes, and the state
-of a run is its sums over whole blocks and their number of parts.
+Blocks (see `plan`) are dealt in rounds of GROUPS, to processes in turn, and each of the equal parts of a block in a round has a group of its
+own; a process computes its blocks on all its devices and adds them in order. So the sums do not depend, to the bit, on threads, devices or
+processes, and the state of a run is its sums over whole blocks and their number of parts.
 """
 
-import contextlib
 import math
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,151 +23,11 @@ from tqdm import tqdm
 
 from ..pairs import pairs
 from .checkpoint import Checkpoint
-from .samplers import WeightSampler
+from .plan import Plan, plan_run
 from .simulate import Problem, fields, moments_of_blocks
 from .statistics import GROUPS, Group, Moments, Sums, jackknife
 
 Target = tuple[Callable[[Group], Any], float]
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-
-
-class Plan(NamedTuple):
-    """How a run is divided."""
-
-    networks: int
-    size: int  # networks in a block
-    parts: int  # equal parts of a block, each for another group
-    workers: int  # calls under way at once
-    means: int  # length of the vector x whose mean is taken
-    squared: int  # how many of its first entries have second moments
-    memory: int  # bytes, host and one device together
-
-
-def block_size(problem: Problem, networks: int) -> int:
-    """Networks in a block, a power of two, from the problem, their number and the kind of device.
-
-    At least two for each group on a CPU. On an accelerator, which small blocks leave idle, at least four, and as many as it takes for
-    their parts to be GROUPS groups.
-    """
-    size = power_of_two(min(_block_memory() // _network(problem), networks // (2 * GROUPS if _on_cpu() else 4)))
-    while networks // size * part_count(problem, size) < GROUPS:
-        size //= 2
-    return size
-
-
-def power_of_two(number: int) -> int:
-    """The largest that is not above `number`, and at least 1."""
-    return 2 ** max(0, number.bit_length() - 1)
-
-
-def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
-    """Divide a run, into blocks of `size` networks if that is given; raise `MemoryError` if it cannot fit."""
-    depths, devices = problem.layers.size, jax.local_device_count()
-    means, moments = lengths(problem)
-    size = size or block_size(problem, networks)
-    parts = part_count(problem, size)
-    workers = max(1, _cores() // devices) if _on_cpu() else 2
-    matrices = depths * moments**2
-    blocks, results = workers * size * _network(problem), 4 * workers * parts * matrices
-    # On the host: the group sums, as much again for standard errors, and results that wait to be added.
-    groups = 8 * matrices * (parts * (GROUPS + workers * devices) + 24)
-    host = (devices * blocks, groups + devices * results) if _on_cpu() else (0, groups)
-    for where, (simulation, statistics), limit in (
-        ("host", host, _host_memory()),
-        ("device", (blocks, results), _device_memory()),
-    ):
-        if simulation + statistics > limit:
-            remedy = "Save fewer layers with `save_at`, or take `sample_kernels`, which keeps kernels and no moments."
-            raise MemoryError(
-                f"This run needs about {gibibytes(simulation + statistics)} of memory on the {where}, which has {gibibytes(limit)}: "
-                f"{gibibytes(statistics)} for second moments of {moments} numbers at {depths} depths, and {gibibytes(simulation)} for "
-                f"blocks of {size} networks, {workers} at once. {remedy if statistics > simulation else smaller_network(problem)}"
-            )
-    return Plan(networks, size, parts, workers, means, moments, sum(host) + (0 if _on_cpu() else blocks + results))
-
-
-def sample_size(problem: Problem, networks: int) -> int:
-    """Networks that `sample_kernels` simulates at once; raise `MemoryError` if their kernels cannot fit.
-
-    Whatever their number: the order in which compiled code sums over neurons depends on how many there are, and draws must not.
-    """
-    inputs, depths = problem.factor.shape[0], problem.layers.size
-    pair_count = len(pairs(inputs)[0])
-    one = _network(problem) + 4 * depths * pair_count
-    size = power_of_two(_block_memory() // one)
-    kernels = 4 * depths * networks * (inputs**2 + pair_count)
-    for where, simulation, output, limit in (
-        ("host", size * one if _on_cpu() else 0, kernels, _host_memory()),
-        ("device", size * one, 0, _device_memory()),
-    ):
-        if simulation + output > limit:
-            remedy = "Take fewer networks at a time, by several keys, or save fewer layers with `save_at`."
-            raise MemoryError(
-                f"These samples need about {gibibytes(simulation + output)} of memory on the {where}, which has {gibibytes(limit)}: "
-                f"{gibibytes(output)} for kernels of {networks} networks at {depths} depths, and {gibibytes(simulation)} for {size} networks "
-                f"at once. {remedy if output > simulation else smaller_network(problem)}"
-            )
-    return size
-
-
-def gibibytes(number: int) -> str:
-    return f"{number / 2**30:.3g} GiB"
-
-
-def smaller_network(problem: Problem) -> str:
-    """What to do where single networks are too large."""
-    if isinstance(problem.sampler, WeightSampler):
-        return "Take a smaller `width`, or `sampler=BlockSampler()`, which holds no weights."
-    return "Take a smaller `width` or fewer inputs."
-
-
-def lengths(problem: Problem) -> tuple[int, int]:
-    """Of the vector x whose mean is taken, and of its first part, which has second moments."""
-    names, squared = fields(problem)
-    pair_count = len(pairs(problem.factor.shape[0])[0])
-    return len(names) * pair_count, squared * pair_count
-
-
-def part_count(problem: Problem, size: int) -> int:
-    """Parts of a block of `size` networks, a power of two.
-
-    More groups tell the standard error better; but each must hold networks enough, and all of them must be quick to leave out in turn.
-    """
-    group = 8 * problem.layers.size * lengths(problem)[1] ** 2  # bytes
-    return power_of_two(min(8, size // 16, 2**26 // (GROUPS * group)))
-
-
-def _network(problem: Problem) -> int:
-    """Bytes that one network takes on its device."""
-    numbers = problem.sampler.numbers(problem.factor.shape[0], problem.width)
-    return 4 * numbers * (1 if problem.path is None else 2)
-
-
-def _block_memory() -> int:
-    """Bytes of a block that fits the cache of a core, or keeps an accelerator busy."""
-    return 2**22 if _on_cpu() else min(2**30, _device_memory() // 4)
-
-
-def _on_cpu() -> bool:
-    return jax.local_devices()[0].platform == "cpu"
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _host_memory() -> int:
-    """Bytes of the machine, or fewer where a container has a limit."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34]
-    for limit in LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            sizes.append(int(limit.read_text()))
-    return min(sizes)
-
-
-def _device_memory() -> int:
-    return _host_memory() if _on_cpu() else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 2**34)
 
 
 def begin(problem: Problem, networks: int, checkpoint: Checkpoint | None) -> tuple[Plan, Sums]:
