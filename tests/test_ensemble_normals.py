@@ -91,7 +91,8 @@ def test_networks_have_the_key_of_their_number(key):
     all_of_them = np.asarray(draw(key, 1, 50, 3))
     k = network_keys(key, jnp.array([7, 49], jnp.uint32))
     z = normals((k[0][None], k[1][None]), jnp.uint32(1), jnp.arange(3, dtype=jnp.uint32)[:, None])
-    assert np.array_equal(real_and_imaginary(z, 5, axis=0), all_of_them[:5, [7, 49]])
+    # Two programs: the last bit of a normal is the compiler's.
+    np.testing.assert_allclose(real_and_imaginary(z, 5, axis=0), all_of_them[:5, [7, 49]], rtol=3e-7)
     folded = jax.random.key_data(
         jax.random.fold_in(jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32)), 7)
     )
