@@ -168,6 +168,19 @@ def test_data_that_want_less_than_no_bias_are_fitted_and_judged_without_one(opti
     assert "the theory does not describe these data" in str(result)
 
 
+def test_the_step_is_told_where_the_weights_are_known():
+    """eps and C_b with C_W held; the same law as C_W and C_b at the true eps, of which only eps^2 C_W and eps^2 C_b are told."""
+    G = block_law(np.random.default_rng(12), erf, C_W, C_B, K0, WIDTH, LAYERS, EPS, 1000)
+    step, weights = (
+        fit(G, e, free, closure=keft.GOnly(), progress=False)
+        for e, free in ((experiment(keft.Erf(), eps=0.2), ("eps", "C_b")), (experiment(keft.Erf()), ("C_W", "C_b")))
+    )
+    assert step.converged
+    assert np.all(np.abs(step.values - [EPS, C_B]) < 4 * step.stderr)
+    told = step.values[0] ** 2 * np.array([C_W, step.values[1]])
+    np.testing.assert_allclose(told, EPS**2 * weights.values, rtol=1e-4)
+
+
 def test_the_sigma_kernel_closure_fits_too():
     G = block_law(np.random.default_rng(9), erf, C_W, C_B, K0[:1, :1], WIDTH, LAYERS, EPS, 400)
     e = experiment(keft.Erf(), C_W=1.0, C_b=0.5, K0=K0[:1, :1])

@@ -31,15 +31,15 @@ def test_the_networks_are_those_of_sample_kernels(key):
 def test_both_modes_are_the_limit_of_differences_with_the_same_networks(activation, key):
     @jax.jit
     def mean(values):
-        model = keft.Model(activation, values[0], values[1])
+        model = keft.Model(keft.Scaled(activation, values[3]), values[0], values[1])
         return jnp.sum(jnp.mean(pathwise_kernels(model, values[2] * K0, WIDTH, LAYERS, EPS, few(32), key), 0) ** 2)
 
-    point = jnp.array([1.5, 0.3, 1.1])
+    point = jnp.array([1.5, 0.3, 1.1, 0.9])
     forward, reverse = jax.jacfwd(mean)(point), jax.grad(mean)(point)
     np.testing.assert_allclose(reverse, forward, rtol=1e-12)
     # A step so small that no neuron of a kinked activation crosses zero, or too few to see.
     step = 1e-6
-    differences = [(mean(point + h) - mean(point - h)) / (2 * step) for h in step * jnp.eye(3)]
+    differences = [(mean(point + h) - mean(point - h)) / (2 * step) for h in step * jnp.eye(4)]
     np.testing.assert_allclose(forward, differences, rtol=1e-6)
 
 
