@@ -28,7 +28,7 @@ from kernel_eft_jax.ensemble.normals import network_keys
 from kernel_eft_jax.ensemble.plan import block_size, plan_run
 from kernel_eft_jax.ensemble.run import results
 from kernel_eft_jax.ensemble.samplers import BlockSampler, WeightSampler, as_rows, draw_rows
-from kernel_eft_jax.ensemble.simulate import kernels_of_networks
+from kernel_eft_jax.ensemble.simulate import compiled, kernels_of_networks
 from kernel_eft_jax.model import Model
 
 MODEL, EPS, DEPTH = Model(Tanh(), 2.0), 0.05, 40
@@ -88,7 +88,7 @@ def ensemble(inputs, width, sampler, control, workers, seconds, save_at=(DEPTH /
     if inputs > MOMENTS:
         size = block_size(problem, 2**30)
         networks = jnp.arange(size, dtype=jnp.uint32)
-        call = lambda: jax.block_until_ready(kernels_of_networks(problem, key, networks))  # noqa: E731
+        call = lambda: jax.block_until_ready(compiled(kernels_of_networks)(problem, key, networks))  # noqa: E731
         return {"block": size, **repeat(call, size * DEPTH, workers, seconds)}
     problem, _ = add_theory(problem, MODEL, kernel(inputs), DEPTH, EPS, control)
     plan = plan_run(problem, 2**30)

@@ -51,44 +51,39 @@ def infinite_width(model: Model, k0: Float[Array, " P"], eps: Float[Array, ""], 
 
 
 class Free(NamedTuple):
-    """State of the control: the free neurons, the linear response, and the sum R."""
+    """State of the control: the free neurons and their sigma-kernel, the linear response, and the sum R."""
 
     phi: Float[Array, "N n B"]
+    S: Float[Array, "P B"]
     h: Float[Array, "P B"]
     R: Float[Array, "P B"]
 
 
-def start(phi: Float[Array, "N n B"]) -> Free:
+def start(phi: Float[Array, "N n B"], S: Float[Array, "P B"]) -> Free:
     """At depth zero the free neurons are the network's own."""
-    zero = jnp.zeros_like(gram(phi))
-    return Free(phi, zero, zero)
+    return Free(phi, S, jnp.zeros_like(S), jnp.zeros_like(S))
 
 
 def advance(
-    free: Free,
-    s: Float[Array, "N n B"],
-    model: Model,
-    path: Path,
-    noise: Complex[Array, "half B"],
-    eps: Float[Array, ""],
+    free: Free, S: Float[Array, "P B"], model: Model, path: Path, noise: Complex[Array, "half B"], eps: Float[Array, ""]
 ) -> Free:
-    """One layer, with `path` at that layer and s = sigma(phi) of the network."""
-    S = gram(model.activation(free.phi))
+    """One layer, with `path` at that layer and S of the network."""
     response = apply_slope(path.slope, free.h)
-    eta = mix(path.factor[:, :, None], as_rows(noise, free.phi.shape))
+    phi = free.phi + eps * mix(path.factor[:, :, None], as_rows(noise, free.phi.shape))
     step = eps**2 * model.C_W
     return Free(
-        free.phi + eps * eta,
-        free.h + step * (S - path.moment[:, None] + response),
-        free.R + step * (gram(s) - S - response),
+        phi,
+        gram(model.activation(phi)),
+        free.h + step * (free.S - path.moment[:, None] + response),
+        free.R + step * (S - free.S - response),
     )
 
 
 def differences(
-    free: Free, G: Float[Array, "P B"], S: Float[Array, "P B"], F: Float[Array, "P B"], model: Model, path: Path
+    free: Free, G: Float[Array, "P B"], S: Float[Array, "P B"], F: Float[Array, "P B"], path: Path
 ) -> tuple[Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"]]:
     """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at the depth of `path`."""
-    C_S = gram(model.activation(free.phi)) + apply_slope(path.slope, free.h)
+    C_S = free.S + apply_slope(path.slope, free.h)
     aa, bb, ab = triples(free.phi.shape[0]).T
     K, h = path.K0[:, None], free.h
     C_F = gram(free.phi**2) + K[bb] * h[aa] + K[aa] * h[bb] + 4 * K[ab] * h[ab]

@@ -22,7 +22,7 @@ from .control import infinite_width
 from .plan import sample_size
 from .run import accumulate, begin
 from .samplers import BlockSampler, Sampler
-from .simulate import Problem, kernels_of_networks
+from .simulate import Problem, compiled, kernels_of_networks
 from .statistics import GROUPS, Estimate, Group, Limit, Quantities, quantities
 
 BLOCK_LAW = BlockSampler()
@@ -100,7 +100,7 @@ def sample_kernels(
     problem = prepare(model, K0, width, depth, eps, sampler, save_at)
     size = sample_size(problem, networks)
     batches = [jnp.arange(first, first + size, dtype=jnp.uint32) for first in range(0, networks, size)]
-    G = np.concatenate([np.asarray(kernels_of_networks(problem, key, batch)) for batch in batches], axis=-1)
+    G = np.concatenate([np.asarray(compiled(kernels_of_networks)(problem, key, batch)) for batch in batches], axis=-1)
     return np.moveaxis(G[..., :networks], -1, 0)[..., pair_table(problem.factor.shape[0])]
 
 

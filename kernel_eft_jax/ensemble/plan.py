@@ -54,7 +54,7 @@ def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
     means, moments = lengths(problem)
     size = size or block_size(problem, networks)
     parts = part_count(problem, size)
-    workers = max(1, _cores() // devices) if _on_cpu() else 2
+    workers = max(1, 2 * _cores() // devices) if _on_cpu() else 2  # twice as many fill each other's gaps
     matrices = depths * moments**2
     blocks, results = workers * size * _network(problem), 4 * workers * parts * matrices
     # On the host: the group sums, as much again for standard errors, and results that wait to be added.

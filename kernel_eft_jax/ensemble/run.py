@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..pairs import pairs
 from .checkpoint import Checkpoint
 from .plan import Plan, plan_run
-from .simulate import Problem, fields, moments_of_blocks
+from .simulate import Problem, compiled, fields, moments_of_blocks
 from .statistics import GROUPS, Group, Moments, Sums, jackknife
 
 Target = tuple[Callable[[Group], Any], float]
@@ -141,7 +141,8 @@ def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) 
 
     def compute(batch):
         padded = jnp.array(batch + [beyond] * (mesh.size - len(batch)), dtype=jnp.uint32)
-        moments = moments_of_blocks(problem, key, padded, jnp.uint32(plan.networks), plan.size, plan.parts, mesh)
+        arguments = problem, key, padded, jnp.uint32(plan.networks), plan.size, plan.parts, mesh
+        moments = compiled(moments_of_blocks)(*arguments)
         moments = jax.tree.map(np.asarray, moments)
         return [(block, jax.tree.map(lambda part, d=d: part[d], moments)) for d, block in enumerate(batch)]
 

@@ -4,11 +4,12 @@ $$\phi' = \phi + \epsilon \eta, \qquad \eta = W s + b \quad \text{or, given } \p
   \eta_i \sim N(0, \hat Q), \quad \hat Q = C_b + C_W S$$
 
 so that n x N normals replace n x n weights. Arrays are (inputs, neurons, networks) with networks innermost. Samplers never
-call a Gaussian expectation: they are the oracle of the theory. Random numbers are drawn a layer ahead (`draw` now,
-`increment` in the next turn of the loop): as loop state they are computed once and not again in every expression that uses them.
+call a Gaussian expectation: they are the oracle of the theory.
 """
 
 from abc import abstractmethod
+from functools import reduce
+from operator import add
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +19,7 @@ from jaxtyping import Array, Complex, Float, UInt32
 
 from ..model import Model
 from ..network import UNROLLED, semidefinite_cholesky
-from ..pairs import pack, pairs, unpack
+from ..pairs import pack, pair_table
 from .normals import Words, normals, real_and_imaginary
 
 WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products are written out with networks innermost
@@ -32,8 +33,10 @@ class Sampler(eqx.Module):
         """The random numbers of one layer, a function of each network's key and the layer only."""
 
     @abstractmethod
-    def increment(self, model: Model, s: Float[Array, "N n B"], noise: Any) -> Float[Array, "N n B"]:
-        """eta from s = sigma(phi) and the layer's random numbers."""
+    def increment(
+        self, model: Model, phi: Float[Array, "N n B"], S: Float[Array, "P B"], noise: Any
+    ) -> Float[Array, "N n B"]:
+        """eta from phi, its sigma-kernel S, and the layer's random numbers."""
 
     @abstractmethod
     def numbers(self, inputs: int, width: int) -> int:
@@ -46,12 +49,15 @@ class BlockSampler(Sampler):
     def draw(self, keys, layer, inputs, width) -> Complex[Array, "half B"]:
         return draw_rows(keys, layer, inputs, width)
 
-    def increment(self, model, s, noise):
-        Q, z = unpack((model.C_b + model.C_W * gram(s)).T), as_rows(noise, s.shape)
-        if not UNROLLED < s.shape[0] <= WRITTEN_OUT:
-            return mix(jax.vmap(semidefinite_cholesky, out_axes=-1)(Q), z)
+    def increment(self, model, phi, S, noise):
+        inputs, z = phi.shape[0], as_rows(noise, phi.shape)
+        Q = (model.C_b + model.C_W * S)[pair_table(inputs)]
+        if inputs > WRITTEN_OUT:
+            return mix(jax.vmap(semidefinite_cholesky, -1, -1)(Q), z)
+        if inputs <= UNROLLED:
+            return mix(cholesky(Q), z)
         # Barriers, here and below: without them the compiler works out factors and normals again for every neuron.
-        L, z = jax.lax.optimization_barrier((cholesky(jnp.moveaxis(Q, 0, -1)), z))
+        L, z = jax.lax.optimization_barrier((cholesky(Q), z))
         return jax.lax.optimization_barrier(mix(L, z))
 
     def numbers(self, inputs, width):
@@ -69,10 +75,10 @@ class WeightSampler(Sampler):
         W = real_and_imaginary(W, width**2, axis=1).reshape(-1, width, width)
         return W, real_and_imaginary(b, width, axis=0)
 
-    def increment(self, model, s, noise):
+    def increment(self, model, phi, S, noise):
         W, b = noise
-        eta = jnp.einsum("Bij,ajB->aiB", W, s, precision="highest")
-        return jnp.sqrt(model.C_W / s.shape[1]) * eta + jnp.sqrt(model.C_b) * b[None]
+        eta = jnp.einsum("Bij,ajB->aiB", W, model.activation(phi), precision="highest")
+        return jnp.sqrt(model.C_W / phi.shape[1]) * eta + jnp.sqrt(model.C_b) * b[None]
 
     def numbers(self, inputs, width):
         return 5 * inputs * width + 3 * width**2
@@ -86,14 +92,23 @@ def draw_rows(keys: Words, layer: UInt32[Array, ""], inputs: int, width: int) ->
 
 def as_rows(noise: Complex[Array, "half B"], shape: tuple[int, ...]) -> Float[Array, "N n B"]:
     """The normals of `draw_rows` in the shape of phi."""
+    if shape[0] % 2 == 0:  # the same, cut between inputs: then the compiler sees through it
+        return jnp.concatenate([x.reshape(shape[0] // 2, *shape[1:]) for x in (noise.real, noise.imag)])
     return real_and_imaginary(noise, shape[0] * shape[1], axis=0).reshape(shape)
 
 
 def gram(s: Float[Array, "N n B"]) -> Float[Array, "P B"]:
     r"""$\frac1n \sum_i s_i(a) s_i(b)$ of every network, packed."""
-    inputs, width, _ = s.shape
-    if inputs <= UNROLLED:
-        return jnp.stack([jnp.sum(s[a] * s[b], axis=0) for a, b in zip(*pairs(inputs), strict=True)]) / width
+    inputs, width, networks = s.shape
+    if inputs <= WRITTEN_OUT:
+        # Neurons in eight parts, summed elementwise: as wide as vectors are, which a reduction over all of them is not.
+        rows = width // 8
+        x, rest = s[:, : 8 * rows].reshape(inputs, 8, rows, networks), s[:, 8 * rows :]
+        sums = [
+            jnp.concatenate([reduce(add, (x[a, i] * x[a:, i] for i in range(8))), rest[a] * rest[a:]], axis=1)
+            for a in range(inputs)
+        ]
+        return jnp.sum(jnp.concatenate(sums), axis=1) / width
     s = jnp.moveaxis(s, -1, 0)
     return pack(jnp.matmul(s, s.mT, precision="highest")).T / width
 

@@ -1,17 +1,17 @@
 r"""A batch of networks on its device: layer by layer from the inputs to the last saved depth.
 
-Arrays are (inputs, neurons, networks), float32, networks innermost. Random numbers of the next layer are part of the loop's state:
-so they are computed once, and not again in every expression that uses them.
+Arrays are (inputs, neurons, networks), float32, networks innermost.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from ..model import Model
 from .control import Free, Path, advance, differences, start
@@ -40,51 +40,69 @@ def fields(problem: Problem) -> tuple[tuple[str, ...], int]:
 
 
 class State(NamedTuple):
-    """A batch of networks between two layers: pre-activations, random numbers of the next layer, control."""
+    """A batch of networks between two layers: pre-activations, their sigma-kernel, control."""
 
     phi: Float[Array, "N n B"]
-    noise: Any
+    S: Float[Array, "P B"]
     free: Free | None
 
 
 def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"], measure: Callable) -> Any:
-    """What `measure(phi, free, path)` gives at each saved depth, stacked."""
+    """What `measure(state, path)` gives at each saved depth, stacked."""
     model, sampler, width = problem.model, problem.sampler, problem.width
     inputs, keys = problem.factor.shape[0], network_keys(key, networks)
-
-    def draw(layer):
-        return sampler.draw(keys, (layer + 1).astype(jnp.uint32), inputs, width)
 
     def at(layer):
         return jax.tree.map(lambda table: table[layer], problem.path)
 
+    def sigma_kernel(phi):
+        return gram(model.activation(phi))
+
     def step(layer, state):
-        s = model.activation(state.phi)
-        eta = sampler.increment(model, s, state.noise)
+        noise = computed_once(problem.eps > 0, sampler.draw, keys, (layer + 1).astype(jnp.uint32), inputs, width)
+        phi = state.phi + problem.eps * sampler.increment(model, state.phi, state.S, noise)
         free = state.free
         if free is not None:
-            free = advance(free, s, model, at(layer), state.noise, problem.eps)
-        return State(state.phi + problem.eps * eta, draw(layer + 1), free)
+            free = advance(free, state.S, model, at(layer), noise, problem.eps)
+        return State(phi, sigma_kernel(phi), free)
 
     def save(state, interval):
         state = jax.lax.fori_loop(interval[0], interval[1], step, state)
-        return state, measure(state.phi, state.free, at(interval[1]))
+        return state, measure(state, at(interval[1]))
 
-    first = jnp.zeros((), problem.layers.dtype)
     z = as_rows(draw_rows(keys, jnp.uint32(0), inputs, width), (inputs, width, networks.size))
     phi = mix(problem.factor[:, :, None], z)
-    free = None if problem.path is None else start(phi)
-    intervals = (jnp.concatenate([first[None], problem.layers[:-1]]), problem.layers)
-    return jax.lax.scan(save, State(phi, draw(first), free), intervals)[1]
+    S = sigma_kernel(phi)
+    first = jnp.zeros((1,), problem.layers.dtype)
+    intervals = (jnp.concatenate([first, problem.layers[:-1]]), problem.layers)
+    return jax.lax.scan(save, State(phi, S, None if problem.path is None else start(phi, S)), intervals)[1]
 
 
-@eqx.filter_jit
+def computed_once(always: Bool[Array, ""], function: Callable, *arguments: Any) -> Any:
+    """function(*arguments), not worked out again in every expression that uses it: no compiler merges code across a condition.
+
+    `always` is true, but not known to be when the program is compiled.
+    """
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: function(*arguments)))
+    return jax.lax.cond(always, lambda: function(*arguments), lambda: zeros)
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    """`function` by `eqx.filter_jit`, in vectors as wide as the processor has: of AVX-512, XLA by itself takes half."""
+    options = {"xla_cpu_prefer_vector_width": "512"}
+    try:
+        jax.jit(jnp.negative, compiler_options=options)(1.0)
+    except jax.errors.JaxRuntimeError:  # another release of XLA may not know it
+        options = None
+    return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
+
+
 def kernels_of_networks(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"]) -> Float[Array, "T P B"]:
     """G of each network at each saved depth."""
-    return simulate(problem, key, networks, lambda phi, free, path: gram(phi))
+    return simulate(problem, key, networks, lambda state, path: gram(state.phi))
 
 
-@eqx.filter_jit
 def moments_of_blocks(
     problem: Problem,
     key: PRNGKeyArray,
@@ -105,10 +123,10 @@ def moments_of_blocks(
         problem = eqx.combine(arrays, static)
         members = block * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
 
-        def measure(phi, free, path):
-            x = gram(phi), gram(problem.model.activation(phi)), gram(phi**2)
-            if free is not None:
-                x = *x[:2], *differences(free, *x, problem.model, path)
+        def measure(state, path):
+            x = gram(state.phi), state.S, gram(state.phi**2)
+            if state.free is not None:
+                x = *x[:2], *differences(state.free, *x, path)
             weight = (members < networks).astype(jnp.float32)
             x, squared = jnp.concatenate(x), fields(problem)[1] * len(x[0])
             x = jnp.moveaxis(x.reshape(-1, parts, size // parts), 1, 0)

@@ -52,7 +52,7 @@ def pathwise_kernels(
         phi, saved = carry
         noise = sampler.draw(keys, (index + 1).astype(jnp.uint32), inputs, width)
         noise = jax.lax.complex(noise.real.astype(dtype), noise.imag.astype(dtype))
-        later = phi + eps * sampler.increment(model, model.activation(phi), noise)
+        later = phi + eps * sampler.increment(model, phi, gram(model.activation(phi)), noise)
         saved = jnp.where((observed == index + 1)[:, None, None], gram(later), saved)
         return (jnp.where(index < depth, later, phi), saved), None
 
