@@ -10,7 +10,7 @@ call a Gaussian expectation: they are the oracle of the theory.
 from abc import abstractmethod
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -26,7 +26,9 @@ WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products
 
 
 class Sampler(eqx.Module):
-    """How the increments of one layer are drawn."""
+    """How the increments of one layer are drawn; `uses_S`: whether they depend on the sigma-kernel of the layer before."""
+
+    uses_S: ClassVar[bool]
 
     @abstractmethod
     def draw(self, keys: Words, layer: UInt32[Array, ""], inputs: int, width: int) -> Any:
@@ -34,9 +36,9 @@ class Sampler(eqx.Module):
 
     @abstractmethod
     def increment(
-        self, model: Model, phi: Float[Array, "N n B"], S: Float[Array, "P B"], noise: Any
+        self, model: Model, phi: Float[Array, "N n B"], S: Float[Array, "P B"] | None, noise: Any
     ) -> Float[Array, "N n B"]:
-        """eta from phi, its sigma-kernel S, and the layer's random numbers."""
+        """eta from phi, S if that is used, and the layer's random numbers."""
 
     @abstractmethod
     def numbers(self, inputs: int, width: int) -> int:
@@ -45,6 +47,8 @@ class Sampler(eqx.Module):
 
 class BlockSampler(Sampler):
     """Sample increments from their exact law given the layer before, n x N normals a layer, without weights."""
+
+    uses_S = True
 
     def draw(self, keys, layer, inputs, width) -> Complex[Array, "half B"]:
         return draw_rows(keys, layer, inputs, width)
@@ -67,18 +71,24 @@ class BlockSampler(Sampler):
 class WeightSampler(Sampler):
     """Draw every layer's weights and biases and use them once: the definition of the model, n x n normals a layer."""
 
-    def draw(self, keys, layer, inputs, width) -> tuple[Float[Array, "B n n"], Float[Array, "n B"]]:
-        half, rest = (width**2 + 1) // 2, (width + 1) // 2
-        index = jnp.arange(half + rest, dtype=jnp.uint32)
-        W = normals((keys[0][:, None], keys[1][:, None]), layer, index[None, :half])
-        b = normals((keys[0][None, :], keys[1][None, :]), layer, index[half:, None])
-        W = real_and_imaginary(W, width**2, axis=1).reshape(-1, width, width)
-        return W, real_and_imaginary(b, width, axis=0)
+    uses_S = False
+
+    def draw(self, keys, layer, inputs, width) -> Complex[Array, "B n_plus_one half"]:
+        """Column i of W and, below it, b_i: real parts for the first half of the neurons i, imaginary parts for the rest."""
+        half = (width + 1) // 2
+        index = jnp.arange((width + 1) * half, dtype=jnp.uint32)
+        return normals((keys[0][:, None], keys[1][:, None]), layer, index[None]).reshape(-1, width + 1, half)
 
     def increment(self, model, phi, S, noise):
-        W, b = noise
-        eta = jnp.einsum("Bij,ajB->aiB", W, model.activation(phi), precision="highest")
-        return jnp.sqrt(model.C_W / phi.shape[1]) * eta + jnp.sqrt(model.C_b) * b[None]
+        width = phi.shape[1]
+        s = jnp.moveaxis(model.activation(phi), -1, 0)
+
+        def neurons(z):
+            Ws = jnp.matmul(s, z[:, :-1], precision="highest")
+            return jnp.sqrt(model.C_W / width) * Ws + jnp.sqrt(model.C_b) * z[:, -1:]
+
+        eta = jnp.concatenate([neurons(noise.real), neurons(noise.imag)], axis=2)[:, :, :width]
+        return jnp.moveaxis(eta, 0, -1)
 
     def numbers(self, inputs, width):
         return 5 * inputs * width + 3 * width**2

@@ -40,10 +40,10 @@ def fields(problem: Problem) -> tuple[tuple[str, ...], int]:
 
 
 class State(NamedTuple):
-    """A batch of networks between two layers: pre-activations, their sigma-kernel, control."""
+    """A batch of networks between two layers: pre-activations, their sigma-kernel if the next layer uses it, control."""
 
     phi: Float[Array, "N n B"]
-    S: Float[Array, "P B"]
+    S: Float[Array, "P B"] | None
     free: Free | None
 
 
@@ -56,7 +56,7 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
         return jax.tree.map(lambda table: table[layer], problem.path)
 
     def sigma_kernel(phi):
-        return gram(model.activation(phi))
+        return gram(model.activation(phi)) if sampler.uses_S else None
 
     def step(layer, state):
         noise = computed_once(problem.eps > 0, sampler.draw, keys, (layer + 1).astype(jnp.uint32), inputs, width)
@@ -124,7 +124,8 @@ def moments_of_blocks(
         members = block * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
 
         def measure(state, path):
-            x = gram(state.phi), state.S, gram(state.phi**2)
+            S = gram(problem.model.activation(state.phi)) if state.S is None else state.S
+            x = gram(state.phi), S, gram(state.phi**2)
             if state.free is not None:
                 x = *x[:2], *differences(state.free, *x, path)
             weight = (members < networks).astype(jnp.float32)
