@@ -35,10 +35,8 @@ class Sampler(eqx.Module):
         """The random numbers of one layer, a function of each network's key and the layer only."""
 
     @abstractmethod
-    def increment(
-        self, model: Model, phi: Float[Array, "N n B"], S: Float[Array, "P B"] | None, noise: Any
-    ) -> Float[Array, "N n B"]:
-        """eta from phi, S if that is used, and the layer's random numbers."""
+    def increment(self, model: Model, phi: Float[Array, "N n B"], S: Any, noise: Any) -> Float[Array, "N n B"]:
+        """eta from phi, S (packed, or None if it is not used) and the layer's random numbers."""
 
     @abstractmethod
     def numbers(self, inputs: int, width: int) -> int:

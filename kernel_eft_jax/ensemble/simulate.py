@@ -43,7 +43,7 @@ class State(NamedTuple):
     """A batch of networks between two layers: pre-activations, their sigma-kernel if the next layer uses it, control."""
 
     phi: Float[Array, "N n B"]
-    S: Float[Array, "P B"] | None
+    S: Any  # Float[Array, "P B"], or None
     free: Free | None
 
 
