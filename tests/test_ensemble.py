@@ -453,6 +453,6 @@ def test_progress_goes_to_stderr(key, capsys):
     assert out == ""
     assert "100/100" in err
     assert "networks/s" in err
-    assert "68 more networks take" in err
+    assert "100 networks in blocks of 1 need about 00:00, and" in err
     estimate(*run, target=(lambda q: q.K1[-1, 0, 0], 1e-6))
     assert "it will be about" in capsys.readouterr().err

@@ -446,18 +446,32 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
     assert small(key, networks=1000, target=(lambda q: q.V4[-1, 0, 0, 0, 0], 1e-9)).networks == 1000
 
 
-def test_time_left_is_that_of_the_blocks_after_the_first(monkeypatch, capsys):
-    """Three blocks under way at once arrive together, after a minute of compilation; then one comes every two seconds."""
-    clock = iter([60, 60, 60, 62, 64, 66])
-    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    pace = run.Pace(lead=3, processes=1)
-    with tqdm(total=250) as bar:
-        for _ in range(6):
-            pace.add(10)
-            bar.update(10)
-        pace.tell(bar)
-        pace.tell(bar)
-    assert capsys.readouterr().err.count("190 more networks take 00:38\n") == 1
+def test_time_and_memory_are_told_before_the_run(monkeypatch, capsys):
+    """A call takes 0.02 s and 3 ms for each layer, the first 60 s more, to compile: 1000 layers of 3000 networks, 64 at once, 46.9 calls of 3.02 s.
+
+    The bar's own time begins with the run.
+    """
+    problem = prepare(Model(Tanh(), 2.0), np.eye(1), 4, 1000, 0.1, BlockSampler(), [0, 500, 1000])
+    clock, seen = [0.0], []
+
+    def compute(problem, key, plan, blocks):
+        seen.append(int(problem.layers[-1]))
+        clock[0] += 0.02 + 0.003 * seen[-1] + 60 * (len(seen) == 1)
+        return iter(blocks)
+
+    monkeypatch.setattr(run, "results", compute)
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    division = plan.Plan(networks=3020, size=16, parts=1, workers=2, means=3, squared=2, memory=2**29)
+    with tqdm(total=3020, initial=20) as bar:
+        bar._time, bar.start_t, bar.last_print_t = lambda: clock[0], 0.0, 0.0
+        run.announce(problem, jax.random.key(0), division, bar, None)
+        run.announce(problem, jax.random.key(0), division, bar, (lambda sums: 0.0, 1.0))
+        assert bar.format_dict["elapsed"] == 0
+    first, second = re.findall(r"3,000 networks .*", capsys.readouterr().err)
+    assert first == "3,000 networks in blocks of 16 need about 02:21, and 0.5 GiB of memory"
+    assert "about 02:21, unless the target comes first, and" in second
+    assert seen[:10] == [0, 0, 1, 2, 4, 8, 16, 32, 64, 0]
 
 
 def test_target_is_looked_at_in_the_same_places_after_an_interruption(key, tmp_path):

@@ -78,7 +78,7 @@ def estimate(
         function, wanted = check_target(target, limit, control)
         goal = (lambda total: function(quantities(total, limit, width))), wanted
     silent = not progress or jax.process_index() > 0
-    with tqdm(desc=f"memory {plan.memory / 2**30:.2g} GiB", total=networks, unit=" networks", disable=silent) as bar:
+    with tqdm(total=networks, unit=" networks", disable=silent) as bar:
         sums = accumulate(problem, key, plan, sums, bar, goal, file)
     return Estimate.of(sums, limit, width, np.asarray(problem.layers), float(eps))
 

@@ -9,10 +9,11 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from ..pairs import pairs
 from .checkpoint import Checkpoint
-from .plan import Plan, plan_run
+from .plan import Plan, gibibytes, plan_run
 from .simulate import Problem, compiled, fields, moments_of_blocks
 from .statistics import GROUPS, Group, Moments, Sums, jackknife
 
@@ -59,7 +60,7 @@ def accumulate(
     target: Target | None,
     checkpoint: Checkpoint | None,
 ) -> Sums:
-    """Sums over all networks, or over as many as the target needs; tells the bar how long that takes, once it can be known.
+    """Sums over all networks, or over as many as the target needs; tells above the bar how long that takes.
 
     A checkpoint holds whole blocks: a last one that is cut short is computed again, and so any run can go on to more networks.
     """
@@ -74,17 +75,16 @@ def accumulate(
             f"{plan.networks}. Ask for more, or use another file to start from the beginning."
         )
     bar.initial = bar.n = int(held.sum())
-    checks = _checks(total, lasts.max(), plan.parts)
-    pace = Pace(plan.workers * jax.local_device_count(), processes)
+    checks = _checks(total, lasts.max(), plan.parts) if target else deque()
+    if not bar.disable:
+        announce(problem, key, plan, bar, target)
     arriving, whole = results(problem, key, plan, mine[done:]), sums
     try:
         while True:
             complete = mine[done] if done < len(mine) else total  # all blocks below this one are in
             if checks and complete >= checks[0]:
                 checks.popleft()
-                if target is None:
-                    pace.tell(bar)
-                elif reached(target, gather(sums), plan, bar, pace):
+                if target and reached(target, gather(sums), plan, checks, bar):
                     break
             elif done == len(mine):
                 break
@@ -95,7 +95,6 @@ def accumulate(
                 count = min(plan.size, plan.networks - block * plan.size)
                 whole = sums if count == plan.size else whole
                 bar.update(count * processes)
-                pace.add(count)
                 if checkpoint is not None and checkpoint.is_due():
                     checkpoint.save(plan.size, whole)
     except KeyboardInterrupt as stop:
@@ -160,35 +159,40 @@ def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) 
         pool.shutdown(cancel_futures=True)
 
 
-class Pace:
-    """How fast networks arrive, from the first blocks on: what comes before is compilation."""
+def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
+    """Seconds a network takes in this process: from ever more layers of the first blocks, whose results are thrown away.
 
-    def __init__(self, lead: int, processes: int):
-        self.lead, self.processes = lead, processes  # blocks under way at once, which arrive together
-        self.blocks = self.networks = 0
-        self.start = self.now = 0.0
-        self.told = False
+    The layers are an argument of the compiled program, which is ready for the run then.
+    """
+    depth, count = int(problem.layers[-1]), plan.workers * jax.local_device_count()
 
-    def add(self, networks: int) -> None:
-        """Count a block that has just arrived."""
-        self.blocks += 1
-        self.now = time.perf_counter()
-        if self.blocks <= self.lead:
-            self.start = self.now
-        else:
-            self.networks += networks * self.processes
+    def seconds(layers):
+        short = eqx.tree_at(lambda p: p.layers, problem, jnp.minimum(problem.layers, layers))
+        start = time.perf_counter()
+        list(results(short, key, plan, list(range(count))))
+        return time.perf_counter() - start
 
-    def tell(self, bar: tqdm, why: str = "") -> None:
-        """Say once, above the bar, how many networks there are to its end and how long they take."""
-        if self.told or self.networks == 0 or bar.disable:
-            return
-        self.told = True
-        left = max(0, bar.total - bar.n)
-        seconds = left * (self.now - self.start) / self.networks
-        bar.write(f"{why}{left:,} more networks take {tqdm.format_interval(seconds)}", file=sys.stderr)
+    seconds(0)  # compiles
+    none, few = seconds(0), 1
+    while (some := seconds(few)) < 0.2 and few < depth:
+        few = min(2 * few, depth)
+    return (none + max(0.0, some - none) * depth / few) / (count * plan.size)
 
 
-def reached(target: Target, sums: Sums, plan: Plan, bar: tqdm, pace: Pace) -> bool:
+def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target: Target | None) -> None:
+    """Say before the run how long it takes and what it needs; the bar's time begins afterwards."""
+    left = plan.networks - bar.n
+    seconds = left * rehearse(problem, key, plan) / jax.process_count()
+    unless = ", unless the target comes first" if target else ""
+    bar.write(
+        f"{left:,} networks in blocks of {plan.size:,} need about {tqdm.format_interval(seconds)}{unless}, and "
+        f"{gibibytes(plan.memory)} of memory",
+        file=sys.stderr,
+    )
+    bar.unpause()
+
+
+def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: tqdm) -> bool:
     """Whether the standard error is small enough; tells how many networks that will take.
 
     From g groups an error is known to one part in sqrt(2 (g - 1)), and that number to twice this: it is told again, by the bar, at every check.
@@ -202,13 +206,15 @@ def reached(target: Target, sums: Sums, plan: Plan, bar: tqdm, pace: Pace) -> bo
         )
     needed = max(count, math.ceil(count * float(error / wanted) ** 2))
     scatter = math.sqrt(2 / (sum(group.networks > 0 for group in sums.groups) - 1))
-    why = f"error {error:.3g} after {count:,} networks, {wanted:.3g} needs about {needed:,} (to {scatter:.0%}): "
-    if needed > plan.networks:
-        why += f"it will be about {error * math.sqrt(count / plan.networks):.3g} when `networks` ends the run, "
-    bar.total = min(plan.networks, needed)
+    end = next((blocks * plan.size for blocks in checks if blocks * plan.size >= needed), plan.networks)
+    if error > wanted and not bar.disable and not bar.postfix:  # at the first look
+        why = f"error {error:.3g} after {count:,} networks, {wanted:.3g} needs about {needed:,} (to {scatter:.0%}): "
+        if needed > plan.networks:
+            why += f"it will be about {error * math.sqrt(count / plan.networks):.3g} when `networks` ends the run, "
+        seconds = (end - bar.n) * bar.format_dict["elapsed"] / (bar.n - bar.initial)
+        bar.write(f"{why}{end - bar.n:,} more networks take {tqdm.format_interval(seconds)}", file=sys.stderr)
+    bar.total = end
     bar.set_postfix_str(f"error {error:.3g}, wanted {wanted:.3g}")
-    if error > wanted:
-        pace.tell(bar, why)
     return bool(error <= wanted)
 
 

@@ -55,7 +55,7 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
     def at(layer):
         return jax.tree.map(lambda table: table[layer], problem.path)
 
-    def sigma_kernel(phi):
+    def sigma_kernel(phi) -> Any:
         return gram(model.activation(phi)) if sampler.uses_S else None
 
     def step(layer, state):
