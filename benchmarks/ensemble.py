@@ -1,17 +1,22 @@
 """How fast are ensembles, and how near to what the machine can do?  `python benchmarks/ensemble.py [seconds per measurement]`
 
-The unit is the sample-layer: one network advanced one layer, statistics included. Three ceilings are measured with the same shapes and
-threads: drawing the layer's normals alone, tanh alone, and reading and writing phi once. "of ceiling" is the rate over that of
-all three in turn, each as often as a layer needs it. "M/core s" counts processor time instead of time: on a CPU that others use too, it
-is the better number, and "of ceiling" and "of naive" are ratios of it there. "Gop/s" and "GB/s" are that rate times the operations and
-bytes that a sample-layer needs at least (`needed`). Compile times are apart. Last, the same run on 1, 2, 4 and 8 devices: forced ones on
-a CPU, which share its cores, so that only the numbers tell. All is also written as JSON.
+The unit is the sample-layer: one network advanced one layer, statistics included. Ceilings are measured with the same shapes and
+threads: drawing a layer's normals alone, tanh alone, reading and writing phi once, and for weights the rate of large matrix products.
+"of ceiling" is the rate over that of all of them in turn, each as often as a layer needs it. "M/core s" counts processor time instead of
+time: on a CPU that others use too, it is the better number, and "of ceiling" and "of naive" are ratios of it there. "Gop/s" and "GB/s"
+are that rate times the operations and bytes that a sample-layer needs at least (`needed`). Compile times are apart. Then one run of
+`estimate` at the published setting, with the time that it told beforehand; last, the same run on 1, 2, 4 and 8 devices: forced ones on a
+CPU, which share its cores, so that only the numbers tell. All is also written as JSON.
 """
 
+import contextlib
 import hashlib
+import io
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -23,16 +28,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernel_eft_jax.activations import Tanh
-from kernel_eft_jax.ensemble.estimate import add_theory, prepare
+from kernel_eft_jax.ensemble.estimate import add_theory, estimate, prepare
 from kernel_eft_jax.ensemble.normals import network_keys
 from kernel_eft_jax.ensemble.plan import block_size, plan_run
 from kernel_eft_jax.ensemble.run import results
-from kernel_eft_jax.ensemble.samplers import BlockSampler, WeightSampler, as_rows, draw_rows
+from kernel_eft_jax.ensemble.samplers import BlockSampler, WeightSampler
 from kernel_eft_jax.ensemble.simulate import compiled, kernels_of_networks
 from kernel_eft_jax.model import Model
 
 MODEL, EPS, DEPTH = Model(Tanh(), 2.0), 0.05, 40
-GRID = [(1, 128), (4, 64), (4, 256), (16, 64), (64, 256), (64, 4096)]
+GRID = [(1, 128), (4, 64), (4, 256), (16, 64), (64, 256), (64, 4096), (256, 1024)]
 MOMENTS = 16  # second moments of the kernels of more inputs than this are larger than the networks: kernels only
 
 
@@ -70,13 +75,17 @@ def with_compilation(first, count, rates):
     return {"compile_s": max(0.0, first - count / rates[SPEED]), **rates}
 
 
-def needed(inputs, width, control):
+def needed(inputs, width, route):
     """Operations and bytes that a sample-layer takes at least, with nothing fused across layers.
 
     A pair of normals is 117 integer operations of Threefry and about 50 of Box and Muller, tanh is about 25; S and the product with the
-    Cholesky factor take N (N + 1) for each neuron, a layer's sum 2 N. Normals are written and read, phi is read and written.
+    Cholesky factor take N (N + 1) for each neuron, the product with weights 2 N n, a layer's sum 2 N. Normals are written and read, phi
+    is read and written.
     """
-    copies = 1 + control
+    if route == "weights":
+        operations = 84 * (width + 1) + 2 * inputs * width + 27 * inputs
+        return {"operations": width * operations, "bytes": 8 * width * (width + 1 + inputs)}
+    copies = 1 + route.endswith("control")
     operations = 84 * inputs + copies * (27 * inputs + 2 * inputs * (inputs + 1))
     return {"operations": width * operations, "bytes": 8 * width * inputs * (1 + copies)}
 
@@ -94,12 +103,12 @@ def ensemble(inputs, width, sampler, control, workers, seconds, save_at=(DEPTH /
     plan = plan_run(problem, 2**30)
     clock = Clock()
     list(results(problem, key, plan, [0]))
-    first, clock, count = clock.seconds(), Clock(), 0
-    for _ in results(problem, key, plan, list(range(100_000))):
-        count += plan.size * DEPTH
-        if clock.seconds() > seconds:
-            break
-    return {"block": plan.size, **with_compilation(first, plan.size * DEPTH, clock.rates(count))}
+    first, blocks, clock = clock.seconds(), 2 * plan.workers, Clock()
+    list(results(problem, key, plan, list(range(blocks))))
+    while clock.seconds() < seconds:
+        blocks, clock = math.ceil(blocks * 1.1 * max(1, min(10, seconds / clock.seconds()))), Clock()
+        list(results(problem, key, plan, list(range(blocks))))
+    return {"block": plan.size, **with_compilation(first, plan.size * DEPTH, clock.rates(blocks * plan.size * DEPTH))}
 
 
 def vmapped(inputs, width, seconds, networks=1024):
@@ -120,75 +129,97 @@ def vmapped(inputs, width, seconds, networks=1024):
     @jax.jit
     def moments(keys):
         G = jax.vmap(network)(keys).reshape(networks, -1)
-        return G.mean(axis=0), G.T @ G
+        return G.mean(axis=0), G.T @ G if inputs <= MOMENTS else None
 
     keys = jax.random.split(jax.random.key(0), networks)
     return {"block": networks, **repeat(lambda: jax.block_until_ready(moments(keys)), networks * DEPTH, 1, seconds)}
 
 
-def ceilings(inputs, width, size, workers, seconds):
-    """Sample-layers a second of normals, tanh and copying alone."""
-    keys = network_keys(jax.random.key(0), jnp.arange(size, dtype=jnp.uint32))
-    shape = (inputs, width, size)
+def alone(operation, start, size, workers, seconds):
+    """Sample-layers a second of one operation in blocks of `size` networks: x -> operation(layer, x), layer after layer."""
+    loop = compiled(lambda x: jax.lax.fori_loop(0, DEPTH, lambda layer, x: operation(layer.astype(jnp.uint32), x), x))
+    return repeat(lambda: jax.block_until_ready(loop(start)), size * DEPTH, workers, seconds)[SPEED]
 
-    def normals(layer, state):
-        return draw_rows(keys, layer.astype(jnp.uint32), inputs, width) + 0 * state
 
-    operations = {
-        "normals": (normals, draw_rows(keys, jnp.uint32(0), inputs, width)),
-        "tanh": (lambda _, x: jnp.tanh(x) + 0.1, as_rows(draw_rows(keys, jnp.uint32(0), inputs, width), shape)),
-        "copy": (lambda _, x: x + 1e-3, jnp.ones(shape, jnp.float32)),
-    }
+def ceilings(inputs, width, blocks, workers, seconds):
+    """Rates of normals, tanh and copying alone, of the normals of weights, and of large matrix products."""
     rates = {}
-    for name, (operation, start) in operations.items():
-        loop = jax.jit(lambda x, operation=operation: jax.lax.fori_loop(0, DEPTH, operation, x))
-        call = lambda loop=loop, start=start: jax.block_until_ready(loop(start))  # noqa: E731
-        rates[name] = repeat(call, size * DEPTH, workers, seconds / 2)[SPEED]
-    return rates
+    for name, sampler in (("normals", BlockSampler()), ("weights", WeightSampler())):
+        size = blocks[name]
+        keys = network_keys(jax.random.key(0), jnp.arange(size, dtype=jnp.uint32))
+        draw = lambda layer, x, keys=keys, sampler=sampler: sampler.draw(keys, layer, inputs, width) + 0 * x  # noqa: E731
+        rates[name] = alone(draw, sampler.draw(keys, jnp.uint32(0), inputs, width), size, workers, seconds)
+    x = jnp.ones((inputs, width, blocks["normals"]), jnp.float32)
+    for name, operation in (("tanh", lambda _, x: jnp.tanh(x) + 0.1), ("copy", lambda _, x: x + 1e-3)):
+        rates[name] = alone(operation, x, blocks["normals"], workers, seconds)
+    matrix, product = jnp.ones((2048, 2048), jnp.float32), jax.jit(lambda x: jnp.matmul(x, x, precision="highest"))
+    flops = repeat(lambda: jax.block_until_ready(product(matrix)), 2 * 2048**3, 1, seconds)[SPEED]
+    return rates | {"products": flops / (2 * inputs * width**2)}
+
+
+def least(limits, route):
+    """Seconds that a sample-layer takes at the ceilings, all in turn."""
+    once = 1 / limits["tanh"] + 1 / limits["copy"]
+    if route == "weights":
+        return once + 1 / limits["weights"] + 1 / limits["products"]
+    return (1 + route.endswith("control")) * once + 1 / limits["normals"]
 
 
 def measure(seconds):
     """One row for each route at each size."""
-    rows = []
+    rows, every_layer = [], range(1, DEPTH + 1)
+    workers = plan_run(prepare(MODEL, kernel(1), 1, DEPTH, EPS, BlockSampler(), [DEPTH]), 2**30).workers
     for inputs, width in GRID:
-        problem = prepare(MODEL, kernel(inputs), width, DEPTH, EPS, BlockSampler(), [DEPTH])
-        workers = plan_run(problem, 2**30).workers
-        limits = ceilings(inputs, width, block_size(problem, 2**30), workers, seconds)
-        once = sum(1 / rate for rate in limits.values())
-        both = once + 1 / limits["tanh"] + 1 / limits["copy"]
+        problems = [
+            prepare(MODEL, kernel(inputs), width, DEPTH, EPS, sampler, [DEPTH])
+            for sampler in (BlockSampler(), WeightSampler())
+        ]
+        blocks = dict(zip(("normals", "weights"), (block_size(p, 2**30) for p in problems), strict=True))
+        limits = ceilings(inputs, width, blocks, workers, seconds / 2)
+        size = inputs, width
         routes = {
-            "vmapped, naive": (lambda: vmapped(inputs, width, seconds), once),  # noqa: B023
-            "block law": (lambda: ensemble(inputs, width, BlockSampler(), False, workers, seconds), once),  # noqa: B023
-            "block law, control": (lambda: ensemble(inputs, width, BlockSampler(), True, workers, seconds), both),  # noqa: B023
-            "block law, every layer": (
-                lambda: ensemble(inputs, width, BlockSampler(), False, workers, seconds, range(1, DEPTH + 1)),  # noqa: B023
-                once,
-            ),
-            "weights": (lambda: ensemble(inputs, width, WeightSampler(), False, workers, seconds), None),  # noqa: B023
+            "vmapped, naive": lambda: vmapped(*size, seconds),  # noqa: B023
+            "block law": lambda: ensemble(*size, BlockSampler(), False, workers, seconds),  # noqa: B023
+            "block law, control": lambda: ensemble(*size, BlockSampler(), True, workers, seconds),  # noqa: B023
+            "block law, every layer": lambda: ensemble(*size, BlockSampler(), False, workers, seconds, every_layer),  # noqa: B023
+            "weights": lambda: ensemble(*size, WeightSampler(), False, workers, seconds),  # noqa: B023
         }
         if inputs > MOMENTS:
             del routes["block law, control"], routes["block law, every layer"]
-        if width > 1000:
-            del routes["weights"]  # minutes a block on a CPU
         naive = 0.0
-        for route, (run, least) in routes.items():
+        for route, run in routes.items():
             row = {"inputs": inputs, "width": width, "route": route, **run()}
-            row["of_ceiling"] = row[SPEED] * least if least else None
             naive = row[SPEED] if route == "vmapped, naive" else naive
-            row["of_naive"] = row[SPEED] / naive
-            counts = needed(inputs, width, route.endswith("control")) if least else {}
+            row |= {"of_ceiling": row[SPEED] * least(limits, route), "of_naive": row[SPEED] / naive}
+            counts = needed(inputs, width, route)
             row |= {f"{what}_per_s": number * row[SPEED] for what, number in counts.items()}
             rows.append(row | {"needed": counts, "ceilings": limits})
-            share = f"{row['of_ceiling']:10.0%}" if least else f"{'':>10}"
-            work = f"{row['operations_per_s'] / 1e9:6.2f} {row['bytes_per_s'] / 1e9:6.2f}" if least else f"{'':>13}"
-            speed = f"{row['rate'] / 1e6:10.4f} {row['rate_core'] / 1e6:10.4f}"
-            size = f"{row['block']:6} {row['compile_s']:10.2f}"
-            print(f"{inputs:6} {width:6}  {route:22} {speed} {share} {row['of_naive']:8.2f} {work} {size}", flush=True)
+            speed = f"{row['rate'] / 1e6:10.4f} {row['rate_core'] / 1e6:10.4f} {row['of_ceiling']:10.0%} {row['of_naive']:8.2f}"
+            work = f"{row['operations_per_s'] / 1e9:6.2f} {row['bytes_per_s'] / 1e9:6.2f}"
+            print(
+                f"{inputs:6} {width:6}  {route:22} {speed} {work} {row['block']:6} {row['compile_s']:10.2f}", flush=True
+            )
         print(
             f"{'':15}ceilings (M per {'core ' if ON_CPU else ''}s): "
-            + ", ".join(f"{k} {v / 1e6:.2f}" for k, v in limits.items())
+            + ", ".join(f"{k} {v / 1e6:.4g}" for k, v in limits.items())
         )
     return rows
+
+
+def published(networks=20_000):
+    """`estimate` at the published setting, with control variates: seconds told beforehand, and taken."""
+    words = io.StringIO()
+    with contextlib.redirect_stderr(words):
+        start = time.perf_counter()
+        est = estimate(MODEL, kernel(4), 64, 800, EPS, networks, jax.random.key(0))
+        seconds = time.perf_counter() - start
+    told = words.getvalue()
+    told = re.search(r"need about (?:(\d+):)?(\d+):(\d+)", told)
+    told = sum(int(x or 0) * 60**i for i, x in enumerate(reversed(told.groups())))
+    error = est.stderr.K1[-1, 0, 0]
+    print(f"published setting: {networks:,} networks, control variates, in {seconds:.1f} s with compilation; {told} s told beforehand; "
+          f"standard error of K1[00] {error:.4f}")  # fmt: skip
+    return {"networks": networks, "seconds": seconds, "told_seconds": told, "stderr_K1": error}
 
 
 SAME = """
@@ -243,8 +274,7 @@ def main():
         f"{'inputs':>6} {'width':>6}  {'route':22} {'M/s':>10} {'M/core s':>10} {'of ceiling':>10} {'of naive':>8} {'Gop/s':>6} {'GB/s':>6} "
         f"{'block':>6} {'compile, s':>10}"
     )
-    rows = measure(seconds)
-    same = devices()
+    rows, run, same = measure(seconds), published(), devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = [LOAD, os.getloadavg()[0] if hasattr(os, "getloadavg") else None]
     machine = {
@@ -255,7 +285,16 @@ def main():
     path = Path(__file__).parent / "results" / f"ensemble_{device.platform}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(
-        json.dumps({"unit": "sample-layers per second", "machine": machine, "rows": rows, "devices": same}, indent=1)
+        json.dumps(
+            {
+                "unit": "sample-layers per second",
+                "machine": machine,
+                "rows": rows,
+                "published_setting": run,
+                "devices": same,
+            },
+            indent=1,
+        )
         + "\n"
     )
     print(f"written to {path}")
