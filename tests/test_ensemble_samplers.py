@@ -1,0 +1,80 @@
+r"""One layer of the samplers against NumPy in float64, from the same random numbers, at widths and numbers of inputs of every kind.
+
+$$S = \frac1n s s^T, \qquad \eta = L z, \quad L L^T = C_b + C_W S \qquad \text{or} \qquad \eta = W s + b$$
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernel_eft_jax.activations import Tanh
+from kernel_eft_jax.ensemble import BlockSampler, WeightSampler
+from kernel_eft_jax.ensemble.normals import network_keys
+from kernel_eft_jax.ensemble.samplers import as_rows, draw_rows, gram, mix
+from kernel_eft_jax.model import Model
+from kernel_eft_jax.pairs import pairs
+
+NETWORKS = 3
+SHAPES = [(1, 1), (1, 7), (2, 64), (3, 9), (4, 8), (8, 65), (9, 20), (16, 23), (17, 40)]  # inputs, neurons
+MODEL = Model(Tanh(), jnp.float32(1.7), jnp.float32(0.3))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def draw(key, inputs, width, sampler=None):
+    """phi of some networks, and the random numbers of a layer."""
+    keys = network_keys(key, jnp.arange(NETWORKS, dtype=jnp.uint32))
+    phi = as_rows(draw_rows(keys, jnp.uint32(0), inputs, width), (inputs, width, NETWORKS))
+    return phi, sampler and sampler.draw(keys, jnp.uint32(3), inputs, width)
+
+
+@partial(jax.jit, static_argnums=0)
+def increment(sampler, phi, S, noise):
+    return sampler.increment(MODEL, phi, S, noise)
+
+
+def double(x):
+    return np.moveaxis(np.asarray(x, np.float64), -1, 0)  # networks first
+
+
+@pytest.mark.parametrize(("inputs", "width"), SHAPES)
+def test_kernels_sum_over_every_neuron_once(key, inputs, width):
+    phi, _ = draw(key, inputs, width)
+    x, (a, b) = double(phi), pairs(inputs)
+    np.testing.assert_allclose(
+        double(jax.jit(gram)(phi)), (x @ x.swapaxes(1, 2) / width)[:, a, b], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("inputs", "width"), SHAPES)
+def test_increments_of_the_block_law(key, inputs, width):
+    """L z with NumPy's Cholesky factor of C_b + C_W S, and z the normals of the layer, each in its place once."""
+    phi, noise = draw(key, inputs, width, BlockSampler())
+    S, (a, b) = np.tanh(double(phi)) @ np.tanh(double(phi)).swapaxes(1, 2) / width, pairs(inputs)
+    z = double(as_rows(noise, phi.shape))
+    flat = np.concatenate([np.asarray(noise).real, np.asarray(noise).imag])[: inputs * width]
+    assert np.array_equal(z.astype(np.float32), np.moveaxis(flat.reshape(phi.shape), -1, 0))
+    eta = increment(BlockSampler(), phi, jnp.asarray(S[:, a, b].T, jnp.float32), noise)
+    np.testing.assert_allclose(double(eta), np.linalg.cholesky(0.3 + 1.7 * S) @ z, atol=3e-4)
+
+
+@pytest.mark.parametrize(("inputs", "width"), SHAPES)
+def test_increments_by_weights(key, inputs, width):
+    """W s + b with n + 1 numbers for each neuron, none used twice: C_W / n for the first n of them, C_b for the last."""
+    phi, noise = draw(key, inputs, width, WeightSampler())
+    z = np.asarray(noise, np.complex128)
+    z = np.concatenate([z.real, z.imag], axis=2)[:, :, :width]
+    assert z.shape == (NETWORKS, width + 1, width)
+    assert len(np.unique(z)) > 0.999 * z.size  # a few agree by chance, in float32
+    eta = np.sqrt(1.7 / width) * np.tanh(double(phi)) @ z[:, :-1] + np.sqrt(0.3) * z[:, -1:]
+    np.testing.assert_allclose(double(increment(WeightSampler(), phi, None, noise)), eta, atol=3e-5)
+
+
+@pytest.mark.parametrize("inputs", [1, 5, 16, 17])
+def test_mixing_is_a_product_of_matrices(key, inputs):
+    z, _ = draw(key, inputs, 6)
+    L = np.tril(np.asarray(jax.random.normal(key, (NETWORKS, inputs, inputs), jnp.float32)))
+    mixed = mix(jnp.moveaxis(jnp.asarray(L), 0, -1), z)
+    np.testing.assert_allclose(double(mixed), L.astype(np.float64) @ double(z), rtol=1e-5, atol=1e-5)
