@@ -474,6 +474,18 @@ def test_time_and_memory_are_told_before_the_run(monkeypatch, capsys):
     assert seen[:10] == [0, 0, 1, 2, 4, 8, 16, 32, 64, 0]
 
 
+def test_a_look_at_the_target_before_any_new_block(key, tmp_path, capsys):
+    """512 networks on disk are 64 blocks, after which there is a look: of the time left nothing is known yet, and it is told at the next."""
+    small(key, tmp_path / "run", networks=512)
+    target = (lambda q: q.K1[-1, 0, 0], 1e-9)
+    assert small(key, tmp_path / "run", networks=1280, target=target, progress=True).networks == 1280
+    told = re.findall(r"after (\d+) networks, 1e-09 needs about", capsys.readouterr().err)
+    assert told == ["768"]
+    capsys.readouterr()
+    assert small(key, tmp_path / "run", networks=1280, progress=True).networks == 1280
+    assert "in blocks of" not in capsys.readouterr().err  # nothing is left to do
+
+
 def test_target_is_looked_at_in_the_same_places_after_an_interruption(key, tmp_path):
     """A finished run with a target, resumed, stops where it is."""
     target = (lambda q: q.K1[-1, 0, 0], 0.02)

@@ -76,7 +76,7 @@ def accumulate(
         )
     bar.initial = bar.n = int(held.sum())
     checks = _checks(total, lasts.max(), plan.parts) if target else deque()
-    if not bar.disable:
+    if not bar.disable and bar.n < plan.networks:
         announce(problem, key, plan, bar, target)
     arriving, whole = results(problem, key, plan, mine[done:]), sums
     try:
@@ -207,14 +207,16 @@ def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: 
     needed = max(count, math.ceil(count * float(error / wanted) ** 2))
     scatter = math.sqrt(2 / (sum(group.networks > 0 for group in sums.groups) - 1))
     end = next((blocks * plan.size for blocks in checks if blocks * plan.size >= needed), plan.networks)
-    if error > wanted and not bar.disable and not bar.postfix:  # at the first look
+    done = bar.n - bar.initial
+    if done and not bar.postfix and error > wanted:  # the first look at new networks
         why = f"error {error:.3g} after {count:,} networks, {wanted:.3g} needs about {needed:,} (to {scatter:.0%}): "
         if needed > plan.networks:
             why += f"it will be about {error * math.sqrt(count / plan.networks):.3g} when `networks` ends the run, "
-        seconds = (end - bar.n) * bar.format_dict["elapsed"] / (bar.n - bar.initial)
+        seconds = (end - bar.n) * bar.format_dict["elapsed"] / done
         bar.write(f"{why}{end - bar.n:,} more networks take {tqdm.format_interval(seconds)}", file=sys.stderr)
-    bar.total = end
-    bar.set_postfix_str(f"error {error:.3g}, wanted {wanted:.3g}")
+    if done:
+        bar.total = end
+        bar.set_postfix_str(f"error {error:.3g}, wanted {wanted:.3g}")
     return bool(error <= wanted)
 
 
