@@ -27,7 +27,7 @@ from kernel_eft_jax.ensemble import BlockSampler, estimate, plan, run, sample_ke
 from kernel_eft_jax.ensemble.checkpoint import Checkpoint
 from kernel_eft_jax.ensemble.estimate import prepare
 from kernel_eft_jax.ensemble.estimate import settings as estimate_settings
-from kernel_eft_jax.ensemble.statistics import Sums
+from kernel_eft_jax.ensemble.statistics import Group, Sums
 from kernel_eft_jax.model import Model
 
 WORKER = """
@@ -446,32 +446,68 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
     assert small(key, networks=1000, target=(lambda q: q.V4[-1, 0, 0, 0, 0], 1e-9)).networks == 1000
 
 
-def test_time_and_memory_are_told_before_the_run(monkeypatch, capsys):
-    """A call takes 0.02 s and 3 ms for each layer, the first 60 s more, to compile: 1000 layers of 3000 networks, 64 at once, 46.9 calls of 3.02 s.
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of day, in a list, for `run` and for bars that are given it."""
+    now = [0.0]
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
 
-    The bar's own time begins with the run.
+
+def timed_bar(clock, total, done):
+    bar = tqdm(total=total, initial=done)
+    bar._time, bar.start_t, bar.last_print_t = lambda: clock[0], clock[0], clock[0]
+    return bar
+
+
+DIVISION = plan.Plan(networks=6020, size=16, parts=1, workers=2, means=3, squared=2, memory=2**29)
+
+
+@pytest.mark.parametrize(("saves", "noise"), [(0.02, 0.0), (1.0, 0.1)])
+def test_time_and_memory_are_told_before_the_run(clock, monkeypatch, capsys, saves, noise):
+    """A call takes `saves` and 3 ms for each of 1000 layers, sometimes 0.1 s more, and the first 60 s, to compile.
+
+    6000 networks, 64 at once on two devices of two processes, are 46.9 calls, told to 10 %. The bar's own time begins with the run.
     """
     problem = prepare(Model(Tanh(), 2.0), np.eye(1), 4, 1000, 0.1, BlockSampler(), [0, 500, 1000])
-    clock, seen = [0.0], []
+    seen = []
 
     def compute(problem, key, plan, blocks):
         seen.append(int(problem.layers[-1]))
-        clock[0] += 0.02 + 0.003 * seen[-1] + 60 * (len(seen) == 1)
+        clock[0] += saves + 0.003 * seen[-1] + noise * (len(seen) % 2) + 60 * (len(seen) == 1)
         return iter(blocks)
 
     monkeypatch.setattr(run, "results", compute)
-    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
-    division = plan.Plan(networks=3020, size=16, parts=1, workers=2, means=3, squared=2, memory=2**29)
-    with tqdm(total=3020, initial=20) as bar:
-        bar._time, bar.start_t, bar.last_print_t = lambda: clock[0], 0.0, 0.0
-        run.announce(problem, jax.random.key(0), division, bar, None)
-        run.announce(problem, jax.random.key(0), division, bar, (lambda sums: 0.0, 1.0))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with timed_bar(clock, 6020, done=20) as bar:
+        run.announce(problem, jax.random.key(0), DIVISION, bar, None)
+        run.announce(problem, jax.random.key(0), DIVISION, bar, (lambda sums: 0.0, 1.0))
         assert bar.format_dict["elapsed"] == 0
-    first, second = re.findall(r"3,000 networks .*", capsys.readouterr().err)
-    assert first == "3,000 networks in blocks of 16 need about 02:21, and 0.5 GiB of memory"
-    assert "about 02:21, unless the target comes first, and" in second
-    assert seen[:10] == [0, 0, 1, 2, 4, 8, 16, 32, 64, 0]
+    told = re.findall(
+        r"6,000 networks in blocks of 16 need about (\d+):(\d+)(.*), and 0.5 GiB of memory", capsys.readouterr().err
+    )
+    assert [words for _, _, words in told] == ["", ", unless the target comes first"]
+    for minutes, seconds, _ in told:
+        assert abs(60 * int(minutes) + int(seconds) - 46.875 * (saves + 3)) < 1 + 0.1 * 46.875 * (saves + 3)
+
+
+def test_time_to_a_target_is_told_once_and_the_bar_ends_there(clock, monkeypatch, capsys):
+    """1000 networks in 10 s, and twice the error that is wanted: 4000 are needed, and the next look is after 4500, in 35 s."""
+    groups = tuple(Group(50, np.zeros((1, 3)), np.zeros((1, 2, 2))) for _ in range(20))
+    division, checks = DIVISION._replace(networks=10_000, size=100), [20, 45, 60]
+    errors = iter([0.02, 0.015, 0.01])
+    monkeypatch.setattr(run, "jackknife", lambda function, sums: (0.0, next(errors)))
+    with timed_bar(clock, 10_000, done=0) as bar:
+        bar.n, clock[0] = 1000, 10.0
+        totals, reached = [], []
+        for _ in range(3):
+            reached.append(run.reached((lambda sums: 0.0, 0.01), Sums(groups, 20), division, checks, bar))
+            totals.append(bar.total)
+    assert reached == [False, False, True]
+    assert totals == [4500, 4500, 1000]
+    told = re.findall(r"0.01 needs about .*", capsys.readouterr().err)
+    assert told == ["0.01 needs about 4,000 (to 32%): 3,500 more networks take 00:35"]
 
 
 def test_a_look_at_the_target_before_any_new_block(key, tmp_path, capsys):

@@ -167,7 +167,7 @@ def settings(problem: Problem, key: PRNGKeyArray) -> dict:
     grid = problem.model.activation(jnp.linspace(-30, 30, 241, dtype=jnp.float32))
     arrays = [np.asarray(x) for x in [grid, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
     return {
-        "format": 3,
+        "format": 4,
         "jax": [jax.__version__, jaxlib.version.__version__],
         "platform": jax.local_devices()[0].device_kind,
         "process": [jax.process_index(), jax.process_count()],

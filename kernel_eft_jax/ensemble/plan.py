@@ -67,8 +67,8 @@ def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
         if simulation + statistics > limit:
             remedy = "Save fewer layers with `save_at`, or take `sample_kernels`, which keeps kernels and no moments."
             raise MemoryError(
-                f"This run needs about {gibibytes(simulation + statistics)} of memory on the {where}, which has {gibibytes(limit)}: "
-                f"{gibibytes(statistics)} for second moments of {moments} numbers at {depths} depths, and {gibibytes(simulation)} for "
+                f"This run needs about {amount(simulation + statistics)} of memory on the {where}, which has {amount(limit)}: "
+                f"{amount(statistics)} for second moments of {moments} numbers at {depths} depths, and {amount(simulation)} for "
                 f"blocks of {size} networks, {workers} at once. {remedy if statistics > simulation else smaller_network(problem)}"
             )
     return Plan(networks, size, parts, workers, means, moments, sum(host) + (0 if _on_cpu() else blocks + results))
@@ -91,15 +91,16 @@ def sample_size(problem: Problem, networks: int) -> int:
         if simulation + output > limit:
             remedy = "Take fewer networks at a time, by several keys, or save fewer layers with `save_at`."
             raise MemoryError(
-                f"These samples need about {gibibytes(simulation + output)} of memory on the {where}, which has {gibibytes(limit)}: "
-                f"{gibibytes(output)} for kernels of {networks} networks at {depths} depths, and {gibibytes(simulation)} for {size} networks "
+                f"These samples need about {amount(simulation + output)} of memory on the {where}, which has {amount(limit)}: "
+                f"{amount(output)} for kernels of {networks} networks at {depths} depths, and {amount(simulation)} for {size} networks "
                 f"at once. {remedy if output > simulation else smaller_network(problem)}"
             )
     return size
 
 
-def gibibytes(number: int) -> str:
-    return f"{number / 2**30:.3g} GiB"
+def amount(number: int) -> str:
+    """Bytes in words."""
+    return f"{number / 2**30:.3g} GiB" if number >= 2**27 else f"{number / 2**20:.3g} MiB"
 
 
 def smaller_network(problem: Problem) -> str:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..pairs import pairs
 from .checkpoint import Checkpoint
-from .plan import Plan, gibibytes, plan_run
+from .plan import Plan, amount, plan_run
 from .simulate import Problem, compiled, fields, moments_of_blocks
 from .statistics import GROUPS, Group, Moments, Sums, jackknife
 
@@ -76,10 +76,10 @@ def accumulate(
         )
     bar.initial = bar.n = int(held.sum())
     checks = _checks(total, lasts.max(), plan.parts) if target else deque()
-    if not bar.disable and bar.n < plan.networks:
-        announce(problem, key, plan, bar, target)
     arriving, whole = results(problem, key, plan, mine[done:]), sums
     try:
+        if not bar.disable and bar.n < plan.networks:
+            announce(problem, key, plan, bar, target)
         while True:
             complete = mine[done] if done < len(mine) else total  # all blocks below this one are in
             if checks and complete >= checks[0]:
@@ -174,7 +174,7 @@ def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
 
     seconds(0)  # compiles
     none, few = seconds(0), 1
-    while (some := seconds(few)) < 0.2 and few < depth:
+    while (some := seconds(few)) < 2 * none + 0.2 and few < depth:  # until layers outweigh what comes with them
         few = min(2 * few, depth)
     return (none + max(0.0, some - none) * depth / few) / (count * plan.size)
 
@@ -186,7 +186,7 @@ def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target:
     unless = ", unless the target comes first" if target else ""
     bar.write(
         f"{left:,} networks in blocks of {plan.size:,} need about {tqdm.format_interval(seconds)}{unless}, and "
-        f"{gibibytes(plan.memory)} of memory",
+        f"{amount(plan.memory)} of memory",
         file=sys.stderr,
     )
     bar.unpause()
@@ -206,7 +206,8 @@ def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: 
         )
     needed = max(count, math.ceil(count * float(error / wanted) ** 2))
     scatter = math.sqrt(2 / (sum(group.networks > 0 for group in sums.groups) - 1))
-    end = next((blocks * plan.size for blocks in checks if blocks * plan.size >= needed), plan.networks)
+    later = (blocks * plan.size for blocks in checks if blocks * plan.size >= needed)
+    end = next(later, plan.networks) if error > wanted else count
     done = bar.n - bar.initial
     if done and not bar.postfix and error > wanted:  # the first look at new networks
         why = f"error {error:.3g} after {count:,} networks, {wanted:.3g} needs about {needed:,} (to {scatter:.0%}): "
