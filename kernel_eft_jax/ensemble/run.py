@@ -76,15 +76,15 @@ def accumulate(
         )
     bar.initial = bar.n = int(held.sum())
     checks = _checks(total, lasts.max(), plan.parts) if target else deque()
-    arriving, whole = results(problem, key, plan, mine[done:]), sums
+    arriving, whole, pace = results(problem, key, plan, mine[done:]), sums, 0.0
     try:
         if not bar.disable and bar.n < plan.networks:
-            announce(problem, key, plan, bar, target)
+            pace = announce(problem, key, plan, bar, target)
         while True:
             complete = mine[done] if done < len(mine) else total  # all blocks below this one are in
             if checks and complete >= checks[0]:
                 checks.popleft()
-                if target and reached(target, gather(sums), plan, checks, bar):
+                if target and reached(target, gather(sums), plan, checks, bar, pace):
                     break
             elif done == len(mine):
                 break
@@ -179,20 +179,20 @@ def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
     return (none + max(0.0, some - none) * depth / few) / (count * plan.size)
 
 
-def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target: Target | None) -> None:
-    """Say before the run how long it takes and what it needs; the bar's time begins afterwards."""
-    left = plan.networks - bar.n
-    seconds = left * rehearse(problem, key, plan) / jax.process_count()
+def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target: Target | None) -> float:
+    """Say before the run how long it takes and what it needs; seconds from one network to the next. The bar's time begins afterwards."""
+    left, pace = plan.networks - bar.n, rehearse(problem, key, plan) / jax.process_count()
     unless = ", unless the target comes first" if target else ""
     bar.write(
-        f"{left:,} networks in blocks of {plan.size:,} need about {tqdm.format_interval(seconds)}{unless}, and "
+        f"{left:,} networks in blocks of {plan.size:,} need about {tqdm.format_interval(left * pace)}{unless}, and "
         f"{amount(plan.memory)} of memory",
         file=sys.stderr,
     )
     bar.unpause()
+    return pace
 
 
-def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: tqdm) -> bool:
+def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: tqdm, pace: float) -> bool:
     """Whether the standard error is small enough; tells how many networks that will take.
 
     From g groups an error is known to one part in sqrt(2 (g - 1)), and that number to twice this: it is told again, by the bar, at every check.
@@ -208,16 +208,14 @@ def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: 
     scatter = math.sqrt(2 / (sum(group.networks > 0 for group in sums.groups) - 1))
     later = (blocks * plan.size for blocks in checks if blocks * plan.size >= needed)
     end = next(later, plan.networks) if error > wanted else count
-    done = bar.n - bar.initial
-    if done and not bar.postfix and error > wanted:  # the first look at new networks
+    if error > wanted and not bar.disable and not bar.postfix:  # at the first look
         why = f"error {error:.3g} after {count:,} networks, {wanted:.3g} needs about {needed:,} (to {scatter:.0%}): "
         if needed > plan.networks:
             why += f"it will be about {error * math.sqrt(count / plan.networks):.3g} when `networks` ends the run, "
-        seconds = (end - bar.n) * bar.format_dict["elapsed"] / done
-        bar.write(f"{why}{end - bar.n:,} more networks take {tqdm.format_interval(seconds)}", file=sys.stderr)
-    if done:
-        bar.total = end
-        bar.set_postfix_str(f"error {error:.3g}, wanted {wanted:.3g}")
+        left = end - count
+        bar.write(f"{why}{left:,} more networks take {tqdm.format_interval(left * pace)}", file=sys.stderr)
+    bar.total = end
+    bar.set_postfix_str(f"error {error:.3g}, wanted {wanted:.3g}")
     return bool(error <= wanted)
 
 
