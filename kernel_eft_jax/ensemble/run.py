@@ -136,12 +136,11 @@ def _checks(total: int, last: int, parts: int) -> deque[int]:
 def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) -> Generator[tuple[int, Moments]]:
     """Number and moments (T, parts, ...) of each block, in order, computed a few ahead."""
     mesh = Mesh(np.array(jax.local_devices()), ("networks",), axis_types=(AxisType.Auto,))
-    beyond = -(-plan.networks // plan.size)
+    beyond, program = -(-plan.networks // plan.size), compiled(moments_of_blocks)
 
     def compute(batch):
         padded = jnp.array(batch + [beyond] * (mesh.size - len(batch)), dtype=jnp.uint32)
-        arguments = problem, key, padded, jnp.uint32(plan.networks), plan.size, plan.parts, mesh
-        moments = compiled(moments_of_blocks)(*arguments)
+        moments = program(problem, key, padded, jnp.uint32(plan.networks), plan.size, plan.parts, mesh)
         moments = jax.tree.map(np.asarray, moments)
         return [(block, jax.tree.map(lambda part, d=d: part[d], moments)) for d, block in enumerate(batch)]
 
