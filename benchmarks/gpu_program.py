@@ -34,7 +34,7 @@ from kernel_eft_jax.ensemble.estimate import add_theory, prepare
 from kernel_eft_jax.ensemble.samplers import BlockSampler
 from kernel_eft_jax.ensemble.simulate import moments_of_blocks
 
-# As the makers of XLA describe the card (openxla/xla, h100_sxm.txtpb), and NVIDIA its peak rates of bytes and 32-bit integer operations.
+# As the makers of XLA describe the card (openxla/xla, h100_sxm.txtpb).
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
@@ -47,7 +47,10 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-BYTES, OPERATIONS = 3.35e12, 132 * 64 * 1.98e9
+BYTES, OPERATIONS = (
+    3.35e12,
+    132 * 128 * 1.98e9,
+)  # a second: memory, and instructions that all cores can issue, of any kind
 SIZES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "c64": 8, "s64": 8, "u64": 8, "f64": 8}
 NO_KERNEL = "parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all"
 
