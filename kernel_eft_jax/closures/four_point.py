@@ -5,7 +5,7 @@ two normals of conditional correlation r (a Mehler series in r, or one sum if th
 
 $$E[F(\phi_x) f(\phi_y) g(\phi_z)] = E_x\Big[ F(\phi_x) \sum_s f_s(\phi_x)\, g_s(\phi_x)\, r^s \Big], \qquad f_s = E[f(\phi_y)\, he_s \,|\, \phi_x]$$
 
-Four different inputs share no variable, and the modes of `chaos` converge geometrically.
+Four different inputs share no variable, and the modes of `hermite_modes` converge geometrically.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ..activations import Activation
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import derivative, line_rule, powers
-from .chaos import frame, overlaps, pair_blocks_between, pair_functions, remaining_scale, rotate, split_rule
+from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions, remaining_scale, rotate, split_rule
 
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
 BEND = ((2, 0), (0, 2), (1, 1))

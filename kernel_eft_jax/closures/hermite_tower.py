@@ -25,7 +25,7 @@ from ..checks import check_count
 from ..model import Model, apply_slope
 from ..pairs import input_count, triples, wick
 from .base import Closure, Moments
-from .chaos import (
+from .hermite_modes import (
     frame,
     frame_drift,
     mode_covariances,

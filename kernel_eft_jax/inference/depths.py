@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..closures import Closure, HermiteTower, SigmaKernel
-from ..closures.chaos import frame, mode_covariances, pair_functions, rotate
+from ..closures.hermite_modes import frame, mode_covariances, pair_functions, rotate
 from ..model import Model, apply_slope
 
 
