@@ -9,8 +9,8 @@ from problems import PROBLEMS, SMOOTH, Problem, line, one_input_layers, select, 
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.closures import hermite_tower
-from kernel_eft_jax.closures.four_point import bends, products_and_noise
-from kernel_eft_jax.model import apply_slope
+from kernel_eft_jax.expectations.four_point import bends, products_and_noise
+from kernel_eft_jax.maps import apply_slope
 from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
 
 # What is left at degree 40, relative: nothing for entire functions, little where poles are far, more for tanh and kinks.
