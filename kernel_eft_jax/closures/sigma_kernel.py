@@ -50,7 +50,7 @@ class SigmaKernel(Closure[SigmaState]):
     diagonal or repeated inputs make redundant. Derivatives along directions that separate copies or opposites leave out what it
     gains there: up to 1e-3 of V4, but all of K1_ab. For GELU, SiLU and ReLU it keeps V4 to 2 % at t = 1 and K1 to 20 %, since
     S feels the mean of phi, which it does not carry itself. For blocks of one matrix without decay only; use `HermiteTower` for
-    others. In a layer, free neurons flow with the kernel of its start, and the response is that of a real layer.
+    others. In a layer, free neurons flow with the kernel of its middle, which makes the noise of G exact.
     """
 
     degree: int = eqx.field(static=True, default=20)
@@ -68,31 +68,32 @@ class SigmaKernel(Closure[SigmaState]):
     def step(self, model: Model, state: SigmaState, dt) -> SigmaState:
         k, V, K1, m_S = state
         P, C_W = k.shape[0], model.C_W.astype(k.dtype)
-        slope, q, free, noise, bend_R = self._free_field(model, k)
+        q = model.q(k)
+        slope, free, noise, bend_R = self._free_field(model.activation, k + 0.5 * dt * q, q)
         local, triple = _local(P), triples(input_count(P))
         covariance_with_y = V[local[:, :, None], triple[:, None, :] + P]  # (P, 6, 3)
         source = 0.5 * C_W * jnp.einsum("ptz,pzt->p", bend_R, covariance_with_y, precision="highest")
         flow, noise, source = _flow(free, noise, jnp.concatenate([jnp.zeros_like(source), source]), dt)
-        response = jnp.zeros_like(flow).at[:P, P:].set(C_W * jnp.eye(P, dtype=k.dtype))
-        response = response.at[P:, P:].set(C_W * apply_slope(slope, jnp.eye(P, dtype=k.dtype)))
-        layer = jnp.eye(2 * P, dtype=k.dtype) + flow + dt * response
+        one = jnp.eye(P, dtype=k.dtype)
+        both = jnp.concatenate([one, apply_slope(slope, one)])  # how (g, y) respond to a change of the kernel
+        layer = jnp.eye(2 * P, dtype=k.dtype) + flow
+        layer = layer.at[:, P:].add(dt * C_W * both)
         mean = _matmul(layer, jnp.concatenate([K1, m_S])) + source
         V = _matmul(_matmul(layer, V), layer.T) + noise
-        return SigmaState(k + dt * q, V.at[:P, :P].add(dt**2 * wick(q)), mean[:P], mean[P:])
+        return SigmaState(k + dt * q, V, mean[:P], mean[P:])
 
-    def _free_field(self, model: Model, k):
-        """Slope of E[ss], Q, the generator and the noise of free neurons' (g, y), and the regression of second derivatives."""
+    def _free_field(self, activation: Activation, k, q):
+        """Slope of E[ss], the generator and the noise of free neurons' (g, y), and the regression of second derivatives."""
         P = k.shape[0]
-        value, slope, curvature = model.activation.expansion(k)
-        q = model.C_b.astype(k.dtype) + model.C_W.astype(k.dtype) * value
-        products, noise_y = products_and_noise(model.activation, k, q, self.degree)
+        value, slope, curvature = activation.expansion(k)
+        products, noise_y = products_and_noise(activation, k, q, self.degree)
         C = _joint_covariance(k, slope, products - value[:, None] * value)
-        bend_R = self._bend_regression(model, k, C, value, slope, curvature)  # (P, 3, 6)
+        bend_R = self._bend_regression(activation, k, C, value, slope, curvature)  # (P, 3, 6)
         R = 0.5 * jnp.einsum("pt,ptz->pz", q[triples(input_count(P))], bend_R, precision="highest")
         free = jnp.zeros((2 * P, 2 * P), k.dtype).at[np.arange(P)[:, None] + P, _local(P)].add(R)
         noise_g = sigma_product(k, q)
         cross = apply_slope(slope, noise_g)
-        return slope, q, free, jnp.block([[noise_g, cross.T], [cross, noise_y]]), bend_R
+        return slope, free, jnp.block([[noise_g, cross.T], [cross, noise_y]]), bend_R
 
     def moments(self, model: Model, state: SigmaState) -> Moments:
         P = state.k.shape[0]
@@ -116,14 +117,14 @@ class SigmaKernel(Closure[SigmaState]):
     def recall(self, model: Model, state: SigmaState, memory):
         return memory[: state.k.shape[0]]
 
-    def _bend_regression(self, model, k, C, value, slope, curvature) -> Float[Array, "P 3 6"]:
+    def _bend_regression(self, activation, k, C, value, slope, curvature) -> Float[Array, "P 3 6"]:
         """Regression of the second derivatives of s_a s_b (by aa, bb, and ab twice) on the local z."""
         P = k.shape[0]
         triple = triples(input_count(P))
         # The mean of each second derivative is twice a slope (Price), and Cov(f, phi phi) is how it moves with K.
         local_wick = wick(k)[triple[:, :, None], triple[:, None, :]]
         with_g = 2 * jnp.einsum("ptu,puv->ptv", curvature, local_wick, precision="highest")
-        with_y = bends(model.activation, k, self.degree) - 2 * slope[:, :, None] * value[triple][:, None, :]
+        with_y = bends(activation, k, self.degree) - 2 * slope[:, :, None] * value[triple][:, None, :]
         local = _local(P)
         inverse = _pseudo_inverse(C[local[:, :, None], local[:, None, :]])
         return jnp.matmul(jnp.concatenate([with_g, with_y], axis=-1), inverse, precision="highest")
