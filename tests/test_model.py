@@ -195,7 +195,9 @@ def test_linear_networks_solved_by_hand(problem):
         return np.concatenate([Q.ravel(), (2 * C_W * V + sigma(K, Q)).ravel()])
 
     start = np.concatenate([problem.K0.ravel(), wick(problem.K0).ravel()])
-    states = solve_ivp(rates, (0, problem.depth["ts"][-1]), start, "DOP853", problem.depth["ts"], rtol=1e-12, atol=1e-12).y.T
+    states = solve_ivp(
+        rates, (0, problem.depth["ts"][-1]), start, "DOP853", problem.depth["ts"], rtol=1e-12, atol=1e-12
+    ).y.T
     np.testing.assert_allclose(problem.known["K0"].value.reshape(-1, 9), states[:, :9], rtol=1e-10)
     np.testing.assert_allclose(problem.known["V4"].value.reshape(-1, 81), states[:, 9:], rtol=1e-9)
 
