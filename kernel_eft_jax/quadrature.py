@@ -36,31 +36,36 @@ def line_rule(
 
 
 @lru_cache
-def _unit_rule(points):
-    x, w = np.polynomial.legendre.leggauss(points)
+def _unit_rule(*points):
+    """Gauss and Legendre's rules on (0, 1), one behind the other."""
+    x, w = np.concatenate([np.polynomial.legendre.leggauss(n) for n in points], axis=1)
     return (x + 1) / 2, w / 2
 
 
 def centred_rule(
-    centres: Float[Array, "*batch C"], width: Float[Array, "*#batch"], points: int = POINTS
+    centres: Float[Array, "*batch C"], width: Float[Array, "*#batch"], *points: int
 ) -> tuple[Float[Array, "*batch M"], Float[Array, "*batch M"]]:
     """Nodes and weights for a standard normal variable y and a function of (width y), M = 2 C points.
 
-    The function may have kinks at the centres, and changes within 1 / width near them; width may be zero.
+    The function may have kinks at the centres, and changes within 1 / width near them; width may be zero. Several numbers of points
+    give the nodes of as many rules, one behind the other in each half of a cell.
     """
-    t, weight = (v.astype(centres.dtype) for v in _unit_rule(points))
+    t, weight = (v.astype(centres.dtype) for v in _unit_rule(*(points or (POINTS,))))
     inside = jnp.abs(centres) < REACH - 1
     delta = jnp.where(inside, 1 / jnp.clip(width, 1 / REACH, 1e9)[..., None], REACH)
     places, delta = _sorted(jnp.clip(centres, -REACH, REACH), delta)
     ends = jnp.full_like(places[..., :1], REACH)
     borders = jnp.concatenate([-ends, 0.5 * (places[..., 1:] + places[..., :-1]), ends], axis=-1)
-    halves = jnp.stack([borders[..., :-1], borders[..., 1:]], axis=-1) - places[..., None]
-    span = jnp.arcsinh(halves / delta[..., None])[..., None]  # (..., C, 2, 1)
-    delta = delta[..., None, None]
-    u = span * jnp.reshape(t, (1,) * (span.ndim - 1) + t.shape)
-    y = places[..., None, None] + delta * jnp.sinh(u)
-    dy = jnp.abs(delta * span) * jnp.cosh(u) * jnp.reshape(weight, (1,) * (span.ndim - 1) + t.shape)
-    w = dy * normal_density(y)
+    # Halves of cells, below and above each place: (..., C, 2, points).
+    sign = _last_axis(np.array([-1, 1]), places.ndim + 1, places.dtype)
+    length = sign * (jnp.stack([borders[..., :-1], borders[..., 1:]], axis=-1) - places[..., None])
+    delta = delta[..., None]
+    reach = length / delta
+    span = jnp.log(reach + jnp.sqrt(1 + reach**2))[..., None]
+    e = jnp.exp(span * _last_axis(t, span.ndim, span.dtype))
+    half = 0.5 * delta[..., None]
+    y = places[..., None, None] + sign[..., None] * half * (e - 1 / e)
+    w = half * span * (e + 1 / e) * _last_axis(weight, span.ndim, span.dtype) * normal_density(y)
     flat = (*places.shape[:-1], -1)
     return jnp.reshape(y, flat), jnp.reshape(w, flat)
 
@@ -78,13 +83,17 @@ def normal_density(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def rule_around(
-    kinks: Float[Array, " C"], mean: Float[Array, "*batch"], width: Float[Array, ""], points: int = POINTS
+    kinks: Float[Array, " C"],
+    mean: Float[Array, "*batch"],
+    width: Float[Array, "*#batch"],
+    sharpness: Float[Array, ""],
+    *points: int,
 ) -> tuple[Float[Array, "*batch M"], Float[Array, "*batch M"]]:
-    r"""`centred_rule` for a function of $\phi = \mathrm{mean} + \mathrm{width}\, y$ that changes within one unit near kinks."""
-    least = jnp.finfo(mean.dtype).tiny ** 0.5
-    kinks = jnp.reshape(kinks, (1,) * mean.ndim + kinks.shape)
-    centres = (kinks - mean[..., None]) / jnp.maximum(width, least)
-    return centred_rule(centres, jnp.broadcast_to(width, mean.shape), points)
+    r"""`centred_rule` for a function of $\phi = \mathrm{mean} + \mathrm{width}\, y$ that changes within 1 / sharpness near kinks."""
+    width = jnp.broadcast_to(width, mean.shape)
+    apart = jnp.reshape(kinks, (1,) * mean.ndim + kinks.shape) - mean[..., None]
+    centres = apart / jnp.maximum(width, jnp.finfo(mean.dtype).tiny ** 0.5)[..., None]
+    return centred_rule(centres, width * sharpness, *points)
 
 
 def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -97,9 +106,7 @@ def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*shape
     return jnp.sqrt(rest + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x))
 
 
-def hermite_means(
-    values: Float[Array, "F X M"], y: Float[Array, "X M"], terms: int
-) -> Float[Array, "F X terms"]:
+def hermite_means(values: Float[Array, "F X M"], y: Float[Array, "X M"], terms: int) -> Float[Array, "F X terms"]:
     """Sums of weighted values times orthonormal Hermite polynomials he_j(y), j < terms, for several functions at once."""
 
     def raise_degree(last_two, j):
@@ -187,11 +194,11 @@ def _pair_sum(static, arrays, k):
     least = jnp.finfo(k_ab.dtype).tiny ** 0.25
     k_aa, k_bb = jnp.maximum(k_aa, least), jnp.maximum(k_bb, least)
     zero = jnp.zeros((1,), k_ab.dtype)
-    x, w = rule_around(zero, jnp.zeros_like(k_aa), jnp.sqrt(jnp.maximum(k_aa, k_bb)))
+    x, w = rule_around(zero, jnp.zeros_like(k_aa), jnp.sqrt(jnp.maximum(k_aa, k_bb)), jnp.ones_like(k_aa))
     phi_a = jnp.sqrt(k_aa) * x
     rest = jnp.sqrt(jnp.maximum(k_bb - k_ab * (k_ab / k_aa), 0))
     mean = k_ab / jnp.sqrt(k_aa) * x
-    y, v = rule_around(zero, mean, rest)
+    y, v = rule_around(zero, mean, rest, jnp.ones_like(k_aa))
     return jnp.sum(f(phi_a) * w * jnp.sum(g(mean[:, None] + rest * y) * v, axis=-1))
 
 

@@ -5,16 +5,31 @@ correlation 1, -1 and 0 need one integral only, $E[f_a g_b] = E[f g]$, $E[f(\phi
 closed forms are compared with quadrature, and quadrature with one and a half times its nodes.
 """
 
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from ..quadrature import POINTS, derivatives, rule_around
-from .base import Activation, Expansion, between_sides, centres
-from .summation import assemble, averages, factors, floored, kink_bends, single_by_quadrature
+from ..quadrature import centred_rule
+from .base import Activation, Expansion, between_sides, centres, enough_points, rule
+from .summation import BEND, SLOPE, S, assemble, factors, floored, kink_bends, kinks_with_itself
 
-FINER = 3 * POINTS // 2
-CAUTION = 3  # errors of two rules are compared: neither is exact
+CAUTION = 3  # two rules are compared, and neither is exact
+ROUNDINGS = 16
+# Given phi_a in units of its root, what phi_b has left at a correlation: where averages over the rest are tested.
+GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
+
+
+class Lines(NamedTuple):
+    """Expansions at correlations 1, 0, -1 (without kinks) by two rules, and what else quadrature can get wrong, of E[s^2]."""
+
+    coarse: Expansion
+    fine: Expansion
+    inner: Float[Array, ""]
+    parts: Float[Array, ""]
 
 
 def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -22,17 +37,11 @@ def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float
 
     def one(k):
         k = floored(k)
-        signs = (1,) if activation.kinks else (1, -1)
-        pairs = [
-            [single_by_quadrature(activation, k, points, sign) for points in (POINTS, FINER)] for sign in signs
-        ]
-        scale = pairs[0][1].value
-        nodes = sum(distance(*pair, k) for pair in pairs) + _inner_gap(activation, k) * jnp.sqrt(scale)
-        parts = _by_parts_gap(activation, k)
-        rounding = 8 * jnp.finfo(k.dtype).eps * sum(size(pair[0], k) for pair in pairs)
-        return _relative(CAUTION * nodes + parts + rounding, scale)
+        lines = _lines(activation, k)
+        nodes = jnp.max(_size(_apart(lines.coarse, lines.fine), k)) + lines.inner
+        return CAUTION * nodes + lines.parts + _rounding(lines.fine, k), lines.fine.value[0]
 
-    return _each(one, k)
+    return _relative(one, k)
 
 
 def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -40,84 +49,104 @@ def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Floa
 
     def one(k):
         k = floored(k)
-        closed = {sign: activation.pair(k, k, sign * k) for sign in (1, 0, -1)}
-        coarse, fine = (_on_lines(activation, k, points) for points in (POINTS, FINER))
-        scale = fine[1].value
-        apart = jnp.zeros_like(k)
-        for sign, exact in fine.items():
-            compare = _along_ray if sign and activation.kinks else lambda x, y, k: distance(x, y, k)
-            unsure = CAUTION * compare(coarse[sign], exact, k)
-            apart = jnp.maximum(apart, compare(closed[sign], exact, k) - unsure)
-        rounding = 8 * jnp.finfo(k.dtype).eps * sum(size(x, k) for x in closed.values())
-        return _relative(apart + rounding, scale)
+        lines = _lines(activation, k)
+        signs = jnp.asarray(_signs(activation), k.dtype)
+        closed = jax.vmap(lambda sign: Expansion(*activation.pair(k, k, sign * k)))(signs)
+        apart, unsure = _apart(closed, lines.fine), _apart(lines.coarse, lines.fine)
+        if activation.kinks:
+            apart, unsure = _along_ray(apart), _along_ray(unsure)
+        beyond = jnp.maximum(_size(apart, k) - CAUTION * _size(unsure, k), 0)
+        return jnp.max(beyond) + _rounding(closed, k), lines.fine.value[0]
 
-    return _each(one, k)
+    return _relative(one, k)
 
 
-def distance(x: Expansion, y: Expansion, k: Float[Array, ""]) -> Float[Array, ""]:
-    """The largest difference of two expansions, for relative changes of k."""
-    return size(jax.tree.map(jnp.subtract, x, y), k)
+def _relative(one, k):
+    error, scale = jax.vmap(one)(jnp.reshape(k, (-1,)))
+    return jnp.reshape(jnp.where(scale > 0, error / jnp.where(scale > 0, scale, 1.0), error), k.shape)
 
 
-def size(x: Expansion, k: Float[Array, ""]) -> Float[Array, ""]:
-    """The largest entry of an expansion, for relative changes of k."""
-    return jnp.maximum(
-        jnp.abs(x.value), jnp.maximum(k * jnp.max(jnp.abs(x.slope)), k * (k * jnp.max(jnp.abs(x.curvature))))
-    )
+def _signs(activation):
+    return np.array([1, 0] if activation.kinks else [1, 0, -1])
 
 
-def _along_ray(x, y, k):
-    """Where the curvature diverges, its part along changes that keep the correlation: all that has a meaning."""
-    d = jax.tree.map(jnp.subtract, x, y)
-    return jnp.abs(d.value) + jnp.abs(k * jnp.sum(d.slope)) + jnp.abs(k * (k * jnp.sum(d.curvature)))
+def _apart(x: Expansion, y: Expansion) -> Expansion:
+    return jax.tree.map(jnp.subtract, x, y)
 
 
-def _each(one, k):
-    return jnp.reshape(jax.vmap(one)(jnp.reshape(k, (-1,))), k.shape)
+def _size(x: Expansion, k: Float[Array, ""]) -> Float[Array, " signs"]:
+    """The largest entry of each expansion, for relative changes of k."""
+    slope, curvature = jnp.max(jnp.abs(x.slope), axis=-1), jnp.max(jnp.abs(x.curvature), axis=(-2, -1))
+    return jnp.maximum(jnp.abs(x.value), jnp.maximum(k * slope, k * (k * curvature)))
 
 
-def _relative(x, scale):
-    return jnp.where(scale > 0, x / jnp.where(scale > 0, scale, 1.0), x)
+def _rounding(x: Expansion, k: Float[Array, ""]) -> Float[Array, ""]:
+    return ROUNDINGS * jnp.finfo(k.dtype).eps * jnp.max(_size(x, k))
 
 
-def _on_lines(activation, k, points):
-    """Expansions at correlation 1, 0 and (without kinks) -1."""
+def _along_ray(x: Expansion) -> Expansion:
+    """At correlation 1 (first) the curvature at kinks diverges: its part along changes that keep the correlation is all it means."""
+    slope, curvature = (v.at[0].set(jnp.sum(v[0])) for v in (x.slope, x.curvature))
+    return Expansion(x.value, slope, curvature)
+
+
+def _lines(activation, k):
     root = jnp.sqrt(k)
-    x, w = rule_around(centres(activation, k.dtype), jnp.zeros_like(k), root, points)
-    mean = jnp.sum(factors(activation, root * x) * w[None], axis=-1)
-    if activation.kinks:
-        mean = mean + jnp.sum(kink_bends(activation, root), axis=-1)
-    result = {
-        1: single_by_quadrature(activation, k, points),
-        0: assemble(mean[:, None] * mean[None, :], k, k, jnp.zeros_like(k)),
-    }
-    if not activation.kinks:
-        result[-1] = single_by_quadrature(activation, k, points, -1)
-    return result
-
-
-def _inner_gap(activation, k):
-    """Error of averages over what phi_b has left, at three correlations and given three values of phi_a."""
-    root, result = jnp.sqrt(k), jnp.zeros_like(k)
+    rho, z = (np.array(v) for v in zip(*GIVEN, strict=True))
+    mean = root * jnp.asarray(np.append(0, rho * z), k.dtype)
+    width = root * jnp.asarray(np.append(1, np.sqrt(1 - rho**2)), k.dtype)
+    points = enough_points(activation)
+    finer = 3 * points // 2
+    y, w = rule(activation, mean, width, points, finer)
+    phi = mean[:, None] + width[:, None] * y
+    f = factors(activation, phi)  # (7, cases, M): first one input, then averages over rests
+    halves = y.shape[1] // (points + finer)
+    rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
+    means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (7, cases, 2)
     units = jnp.stack([jnp.ones_like(k), root, root, jnp.ones_like(k), k, root, jnp.ones_like(k)])
-    for rho in (0.3, 0.9, 0.999):
-        mean, width = rho * root * jnp.asarray([0.0, 0.7, 2.9], k.dtype), (1 - rho**2) ** 0.5 * root
-        coarse, fine = (averages(activation, mean, width, points) for points in (POINTS, FINER))
-        result = jnp.maximum(result, jnp.max(jnp.abs(coarse - fine) * units[:, None]))
-    return result
-
-
-def _by_parts_gap(activation, k):
-    """Stein's identity for s' and for s s': fails at a kink that is not named, and for s at a jump."""
-    root = jnp.sqrt(k)
-    x, w = rule_around(centres(activation, k.dtype), jnp.zeros_like(k), root)
-    phi = root * x
-    s, slope, bend = derivatives(activation, 2)(phi)
-    weights = jnp.stack([jnp.ones_like(s), s])
-    gap = jnp.sum((weights * (k * bend - phi * slope)[None] + jnp.stack([0 * s, k * slope**2])) * w[None], axis=-1)
+    gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
+    here, weights = f[:, 0], w[0] * rules
+    coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
+    scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
+    inner = jnp.max(gaps) * scale
     if activation.kinks:
-        delta = k * kink_bends(activation, root)[4]
-        here = between_sides(activation, activation, k.dtype)
-        gap = gap + jnp.stack([jnp.sum(delta), jnp.sum(delta * here)])
-    scale = jnp.sqrt(jnp.sum(s**2 * w))
-    return jnp.abs(gap[0]) * scale + jnp.abs(gap[1]) + jnp.abs(jnp.sum((root * slope - x * s) * w)) * scale
+        inner = inner + jnp.max(_size(_apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine)), k))
+    return Lines(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
+
+
+def _deeply_graded(activation, k):
+    """One input with itself by the nodes that near copies get."""
+    root = jnp.sqrt(k)
+    x, w = centred_rule(centres(activation, k.dtype) / root, 1e8 * jnp.ones_like(k), enough_points(activation))
+    here, delta = factors(activation, root * x), kinks_with_itself(activation, root)
+    moments = jnp.einsum("fm,gm->fg", here * w[None], here, precision="highest") + delta + delta.T
+    return Expansion(*assemble(moments, k, k, k))
+
+
+def _expansions(activation, k, here, weights, means):
+    """Expansions at each correlation by each of the two rules."""
+    delta = jnp.zeros((7, 7), k.dtype)
+    if activation.kinks:
+        delta = kinks_with_itself(activation, jnp.sqrt(k))
+        delta = delta + delta.T
+        means = means + jnp.sum(kink_bends(activation, jnp.sqrt(k)), axis=-1)[:, None]
+    product = partial(jnp.einsum, "fm,gm,rm->rfg", precision="highest")
+    moments = [product(here, here, weights) + delta[None], jnp.einsum("fr,gr->rfg", means, means)]
+    if not activation.kinks:  # nodes are symmetric: their two halves change places
+        opposite = jnp.reshape(jnp.flip(jnp.reshape(here, (7, 2, -1)), axis=1), here.shape)
+        moments.append(product(here, opposite, weights))
+    signs = jnp.asarray(_signs(activation), k.dtype)
+    along = jax.vmap(lambda M, sign: Expansion(*assemble(M, k, k, sign * k)))
+    both = jax.vmap(along, in_axes=(0, None))(jnp.stack(moments, axis=1), signs)
+    return (jax.tree.map(lambda x, r=r: x[r], both) for r in (0, 1))
+
+
+def _by_parts(activation, k, f, phi, w, scale):
+    """Stein's identity for s' and for s s', which fails at a kink that is not named, and for s, which fails at a jump."""
+    once = jnp.sum((k * f[BEND] - phi * f[SLOPE]) * w)
+    twice = jnp.sum((k * (f[S] * f[BEND] + f[SLOPE] ** 2) - phi * f[S] * f[SLOPE]) * w)
+    if activation.kinks:
+        delta = k * kink_bends(activation, jnp.sqrt(k))[BEND]
+        once, twice = once + jnp.sum(delta), twice + jnp.sum(delta * between_sides(activation, activation, k.dtype))
+    jump = jnp.sum((k * f[SLOPE] - phi * f[S]) * w) / jnp.sqrt(k)
+    return jnp.abs(twice) + scale * (jnp.abs(once) + jnp.abs(jump))

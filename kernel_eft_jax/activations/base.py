@@ -21,7 +21,18 @@ from jaxtyping import Array, Float
 
 from ..checks import is_concrete
 from ..pairs import input_count, pairs, triples
-from ..quadrature import derivative, hermite_means, hermite_polynomials, normal_density, rule_around
+from ..quadrature import (
+    POINTS,
+    derivative,
+    derivatives,
+    hermite_means,
+    hermite_polynomials,
+    normal_density,
+    rule_around,
+)
+
+
+KINKED_POINTS = 96
 
 
 class Expansion(NamedTuple):
@@ -60,6 +71,11 @@ class Activation(eqx.Module):
         """Where s' jumps or s is not analytic, in increasing order."""
         return ()
 
+    @property
+    def sharpness(self) -> Any:
+        """One over the scale of x on which s changes near its kinks, or near zero."""
+        return 1.0
+
     def moments(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
         """E[s(phi_a) s(phi_b)] of every pair, for a packed kernel."""
         return self.expansion(k).value
@@ -86,16 +102,22 @@ class Activation(eqx.Module):
         self, order: int, mean: Float[Array, " X"], width: Float[Array, ""], terms: int
     ) -> Float[Array, "X terms"]:
         r"""$E[s^{(\mathrm{order})}(\mathrm{mean} + \mathrm{width}\, y)\, he_j(y)]$, y standard normal, j < terms; width may be zero."""
-        y, w = rule_around(centres(self, mean.dtype), mean, width, _points(terms))
-        values = derivative(self, order)(mean[:, None] + width * y) * w
-        result = hermite_means(values[None], y, terms)[0]
-        return result + self._at_kinks(mean, width, terms) if order == 2 and self.kinks else result
+        return self.smoothed_orders(mean, width, terms)[order]
+
+    def smoothed_orders(
+        self, mean: Float[Array, " X"], width: Float[Array, ""], terms: int
+    ) -> Float[Array, "3 X terms"]:
+        """`smoothed` of the orders 0, 1, 2, which share all but the last step."""
+        y, w = rule(self, mean, width, enough_points(self, terms))
+        values = jnp.stack(derivatives(self, 2)(mean[:, None] + width * y)) * w[None]
+        result = hermite_means(values, y, terms)
+        return result.at[2].add(self._at_kinks(mean, width, terms)) if self.kinks else result
 
     def smoothed_product(
         self, m: int, n: int, mean: Float[Array, "*shape"], width: Float[Array, ""]
     ) -> Float[Array, "*shape"]:
         r"""$E[s^{(m)} s^{(n)}]$ at mean + width y, y standard normal; m, n = 0, 1, 2, where the expectation exists."""
-        y, w = rule_around(centres(self, mean.dtype), mean, width)
+        y, w = rule(self, mean, width)
         phi = mean[..., None] + width * y
         result = jnp.sum(derivative(self, m)(phi) * derivative(self, n)(phi) * w, axis=-1)
         if 2 in (m, n) and m != n and self.kinks:
@@ -117,9 +139,9 @@ class Activation(eqx.Module):
         return jnp.einsum("jxc,xc->xj", he, weights, precision="highest")
 
 
-def _points(terms):
-    """Nodes enough for Hermite polynomials below degree `terms`."""
-    return 48 + terms // 2
+def enough_points(activation: Activation, terms: int = 0) -> int:
+    """Nodes of half a cell, enough with Hermite polynomials below degree `terms`; kinks of near copies span eight decades."""
+    return (KINKED_POINTS if activation.kinks else POINTS) + (terms // 2 if terms > 16 else 0)
 
 
 def array(value: Any) -> Array:
@@ -133,6 +155,11 @@ def finite(name: str, value: Array) -> None:
         raise ValueError(f"Parameter `{name}` of an activation must be finite, but is {value}.")
 
 
+def at_zero(kinks: tuple[Any, ...]) -> bool:
+    """Whether all kinks are known to lie at zero, so that those of one input coincide with those of any other."""
+    return all(isinstance(c, float | int) and c == 0 for c in kinks)
+
+
 def kink_places(activation: Activation, dtype: Any) -> Float[Array, " C"]:
     """`kinks` as an array."""
     return jnp.stack([jnp.asarray(c, dtype=dtype) for c in activation.kinks])
@@ -141,6 +168,16 @@ def kink_places(activation: Activation, dtype: Any) -> Float[Array, " C"]:
 def centres(activation: Activation, dtype: Any) -> Float[Array, " C"]:
     """Where an activation may change quickly: its kinks, or zero."""
     return kink_places(activation, dtype) if activation.kinks else jnp.zeros((1,), dtype)
+
+
+def rule(
+    activation: Activation, mean: Float[Array, "*batch"], width: Float[Array, "*#batch"], *points: int
+) -> tuple[Float[Array, "*batch M"], Float[Array, "*batch M"]]:
+    """Nodes and weights for functions of an activation at mean + width y, y standard normal."""
+    sharpness = jnp.asarray(activation.sharpness, mean.dtype)
+    return rule_around(
+        centres(activation, mean.dtype), mean, width, sharpness, *(points or (enough_points(activation),))
+    )
 
 
 def _sides(f, activation, dtype):

@@ -57,9 +57,9 @@ class _Ramp(PairActivation):
         scale = (1 - self._below(r.dtype)) ** 2 / (2 * jnp.pi)
         return scale * jnp.stack([jnp.stack(row) for row in rows])
 
-    def smoothed(self, order, mean, width, terms):
+    def smoothed_orders(self, mean, width, terms):
         below = self._below(mean.dtype)
-        line, ramp = (f(order, mean, width, terms) for f in (_smoothed_line, _smoothed_ramp))
+        line, ramp = (jnp.stack([f(r, mean, width, terms) for r in range(3)]) for f in (_smoothed_line, _smoothed_ramp))
         return below * line + (1 - below) * ramp
 
 

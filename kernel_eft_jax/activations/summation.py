@@ -12,21 +12,31 @@ The factors are numbered as in `factors`. At kinks s'' is a delta function times
 with itself) that diverges; it multiplies what vanishes for every change of a kernel, and is left out.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..quadrature import POINTS, centred_rule, derivatives, normal_density, rule_around
-from .base import Activation, Expansion, between_sides, centres, kink_jumps, kink_places
+from ..quadrature import centred_rule, derivative, derivatives, normal_density
+from .base import Activation, Expansion, at_zero, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 
 S, SLOPE, G, PHI_G, BEND, PHI_BEND, PHI2_BEND = range(7)
 
 
 def factors(activation: Activation, phi: Float[Array, "*shape"]) -> Float[Array, "7 *shape"]:
     """s, s', g, phi g, s'', phi s'', phi^2 s'' at phi, away from kinks."""
+    return jnp.stack(_factors(activation, phi))
+
+
+def _factors(activation, phi):
     s, slope, bend = derivatives(activation, 2)(phi)
-    g = slope - derivatives(activation, 1)(jnp.zeros((1,), phi.dtype))[1][0]
-    return jnp.stack([s, slope, g, phi * g, bend, phi * bend, phi * phi * bend])
+    g = slope - _slope_at_zero(activation, phi.dtype)
+    return s, slope, g, phi * g, bend, phi * bend, phi * phi * bend
+
+
+def _slope_at_zero(activation, dtype):
+    return derivative(activation, 1)(jnp.zeros((1,), dtype))[0]
 
 
 def floored(k: Float[Array, ""]) -> Float[Array, ""]:
@@ -39,21 +49,23 @@ def outer_rule(
     roots: tuple[Float[Array, ""], Float[Array, ""]],
     across: Float[Array, ""],
     rest: Float[Array, ""],
-    points: int = POINTS,
+    *points: int,
 ) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
     """Nodes for functions of phi_a = roots[0] x and of phi_b = across x + rest y averaged over y.
 
     A kink of s_b becomes a bend as narrow as rest / across: a place of its own, next to that of s_a.
     """
-    places, width = centres(activation, across.dtype), jnp.maximum(*roots)
+    places = centres(activation, across.dtype)
+    width = jnp.maximum(*roots) * jnp.asarray(activation.sharpness, across.dtype)
     least = jnp.finfo(across.dtype).tiny ** 0.5
     all_places = places / roots[0]
     if activation.kinks:
-        width = jnp.maximum(width, jnp.abs(across) / jnp.maximum(rest, least))
-    if any(not isinstance(c, float | int) or c != 0 for c in activation.kinks):
+        sharp = jnp.abs(across) / jnp.maximum(rest, least)
+        width = jnp.maximum(width, jnp.where(rest > 0, sharp, 0.0))
+    if not at_zero(activation.kinks):
         safe = jnp.where(jnp.abs(across) > least, across, least)
         all_places = jnp.concatenate([all_places, places / safe])
-    return centred_rule(all_places, width, points)
+    return centred_rule(all_places, width, *(points or (enough_points(activation),)))
 
 
 def remaining(
@@ -68,41 +80,43 @@ def remaining(
 
 
 def pair_by_quadrature(
-    activation: Activation, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], points: int = POINTS
+    activation: Activation, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]
 ) -> Expansion:
     """The expansion of one pair of inputs."""
     k_aa, k_bb = floored(k_aa), floored(k_bb)
     roots = jnp.sqrt(k_aa), jnp.sqrt(k_bb)
     across, rest = remaining(activation, k_aa, k_bb, k_ab)
-    x, w = outer_rule(activation, roots, across, rest, points)
-    moments = _product(
-        factors(activation, roots[0] * x) * w[None], averages(activation, across * x, rest, points)
-    )
+    x, w = outer_rule(activation, roots, across, rest)
+    moments = _product(factors(activation, roots[0] * x) * w[None], averages(activation, across * x, rest))
     if activation.kinks:
-        moments = moments + _kink_moments(activation, roots, (k_aa, k_bb, k_ab), points)
+        moments = moments + _kink_moments(activation, roots, (k_aa, k_bb, k_ab))
     return assemble(moments, k_aa, k_bb, k_ab)
 
 
-def single_by_quadrature(activation: Activation, k: Float[Array, ""], points: int = POINTS, sign: int = 1) -> Expansion:
-    """The expansion of one input with itself, or with its negative (for activations without kinks)."""
+def single_by_quadrature(activation: Activation, k: Float[Array, ""]) -> Expansion:
+    """The expansion of one input with itself."""
     k = floored(k)
     root = jnp.sqrt(k)
-    x, w = rule_around(centres(activation, k.dtype), jnp.zeros_like(k), root, points)
+    x, w = rule(activation, jnp.zeros_like(k), root)
     here = factors(activation, root * x)
-    moments = _product(here * w[None], here if sign == 1 else factors(activation, -root * x))
+    moments = _product(here * w[None], here)
     if activation.kinks:
-        bends = kink_bends(activation, root)
-        meeting = _product(bends, between_sides(lambda phi: factors(activation, phi), activation, k.dtype))
+        meeting = kinks_with_itself(activation, root)
         moments = moments + meeting + meeting.T
-    return assemble(moments, k, k, sign * k)
+    return assemble(moments, k, k, k)
 
 
-def averages(
-    activation: Activation, mean: Float[Array, " X"], width: Float[Array, ""], points: int = POINTS
-) -> Float[Array, "7 X"]:
+def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[Array, "7 7"]:
+    """Moments of one input with itself where the first factor's s'' is a delta function."""
+    return _product(kink_bends(activation, root), between_sides(partial(factors, activation), activation, root.dtype))
+
+
+def averages(activation: Activation, mean: Float[Array, " X"], width: Float[Array, ""]) -> Float[Array, "7 X"]:
     """`factors` at mean + width y averaged over y, without the delta functions at kinks."""
-    y, w = rule_around(centres(activation, mean.dtype), mean, width, points)
-    return jnp.sum(factors(activation, mean[:, None] + width * y) * w[None], axis=-1)
+    y, w = rule(activation, mean, width)
+    phi = mean[:, None] + width * y
+    # Sums of their own, which XLA computes in one pass, and not the sum of an array of all factors.
+    return jnp.stack([jnp.sum(factor * w, axis=-1) for factor in _factors(activation, phi)])
 
 
 def _product(a, b):
@@ -117,13 +131,13 @@ def kink_bends(activation, root):
     return jnp.concatenate([zeros, jnp.stack([weight, weight * c, weight * c * c])])
 
 
-def _kink_moments(activation, roots, k, points):
+def _kink_moments(activation, roots, k):
     """The part of the moments where s'' of one input, or of both, is a delta function."""
     k_aa, k_bb, k_ab = k
     c, bends = kink_places(activation, k_ab.dtype), [kink_bends(activation, root) for root in roots]
     (across, rest), (back, back_rest) = remaining(activation, *k), remaining(activation, k_bb, k_aa, k_ab)
-    given_a = averages(activation, across * (c / roots[0]), rest, points)
-    given_b = averages(activation, back * (c / roots[1]), back_rest, points)
+    given_a = averages(activation, across * (c / roots[0]), rest)
+    given_b = averages(activation, back * (c / roots[1]), back_rest)
     gap = (c[None, :] - across * (c / roots[0])[:, None]) / rest
     apart = (rest / roots[1]) ** 2 > 64 * jnp.finfo(rest.dtype).eps
     density = jnp.where(apart, normal_density(gap) / rest, 0.0)

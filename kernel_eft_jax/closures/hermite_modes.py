@@ -19,8 +19,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..activations import Activation
+from ..activations.base import enough_points
+from ..activations.summation import outer_rule
 from ..pairs import input_count, pair_table, pairs, triples
-from ..quadrature import powers
+from ..quadrature import hermite_polynomials, powers, remaining_scale
 
 
 class Frame(NamedTuple):
@@ -61,16 +63,6 @@ def frame(k: Float[Array, " P"]) -> Frame:
         return jnp.stack([jnp.stack([x11, zero], -1), jnp.stack([x21, x22], -1)], -2)
 
     return Frame(stack(first, across, second), stack(1 / first, -across / first * inverse, inverse))
-
-
-def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The square root of a remaining variance, and a scale above its rounding error where nothing remains.
-
-    Functions of it are right to 1e-9 in float64; so are their derivatives, to 1e-7 where nothing remains.
-    """
-    least = jnp.finfo(rest.dtype).eps ** 0.6 * variance
-    x = jax.lax.stop_gradient(rest / least)
-    return jnp.sqrt(rest + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x))
 
 
 def frame_drift(k: Float[Array, " P"], q: Float[Array, " P"]) -> Float[Array, "P 2 2"]:
@@ -133,62 +125,37 @@ def mode_covariances(k: Float[Array, " P"], f: Frame, value: Float[Array, "P J S
     return rotate(jnp.swapaxes(overlaps(k, f), 0, 1), value[:, None])
 
 
-def hermite_functions(x: np.ndarray, degree: int) -> np.ndarray:
-    """he_0 ... he_degree at x."""
-    he = np.ones((degree + 1, x.size))
-    he[1:2] = x
-    for j in range(1, degree):
-        he[j + 1] = (x * he[j] - np.sqrt(j) * he[j - 1]) / np.sqrt(j + 1)
-    return he
-
-
-def split_rule() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights for a standard normal variable, for functions smooth on either side of zero.
-
-    Panels shrink towards zero, down to `remaining_scale`: there lie the kinks of other inputs, smoothed where they are nearly copies.
-    """
-    near, far = np.append(0, 4.0 ** np.arange(-9, 1)), np.arange(1, 11)
-    rules = [_panels(near, 8), _panels(far, 16)]
-    x, w = (np.concatenate(parts) for parts in zip(*rules, strict=True))
-    x, w = np.concatenate([-x[::-1], x]), np.concatenate([w[::-1], w])
-    return x, w * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
-
-
-def _panels(edges, points):
-    """Gauss and Legendre between neighbouring edges."""
-    x, w = np.polynomial.legendre.leggauss(points)
-    half = 0.5 * np.diff(edges)[:, None]
-    return (edges[:-1, None] + half * (x + 1)).ravel(), (half * w).ravel()
-
-
 def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctions:
     r"""Hermite coefficients of $s_a s_b$, $s''_a s_b$, $s_a s''_b$ and $2 s'_a s'_b$ for every pair.
 
-    phi_b is averaged over psi_2 by the activation (`smoothed`), the rest is summed over psi_1. The first of the second
-    derivatives is taken by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink at zero needs no delta function.
+    phi_b is averaged over psi_2 by the activation (`smoothed_orders`), the rest is summed over psi_1. The first of the second
+    derivatives is taken by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink needs no delta function.
     """
     inputs = input_count(f.L.shape[0])
-    x, w = split_rule()
-    dtype = f.L.dtype
-    table = (hermite_functions(x, degree + 1) * w).astype(dtype)
     m, s = modes(degree, inputs)
     r, exists = np.maximum(m - s, 0), m >= s
-    root = np.sqrt(np.arange(1, degree + 2)).astype(dtype)[:, None]
+    points, root = enough_points(activation, degree + 2), np.sqrt(np.arange(1, degree + 2)).astype(f.L.dtype)[:, None]
 
-    def one(L):
-        phi_a = L[0, 0] * x.astype(dtype)
+    def between(L, same):
+        second = jnp.sqrt(L[1, 0] ** 2 + L[1, 1] ** 2)
+        x, w = outer_rule(activation, (L[0, 0], second), L[1, 0], L[1, 1], points)
+        table, phi_a = hermite_polynomials(x, degree + 2) * w[None], L[0, 0] * x
         s_a, ds_a = activation(phi_a), activation.derivative(phi_a)
-        s_b, ds_b, dds_b = (activation.smoothed(i, L[1, 0] * x.astype(dtype), L[1, 1], s.size) for i in range(3))
+        if inputs > 1:
+            s_b, ds_b, dds_b = activation.smoothed_orders(L[1, 0] * x, L[1, 1], s.size)
+        else:
+            s_b, ds_b, dds_b = s_a[:, None], ds_a[:, None], None
 
         def project(u, v):
-            return jnp.matmul(table * u, v, precision="highest")
-
-        def place(c):
-            return jnp.where(exists, c[r, s], 0)
+            return jnp.matmul(table * u[None], v, precision="highest")
 
         bend_ab = project(ds_a, ds_b)
         bend_aa = (root * project(ds_a, s_b)[1:] - L[1, 0] * bend_ab[:-1]) / L[0, 0]
-        bends = jnp.stack([place(bend_aa), place(project(s_a, dds_b)), 2 * place(bend_ab)])
-        return PairFunctions(place(project(s_a, s_b)), bends)
+        # One input with itself has no psi_2 over which a delta function could be averaged.
+        bend_bb = bend_aa if dds_b is None else jnp.where(same, bend_aa, project(s_a, dds_b)[:-1])
+        places = jnp.stack([project(s_a, s_b)[:-1], bend_aa, bend_bb, 2 * bend_ab[:-1]])
+        return jnp.where(exists[None], places[:, r, s], 0)
 
-    return jax.vmap(one)(f.L)
+    a, b = pairs(inputs)
+    result = jax.lax.map(lambda pair: between(*pair), (f.L, jnp.asarray(a == b)))
+    return PairFunctions(result[:, 0], result[:, 1:])
