@@ -31,7 +31,6 @@ from ..quadrature import (
     rule_around,
 )
 
-
 KINKED_POINTS = 96
 
 
