@@ -96,6 +96,16 @@ def rule_around(
     return centred_rule(centres, width * sharpness, *points)
 
 
+def remaining_share(
+    k_aa: Float[Array, "*shape"], k_bb: Float[Array, "*shape"], k_ab: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """1 - rho^2, one where a variance is zero: from differences, which are exact for inputs that nearly repeat."""
+    size = jnp.where(k_ab < 0, -k_ab, k_ab)
+    safe_a, safe_b = (jnp.where(k > 0, k, 1.0) for k in (k_aa, k_bb))
+    share = (safe_a - size) / safe_a + size / safe_a * ((safe_b - size) / safe_b)
+    return jnp.where((k_aa > 0) & (k_bb > 0), share, 1.0)
+
+
 def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The square root of a remaining variance, and a scale above its rounding error where nothing remains.
 
@@ -196,7 +206,7 @@ def _pair_sum(static, arrays, k):
     zero = jnp.zeros((1,), k_ab.dtype)
     x, w = rule_around(zero, jnp.zeros_like(k_aa), jnp.sqrt(jnp.maximum(k_aa, k_bb)), jnp.ones_like(k_aa))
     phi_a = jnp.sqrt(k_aa) * x
-    rest = jnp.sqrt(jnp.maximum(k_bb - k_ab * (k_ab / k_aa), 0))
+    rest = jnp.sqrt(k_bb * jnp.maximum(remaining_share(k_aa, k_bb, k_ab), 0))
     mean = k_ab / jnp.sqrt(k_aa) * x
     y, v = rule_around(zero, mean, rest, jnp.ones_like(k_aa))
     return jnp.sum(f(phi_a) * w * jnp.sum(g(mean[:, None] + rest * y) * v, axis=-1))

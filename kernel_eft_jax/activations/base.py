@@ -65,6 +65,10 @@ class Activation(eqx.Module):
         """`pair` of one input with itself."""
         return self.pair(k, k, k)
 
+    def regular_pair(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Expansion:
+        """`pair` in a form whose derivatives exist at correlations of one, exact to 1e-12 or so."""
+        return self.pair(k_aa, k_bb, k_ab)
+
     @property
     def kinks(self) -> tuple[Any, ...]:
         """Where s' jumps or s is not analytic, in increasing order."""
@@ -84,12 +88,12 @@ class Activation(eqx.Module):
         inputs = input_count(k.shape[-1])
         a, b = pairs(inputs)
         same = np.flatnonzero(a == b)
-        on_line = jax.vmap(lambda k: differentiable(type(self).single, self, (k,)))(k[same])
+        on_line = jax.vmap(lambda k: differentiable(self, (k,)))(k[same])
         if inputs == 1:
             return on_line
         others = np.flatnonzero(a != b)
         # One pair at a time: what one pair needs fits in the cache, and what all pairs need may not fit in memory.
-        between = jax.lax.map(lambda k: differentiable(type(self).pair, self, tuple(k)), k[triples(inputs)[others]])
+        between = jax.lax.map(lambda k: differentiable(self, tuple(k)), k[triples(inputs)[others]])
         order = np.argsort(np.concatenate([same, others]))
         return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[order], on_line, between)
 
@@ -197,26 +201,28 @@ def between_sides(f: Any, activation: Activation, dtype: Any) -> Float[Array, "*
     return 0.5 * (below + above)
 
 
-def differentiable(method: Any, activation: Activation, k: tuple[Float[Array, ""], ...]) -> Expansion:
-    """An expansion whose derivatives in k are its own slope and curvature, entry by entry of k."""
+def differentiable(activation: Activation, k: tuple[Float[Array, ""], ...]) -> Expansion:
+    """`single` or `pair` of one or three entries k, with its own slope and curvature for derivatives in k."""
     arrays, static = eqx.partition(activation, eqx.is_inexact_array)
-    return Expansion(*_expansion(method, static, arrays, k))
+    return Expansion(*_expansion(static, arrays, k))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _expansion(method, static, arrays, k):
-    return tuple(method(eqx.combine(arrays, static), *k))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _expansion(static, arrays, k):
+    activation = eqx.combine(arrays, static)
+    return tuple(activation.single(*k) if len(k) == 1 else activation.pair(*k))
 
 
 @_expansion.defjvp
-def _expansion_jvp(method, static, primals, tangents):
+def _expansion_jvp(static, primals, tangents):
     (arrays, k), (d_arrays, d_k) = primals, tangents
-    value, slope, curvature = _expansion(method, static, arrays, k)
+    value, slope, curvature = _expansion(static, arrays, k)
     # A single variance moves all three entries of its pair.
     change = jnp.stack([d_k[0]] * 3 if len(k) == 1 else list(d_k))
 
     def everything(arrays, k):
-        return tuple(method(eqx.combine(arrays, static), *k))
+        activation = eqx.combine(arrays, static)
+        return tuple(activation.single(*k) if len(k) == 1 else activation.regular_pair(*k))
 
     d_curvature = jax.jvp(lambda arrays, k: everything(arrays, k)[2], (arrays, k), (d_arrays, d_k))[1]
     d_value = jnp.dot(slope, change, precision="highest")

@@ -7,26 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..quadrature import remaining_share
 from .pair import PairActivation
 
 
 @jax.custom_jvp
 def determinant(k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Float[Array, ""]:
     """k_aa k_bb - k_ab^2, zero where inputs repeat and never negative."""
-    return k_aa * k_bb * remaining_share(k_aa, k_bb, k_ab)
+    return k_aa * k_bb * jnp.maximum(remaining_share(k_aa, k_bb, k_ab), 0)
 
 
 @determinant.defjvp
 def _determinant_jvp(primals, tangents):
     (k_aa, k_bb, k_ab), (d_aa, d_bb, d_ab) = primals, tangents
     return determinant(*primals), k_bb * d_aa + k_aa * d_bb - 2 * k_ab * d_ab
-
-
-def remaining_share(k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Float[Array, ""]:
-    """1 - rho^2 from ratios; one where a variance is zero."""
-    safe = (jnp.where(k > 0, k, 1.0) for k in (k_aa, k_bb))
-    p, q = (k_ab / k for k in safe)
-    return jnp.maximum(1 - p * q, 0)
 
 
 class Linear(PairActivation):

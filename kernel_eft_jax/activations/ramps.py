@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..quadrature import remaining_share
 from .base import array, finite
-from .closed import remaining_share
 from .pair import PairActivation
 
 

@@ -24,13 +24,17 @@ class Scaled(Activation):
         return self.output_scale.astype(x.dtype) * inner
 
     def pair(self, k_aa, k_bb, k_ab):
-        inner, outer = self._squares(k_ab)
-        value, slope, curvature = self.activation.pair(inner * k_aa, inner * k_bb, inner * k_ab)
-        return Expansion(outer * value, outer * inner * slope, outer * inner**2 * curvature)
+        return self._rescale(self.activation.pair, k_aa, k_bb, k_ab)
+
+    def regular_pair(self, k_aa, k_bb, k_ab):
+        return self._rescale(self.activation.regular_pair, k_aa, k_bb, k_ab)
 
     def single(self, k):
-        inner, outer = self._squares(k)
-        value, slope, curvature = self.activation.single(inner * k)
+        return self._rescale(self.activation.single, k)
+
+    def _rescale(self, expansion, *k):
+        inner, outer = self._squares(k[0])
+        value, slope, curvature = expansion(*(inner * x for x in k))
         return Expansion(outer * value, outer * inner * slope, outer * inner**2 * curvature)
 
     def error(self, k):

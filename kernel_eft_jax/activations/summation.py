@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..quadrature import centred_rule, derivative, derivatives, normal_density
+from ..quadrature import centred_rule, derivative, derivatives, normal_density, remaining_share
 from .base import Activation, Expansion, at_zero, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 
 S, SLOPE, G, PHI_G, BEND, PHI_BEND, PHI2_BEND = range(7)
@@ -69,27 +69,33 @@ def outer_rule(
 
 
 def remaining(
-    activation: Activation, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]
+    k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], regular: bool = False
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """phi_b = across x + rest y given phi_a; where nothing remains, rest is above its rounding error and can be differentiated."""
-    least = jnp.finfo(k_ab.dtype).eps ** (1.0 if activation.kinks else 0.8)
-    share = 1 - (k_ab / k_aa) * (k_ab / k_bb)
-    x = jax.lax.stop_gradient(share / least)
-    share = share + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x)
-    return k_ab / jnp.sqrt(k_aa), jnp.sqrt(k_bb) * jnp.sqrt(share)
+    """phi_b = across x + rest y given phi_a; if `regular`, rest is above its rounding error and can be differentiated."""
+    share = remaining_share(k_aa, k_bb, k_ab)
+    least = jnp.finfo(share.dtype).eps ** 0.8
+    if regular:
+        x = jax.lax.stop_gradient(share / least)
+        share = share + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x)
+    root = jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1.0)), 0.0)
+    return k_ab / jnp.sqrt(k_aa), jnp.sqrt(k_bb) * root
 
 
 def pair_by_quadrature(
-    activation: Activation, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]
+    activation: Activation,
+    k_aa: Float[Array, ""],
+    k_bb: Float[Array, ""],
+    k_ab: Float[Array, ""],
+    regular: bool = False,
 ) -> Expansion:
     """The expansion of one pair of inputs."""
     k_aa, k_bb = floored(k_aa), floored(k_bb)
     roots = jnp.sqrt(k_aa), jnp.sqrt(k_bb)
-    across, rest = remaining(activation, k_aa, k_bb, k_ab)
+    across, rest = remaining(k_aa, k_bb, k_ab, regular)
     x, w = outer_rule(activation, roots, across, rest)
     moments = _product(factors(activation, roots[0] * x) * w[None], averages(activation, across * x, rest))
     if activation.kinks:
-        moments = moments + _kink_moments(activation, roots, (k_aa, k_bb, k_ab))
+        moments = moments + _kink_moments(activation, roots, (k_aa, k_bb, k_ab), regular)
     return assemble(moments, k_aa, k_bb, k_ab)
 
 
@@ -131,16 +137,17 @@ def kink_bends(activation, root):
     return jnp.concatenate([zeros, jnp.stack([weight, weight * c, weight * c * c])])
 
 
-def _kink_moments(activation, roots, k):
+def _kink_moments(activation, roots, k, regular):
     """The part of the moments where s'' of one input, or of both, is a delta function."""
     k_aa, k_bb, k_ab = k
     c, bends = kink_places(activation, k_ab.dtype), [kink_bends(activation, root) for root in roots]
-    (across, rest), (back, back_rest) = remaining(activation, *k), remaining(activation, k_bb, k_aa, k_ab)
+    (across, rest), (back, back_rest) = remaining(*k, regular), remaining(k_bb, k_aa, k_ab, regular)
     given_a = averages(activation, across * (c / roots[0]), rest)
     given_b = averages(activation, back * (c / roots[1]), back_rest)
-    gap = (c[None, :] - across * (c / roots[0])[:, None]) / rest
     apart = (rest / roots[1]) ** 2 > 64 * jnp.finfo(rest.dtype).eps
-    density = jnp.where(apart, normal_density(gap) / rest, 0.0)
+    safe = jnp.where(apart, rest, 1.0)
+    gap = (c[None, :] - across * (c / roots[0])[:, None]) / safe
+    density = jnp.where(apart, normal_density(gap) / safe, 0.0)
     both = jnp.einsum("i,ij,j->", bends[0][BEND], density, kink_jumps(activation, k_ab.dtype), precision="highest")
     moments = _product(bends[0], given_a) + _product(given_b, bends[1])
     return moments.at[BEND, BEND].add(both)

@@ -21,6 +21,9 @@ class Summed(Activation):
     def pair(self, k_aa, k_bb, k_ab):
         return pair_by_quadrature(self, k_aa, k_bb, k_ab)
 
+    def regular_pair(self, k_aa, k_bb, k_ab):
+        return pair_by_quadrature(self, k_aa, k_bb, k_ab, regular=True)
+
     def single(self, k):
         return single_by_quadrature(self, k)
 
