@@ -162,7 +162,7 @@ def derivatives(f: Function, order: int) -> Callable[[Array], list[Array]]:
 def gaussian_mean(f: Function, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     r"""$E[f(\sqrt{k} x)]$, x standard normal, for f that changes near zero only; k > 0."""
     root = jnp.sqrt(k)
-    x, w = centred_rule(jnp.zeros((*k.shape, 1), k.dtype), root)
+    x, w = centred_rule(jnp.zeros((*k.shape, 1), k.dtype), root, 2 * POINTS)
     return jnp.sum(f(root[..., None] * x) * w, axis=-1)
 
 
