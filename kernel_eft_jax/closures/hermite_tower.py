@@ -32,6 +32,9 @@ from ..pairs import input_count, triples, wick
 from .base import Closure, Moments, pair_units
 
 
+KINKED_DEGREE = 6
+
+
 class TowerState(NamedTuple):
     """Covariances with h, and bounds of what the modes beyond the degree would add.
 
@@ -78,9 +81,9 @@ class HermiteTower(Closure[TowerState]):
     Analytic activations converge like the square of their Hermite coefficients, exp(-c sqrt(degree)); at the paper's settings
     degree 20 is right to 2e-4 in V4 and degree 40 to 1e-5. ReLU converges like a power of the degree: 10 is right to 1e-4,
     40 to 1e-6 (one input). Where the branch reads the stream with a matrix or a norm, or with a polynomial, the hierarchy ends by itself, at
-    twice the degree of the polynomial, and nothing is computed beyond.
-    `Solution.truncation` bounds what is missing, from the exact
-    norms of the functions that are expanded. For odd activations degree 2 has the V4 of `GOnly` in the continuum; others also feel the mean of phi, degree 1.
+    twice the degree of the polynomial, and nothing is computed beyond. `Solution.truncation` bounds what is missing, from the exact norms of the
+    functions that are expanded; it is NaN for K1 and U1 of a kinked activation below degree 6, which is too low to tell. For odd activations
+    degree 2 has the V4 of `GOnly` in the continuum; others also feel the mean of phi, degree 1.
     The state grows as N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
     """
 
@@ -133,7 +136,9 @@ class HermiteTower(Closure[TowerState]):
         to_S = [r.absolute() for r in model.responses_of_read(read.response.value)[:-1]]
         mean, with_S = carry_all(to_S, errors.mean, errors.with_y)
         cross = apply_all(to_S, errors.with_h).T
-        return Moments(jnp.zeros_like(state.k), state.v_error, state.K1_error, cross, with_S, mean)
+        # The tails of second derivatives are extrapolated where they have no norm: from a few degrees they cannot be.
+        known = jnp.nan if model.read.kinks and self._degree(model.read) < KINKED_DEGREE else 1.0
+        return Moments(jnp.zeros_like(state.k), state.v_error, known * state.K1_error, cross, with_S, known * mean)
 
     def units(self, model: Model, k) -> TowerState:
         unit = pair_units(k)

@@ -5,7 +5,7 @@ two normals of conditional correlation r (a Mehler series in r, or one sum if th
 
 $$E[F(\phi_x) f(\phi_y) g(\phi_z)] = E_x\Big[ F(\phi_x) \sum_s f_s(\phi_x)\, g_s(\phi_x)\, r^s \Big], \qquad f_s = E[f(\phi_y)\, he_s \,|\, \phi_x]$$
 
-Four different inputs share no variable, and the modes of `hermite_modes` converge geometrically.
+Four different inputs share no variable, and the modes of `hermite_modes` converge geometrically (`products_error` says how far).
 """
 
 from collections import defaultdict
@@ -17,9 +17,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..activations import Activation
+from ..activations.base import at_zero, between_sides, centres, enough_points
+from ..activations.summation import BEND as BEND_FACTOR
+from ..activations.summation import kink_bends
 from ..pairs import input_count, pair_table, pairs, triples
-from ..quadrature import derivative, line_rule, powers
-from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions, remaining_scale, rotate, split_rule
+from ..quadrature import centred_rule, derivative, powers, remaining_scale
+from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions, rotate
 
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
 BEND = ((2, 0), (0, 2), (1, 1))
@@ -86,7 +89,25 @@ def _by_modes(activation, k, q, degree):
         return jnp.einsum("pqms,qms->pq", rotate(jnp.swapaxes(R, 0, 1), value[:, None]), value, precision="highest")
 
     covariance, noise = jax.jvp(products, (overlaps(k, f),), (along,))
-    return covariance + means[:, None] * means, noise
+    return covariance + means[:, None] * means[None, :], noise
+
+
+def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P P"]:
+    r"""A bound on the error of E[s_a s_b s_c s_d] in `products_and_noise`: zero but for four different inputs.
+
+    What the modes of two pairs p, q miss is known, $\tau_p^2 = \mathrm{Var}(s_a s_b) - \sum_{m \le J} |c_m|^2$, and modes of degree m correlate
+    by no more than $|R|^m$: the rest of the series is below $\tau_p \tau_q |R|^{J+1}$.
+    """
+    inputs, count = input_count(k.shape[0]), k.shape[0]
+    if inputs < 4:
+        return jnp.zeros((count, count), k.dtype)
+    (a, b), f = pairs(inputs), frame(k)
+    squares = _Conditional(activation, k, degree)([((x, 0), (x, 0), (y, 0), (y, 0)) for x, y in zip(a, b, strict=True)])
+    means, value = activation.moments(k), pair_functions(activation, f, degree).value
+    missing = jnp.sqrt(jnp.maximum(squares - means**2 - jnp.sum(value**2, axis=(1, 2)), 0))
+    most = jnp.minimum(jnp.linalg.norm(overlaps(k, f), ord=2, axis=(-2, -1)), 1)
+    four = np.array([[len({a[p], b[p], a[q], b[q]}) == 4 for q in range(count)] for p in range(count)])
+    return jnp.where(four, missing[:, None] * missing[None, :] * most ** (degree + 1), 0)
 
 
 def _around_repeated(factors: Factors):
@@ -113,10 +134,29 @@ class _Conditional:
         covariance = K[None] - self.across[:, :, None] * self.across[:, None, :]  # of the rests of y and z given x
         left = jnp.diagonal(covariance, axis1=1, axis2=2)
         self.width = jnp.where(np.eye(K.shape[0], dtype=bool), 0.0, remaining_scale(left, jnp.diagonal(K)[None]))
-        inverse = jnp.where(np.eye(K.shape[0], dtype=bool), 0.0, 1 / self.width)
-        self.correlation = covariance * inverse[:, :, None] * inverse[:, None, :]
-        self.nodes, self.weights = (v.astype(k.dtype) for v in split_rule())
-        self._smoothed = {}
+        self.inverse = jnp.where(np.eye(K.shape[0], dtype=bool), 0.0, 1 / self.width)
+        self.correlation = covariance * self.inverse[:, :, None] * self.inverse[:, None, :]
+        self.nodes, self.weights = self._rules(K)
+        self._smoothed = None
+
+    def _rules(self, K):
+        """Nodes and weights for each input x, (x, nodes), with places for the kinks of all others given x; kinks of x itself last."""
+        activation, dtype = self.activation, K.dtype
+        places = centres(activation, dtype)
+        width = jnp.broadcast_to(jnp.max(self.roots) * jnp.asarray(activation.sharpness, dtype), self.roots.shape)
+        around = places[None, :] / self.roots[:, None]
+        if activation.kinks:
+            width = jnp.maximum(width, jnp.max(jnp.abs(self.across) * self.inverse, axis=1))
+            across = jnp.where(jnp.abs(self.across) > jnp.finfo(dtype).tiny ** 0.5, self.across, 1.0)
+            others = places[None, None, :] / across[:, :, None]
+            if not at_zero(activation.kinks):
+                around = jnp.reshape(others, (self.roots.size, -1))
+        nodes, weights = centred_rule(around, width, enough_points(activation, self.terms))
+        if activation.kinks:
+            at_kinks = places[None, :] / self.roots[:, None]
+            nodes = jnp.concatenate([nodes, at_kinks], axis=1)
+            weights = jnp.concatenate([weights, jnp.zeros_like(at_kinks)], axis=1)
+        return nodes, weights
 
     def __call__(self, entries: list[Factors]) -> Float[Array, " entries"]:
         groups = defaultdict(list)
@@ -131,20 +171,24 @@ class _Conditional:
         return result
 
     def _weight(self, i, j):
+        """Both factors at x with the weights of the nodes; s'' is a delta function at kinks."""
         phi = self.roots[:, None] * self.nodes
-        return derivative(self.activation, i)(phi) * derivative(self.activation, j)(phi) * self.weights
+        s = self.activation
+        weight = derivative(s, i)(phi) * derivative(s, j)(phi) * self.weights
+        if not s.kinks or (i, j) not in ((2, 0), (2, 1)):
+            return weight
+        other = between_sides(derivative(s, j), s, phi.dtype)
+        delta = jax.vmap(lambda root: kink_bends(s, root)[BEND_FACTOR])(self.roots) * other[None]
+        return weight.at[:, -delta.shape[1] :].set(delta)
 
     def _one(self, orders):
         """y and z the same input: (x, y)."""
         (i, j), m, n = orders
-        y, w = (v.astype(self.roots.dtype) for v in line_rule(1 / 8))
 
-        def mean(across, width):
-            phi = (across * self.nodes)[:, None] + width * y
-            values = derivative(self.activation, m)(phi) * derivative(self.activation, n)(phi)
-            return jnp.matmul(values, w, precision="highest")
+        def mean(across, nodes, width):
+            return self.activation.smoothed_product(m, n, across * nodes, width)
 
-        given_x = jax.vmap(jax.vmap(mean))(self.across, self.width)
+        given_x = jax.vmap(jax.vmap(mean, in_axes=(0, None, 0)))(self.across, self.nodes, self.width)
         return jnp.einsum("ax,ayx->ay", self._weight(i, j), given_x, precision="highest")
 
     def _two(self, orders):
@@ -158,10 +202,11 @@ class _Conditional:
 
     def _given(self, order):
         """Modes of the `order`-th derivative at y given psi_x: (x, y, nodes, s)."""
-        if order not in self._smoothed:
+        if self._smoothed is None:
 
-            def modes(across, width):
-                return self.activation.smoothed(order, across * self.nodes, width, self.terms)
+            def modes(across, nodes, width):
+                return self.activation.smoothed_orders(across * nodes, width, self.terms)
 
-            self._smoothed[order] = jax.vmap(jax.vmap(modes))(self.across, self.width)
+            each = jax.vmap(jax.vmap(modes, in_axes=(0, None, 0)))(self.across, self.nodes, self.width)
+            self._smoothed = jnp.moveaxis(each, 2, 0)
         return self._smoothed[order]

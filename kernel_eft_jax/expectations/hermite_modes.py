@@ -19,8 +19,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..activations import Activation
+from ..activations.base import enough_points
+from ..activations.summation import outer_rule
 from ..pairs import input_count, pair_table, pairs, triples
-from ..quadrature import derivative, line_rule, powers
+from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
 
 KINKS = 3.0  # bounds sum m c_m^2 / (J sum c_m^2) over m > J for coefficients that fall like those of |x|, the slowest
 
@@ -70,16 +72,6 @@ def frame(k: Float[Array, " P"]) -> Frame:
     return Frame(stack(first, across, second), stack(1 / first, -across / first * inverse, inverse))
 
 
-def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The square root of a remaining variance, and a scale above its rounding error where nothing remains.
-
-    Functions of it are right to 1e-9 in float64; so are their derivatives, to 1e-7 where nothing remains.
-    """
-    least = jnp.finfo(rest.dtype).eps ** 0.6 * variance
-    x = jax.lax.stop_gradient(rest / least)
-    return jnp.sqrt(rest + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x))
-
-
 def pair_blocks_between(k: Float[Array, " P"]) -> Float[Array, "P P 2 2"]:
     """The 2 x 2 block of a packed kernel between the inputs of one pair and those of another."""
     inputs = input_count(k.shape[-1])
@@ -123,88 +115,51 @@ def mode_covariances(k: Float[Array, " P"], f: Frame, value: Float[Array, "P J S
     return rotate(jnp.swapaxes(overlaps(k, f), 0, 1), value[:, None])
 
 
-def hermite_functions(x: np.ndarray, degree: int) -> np.ndarray:
-    """he_0 ... he_degree at x."""
-    he = np.ones((degree + 1, x.size))
-    he[1:2] = x
-    for j in range(1, degree):
-        he[j + 1] = (x * he[j] - np.sqrt(j) * he[j - 1]) / np.sqrt(j + 1)
-    return he
-
-
-def split_rule() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights for a standard normal variable, for functions smooth on either side of zero.
-
-    Panels shrink towards zero, down to `remaining_scale`: there lie the kinks of other inputs, smoothed where they are nearly copies.
-    """
-    near, far = np.append(0, 4.0 ** np.arange(-9, 1)), np.arange(1, 11)
-    rules = [_panels(near, 8), _panels(far, 16)]
-    x, w = (np.concatenate(parts) for parts in zip(*rules, strict=True))
-    x, w = np.concatenate([-x[::-1], x]), np.concatenate([w[::-1], w])
-    return x, w * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
-
-
-def _panels(edges, points):
-    """Gauss and Legendre between neighbouring edges."""
-    x, w = np.polynomial.legendre.leggauss(points)
-    half = 0.5 * np.diff(edges)[:, None]
-    return (edges[:-1, None] + half * (x + 1)).ravel(), (half * w).ravel()
-
-
 def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctions:
     r"""Hermite coefficients of $s_a s_b$, $s''_a s_b$, $s_a s''_b$ and $2 s'_a s'_b$ for every pair.
 
-    phi_b is averaged over psi_2 by the activation (`smoothed`), the rest is summed over psi_1. The first of the second
-    derivatives is taken by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink at zero needs no delta function.
+    phi_b is averaged over psi_2 by the activation (`smoothed_orders`), the rest is summed over psi_1. The first of the second
+    derivatives is taken by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink needs no delta function.
     The tails follow from the exact norms, $E[s_a^2 s_b^2]$ and so on, less all coefficients; the second derivatives of a function with
     kinks have no norm, and their tails are estimated from that of the function and the ratio of both in the upper half of the degrees.
     """
     inputs = input_count(f.L.shape[0])
-    x, w = split_rule()
-    dtype = f.L.dtype
-    table = (hermite_functions(x, degree + 1) * w).astype(dtype)
     m, s = modes(degree, inputs)
     r, exists = np.maximum(m - s, 0), m >= s
-    root = np.sqrt(np.arange(1, degree + 2)).astype(dtype)[:, None]
+    points, root = enough_points(activation, degree + 2), np.sqrt(np.arange(1, degree + 2)).astype(f.L.dtype)[:, None]
 
-    def one(L, same):
-        phi_a = L[0, 0] * x.astype(dtype)
-        s_a, ds_a = activation(phi_a), activation.derivative(phi_a)
-        s_b, ds_b, dds_b = (activation.smoothed(i, L[1, 0] * x.astype(dtype), L[1, 1], s.size) for i in range(3))
+    def between(L, same):
+        second = jnp.sqrt(L[1, 0] ** 2 + L[1, 1] ** 2)
+        x, w = outer_rule(activation, (L[0, 0], second), L[1, 0], L[1, 1], points)
+        table, phi_a, phi_b = hermite_polynomials(x, degree + 2) * w[None], L[0, 0] * x, L[1, 0] * x
+        s_a, ds_a, dds_a = derivatives(activation, 2)(phi_a)
+        if inputs > 1:
+            s_b, ds_b, dds_b = activation.smoothed_orders(phi_b, L[1, 1], s.size)
+        else:
+            s_b, ds_b, dds_b = s_a[:, None], ds_a[:, None], None
 
         def project(u, v):
-            return jnp.matmul(table * u, v, precision="highest")
-
-        def place(c):
-            return jnp.where(exists, c[r, s], 0)
+            return jnp.matmul(table * u[None], v, precision="highest")
 
         first = project(ds_a, ds_b)
-        second_aa, second_bb = (root * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0], project(s_a, dds_b)
-        value, second = project(s_a, s_b), jnp.stack([place(second_aa), place(second_bb), 2 * place(first)])
-        squares = [square(activation, i, L[1, 0] * x.astype(dtype), L[1, 1]) for i in range(3)]
-        dds_a = derivative(activation, 2)(phi_a)
-        norms = jnp.stack([s_a**2 * squares[0], dds_a**2 * squares[0], s_a**2 * squares[2], 4 * ds_a**2 * squares[1]])
-        means = jnp.stack([value[0, 0], second_aa[0, 0], second_bb[0, 0], 2 * first[0, 0]])
-        found, norms = place(value), jnp.matmul(norms, w.astype(dtype), precision="highest")
+        second_aa = (root * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0]
+        # One input with itself has no psi_2 over which a delta function could be averaged.
+        second_bb = second_aa if dds_b is None else jnp.where(same, second_aa, project(s_a, dds_b)[:-1])
+        everything = jnp.stack([project(s_a, s_b)[:-1], second_aa, second_bb, 2 * first[:-1]])
+        places = jnp.where(exists[None], everything[:, r, s], 0)
         # On the diagonal the three second derivatives are one function.
-        norms = jnp.where(
-            same, norms.at[1:].set(jnp.matmul((2 * ds_a**2 + 2 * s_a * dds_a) ** 2, w.astype(dtype)) / 9), norms
-        )
-        means = jnp.where(same, means.at[1:].set(jnp.sum(means[1:]) / 3), means)
-        functions = jnp.concatenate([found[None], jnp.where(same, jnp.sum(second, axis=0) / 3, second)])
+        functions = jnp.where(same, places.at[1:].set(jnp.sum(places[1:], axis=0) / 3), places)
+        means = jnp.where(same, everything[:, 0, 0].at[1:].set(jnp.sum(everything[1:, 0, 0]) / 3), everything[:, 0, 0])
         held = jnp.sum(functions**2, axis=(1, 2)) + means**2
-        tails = jnp.sqrt(jnp.maximum(norms - held, 8 * jnp.finfo(dtype).eps * norms))
-        if getattr(activation, "kinks", ()) or type(activation).__name__ in ("ReLU", "LeakyReLU"):
-            upper = jnp.where(m > degree // 2, 1, 0).astype(dtype)
-            squares = jnp.sum(upper * functions**2, axis=(1, 2))
-            tails = tails.at[1:].set(KINKS * jnp.sqrt(squares[1:] / (squares[0] + jnp.finfo(dtype).tiny)) * tails[0])
-        return PairFunctions(found, second, tails[0], tails[1:])
+        squares = [activation.smoothed_product(i, i, phi_b, L[1, 1]) for i in range(3)]
+        norms = jnp.stack([s_a**2 * squares[0], dds_a**2 * squares[0], s_a**2 * squares[2], 4 * ds_a**2 * squares[1]])
+        whole = (2 * (ds_a**2 + s_a * dds_a) / 3) ** 2
+        norms = jnp.matmul(jnp.where(same, norms.at[1:].set(whole[None]), norms), w, precision="highest")
+        tails = jnp.sqrt(jnp.maximum(norms - held, 8 * jnp.finfo(norms.dtype).eps * norms))
+        if activation.kinks:
+            upper = jnp.sum(jnp.where(m > degree // 2, functions**2, 0), axis=(1, 2))
+            tails = tails.at[1:].set(KINKS * jnp.sqrt(upper[1:] / (upper[0] + jnp.finfo(upper.dtype).tiny)) * tails[0])
+        return PairFunctions(places[0], places[1:], tails[0], tails[1:])
 
     a, b = pairs(inputs)
-    return jax.vmap(one)(f.L, a == b)
-
-
-def square(activation: Activation, order: int, mean: Float[Array, " X"], width: Float[Array, ""]) -> Float[Array, " X"]:
-    y, w = line_rule(1 / 8)
-    values = derivative(activation, order)(mean[:, None] + width * y.astype(mean.dtype))
-    return jnp.matmul(values**2, w.astype(mean.dtype), precision="highest")
+    return jax.lax.map(lambda pair: between(*pair), (f.L, jnp.asarray(a == b)))

@@ -1,0 +1,152 @@
+r"""How wrong the moments of an activation are: measured against another evaluation, not promised.
+
+All errors are relative to E[s^2] and for relative changes of k: of the value, k times the slope, k^2 times the curvature. Inputs of
+correlation 1, -1 and 0 need one integral only, $E[f_a g_b] = E[f g]$, $E[f(\phi) g(-\phi)]$ and $E[f] E[g]$; that is where
+closed forms are compared with quadrature, and quadrature with one and a half times its nodes.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..quadrature import centred_rule
+from .base import Activation, Expansion, between_sides, centres, enough_points, rule
+from .summation import BEND, SLOPE, S, assemble, factors, floored, kink_bends, kinks_with_itself
+
+CAUTION = 3  # two rules are compared, and neither is exact
+ROUNDINGS = 16
+# Given phi_a in units of its root, what phi_b has left at a correlation: where averages over the rest are tested.
+GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
+
+
+class Lines(NamedTuple):
+    """Expansions at correlations 1, 0, -1 (without kinks) by two rules, and what else quadrature can get wrong, of E[s^2]."""
+
+    coarse: Expansion
+    fine: Expansion
+    inner: Float[Array, ""]
+    parts: Float[Array, ""]
+
+
+def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Estimated error of `pair_by_quadrature` at variance k: of its nodes, of kinks that nobody named, and of rounding."""
+
+    def one(k):
+        k = floored(k)
+        lines = _lines(activation, k)
+        nodes = jnp.max(_size(_apart(lines.coarse, lines.fine), k)) + lines.inner
+        return CAUTION * nodes + lines.parts + _rounding(lines.fine, k), lines.fine.value[0]
+
+    return _relative(one, k)
+
+
+def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """What a closed form differs from quadrature by, beyond the error of the quadrature, and rounding."""
+
+    def one(k):
+        k = floored(k)
+        lines = _lines(activation, k)
+        signs = jnp.asarray(_signs(activation), k.dtype)
+        closed = jax.vmap(lambda sign: Expansion(*activation.pair(k, k, sign * k)))(signs)
+        apart, unsure = _apart(closed, lines.fine), _apart(lines.coarse, lines.fine)
+        if activation.kinks:
+            apart, unsure = _along_ray(apart), _along_ray(unsure)
+        beyond = jnp.maximum(_size(apart, k) - CAUTION * _size(unsure, k), 0)
+        return jnp.max(beyond) + _rounding(closed, k), lines.fine.value[0]
+
+    return _relative(one, k)
+
+
+def _relative(one, k):
+    error, scale = jax.vmap(one)(jnp.reshape(k, (-1,)))
+    return jnp.reshape(jnp.where(scale > 0, error / jnp.where(scale > 0, scale, 1.0), error), k.shape)
+
+
+def _signs(activation):
+    return np.array([1, 0] if activation.kinks else [1, 0, -1])
+
+
+def _apart(x: Expansion, y: Expansion) -> Expansion:
+    return jax.tree.map(jnp.subtract, x, y)
+
+
+def _size(x: Expansion, k: Float[Array, ""]) -> Float[Array, " signs"]:
+    """The largest entry of each expansion, for relative changes of k."""
+    slope, curvature = jnp.max(jnp.abs(x.slope), axis=-1), jnp.max(jnp.abs(x.curvature), axis=(-2, -1))
+    return jnp.maximum(jnp.abs(x.value), jnp.maximum(k * slope, k * (k * curvature)))
+
+
+def _rounding(x: Expansion, k: Float[Array, ""]) -> Float[Array, ""]:
+    return ROUNDINGS * jnp.finfo(k.dtype).eps * jnp.max(_size(x, k))
+
+
+def _along_ray(x: Expansion) -> Expansion:
+    """At correlation 1 (first) the curvature at kinks diverges: its part along changes that keep the correlation is all it means."""
+    slope, curvature = (v.at[0].set(jnp.sum(v[0])) for v in (x.slope, x.curvature))
+    return Expansion(x.value, slope, curvature)
+
+
+def _lines(activation, k):
+    root = jnp.sqrt(k)
+    rho, z = (np.array(v) for v in zip(*GIVEN, strict=True))
+    mean = root * jnp.asarray(np.append(0, rho * z), k.dtype)
+    width = root * jnp.asarray(np.append(1, np.sqrt(1 - rho**2)), k.dtype)
+    points = enough_points(activation)
+    finer = 3 * points // 2
+    y, w = rule(activation, mean, width, points, finer)
+    phi = mean[:, None] + width[:, None] * y
+    f = factors(activation, phi)  # (7, cases, M): first one input, then averages over rests
+    halves = y.shape[1] // (points + finer)
+    rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
+    means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (7, cases, 2)
+    units = jnp.stack([jnp.ones_like(k), root, root, jnp.ones_like(k), k, root, jnp.ones_like(k)])
+    gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
+    here, weights = f[:, 0], w[0] * rules
+    coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
+    scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
+    inner = jnp.max(gaps) * scale
+    if activation.kinks:
+        inner = inner + jnp.max(_size(_apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine)), k))
+    return Lines(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
+
+
+def _deeply_graded(activation, k):
+    """One input with itself by the nodes that near copies get."""
+    root = jnp.sqrt(k)
+    x, w = centred_rule(centres(activation, k.dtype) / root, 1e8 * jnp.ones_like(k), enough_points(activation))
+    here, delta = factors(activation, root * x), kinks_with_itself(activation, root)
+    moments = jnp.einsum("fm,gm->fg", here * w[None], here, precision="highest") + delta + delta.T
+    return Expansion(*assemble(moments, k, k, k))
+
+
+def _expansions(activation, k, here, weights, means):
+    """Expansions at each correlation by each of the two rules."""
+    delta = jnp.zeros((7, 7), k.dtype)
+    if activation.kinks:
+        delta = kinks_with_itself(activation, jnp.sqrt(k))
+        delta = delta + delta.T
+        means = means + jnp.sum(kink_bends(activation, jnp.sqrt(k)), axis=-1)[:, None]
+    product = partial(jnp.einsum, "fm,gm,rm->rfg", precision="highest")
+    moments = [product(here, here, weights) + delta[None], jnp.einsum("fr,gr->rfg", means, means)]
+    if not activation.kinks:  # nodes are symmetric: their two halves change places
+        opposite = jnp.reshape(jnp.flip(jnp.reshape(here, (7, 2, -1)), axis=1), here.shape)
+        moments.append(product(here, opposite, weights))
+    signs = jnp.asarray(_signs(activation), k.dtype)
+    along = jax.vmap(lambda M, sign: Expansion(*assemble(M, k, k, sign * k)))
+    both = jax.vmap(along, in_axes=(0, None))(jnp.stack(moments, axis=1), signs)
+    return (jax.tree.map(lambda x, r=r: x[r], both) for r in (0, 1))
+
+
+def _by_parts(activation, k, f, phi, w, scale):
+    """Stein's identity for s' and for s s', which fails at a kink that is not named, and for s, which fails at a jump."""
+    once = jnp.sum((k * f[BEND] - phi * f[SLOPE]) * w)
+    twice = jnp.sum((k * (f[S] * f[BEND] + f[SLOPE] ** 2) - phi * f[S] * f[SLOPE]) * w)
+    if activation.kinks:
+        delta = k * kink_bends(activation, jnp.sqrt(k))[BEND]
+        once, twice = once + jnp.sum(delta), twice + jnp.sum(delta * between_sides(activation, activation, k.dtype))
+    jump = jnp.sum((k * f[SLOPE] - phi * f[S]) * w) / jnp.sqrt(k)
+    return jnp.abs(twice) + scale * (jnp.abs(once) + jnp.abs(jump))

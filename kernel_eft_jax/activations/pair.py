@@ -1,0 +1,51 @@
+"""An activation whose moment is a closed form of one pair of inputs: one class with one method of one pair."""
+
+from abc import abstractmethod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..checks import is_concrete
+from .accuracy import closed_form_error
+from .base import Activation, Expansion
+
+
+class PairActivation(Activation):
+    r"""The base of an activation of your own whose second moment you know in closed form.
+
+    Give `__call__`, $s(x)$, and `moment`, $E[s(\phi_a) s(\phi_b)]$; JAX differentiates the moment. Where that loses digits (`error` says how
+    many), give `gradient` in a stable form as well, and `hessian` where need be. A function with kinks also names them, `kinks`; a closed
+    form that does not belong to the function, or to one with kinks that nobody named, is refused when the activation is made.
+    """
+
+    @abstractmethod
+    def moment(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Float[Array, ""]:
+        """E[s(phi_a) s(phi_b)] of one pair of inputs."""
+
+    def gradient(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Float[Array, " 3"]:
+        """Derivatives of `moment` by (k_aa, k_bb, k_ab)."""
+        return jnp.stack(jax.grad(self.moment, (0, 1, 2))(k_aa, k_bb, k_ab))
+
+    def hessian(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Float[Array, "3 3"]:
+        """Derivatives of `gradient`, finite at every correlation."""
+        return jnp.stack(jax.jacfwd(self.gradient, (0, 1, 2))(k_aa, k_bb, k_ab), axis=-1)
+
+    def pair(self, k_aa, k_bb, k_ab):
+        k = k_aa, k_bb, k_ab
+        return Expansion(self.moment(*k), self.gradient(*k), self.hessian(*k))
+
+    def error(self, k):
+        return closed_form_error(self, k)
+
+    def __check_init__(self):
+        ours = type(self).__module__.startswith(__package__ or "")
+        if ours or not all(is_concrete(leaf) for leaf in jax.tree.leaves(self)):
+            return
+        worst = float(np.max(closed_form_error(self, jnp.asarray([0.5, 2.0]))))
+        if not worst < 1e-2:
+            raise ValueError(
+                f"The `moment` of {type(self).__name__} and its derivatives differ from those of the function itself by {worst:.1g} of "
+                "E[s^2]. Check the closed form; if the function has kinks, give the class a property `kinks` that names them."
+            )

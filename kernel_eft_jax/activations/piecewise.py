@@ -1,0 +1,136 @@
+r"""Activations that are smooth between kinks: `Piecewise` for any, and ELU, SELU, CELU, HardTanh, HardSwish, ReLU6, Softsign."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..checks import check_positive, is_concrete
+from .base import array, finite
+from .summed import OfFunction, Summed
+
+
+class Piecewise(OfFunction):
+    """Any continuous elementwise function that JAX can trace and that is smooth between the given kinks.
+
+    Its first derivative may jump at a kink, and so may higher ones: name each place where the formula changes. Expectations treat the
+    second derivative as what it is, with a delta function at each jump of the first. Raises ValueError for functions that are not
+    elementwise or that jump themselves.
+    """
+
+    places: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, fn: Callable[[Array], Array], kinks: Sequence[float]):
+        super().__init__(fn)
+        self.places = tuple(sorted({float(c) for c in kinks}))
+        if not self.places or not np.isfinite(self.places).all():
+            raise ValueError(f"Argument `kinks` must hold one finite number or more, but is {kinks}.")
+
+    def __check_init__(self):
+        if not all(is_concrete(leaf) for leaf in jax.tree.leaves(self.fn)):
+            return
+        places = np.asarray(self.places, np.float32)
+        step = 1e-4 * (1 + np.abs(places))
+        below, above = (np.asarray(self(jnp.asarray(places + shift))) for shift in (-step, step))
+        for place, jump in zip(self.places, np.abs(above - below), strict=True):
+            if not jump < 0.1:
+                raise ValueError(
+                    f"Argument `fn` must be continuous, but jumps by {jump:.2g} at its kink {place}: the derivatives of its "
+                    "moments diverge where inputs repeat."
+                )
+
+    @property
+    def kinks(self):
+        return self.places
+
+
+class ELU(Summed):
+    r"""$s(x) = x$ for $x > 0$, $\alpha (e^x - 1)$ else."""
+
+    alpha: Float[Array, ""] = eqx.field(converter=array, default=1.0)
+
+    def __check_init__(self):
+        finite("alpha", self.alpha)
+
+    def __call__(self, x):
+        return jnp.where(x > 0, x, self.alpha.astype(x.dtype) * jnp.expm1(jnp.minimum(x, 0)))
+
+    @property
+    def kinks(self):
+        return (0.0,)
+
+
+class CELU(Summed):
+    r"""$s(x) = x$ for $x > 0$, $\alpha (e^{x / \alpha} - 1)$ else, for $\alpha > 0$."""
+
+    alpha: Float[Array, ""] = eqx.field(converter=array, default=1.0)
+
+    def __check_init__(self):
+        check_positive(self.alpha, "alpha")
+
+    def __call__(self, x):
+        alpha = self.alpha.astype(x.dtype)
+        return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0) / alpha))
+
+    @property
+    def kinks(self):
+        return (0.0,)
+
+    @property
+    def sharpness(self):
+        return 1 / self.alpha
+
+
+class _Kinked(Summed):
+    """A function without parameters and its kinks."""
+
+    places: ClassVar[tuple[float, ...]] = (0.0,)
+
+    @property
+    def kinks(self):
+        return self.places
+
+
+class SELU(_Kinked):
+    r"""$s(x) = 1.0507\, x$ for $x > 0$, $1.7581 (e^x - 1)$ else: mean 0 and variance 1 are a fixed point (Klambauer et al. 2017)."""
+
+    def __call__(self, x):
+        return jax.nn.selu(x)
+
+
+class HardTanh(_Kinked):
+    r"""$s(x) = \min(\max(x, -1), 1)$."""
+
+    places = (-1.0, 1.0)
+
+    def __call__(self, x):
+        return jnp.clip(x, -1, 1)
+
+
+class ReLU6(_Kinked):
+    r"""$s(x) = \min(\max(x, 0), 6)$."""
+
+    places = (0.0, 6.0)
+
+    def __call__(self, x):
+        return jnp.clip(x, 0, 6)
+
+
+class HardSwish(_Kinked):
+    r"""$s(x) = x \min(\max(x + 3, 0), 6) / 6$."""
+
+    places = (-3.0, 3.0)
+
+    def __call__(self, x):
+        return x * jnp.clip(x + 3, 0, 6) / 6
+
+
+class Softsign(_Kinked):
+    r"""$s(x) = x / (1 + |x|)$."""
+
+    def __call__(self, x):
+        return x / (1 + jnp.abs(x))

@@ -1,0 +1,66 @@
+"""Another activation with a scale in front and a scale inside."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .base import Activation, Expansion, array, finite
+
+
+class Scaled(Activation):
+    r"""$s(x) = \text{output\_scale} \cdot \text{activation}(\text{input\_scale} \cdot x)$, both scales differentiable."""
+
+    activation: Activation
+    input_scale: Float[Array, ""] = eqx.field(converter=array, default=1.0)
+    output_scale: Float[Array, ""] = eqx.field(converter=array, default=1.0)
+
+    def __check_init__(self):
+        finite("input_scale", self.input_scale)
+        finite("output_scale", self.output_scale)
+
+    def __call__(self, x):
+        inner = self.activation(self.input_scale.astype(x.dtype) * x)
+        return self.output_scale.astype(x.dtype) * inner
+
+    def pair(self, k_aa, k_bb, k_ab):
+        return self._rescale(self.activation.pair, k_aa, k_bb, k_ab)
+
+    def regular_pair(self, k_aa, k_bb, k_ab):
+        return self._rescale(self.activation.regular_pair, k_aa, k_bb, k_ab)
+
+    def single(self, k):
+        return self._rescale(self.activation.single, k)
+
+    def _rescale(self, expansion, *k):
+        inner, outer = self._squares(k[0])
+        value, slope, curvature = expansion(*(inner * x for x in k))
+        return Expansion(outer * value, outer * inner * slope, outer * inner**2 * curvature)
+
+    def error(self, k):
+        return self.activation.error(self._squares(k)[0] * k)
+
+    @property
+    def kinks(self):
+        return tuple(c / self.input_scale for c in self.activation.kinks)
+
+    @property
+    def sharpness(self):
+        return self.activation.sharpness * jnp.abs(self.input_scale)
+
+    def smoothed_orders(self, mean, width, terms):
+        inner, outer = self.input_scale.astype(mean.dtype), self.output_scale.astype(mean.dtype)
+        result = self.activation.smoothed_orders(inner * mean, jnp.abs(inner) * width, terms)
+        # A negative scale turns y round, and he_j(-y) = (-1)^j he_j(y).
+        parity = jnp.where(inner < 0, -1.0, 1.0).astype(inner.dtype) ** np.arange(terms).astype(inner.dtype)
+        orders = jnp.stack([outer, outer * inner, outer * inner**2])
+        return orders[:, None, None] * parity[None, None, :] * result
+
+    def smoothed_product(self, m, n, mean, width):
+        inner, outer = self.input_scale.astype(mean.dtype), self.output_scale.astype(mean.dtype)
+        return (
+            outer**2 * inner ** (m + n) * self.activation.smoothed_product(m, n, inner * mean, jnp.abs(inner) * width)
+        )
+
+    def _squares(self, k):
+        return self.input_scale.astype(k.dtype) ** 2, self.output_scale.astype(k.dtype) ** 2

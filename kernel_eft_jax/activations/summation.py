@@ -1,0 +1,171 @@
+r"""Moments of one pair of inputs by quadrature, for any activation, and how wrong they are.
+
+Derivatives are taken in the logarithms of the variances at fixed correlation and in the correlation, where nothing grows at large
+variances and delta functions at kinks meet smooth functions only, and then put together. With $g = s' - s'(0)$ (a linear part of s has no
+derivative in k_aa, and would only cancel) and Price's theorem, for the pair ab and $2 k_{aa} \partial_{aa} = D_a$:
+
+$$D_a m = E[\phi g_a s_b] - k_{ab} E[g_a s'_b], \qquad 2 k_{aa} \partial_{aa} \partial_{ab} m = E[\phi s''_a s'_b] - k_{ab} E[s''_a s''_b]$$
+$$D_a (D_a - 2) m = E[(\phi^2 s'' - \phi g)_a s_b] - k_{ab} E[(2 \phi s'' - g)_a s'_b] + k_{ab}^2 E[s''_a s''_b]$$
+$$D_a D_b m = E[\phi g_a \phi g_b] - k_{ab} (E[g_a g_b] + E[\phi s''_a g_b] + E[g_a \phi s''_b]) + k_{ab}^2 E[s''_a s''_b]$$
+
+The factors are numbered as in `factors`. At kinks s'' is a delta function times the jump of s'. Where two kinks meet (one input
+with itself) that diverges; it multiplies what vanishes for every change of a kernel, and is left out.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..quadrature import centred_rule, derivative, derivatives, normal_density, remaining_share
+from .base import Activation, Expansion, at_zero, between_sides, centres, enough_points, kink_jumps, kink_places, rule
+
+S, SLOPE, G, PHI_G, BEND, PHI_BEND, PHI2_BEND = range(7)
+
+
+def factors(activation: Activation, phi: Float[Array, "*shape"]) -> Float[Array, "7 *shape"]:
+    """s, s', g, phi g, s'', phi s'', phi^2 s'' at phi, away from kinks."""
+    return jnp.stack(_factors(activation, phi))
+
+
+def _factors(activation, phi):
+    s, slope, bend = derivatives(activation, 2)(phi)
+    g = slope - _slope_at_zero(activation, phi.dtype)
+    return s, slope, g, phi * g, bend, phi * bend, phi * phi * bend
+
+
+def _slope_at_zero(activation, dtype):
+    return derivative(activation, 1)(jnp.zeros((1,), dtype))[0]
+
+
+def floored(k: Float[Array, ""]) -> Float[Array, ""]:
+    """A variance, or one so small that it changes nothing where it is zero."""
+    return jnp.where(k > 0, k, jnp.finfo(k.dtype).tiny ** 0.25)
+
+
+def outer_rule(
+    activation: Activation,
+    roots: tuple[Float[Array, ""], Float[Array, ""]],
+    across: Float[Array, ""],
+    rest: Float[Array, ""],
+    *points: int,
+) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
+    """Nodes for functions of phi_a = roots[0] x and of phi_b = across x + rest y averaged over y.
+
+    A kink of s_b becomes a bend as narrow as rest / across: a place of its own, next to that of s_a.
+    """
+    places = centres(activation, across.dtype)
+    width = jnp.maximum(*roots) * jnp.asarray(activation.sharpness, across.dtype)
+    least = jnp.finfo(across.dtype).tiny ** 0.5
+    all_places = places / roots[0]
+    if activation.kinks:
+        sharp = jnp.abs(across) / jnp.maximum(rest, least)
+        width = jnp.maximum(width, jnp.where(rest > 0, sharp, 0.0))
+    if not at_zero(activation.kinks):
+        safe = jnp.where(jnp.abs(across) > least, across, least)
+        all_places = jnp.concatenate([all_places, places / safe])
+    return centred_rule(all_places, width, *(points or (enough_points(activation),)))
+
+
+def remaining(
+    k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], regular: bool = False
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """phi_b = across x + rest y given phi_a; if `regular`, rest is above its rounding error and can be differentiated."""
+    share = remaining_share(k_aa, k_bb, k_ab)
+    least = jnp.finfo(share.dtype).eps ** 0.8
+    if regular:
+        x = jax.lax.stop_gradient(share / least)
+        share = share + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x)
+    root = jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1.0)), 0.0)
+    return k_ab / jnp.sqrt(k_aa), jnp.sqrt(k_bb) * root
+
+
+def pair_by_quadrature(
+    activation: Activation,
+    k_aa: Float[Array, ""],
+    k_bb: Float[Array, ""],
+    k_ab: Float[Array, ""],
+    regular: bool = False,
+) -> Expansion:
+    """The expansion of one pair of inputs."""
+    k_aa, k_bb = floored(k_aa), floored(k_bb)
+    roots = jnp.sqrt(k_aa), jnp.sqrt(k_bb)
+    across, rest = remaining(k_aa, k_bb, k_ab, regular)
+    x, w = outer_rule(activation, roots, across, rest)
+    moments = _product(factors(activation, roots[0] * x) * w[None], averages(activation, across * x, rest))
+    if activation.kinks:
+        moments = moments + _kink_moments(activation, roots, (k_aa, k_bb, k_ab), regular)
+    return assemble(moments, k_aa, k_bb, k_ab)
+
+
+def single_by_quadrature(activation: Activation, k: Float[Array, ""]) -> Expansion:
+    """The expansion of one input with itself."""
+    k = floored(k)
+    root = jnp.sqrt(k)
+    x, w = rule(activation, jnp.zeros_like(k), root)
+    here = factors(activation, root * x)
+    moments = _product(here * w[None], here)
+    if activation.kinks:
+        meeting = kinks_with_itself(activation, root)
+        moments = moments + meeting + meeting.T
+    return assemble(moments, k, k, k)
+
+
+def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[Array, "7 7"]:
+    """Moments of one input with itself where the first factor's s'' is a delta function."""
+    return _product(kink_bends(activation, root), between_sides(partial(factors, activation), activation, root.dtype))
+
+
+def averages(activation: Activation, mean: Float[Array, " X"], width: Float[Array, ""]) -> Float[Array, "7 X"]:
+    """`factors` at mean + width y averaged over y, without the delta functions at kinks."""
+    y, w = rule(activation, mean, width)
+    phi = mean[:, None] + width * y
+    # Sums of their own, which XLA computes in one pass, and not the sum of an array of all factors.
+    return jnp.stack([jnp.sum(factor * w, axis=-1) for factor in _factors(activation, phi)])
+
+
+def _product(a, b):
+    return jnp.matmul(a, b.T, precision="highest")
+
+
+def kink_bends(activation, root):
+    """What s'', phi s'' and phi^2 s'' weigh at each kink for phi ~ N(0, root^2), (7, C)."""
+    c = kink_places(activation, root.dtype)
+    weight = kink_jumps(activation, root.dtype) * normal_density(c / root) / root
+    zeros = jnp.zeros((BEND, c.size), root.dtype)
+    return jnp.concatenate([zeros, jnp.stack([weight, weight * c, weight * c * c])])
+
+
+def _kink_moments(activation, roots, k, regular):
+    """The part of the moments where s'' of one input, or of both, is a delta function."""
+    k_aa, k_bb, k_ab = k
+    c, bends = kink_places(activation, k_ab.dtype), [kink_bends(activation, root) for root in roots]
+    (across, rest), (back, back_rest) = remaining(*k, regular), remaining(k_bb, k_aa, k_ab, regular)
+    given_a = averages(activation, across * (c / roots[0]), rest)
+    given_b = averages(activation, back * (c / roots[1]), back_rest)
+    apart = (rest / roots[1]) ** 2 > 64 * jnp.finfo(rest.dtype).eps
+    safe = jnp.where(apart, rest, 1.0)
+    gap = (c[None, :] - across * (c / roots[0])[:, None]) / safe
+    density = jnp.where(apart, normal_density(gap) / safe, 0.0)
+    both = jnp.einsum("i,ij,j->", bends[0][BEND], density, kink_jumps(activation, k_ab.dtype), precision="highest")
+    moments = _product(bends[0], given_a) + _product(given_b, bends[1])
+    return moments.at[BEND, BEND].add(both)
+
+
+def assemble(M, k_aa, k_bb, k_ab):
+    """Value, slope and curvature from the moments M[i, j] of the factors of phi_a and phi_b."""
+    bends = k_ab * M[BEND, BEND]
+
+    def by_one(M):
+        once = M[PHI_G, S] - k_ab * M[G, SLOPE]
+        twice = M[PHI2_BEND, S] - M[PHI_G, S] - k_ab * (2 * M[PHI_BEND, SLOPE] - M[G, SLOPE]) + k_ab * bends
+        return once, twice, M[PHI_BEND, SLOPE] - bends
+
+    (d_a, dd_aa, d_a_ab), (d_b, dd_bb, d_b_ab) = by_one(M), by_one(M.T)
+    dd_ab = M[PHI_G, PHI_G] - k_ab * (M[G, G] + M[PHI_BEND, G] + M[G, PHI_BEND]) + k_ab * bends
+    aa, bb, aa_bb = dd_aa / k_aa / k_aa / 4, dd_bb / k_bb / k_bb / 4, dd_ab / k_aa / k_bb / 4
+    aa_ab, bb_ab = d_a_ab / k_aa / 2, d_b_ab / k_bb / 2
+    curvature = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[BEND, BEND]]]
+    slope = jnp.stack([d_a / k_aa / 2, d_b / k_bb / 2, M[SLOPE, SLOPE]])
+    return Expansion(M[S, S], slope, jnp.stack([jnp.stack(row) for row in curvature]))

@@ -1,0 +1,141 @@
+"""Smooth activations whose moments are summed numerically: Tanh, SiLU, Softplus, Mish, Polynomial, and any of your own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..checks import is_concrete
+from .accuracy import quadrature_error
+from .base import Activation, array, finite
+from .summation import pair_by_quadrature, single_by_quadrature
+
+
+class Summed(Activation):
+    """An activation whose moments are taken by quadrature, from the function and its kinks alone."""
+
+    def pair(self, k_aa, k_bb, k_ab):
+        return pair_by_quadrature(self, k_aa, k_bb, k_ab)
+
+    def regular_pair(self, k_aa, k_bb, k_ab):
+        return pair_by_quadrature(self, k_aa, k_bb, k_ab, regular=True)
+
+    def single(self, k):
+        return single_by_quadrature(self, k)
+
+    def error(self, k):
+        return quadrature_error(self, k)
+
+
+class Tanh(Summed):
+    r"""$s(x) = \tanh x$."""
+
+    def __call__(self, x):
+        return jnp.tanh(x)
+
+
+class SiLU(Summed):
+    r"""$s(x) = x / (1 + e^{-x})$, also called swish."""
+
+    def __call__(self, x):
+        return jax.nn.silu(x)
+
+
+class Mish(Summed):
+    r"""$s(x) = x \tanh(\log(1 + e^x))$."""
+
+    def __call__(self, x):
+        return x * jnp.tanh(jax.nn.softplus(x))
+
+
+class Softplus(Summed):
+    r"""$s(x) = \log(1 + e^{\beta x}) / \beta$, for $\beta \ne 0$."""
+
+    beta: Float[Array, ""] = eqx.field(converter=array, default=1.0)
+
+    def __check_init__(self):
+        finite("beta", self.beta)
+        if is_concrete(self.beta) and not np.all(np.asarray(self.beta) != 0):
+            raise ValueError("Parameter `beta` of Softplus must not be zero: log(2) / beta has no value there.")
+
+    def __call__(self, x):
+        beta = self.beta.astype(x.dtype)
+        return jax.nn.softplus(beta * x) / beta
+
+    @property
+    def sharpness(self):
+        return jnp.abs(self.beta)
+
+
+class Polynomial(Summed):
+    r"""$s(x) = \sum_i c_i x^i$, degree 12 at most."""
+
+    coefficients: Float[Array, " degree_plus_one"] = eqx.field(converter=array)
+
+    def __check_init__(self):
+        shape = self.coefficients.shape
+        if len(shape) != 1 or not 1 <= shape[0] <= 13:
+            raise ValueError(f"Argument `coefficients` must hold 1 to 13 numbers c_0, c_1, ..., but has shape {shape}.")
+        finite("coefficients", self.coefficients)
+
+    def __call__(self, x):
+        coefficients = self.coefficients.astype(x.dtype)
+        result = jnp.full_like(x, coefficients[-1])
+        for i in reversed(range(coefficients.shape[0] - 1)):
+            result = result * x + coefficients[i]
+        return result
+
+
+class OfFunction(Summed):
+    """An activation made of a function that JAX can trace.
+
+    Arrays inside the function (parameters of an Equinox module) are leaves of `fn`; all else of it is static, so that any JAX
+    transformation takes the activation whole. `fn` of a plain function is None.
+    """
+
+    fn: Any
+    rest: Any = eqx.field(static=True)
+
+    def __init__(self, fn: Callable[[Array], Array]):
+        if not callable(fn):
+            raise ValueError(f"Argument `fn` must be a function of an array, but is {fn!r}.")
+        arrays, rest = eqx.partition(fn, eqx.is_array)
+        self.fn = arrays
+        leaves, structure = jax.tree.flatten(rest)
+        self.rest = tuple(leaves), structure
+
+    def __call__(self, x):
+        leaves, structure = self.rest
+        return eqx.combine(self.fn, jax.tree.unflatten(structure, leaves))(x)
+
+    def __check_init__(self):
+        if all(is_concrete(leaf) for leaf in jax.tree.leaves(self)):
+            _check_elementwise(self)
+
+
+class Smooth(OfFunction):
+    """Any smooth elementwise function of your own that JAX can trace; an Equinox module keeps its parameters.
+
+    The moments are summed numerically and `error` says how well. The rule expects that the function changes near zero, on a scale of
+    one: `Scaled(Smooth(fn), ...)` brings others there. A function with kinks is for `Piecewise`. Raises ValueError for a function that is
+    not elementwise, such as a softmax or a layer norm.
+    """
+
+
+def _check_elementwise(f):
+    """That every entry of f(x) is f of that entry alone, for arrays of any shape."""
+    x = np.asarray([[-1.7, -0.4, 0.3], [0.9, 1.6, 2.3]], np.float32)
+    whole = f(jnp.asarray(x))
+    if getattr(whole, "shape", None) != x.shape:
+        shape = getattr(whole, "shape", type(whole).__name__)
+        raise ValueError(f"Argument `fn` must be elementwise, but makes {shape} of an array of shape {x.shape}.")
+    each = np.stack([np.asarray(f(jnp.asarray(v[None])))[0] for v in x.ravel()]).reshape(x.shape)
+    if not np.allclose(np.asarray(whole), each, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise ValueError(
+            "Argument `fn` must be elementwise, but what it makes of one entry depends on the others, as a softmax or a layer norm "
+            "does. An activation acts on each neuron alone; divide inputs by their size with a map of kernels such as RMSNorm."
+        )

@@ -1,0 +1,157 @@
+"""Kinks, extreme variances, and what is refused: activations that people use must be right, or say that they are not."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.stats import norm
+
+import kernel_eft_jax as keft
+from kernel_eft_jax.closures.hermite_modes import frame, pair_functions
+
+TWINS = {
+    "abs": (keft.Abs(), keft.Piecewise(jnp.abs, [0.0])),
+    "leaky": (keft.LeakyReLU(0.2), keft.Piecewise(lambda x: jnp.where(x > 0, x, 0.2 * x), [0.0])),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_piecewise_agrees_with_closed_forms(name):
+    """Value, slope and curvature, for variances and correlations of every kind; Hermite modes, which the tower is made of."""
+    closed, piecewise = TWINS[name]
+    both = jax.jit(lambda k: (closed.expansion(k), piecewise.expansion(k)))
+    for k_aa, k_bb in ((1.0, 1.0), (30.0, 0.1), (1e4, 1e4), (1e-4, 1e-2)):
+        for rho, accuracy in ((0.0, 1e-12), (-0.9, 1e-12), (0.97, 1e-12), (1 - 1e-6, 1e-11), (1.0, 1e-12)):
+            k = np.array([k_aa, rho * np.sqrt(k_aa * k_bb), k_bb])
+            units = np.array([k_aa, k_bb, np.sqrt(k_aa * k_bb)])
+            for x, y, unit in zip(*both(jnp.asarray(k)), (1, units, np.outer(units, units)), strict=True):
+                gap = np.abs((np.asarray(x[1]) - y[1]) * unit).max() / units[2]
+                assert gap < accuracy, (k_aa, k_bb, rho, gap)
+    k = jnp.array([1.3, 0.6, 0.7])
+    for x, y in zip(pair_functions(closed, frame(k), 8), pair_functions(piecewise, frame(k), 8), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-8)
+
+
+KINKED = {
+    "SELU": (keft.SELU(), lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * np.expm1(x)), [0]),
+    "HardTanh": (keft.HardTanh(), lambda x: min(max(x, -1), 1), [-1, 1]),
+    "HardSwish": (keft.HardSwish(), lambda x: x * min(max(x + 3, 0), 6) / 6, [-3, 3]),
+    "ReLU6": (keft.ReLU6(), lambda x: min(max(x, 0), 6), [0, 6]),
+    "Softsign": (keft.Softsign(), lambda x: x / (1 + abs(x)), [0]),
+    "CELU": (keft.CELU(0.5), lambda x: x if x > 0 else 0.5 * np.expm1(x / 0.5), [0]),
+}
+
+
+@pytest.mark.parametrize("name", KINKED)
+def test_one_input_against_adaptive_integration(name):
+    """E[s^2] and its first two derivatives in k, which are E[s^2 he_2(x)] / k and so on: integrals of s alone."""
+    activation, s, kinks = KINKED[name]
+    expand = jax.jit(activation.single)
+    for k in (0.3, 4.0, 900.0):
+        places = sorted({c / np.sqrt(k) for c in kinks} | {-9, 9})
+        polynomials = (lambda x: 1.0, lambda x: (x**2 - 1) / 2, lambda x: (x**4 - 6 * x**2 + 3) / 4)
+        exact = [
+            sum(
+                quad(lambda x, p=p, k=k: s(np.sqrt(k) * x) ** 2 * p(x) * norm.pdf(x), a, b, epsabs=1e-13, limit=400)[0]
+                for a, b in zip(places[:-1], places[1:], strict=True)
+            )
+            for p in polynomials
+        ]
+        value, slope, curvature = expand(jnp.array(k))
+        found = [value, k * slope.sum(), k**2 * curvature.sum()]
+        np.testing.assert_allclose(found, exact, rtol=1e-9, atol=1e-10 * exact[0], err_msg=f"k = {k}")
+
+
+def test_extreme_variances():
+    """Sin at 900, GELU at 1e5, tanh at 1000 off the diagonal, ReLU at 1e-20 in float32: closed forms and limits."""
+    sine = keft.Model(keft.Scaled(keft.Sin(), 30.0), 1.0).Q(jnp.array([[1.0, -1.0], [-1.0, 1.0]]))
+    np.testing.assert_allclose(sine, [[0.5, -0.5], [-0.5, 0.5]], rtol=1e-12)
+    relu = keft.ReLU().moments(jnp.array([1e-20, 0.5e-20, 1e-20], jnp.float32))
+    exact = (np.sqrt(0.75) + 0.5 * (np.pi - np.arccos(0.5))) / (2 * np.pi)
+    np.testing.assert_allclose(relu / 1e-20, [0.5, exact, 0.5], rtol=1e-5)
+    k = jnp.array([1e6, 5e5, 1e6])
+    tanh = keft.Tanh()
+    assert abs(tanh.moments(k)[1] - 1 / 3) < 1e-3  # sign at large variance: 2 / pi arcsin(1 / 2)
+    np.testing.assert_array_equal(tanh.moments(k), tanh.expansion(k).value)
+
+
+@pytest.mark.parametrize("activation", [keft.Tanh(), keft.GELU(), keft.Erf(), keft.ReLU(), keft.ELU()], ids=repr)
+def test_an_input_that_is_zero(activation):
+    """Its features are s(0), and nothing is infinite."""
+    K = jnp.array([[1.0, 0.0], [0.0, 0.0]])
+    model = keft.Model(activation, 2.0, 0.1)
+    np.testing.assert_allclose(model.Q(K)[1], [0.1, 0.1], atol=1e-12)
+    assert np.isfinite(model.chi(K, jnp.eye(2))).all()
+    assert np.isfinite(jax.grad(lambda K: jnp.sum(model.Q(K)))(K)).all()
+
+
+def test_products_under_a_rest():
+    """E[s s''] of |x| at mean + width y is that of a delta function times |0|, and E[s' s'] is one."""
+    mean, width = jnp.array([-0.3, 0.0, 2.0]), jnp.array(1.7)
+    for activation in TWINS["abs"]:
+        np.testing.assert_allclose(activation.smoothed_product(1, 1, mean, width), 1.0, rtol=1e-12)
+        np.testing.assert_allclose(activation.smoothed_product(0, 0, mean, width), mean**2 + width**2, rtol=1e-12)
+        np.testing.assert_allclose(activation.smoothed_product(0, 2, mean, width), 0.0, atol=1e-12)
+    shifted = keft.Piecewise(lambda x: jnp.maximum(x + 1, 0), [-1.0])
+    bell = norm.pdf(-1, loc=mean, scale=1.7)
+    np.testing.assert_allclose(shifted.smoothed_product(1, 2, mean, width), 0.5 * bell, rtol=1e-10)
+
+
+# --- what is refused, and what JAX may do with it ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fn", [jax.nn.softmax, lambda x: x - jnp.mean(x, -1, keepdims=True), jnp.sum])
+def test_functions_that_are_not_elementwise_are_refused(fn):
+    with pytest.raises(ValueError, match="elementwise"):
+        keft.Smooth(fn)
+
+
+def test_a_jump_is_refused():
+    with pytest.raises(ValueError, match="continuous"):
+        keft.Piecewise(jnp.sign, [0.0])
+
+
+class Kinked(keft.PairActivation):
+    """|x| with a right closed form, and no word about its kink."""
+
+    def __call__(self, x):
+        return jnp.abs(x)
+
+    def moment(self, k_aa, k_bb, k_ab):
+        return keft.Abs().moment(k_aa, k_bb, k_ab)
+
+
+class Honest(Kinked):
+    @property
+    def kinks(self):
+        return (0.0,)
+
+
+def test_a_closed_form_must_name_its_kinks():
+    with pytest.raises(ValueError, match="kinks"):
+        Kinked()
+
+
+@pytest.mark.parametrize("make", [lambda: keft.Softplus(0.0), lambda: keft.LeakyReLU(jnp.nan), lambda: keft.CELU(0.0)])
+def test_parameters_that_make_no_function_are_refused(make):
+    with pytest.raises(ValueError, match="beta|finite|greater"):
+        make()
+
+
+@pytest.mark.parametrize("fn", [lambda x: jnp.tanh(x), jax.nn.silu], ids=["lambda", "silu"])
+def test_plain_functions_pass_through_jax(fn):
+    """A model with a function of one's own is a tree of arrays, which jit, grad and vmap take whole."""
+    model = keft.Model(keft.Smooth(fn), 2.0)
+    assert all(eqx.is_array(leaf) for leaf in jax.tree.leaves(model))
+    slope = jax.jit(jax.grad(lambda model: model.Q(jnp.array([[2.0]]))[0, 0]))(model)
+    assert slope.C_W > 0
+
+
+def test_rank_promotion_is_not_needed():
+    with jax.numpy_rank_promotion("raise"):
+        k = jnp.array([1.0, 0.3, 2.0])
+        for activation in (keft.Tanh(), keft.GELU(), keft.HardTanh(), keft.LeakyReLU(0.1)):
+            jax.eval_shape(lambda k, s=activation: (s.expansion(k), s.error(k)), k)
+            jax.eval_shape(lambda x, s=activation: s.smoothed_orders(x, jnp.array(0.5), 4), jnp.ones(3))
