@@ -20,7 +20,8 @@ UNIT = np.array([[1.0, 0.3], [0.3, 1.0]])
 ONE = np.array([[2.0]])
 UNEQUAL = np.array([[2.0, 0.6], [0.6, 1.2]])
 
-# Branch, decay, input kernel, layers, eps; K0, V4, K1 of entries 00 and 01, from two independent programs that agree in all digits.
+# Branch; input kernel, layers, eps, decay; K0, V4, K1 of entries 00 and 01, from two independent programs that agree in all digits.
+# Where the branch reads tanh those programs stopped at degree 60, whose K1 is still 1e-4 from its limit.
 TABLE = {
     "two matrices": (
         [Dense(1.0), Tanh(), Dense(2.0)],
@@ -69,7 +70,7 @@ def test_every_block_is_exact_at_order_one_over_n(name):
     """HermiteTower gives the digits of every block; so does the paper's closure where the branch begins with a matrix or a norm."""
     branch, (K0, layers, eps, decay), known = TABLE[name]
     model = Model(branch, decay=decay)
-    closures = [HermiteTower(90)] if isinstance(branch[0], Tanh) else [HermiteTower(3), GOnly()]
+    closures = [HermiteTower(60)] if isinstance(branch[0], Tanh) else [HermiteTower(3), GOnly()]
     for closure in closures:
         solution = keft.solve(model, K0, layers=layers, eps=eps, closure=closure)
         for found, value in zip(entries(solution), known, strict=True):
