@@ -259,8 +259,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
 def run_fit(arguments: argparse.Namespace) -> None:
     """Parameters from kernels, into a file and a figure."""
-    from .inference_plots import plot_fit
-    from .plots import save
+    from .figures import plot_fit, save
 
     _check_writable(arguments.out, ".json")
     data, settings = _data(arguments.data)
@@ -275,8 +274,7 @@ def run_fit(arguments: argparse.Namespace) -> None:
 
 def run_sensitivity(arguments: argparse.Namespace) -> None:
     """Derivatives of a trajectory, into a file and a figure."""
-    from .inference_plots import plot_sensitivity
-    from .plots import save
+    from .figures import plot_sensitivity, save
 
     _check_writable(arguments.out, ".npz")
     model, K0, closure, ts = _theory(arguments)
@@ -304,8 +302,7 @@ def _row(name, kernels):
 
 def run_validity(arguments: argparse.Namespace) -> None:
     """Depths and widths where the theories hold, into a figure and a file."""
-    from .diagnostic_plots import plot_window
-    from .plots import save
+    from .figures import plot_window, save
 
     _check_writable(arguments.out)
     model, K0, key = _model(arguments), _kernel(arguments), jax.random.key(arguments.seed)
