@@ -43,7 +43,9 @@ def test_standard_errors_make_points_and_others_curves(figure):
 def test_a_label_has_one_style_in_all_panels_and_figures(figure):
     def looks(figure):
         lines = (line for ax in figure.axes for line in ax.get_lines())
-        return {(line.get_label(), line.get_color(), line.get_linestyle()) for line in lines if line.get_label()[0] != "_"}
+        return {
+            (line.get_label(), line.get_color(), line.get_linestyle()) for line in lines if line.get_label()[0] != "_"
+        }
 
     assert len(looks(figure)) == 2
     alone = figures.plot_panels({"p": {"one": ONE}}, title="", order=["sampled", "one", "two"])

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_eft_jax.gauss_hermite import GaussHermite
 from problems import CUBIC, polynomial
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import paper, storage
-from kernel_eft_jax.gauss_hermite import GaussHermite
 
 everything = importlib.import_module("kernel_eft_jax.paper.everything")
 sweeps = importlib.import_module("kernel_eft_jax.paper.sweeps")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.inference import sensitivity
 from kernel_eft_jax.figures import plot_sensitivity
+from kernel_eft_jax.inference import sensitivity
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 TS = np.array([0.32, 0.64])

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 from ..diagnostics import WidthCheck, Window
 from .style import COLOURS, CURVES, DEPTH, POINTS, TOLERABLE, entry_text, grid, legend, styled
@@ -31,8 +32,15 @@ def _reaches(ax: Axes, window: Window, quantity: str) -> None:
         ax.plot(window.ts, error, label=name, **style)
         if 0 < t_star < np.inf:
             ax.plot(t_star, window.tolerance, "o", color=style["color"], markersize=8)
-            below = {"xytext": (6, -20), "textcoords": "offset points", "color": style["color"]}
-            ax.annotate(f"$t^* = {t_star:.2g}$", (t_star, window.tolerance), **below)
+            ax.annotate(
+                f"$t^* = {t_star:.2g}$",
+                (t_star, window.tolerance),
+                xytext=(0, -24),
+                textcoords="offset points",
+                ha="center" if t_star < 0.8 * window.ts[-1] else "right",
+                color=style["color"],
+                bbox={"facecolor": TOLERABLE["color"], "linewidth": 0, "pad": 1},
+            )
     errors = np.concatenate([reaches[quantity].error for reaches in window.reach.values()])
     low, high = min(errors[errors > 0].min(), window.tolerance), max(errors.max(), window.tolerance)
     ax.set_yscale("log")
@@ -55,6 +63,7 @@ def _widths(ax: Axes, window: Window) -> None:
     ax.set_yscale("log")
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.set_xticks([], minor=True)
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylim(
         0.3 * min(window.tolerance, *(w.deviation for w in every)),
         2 * max(window.tolerance, *(w.deviation + w.stderr for w in every)),
@@ -71,7 +80,9 @@ def plot_width_check(
     ts, pair = np.asarray(check.theory.ts), (*entry, *entry)
     figure, axes = grid(2, columns, title)
     for ax, quantity, symbol, place in zip(axes, ("V4", "K1"), ("V_4", "K_1"), (pair, entry), strict=True):
-        ax.plot(ts, np.asarray(getattr(check.theory, quantity))[:, *place], label="theory", **CURVES[0] | {"linestyle": "-"})
+        ax.plot(
+            ts, np.asarray(getattr(check.theory, quantity))[:, *place], label="theory", **CURVES[0] | {"linestyle": "-"}
+        )
         value, error = (getattr(check, name)[..., *place] for name in (quantity, f"{quantity}_stderr"))
         for i, n in enumerate(check.widths):
             shift = 0.012 * np.ptp(ts) * (i - 0.5 * (len(check.widths) - 1))

@@ -55,6 +55,6 @@ def _found(fit: Fit) -> str:
         for name, value, error in zip(fit.names, fit.values, fit.stderr, strict=True)
     ]
     ended = "" if fit.converged else "NOT CONVERGED;  "
-    p = f"  ($p$ = {fit.p_value:.2g})" if fit.dof else ""
+    p = f",  $p$\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{fit.p_value:.2g}" if fit.dof else ""
     lines = [",   ".join(texts[i : i + 2]) for i in range(0, len(texts), 2)]
     return "\n".join(lines) + f"\n{ended}$\\chi^2$ = {fit.chi2:.3g} for {fit.dof} degrees of freedom{p}"

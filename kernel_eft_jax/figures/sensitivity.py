@@ -21,19 +21,22 @@ def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), 
     """
     zero = [name for name, value in zip(sensitivity.names, sensitivity.values, strict=True) if value == 0]
     curves = {name: _curves(sensitivity, name, entry) for name in sensitivity.names if name not in zero}
-    sizes = {name: [np.max(np.abs(y[np.isfinite(y)]), initial=0.0) for y in of_name] for name, of_name in curves.items()}
+    sizes = {
+        name: [np.max(np.abs(y[np.isfinite(y)]), initial=0.0) for y in of_name] for name, of_name in curves.items()
+    }
     largest = np.max(list(sizes.values()), axis=0, initial=0.0) if sizes else np.zeros(3)
     matters = {name: max(np.divide(s, largest, where=largest > 0, out=np.zeros(3))) for name, s in sizes.items()}
     seen = sorted((name for name in curves if matters[name] > VISIBLE), key=lambda name: -matters[name])[: len(COLOURS)]
     shown = [name for name in curves if name in seen]
     pair = (*entry, *entry)
     symbols = (f"$K_{{0;{entry_text(*entry)}}}$", f"$V_{{4;{entry_text(*pair)}}}$", f"$K_{{1;{entry_text(*entry)}}}$")
-    figure, axes = grid(3, columns, "Change in per cent for one per cent of each parameter", sharex=True)
+    figure, axes = grid(3, columns, "Change in per cent for one per cent of a parameter")
     for i, (ax, symbol) in enumerate(zip(axes, symbols, strict=True)):
         for style, name in zip(CURVES, shown, strict=False):
             ax.plot(np.asarray(sensitivity.solution.ts), curves[name][i], label=name, **style)
         ax.set_title(symbol)
         ax.set_xlabel(DEPTH)
+        ax.set_xlim(axes[0].get_xlim())
         ax.axhline(0, color="0.4", linewidth=0.8)
         if not any(np.isfinite(of_name[i]).any() for of_name in curves.values()):
             ax.text(0.5, 0.6, "zero at every depth", ha="center", transform=ax.transAxes)
@@ -46,7 +49,10 @@ def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), 
 
 def _curves(sensitivity: Sensitivity, name: str, entry: tuple[int, int]) -> list[np.ndarray]:
     """Relative derivatives of K0, V4 and K1 by one parameter, NaN where the quantity is zero."""
-    solution, places = sensitivity.solution, ((slice(None), *entry), (slice(None), *entry, *entry), (slice(None), *entry))
+    solution, places = (
+        sensitivity.solution,
+        ((slice(None), *entry), (slice(None), *entry, *entry), (slice(None), *entry)),
+    )
     K0, V4, K1 = (np.asarray(y)[at] for y, at in zip((solution.K0, solution.V4, solution.K1), places, strict=True))
     rounding = 64 * np.finfo(K0.dtype).eps * np.abs(np.asarray(solution.K0)).max()
     defined = (K0 != 0, V4 != 0, np.abs(K1) > rounding)

@@ -82,10 +82,10 @@ def legend(figure: Figure, axes: Sequence[Axes], extra: dict[str, Artist] | None
     """One legend below all panels, each label once; `extra` holds what no panel labels."""
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     handles |= extra or {}
-    fitting = int(figure.get_figwidth() / (0.8 + 0.095 * max(map(_length, handles))))
-    figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=max(1, min(fitting, len(handles))), frameon=False
-    )
+    fitting = max(1, int(figure.get_figwidth() / (0.8 + 0.095 * max(map(_length, handles)))))
+    rows = -(-len(handles) // fitting)
+    columns = -(-len(handles) // rows)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def entry_text(*entry: int) -> str:
@@ -106,7 +106,7 @@ def _broken(title: str, columns: int) -> str:
     lines = []
     for line in title.split("\n"):
         lines.append("")
-        for word in re.findall(r"(?:\$[^$]*\$|[^\s$])+", line):
+        for word in re.findall(r"(?:\$[^$]*\$|[^ $])+", line):
             if lines[-1] and _length(lines[-1] + word) > 9 * PANEL[0] * columns:
                 lines.append("")
             lines[-1] += f"{word} "

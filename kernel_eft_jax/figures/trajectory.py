@@ -33,13 +33,13 @@ def plot_panels(
 ) -> Figure:
     """Panels by their headings, each with its lines by their labels; a label has one style in all panels.
 
-    Styles are given in the order in which labels occur, or of `order` where several figures shall agree.
+    Labels in `order` have the style of their place there, so that several figures agree; others have what is left, as they occur.
     """
-    labels = list(dict.fromkeys([*order, *(label for lines in panels.values() for label in lines)]))
+    styles = _styles([label for lines in panels.values() for label in lines], order)
     figure, axes = grid(len(panels), columns, title)
     for ax, (heading, lines) in zip(axes, panels.items(), strict=True):
         for label, line in lines.items():
-            _draw(ax, line, label, labels.index(label) % len(COLOURS))
+            _draw(ax, line, label, styles[label])
         low, high = ax.get_ylim()
         if low < 0 < high:
             ax.axhline(0, color="0.4", linewidth=0.9, zorder=1)
@@ -58,6 +58,14 @@ def plot_trajectories(
     K1 = {label: _line(result, "K1", entry) for label, result in results.items()}
     panels = {f"$V_{{4;{entry_text(*entry, *entry)}}}$": V4, f"$K_{{1;{entry_text(*entry)}}}$": K1}
     return plot_panels(panels, title=title, columns=columns)
+
+
+def _styles(labels, order):
+    """The number of the style of each label."""
+    styles = {label: order.index(label) for label in labels if label in order}
+    free = [i for i in range(len(COLOURS)) if i not in styles.values()] or range(len(COLOURS))
+    others = dict.fromkeys(label for label in labels if label not in order)
+    return styles | {label: free[i % len(free)] for i, label in enumerate(others)}
 
 
 def _line(result, name, entry):
