@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray
 
 import kernel_eft_jax as keft
 
@@ -50,7 +50,7 @@ class Theory(NamedTuple):
     activation: keft.Activation
     inputs: int
 
-    def solve(self, setting: Setting, layers: Float[np.ndarray, " T"]) -> keft.Solution:
+    def solve(self, setting: Setting, layers: Int[np.ndarray, " T"], C_W: float = C_W) -> keft.Solution:
         """The theory at these layers."""
         K0, eps = setting.K0[: self.inputs, : self.inputs], setting.eps
         return keft.solve(keft.Model(self.activation, C_W), K0, eps**2 * layers, closure=self.closure, eps=eps)

@@ -98,7 +98,7 @@ def _table_3(study):
     closures, networks = {}, None
     for name, model in ((RULE, RULE_MODEL), (G_ONLY, MODEL)):
         K0 = np.asarray(study.theories[name].K0)
-        closures[name] = 4 * first(K0) * np.ravel(jax.vmap(model.Q)(K0))
+        closures[name] = 4 * first(K0) * first(jax.vmap(model.Q)(K0))
         value, stderr = keft.covariance_residual(study.sampled, model, K0)
         networks = closures[name] + first(value.source), first(stderr.source)
     rows = []
