@@ -19,7 +19,9 @@ import kernel_eft_jax as keft
 from kernel_eft_jax.studies import kawase_ota as study_of
 
 PACKAGE = "kernel_eft_jax.studies.kawase_ota"
-whole, sweeps = (importlib.import_module(f"{PACKAGE}.{name}") for name in ("whole", "sweeps"))
+equations, summary, sweeps, whole = (
+    importlib.import_module(f"{PACKAGE}.{name}") for name in ("equations", "summary", "sweeps", "whole")
+)
 RULE = study_of.GaussHermite(keft.Tanh())
 ONE = study_of.MAIN._replace(K0=study_of.MAIN.K0[:1, :1])
 
@@ -246,7 +248,6 @@ def test_residuals_and_sources_stand_beside_the_published(study):
 
 def test_published_residuals_have_the_noise_of_their_neighbours(study):
     """If the published residuals of neighbouring layers differ three times as much, so do their errors; alike ones have none."""
-    equations = importlib.import_module(f"{PACKAGE}.equations")
     noise = study_of.residual_noise(study)
     assert set(noise) == set(equations.RESIDUAL)
     with pytest.MonkeyPatch.context() as patch:
@@ -258,12 +259,27 @@ def test_published_residuals_have_the_noise_of_their_neighbours(study):
 
 def test_the_summary_averages_as_published(study):
     """Frobenius norms over all entries, averaged over all layers: for a theory that is off by a share linear in depth, half of it."""
-    equations = importlib.import_module(f"{PACKAGE}.equations")
     layers = study.sampled.layers
     truth = np.random.default_rng(0).uniform(1, 2, (len(layers), 2, 2))
     off = 0.1 * layers / layers[-1]
-    assert equations.mean_error(truth * (1 + off[:, None, None]), truth, study) == pytest.approx(0.05)
-    assert equations.mean_error(truth * (1 + off[:, None, None]), truth, study, start=1) == pytest.approx(0.05 * 9 / 8)
+    assert summary.mean_error(truth * (1 + off[:, None, None]), truth, study) == pytest.approx(0.05)
+    assert summary.mean_error(truth * (1 + off[:, None, None]), truth, study, start=1) == pytest.approx(0.05 * 9 / 8)
+
+
+def test_the_published_noise_is_that_of_the_mean_kernel(study):
+    """Variance of X is n V4 / networks, with chi in it, and of M that of the sources alone; 200 draws tell it to 10 %, z below 5.
+
+    Independent of the code under test: a G-only V4 that was stepped in layers, and the published standard error of K1 is its root.
+    """
+    X, M = summary.published_noise(study)
+    for noise, name in ((X, study_of.G_ONLY), (M, study_of.SOURCE)):
+        expected = np.asarray(study.theories[name].V4)[-1, 0, 0, 0, 0] * 64 / 5_000_000
+        assert noise[:, -1, 0, 0].var() / expected == pytest.approx(1, abs=0.5)
+        assert noise[:, 0, 0, 0].var() / (2 * 2.0**2 * 64 / 5_000_000) == pytest.approx(1, abs=0.5)
+    np.testing.assert_array_equal(X, np.swapaxes(X, 2, 3))
+    # Without chi X would be M: here it is 0.17 a unit of depth time at first, times what there is.
+    gain = np.sum((X - M)[:, 1] * M[:, 0], axis=0) / np.sum(M[:, 0] ** 2, axis=0)
+    assert gain[0, 0] == pytest.approx(0.25 * 0.177, rel=0.02)
 
 
 def test_the_published_code_comes_back_with_32_and_64_points(study):

@@ -1,4 +1,4 @@
-r"""The published equations on the sampled networks of the main job: the residual of V4, the source of K1 (Figure 4), a summary.
+r"""The published equations on the sampled networks of the main job: the residual of V4, and the source of K1 (Figure 4).
 
 The residual is split into what the transport term $\chi V_4 + V_4 \chi^T$ and the source $\Sigma(K_0, Q(K_0))$ leave out, each measured at one
 depth without a derivative (`covariance_residual`); once with the published 32-point rule and once converged.
@@ -12,9 +12,10 @@ import numpy as np
 import kernel_eft_jax as keft
 
 from .item import Drawing, Item, Row, Section, Value, entry, first
-from .main_job import C_W, MODEL, PUBLISHED, RULE_32, RULE_MODEL, TANH, Study, Theory, V4_error
-from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, SOURCE, TOWER
+from .main_job import C_W, MODEL, PUBLISHED, RULE_32, RULE_MODEL, TANH, Study
+from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, TOWER
 from .quadrature import tanh_squared
+from .summary import summary_section
 
 NETWORKS_THERE = PUBLISHED["settings"]["main"]["networks"]
 RESIDUAL = {float(t): value for t, value in PUBLISHED["V4_equation_residual_0000_n64"].items()}
@@ -27,7 +28,7 @@ def equations_item(study: Study) -> Item:
         for name, model in ((RULE, RULE_MODEL), (G_ONLY, MODEL))
     }
     tower, _ = keft.covariance_residual(study.theories[TOWER], MODEL)
-    sections = [_residual(study, found), _parts(found, tower), _source(study), _summary(study)]
+    sections = [_residual(study, found), _parts(found, tower), _source(study), summary_section(study)]
     figures = {
         "residual-of-V4": _residual_figure(study, found, tower),
         "figure-4-source": _source_figure(study),
@@ -116,45 +117,6 @@ def _source(study):
         f"{first(exact.exact)[-1]:.3f} and the EFT's model of it, fed with the sampled V4 and K1, {first(exact.closure)[-1]:.3f}."
     )
     return Section("What drives K1", why, rows)
-
-
-def mean_error(theory, sampled, study: Study, start: int = 0) -> np.ndarray:
-    """The published mean relative error: Frobenius norm of the difference over that of `sampled`, averaged over layers from `start` on.
-
-    Between saved layers a straight line is drawn.
-    """
-    gap, size = (np.linalg.norm(np.asarray(x).reshape(len(x), -1), axis=1) for x in (theory - sampled, sampled))
-    layers = study.sampled.layers
-    known = size > 0
-    every = np.interp(np.arange(start, layers[-1] + 1), layers[known], gap[known] / size[known])
-    return np.mean(every)
-
-
-def _summary(study):
-    """Mean relative errors over depth; all four inputs, whose V4 at infinite width takes a tower of its own."""
-    published, sampled, bias = PUBLISHED["mean_relative_errors_over_depth_n64"], study.sampled, study.quadrature_bias()
-    rule, source = study.theories[RULE], study.theories[SOURCE]
-    tower = np.asarray(
-        Theory(keft.HermiteTower(20), TANH, len(study.setting.K0)).solve(study.setting, sampled.layers).V4
-    )
-
-    def errors(q):
-        mean, V4 = sampled.K0 + q.K1 / study.setting.width, tower + q.V4_excess
-        return (
-            mean_error(np.asarray(rule.K0), mean, study),
-            mean_error(np.asarray(rule.V4), V4, study),
-            mean_error(np.asarray(source.V4), V4, study),
-            mean_error(np.asarray(rule.K1), q.K1 + bias, study, start=1),
-        )
-
-    values, stderrs = sampled.jackknife(errors)
-    V4_noise = V4_error(1.0, NETWORKS_THERE)
-    noise = {"K0": 1e-4, "V4_full": V4_noise, "V4_source_only": V4_noise, "K1_EFT": 0.0}
-    rows = [
-        Row(f"mean relative error of {name}", Value(published[name], noise[name]), Value(float(value), float(error)))
-        for name, value, error in zip(noise, values, stderrs, strict=True)
-    ]
-    return Section("Numerical summary: relative errors averaged over depth", "", rows)
 
 
 def _residual_figure(study, found, tower):
