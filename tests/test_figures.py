@@ -13,7 +13,8 @@ from kernel_eft_jax import figures
 from kernel_eft_jax.figures import style
 
 TS = np.linspace(0, 2, 31)
-SAMPLED = figures.Line(TS, 1 + TS, 0.05 * (1 + TS))
+STDERR = 0.05 * (1 + TS)
+SAMPLED = figures.Line(TS, 1 + TS, STDERR)
 ONE, TWO = figures.Line(TS, 1.1 + TS), figures.Line(TS, TS - 1)
 PANELS = {"$V_4$": {"sampled": SAMPLED, "one": ONE}, "error (%)": {"two": TWO, "one": ONE}, "third": {"one": ONE}}
 
@@ -34,7 +35,7 @@ def test_standard_errors_make_points_and_others_curves(figure):
     points, half_lengths = bars(first)
     np.testing.assert_array_equal(points.get_xdata(), TS[::2])  # no more than 21
     np.testing.assert_array_equal(points.get_ydata(), SAMPLED.value[::2])
-    np.testing.assert_allclose(half_lengths, SAMPLED.stderr[::2])
+    np.testing.assert_allclose(half_lengths, STDERR[::2])
     drawn = {line.get_label(): line.get_ydata() for line in second.get_lines()}
     np.testing.assert_array_equal(drawn["one"], ONE.value)
     np.testing.assert_array_equal(drawn["two"], TWO.value)
@@ -86,7 +87,7 @@ def test_panels_stand_side_by_side_or_are_stacked(columns):
 def test_type_is_legible_at_the_width_of_a_phone():
     """A stacked figure that is shown 390 pixels wide has letters of 12 pixels or more."""
     figure = figures.plot_panels(PANELS, title="", columns=1)
-    size = min(text.get_fontsize() for ax in figure.axes for text in (ax.xaxis.label, *ax.get_xticklabels()))
+    size = min(float(text.get_fontsize()) for ax in figure.axes for text in (ax.xaxis.label, *ax.get_xticklabels()))
     assert size / 72 * 390 / figure.get_figwidth() > 12
 
 

@@ -56,7 +56,7 @@ def _widths(ax: Axes, window: Window) -> None:
         # On a logarithmic axis a bar that reaches zero would have no end.
         ax.errorbar(n, d, [np.minimum(error, 0.9 * d), error], label=label, **points)
         span = np.array([n.min() / 1.5, n.max() * 1.5])
-        ax.plot(span, d[0] * n[0] / span, **style | {"linewidth": 1.3})
+        ax.plot(span, d[0] * n[0] / span, linewidth=1.3, **style)
     every = [w for widths in window.widths.values() for w in widths]
     ticks = sorted({w.width for w in every})
     ax.set_xscale("log")
@@ -80,9 +80,7 @@ def plot_width_check(
     ts, pair = np.asarray(check.theory.ts), (*entry, *entry)
     figure, axes = grid(2, columns, title)
     for ax, quantity, symbol, place in zip(axes, ("V4", "K1"), ("V_4", "K_1"), (pair, entry), strict=True):
-        ax.plot(
-            ts, np.asarray(getattr(check.theory, quantity))[:, *place], label="theory", **CURVES[0] | {"linestyle": "-"}
-        )
+        ax.plot(ts, np.asarray(getattr(check.theory, quantity))[:, *place], label="theory", color=COLOURS[0])
         value, error = (getattr(check, name)[..., *place] for name in (quantity, f"{quantity}_stderr"))
         for i, n in enumerate(check.widths):
             shift = 0.012 * np.ptp(ts) * (i - 0.5 * (len(check.widths) - 1))

@@ -11,10 +11,10 @@ import numpy as np
 
 import kernel_eft_jax as keft
 
+from .gauss_hermite import tanh_squared
 from .item import Drawing, Item, Row, Section, Value, entry, first
 from .main_job import C_W, MODEL, PUBLISHED, RULE_32, RULE_MODEL, TANH, Study
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, TOWER
-from .quadrature import tanh_squared
 from .summary import summary_section
 
 NETWORKS_THERE = PUBLISHED["settings"]["main"]["networks"]
@@ -123,7 +123,7 @@ def _residual_figure(study, found, tower):
     ts, noise = study.sampled.ts, residual_noise(study)
     panels = {}
     for part, heading in (("transport", "transport"), ("source", "source"), ("total", "all")):
-        lines = {TOWER: (ts, first(getattr(tower, part)))}
+        lines: dict[str, tuple] = {TOWER: (ts, first(getattr(tower, part)))}
         for name in (RULE, G_ONLY):
             value, stderr = (first(getattr(x, part)) for x in found[name])
             lines[f"{NETWORKS}, {name.partition(', ')[2]}"] = (ts, value, stderr)
@@ -138,8 +138,10 @@ def _residual_figure(study, found, tower):
 def _source_figure(study):
     """U1 of the networks and the EFT's model of it, with the mismatch at depth zero."""
     ts, theories = study.sampled.ts, study.theories
-    (sampled, stderr), (eft, _) = (keft.mean_source(result, MODEL) for result in (study.sampled, theories[G_ONLY]))
-    fed = "its formula, with $V_4$ and $K_1$ of networks"
+    sampled, stderr = keft.mean_source(study.sampled, MODEL)
+    eft, _ = keft.mean_source(theories[G_ONLY], MODEL)
+    eft_32, _ = keft.mean_source(theories[RULE], RULE_MODEL)
+    fed = "G-only formula, $V_4$ and $K_1$ of networks"
     panels = {}
     for a, b in ((0, 0), (0, 1)):
         jump = eft.closure[0, a, b]
@@ -147,6 +149,7 @@ def _source_figure(study):
             NETWORKS: (ts, sampled.exact[:, a, b], stderr.exact[:, a, b]),
             TOWER: (ts, np.asarray(theories[TOWER].U1)[:, a, b]),
             G_ONLY: (ts, eft.closure[:, a, b]),
+            RULE: (ts, eft_32.closure[:, a, b]),
             fed: (ts, sampled.closure[:, a, b]),
             "mismatch at $t = 0$": (np.zeros(2), np.array([0, jump])),
         }

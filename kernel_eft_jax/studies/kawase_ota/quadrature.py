@@ -6,15 +6,13 @@ The rule integrates $f(\sqrt k\, x)$ as if it were a polynomial; tanh has poles 
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 import kernel_eft_jax as keft
 
 from .euler import Euler
-from .gauss_hermite import GaussHermite
+from .gauss_hermite import GaussHermite, tanh_squared
 from .item import Drawing, Item, Row, Section, Value, entry, first
 from .main_job import MAIN, PUBLISHED, TANH, Study, Theory
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, TOWER
@@ -45,13 +43,6 @@ def bias(study: Study) -> Bias:
         slope,
         {m: Theory(Euler(), rule, 1).solve(study.setting, study.sampled.layers) for m, rule in rules.items()},
     )
-
-
-def tanh_squared(activation: keft.Activation, k: Float[np.ndarray, " M"]) -> tuple[np.ndarray, np.ndarray]:
-    """E[tanh^2] and E[(tanh^2)''] at each variance: Q and twice chi of one input, for C_W = 1."""
-    model, K = keft.Model(activation, 1.0), jnp.asarray(k)[:, None, None]
-    chi = jax.vmap(model.chi)(K, jnp.ones_like(K))
-    return np.ravel(jax.vmap(model.Q)(K)), 2 * np.ravel(chi)
 
 
 def quadrature_item(study: Study) -> Item:

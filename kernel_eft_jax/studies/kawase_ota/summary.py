@@ -8,6 +8,7 @@ accumulated from the measured source lacks M, the sum of the M'.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -78,7 +79,7 @@ def published_noise(
     sources = np.asarray(study.theories[SOURCE].V4)[:, a[:, None], b[:, None], a, b]
     new = np.diff(sources, axis=0, prepend=np.zeros_like(sources[:1])) * study.setting.width / NETWORKS_THERE
     packed = [rng.multivariate_normal(np.zeros(len(a)), C, DRAWS) for C in new]
-    drawn = np.asarray(unpack(np.stack(packed, axis=1)))
+    drawn = np.asarray(unpack(jnp.asarray(np.stack(packed, axis=1))))
     chi: Callable = jax.jit(jax.vmap(MODEL.chi, (None, 0)))
     K0, ts = np.asarray(study.theories[G_ONLY].K0), study.sampled.ts
     X = [drawn[:, 0]]

@@ -6,6 +6,7 @@ V4 of an input does not depend on which others are there, so that one input is s
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -54,7 +55,8 @@ def relative_error(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _errors(studies):
     def row(quantity, published, study, i=-1):
         theirs = Value(published, V4_error(1.0, NETWORKS_THERE))
-        return Row(quantity, theirs, *(entry(*relative_error(study, name), at=i) for name in (RULE, G_ONLY)))
+        here, converged = (entry(*relative_error(study, name), at=i) for name in (RULE, G_ONLY))
+        return Row(quantity, theirs, here, converged)
 
     wide = studies[WIDE, FINE]
     rows = [
@@ -98,7 +100,7 @@ def _table_3(study):
     closures, networks = {}, None
     for name, model in ((RULE, RULE_MODEL), (G_ONLY, MODEL)):
         K0 = np.asarray(study.theories[name].K0)
-        closures[name] = 4 * first(K0) * first(jax.vmap(model.Q)(K0))
+        closures[name] = 4 * first(K0) * first(jax.vmap(model.Q)(jnp.asarray(K0)))
         value, stderr = keft.covariance_residual(study.sampled, model, K0)
         networks = closures[name] + first(value.source), first(stderr.source)
     rows = []
@@ -110,8 +112,8 @@ def _table_3(study):
         )
     for p in PUBLISHED["table_3_Sigma_0000_n256"]:
         i = study.place(p["t"])
-        here = (entry(closures[name], at=i) for name in (RULE, G_ONLY))
-        rows.append(Row(f"Sigma[00,00] of the closure at t = {p['t']:g}", Value(p["closure"]), *here))
+        here, converged = (entry(closures[name], at=i) for name in (RULE, G_ONLY))
+        rows.append(Row(f"Sigma[00,00] of the closure at t = {p['t']:g}", Value(p["closure"]), here, converged))
     share = 100 * (networks[0][-1] / closures[G_ONLY][-1] - 1)
     why = f"The source closes well: what networks add to Sigma(K0, Q(K0)) is of order 1/n, here {share:.2f} per cent at t = 2."
     return Section(f"Table 3, the source of V4, n = {WIDE}", why, rows)
