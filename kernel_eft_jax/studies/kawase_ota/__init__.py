@@ -36,6 +36,7 @@ from .main_job import Study as Study
 from .main_job import Theory as Theory
 from .main_job import main_item as main_item
 from .main_job import main_job as main_job
+from .main_job import main_sections as main_sections
 from .names import G_ONLY as G_ONLY
 from .names import RULE as RULE
 from .names import SIGMA as SIGMA

@@ -123,7 +123,12 @@ def main_item(study: Study) -> Item:
         closure, activation, _ = THEORIES[name]
         own = {"model": keft.Model(activation, C_W), "closure": closure, **settings}
         results[f"theory-{name}"] = (solution, own)
-    return Item([_theory(study), _sampled(study), _what_holds(study)], _figures(study), results)
+    return Item(main_sections(study), _figures(study), results)
+
+
+def main_sections(study: Study) -> list[Section]:
+    """The tables of the main job: the theory of the kernel alone, the sampled networks, what holds. One input is enough."""
+    return [_theory(study), _sampled(study), _what_holds(study)]
 
 
 def _theory(study):
