@@ -201,10 +201,9 @@ def test_everything_is_written_and_can_be_read_again(study, tmp_path):
 def test_markdown_is_a_table(study):
     text = study_of.markdown(study_of.main_item(study).sections, "heading")
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 3
-    for lines in tables:
-        assert len({len(line) for line in lines}) == 1
-        assert {line.count("|") for line in lines} == {7}
+    # The last column is there only where something has converged.
+    assert [{line.count("|") for line in lines} for lines in tables] == [{7}, {7}, {6}]
+    assert all(len({len(line) for line in lines}) == 1 for lines in tables)
 
 
 def test_figures_carry_the_numbers_of_the_paper(study, monkeypatch):
@@ -289,10 +288,11 @@ def test_the_published_code_comes_back_with_32_and_64_points(study):
         row = table[f"V4[00,00] at t = 2, eps = 0.1, {points} points"]
         assert row.published.value == value
         assert row.here.value == pytest.approx(value, abs=0.01)
-    found = study_of.bias(study)
-    assert (np.abs(found.value[32]) > 1e-4).all()
-    assert (np.abs(found.value[128]) < 1e-8 + 1e-3 * np.abs(found.value[32])).all()
-    assert len(item.figures["quadrature-bias"].panels) == 4
+    panels = list(item.figures["quadrature-bias"].panels.values())
+    assert len(panels) == 4
+    errors = {name: np.abs(line[1]) for name, line in panels[0].items()}
+    assert (errors["32-point rule"] > 1e-4).all()
+    assert (errors["128-point rule"] < 1e-8 + 1e-3 * errors["32-point rule"]).all()
     assert set(item.results) == {f"theory-G-only-{points}-points" for points in (32, 64, 128)}
 
 
@@ -373,11 +373,11 @@ PUBLIC_ROOMS = {"kernel_eft_jax.figures", "kernel_eft_jax.activations", "kernel_
 
 @pytest.mark.slow
 def test_sampled_values_agree_with_the_published_ones():
-    """20,000 networks against the published 5 million: 12 rows within 4 standard errors, false alarms below 1 in 1,000."""
+    """20,000 networks against the published 5 million: 11 rows within 4 standard errors, false alarms below 1 in 1,000."""
     study = study_of.main_job(20_000, jax.random.key(0), progress=False)
     assert study.sampled.stderr.K1[-1, 0, 0] < 0.025
     sampled = [row for row in rows(study_of.main_item(study)).values() if row.difference.endswith("s.e.")]
-    assert len(sampled) == 12
+    assert len(sampled) == 11
     for row in sampled:
         error = np.hypot(row.published.error, row.here.error)
         assert abs(row.here.value - row.published.value) < 4 * error, row

@@ -42,7 +42,6 @@ from .names import RULE as RULE
 from .names import SIGMA as SIGMA
 from .names import SOURCE as SOURCE
 from .names import TOWER as TOWER
-from .quadrature import bias as bias
 from .quadrature import quadrature_item as quadrature_item
 from .sweeps import sweep as sweep
 from .sweeps import sweep_item as sweep_item

@@ -176,33 +176,21 @@ def _sampled(study):
 
 
 def _what_holds(study):
-    (V4, _), K1 = entry(study.V4()[0]), entry(study.sampled.K1).value
-    bias = float(study.quadrature_bias()[-1, 0, 0])
+    """The theories that go beyond the kernel alone beside the published networks."""
     V4s, K1s = ({name: entry(getattr(s, q)).value for name, s in study.theories.items()} for q in ("V4", "K1"))
-    narrow, wide = (PUBLISHED["V4_0000_T2_by_width"][i] for i in (0, -1))
-    mic = PUBLISHED["K1_00_T2_n64"]
-    ratio = mic["EFT"] / mic["microscopic"]
-    noise = abs(ratio * mic["standard_error"] / mic["microscopic"])
-    error = V4_error(1.0, PUBLISHED["settings"]["main"]["networks"])
-    rows = [
-        Row(
-            "G-only V4 / sampled V4 - 1",
-            Value(narrow["relative_error"]),
-            Value(V4s[RULE] / V4 - 1, error),
-            Value(V4s[G_ONLY] / V4 - 1),
-        ),
-        Row("K1_EFT / K1_mic", Value(ratio, noise), Value(K1s[RULE] / (K1 + bias)), Value(K1s[G_ONLY] / K1)),
-    ]
-    wide_V4 = Value(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
-    true_K1 = Value(mic["microscopic"] - bias, mic["standard_error"])
+    wide, mic = PUBLISHED["V4_0000_T2_by_width"][-1], PUBLISHED["K1_00_T2_n64"]
+    V4 = Value(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
+    K1 = Value(mic["microscopic"] - float(study.quadrature_bias()[-1, 0, 0]), mic["standard_error"])
+    rows = []
     for name in (SIGMA, TOWER):
         rows += [
-            Row(f"V4: sampled, n = {wide['n']}; here {name}", wide_V4, Value(V4s[name])),
-            Row(f"K1_mic less the error of K0; here {name}", true_K1, Value(K1s[name])),
+            Row(f"V4: sampled, n = {wide['n']}; here {name}", V4, Value(V4s[name])),
+            Row(f"K1_mic less the error of K0; here {name}", K1, Value(K1s[name])),
         ]
     why = (
-        f"With converged expectations the G-only V4 is off by {100 * (V4s[G_ONLY] / V4s[TOWER] - 1):.1f} % at infinite width, and its "
-        f"K1_EFT is {K1s[G_ONLY] / K1s[TOWER]:.1f} times too large. The theories that go beyond it agree with the published networks."
+        f"With converged expectations the G-only V4 is off by {100 * (V4s[G_ONLY] / V4s[TOWER] - 1):.1f} % at infinite width (published: -12 % "
+        f"of the sampled one at n = 64), and its K1_EFT is {K1s[G_ONLY] / K1s[TOWER]:.1f} times too large (published: 1.2). The theories that "
+        "go beyond it agree with the published networks."
     )
     return Section("What holds, component [00] at t = 2", why, rows)
 
