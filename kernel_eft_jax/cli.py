@@ -12,6 +12,7 @@ Works in float64. Exit codes: 0 done, 1 the run failed, 2 bad arguments, 130 int
 
 import argparse
 import difflib
+import itertools
 import json
 import os
 import sys
@@ -22,11 +23,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from . import activations, closures, diagnostics, inference, paper, storage
+from . import activations, closures, diagnostics, inference, storage
 from .checks import check_count, check_positive
 from .ensemble import BlockSampler, Estimate, WeightSampler, estimate
 from .ensemble.statistics import Quantities
 from .model import Model
+from .studies import kawase_ota
 from .trajectory import solve
 
 ACTIVATIONS: dict[str, Callable[..., activations.Activation]] = {
@@ -90,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     study = command(
         "paper", run_paper, "Repeat the main job of arXiv 2604.15742: figures, data, and a table beside it."
     )
-    _add_ensemble(study, networks=paper.LAPTOP.main)
+    _add_ensemble(study, networks=kawase_ota.LAPTOP.main)
     study.add_argument("--out", type=Path, default=Path("results"), help="directory for figures, data and table")
     study.add_argument(
         "--all",
@@ -210,21 +212,19 @@ def run_paper(arguments: argparse.Namespace) -> None:
         raise ValueError("Argument `--full` goes with `--all`: the whole study at the published sizes.")
     arguments.out.mkdir(parents=True, exist_ok=True)
     _check_writable(arguments.out / "table.md")
-    sizes = paper.FULL if arguments.full else paper.LAPTOP._replace(main=arguments.networks)
-    print(
-        f"Sampling {sizes.main:,} networks of {paper.MAIN.depth} layers, then solving {len(paper.THEORIES)} theories."
-    )
-    if arguments.all:
-        checkpoint = arguments.out / "main-job.checkpoint"
-        items = paper.everything(sizes, key, checkpoint=checkpoint)
-    else:
-        items = iter([("main job", paper.main_item(paper.main_job(sizes.main, key)))])
+    sizes = kawase_ota.FULL if arguments.full else kawase_ota.LAPTOP._replace(main=arguments.networks)
+    theories = len(kawase_ota.THEORIES)
+    print(f"Sampling {sizes.main:,} networks of {kawase_ota.MAIN.depth} layers, then solving {theories} theories.")
+    checkpoint = arguments.out / "main-job.checkpoint" if arguments.all else None
+    items = kawase_ota.everything(sizes, key, checkpoint=checkpoint)
+    if not arguments.all:
+        items = itertools.islice(items, 1)
     sections, files, tables = [], [], []
     for name, item in items:
-        files += paper.write(item, arguments.out)
+        files += kawase_ota.write(item, arguments.out)
         sections += item.sections
-        tables = paper.write_table(sections, str(paper.MAIN), arguments.out)
-        print(f"\n{paper.markdown(item.sections, name)}", flush=True)
+        tables = kawase_ota.write_table(sections, str(kawase_ota.MAIN), arguments.out)
+        print(f"\n{kawase_ota.markdown(item.sections, name)}", flush=True)
     seconds = time.perf_counter() - start
     print(f"{len(files) + len(tables)} files in {arguments.out}, figures among them, after {seconds:.0f} s.")
 
@@ -259,8 +259,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
 def run_fit(arguments: argparse.Namespace) -> None:
     """Parameters from kernels, into a file and a figure."""
-    from .inference_plots import plot_fit
-    from .plots import save
+    from .figures import plot_fit, save
 
     _check_writable(arguments.out, ".json")
     data, settings = _data(arguments.data)
@@ -275,8 +274,7 @@ def run_fit(arguments: argparse.Namespace) -> None:
 
 def run_sensitivity(arguments: argparse.Namespace) -> None:
     """Derivatives of a trajectory, into a file and a figure."""
-    from .inference_plots import plot_sensitivity
-    from .plots import save
+    from .figures import plot_sensitivity, save
 
     _check_writable(arguments.out, ".npz")
     model, K0, closure, ts = _theory(arguments)
@@ -304,8 +302,7 @@ def _row(name, kernels):
 
 def run_validity(arguments: argparse.Namespace) -> None:
     """Depths and widths where the theories hold, into a figure and a file."""
-    from .diagnostic_plots import plot_window
-    from .plots import save
+    from .figures import plot_window, save
 
     _check_writable(arguments.out)
     model, K0, key = _model(arguments), _kernel(arguments), jax.random.key(arguments.seed)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
-from kernel_eft_jax import cli, paper, storage
+from kernel_eft_jax import cli, storage
 from kernel_eft_jax.ensemble import Estimate
 from kernel_eft_jax.ensemble.checkpoint import Checkpoint
+from kernel_eft_jax.studies import kawase_ota
 
 
 def load_solution(path: str) -> keft.Solution:
@@ -189,33 +190,31 @@ def test_a_run_that_fails_says_where(capsys):
 
 
 def test_interrupting_ends_quietly(monkeypatch, capsys):
-    def interrupted(*args):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(paper, "main_job", interrupted)
+    monkeypatch.setattr(kawase_ota, "everything", interrupted)
     assert cli.main(["paper"]) == 130
     assert capsys.readouterr().err == "kernel-eft: interrupted\n"
 
 
 def item(name):
-    return paper.Item([paper.Section(name, "why", [paper.Row("a number", 1.0, None, 1.0, None)])], {}, {})
+    row = kawase_ota.Row("a number", kawase_ota.Value(1.0), kawase_ota.Value(1.0))
+    return kawase_ota.Item([kawase_ota.Section(name, "why", [row])], {}, {})
 
 
-def test_paper_runs_the_study_and_writes_it(monkeypatch, capsys, tmp_path):
-    calls = {}
+def test_paper_runs_the_first_part_of_the_study_and_writes_it(monkeypatch, capsys, tmp_path):
+    def everything(sizes, key, checkpoint):
+        assert (sizes.main, key, checkpoint) == (500, jax.random.key(7), None)
+        yield "main job", item("first")
+        raise AssertionError("more than the main job was computed")
 
-    def main_job(networks, key):
-        calls["networks"], calls["key"] = networks, key
-        return "study"
-
-    monkeypatch.setattr(paper, "main_job", main_job)
-    monkeypatch.setattr(paper, "main_item", item)
+    monkeypatch.setattr(kawase_ota, "everything", everything)
     assert cli.main(["paper", "--networks", "500", "--seed", "7", "--out", "deep/results"]) == 0
-    assert calls == {"networks": 500, "key": jax.random.key(7)}
     out = capsys.readouterr().out
-    assert "### study" in out
+    assert "### first" in out
     assert "2 files in deep/results" in out
-    assert "### study" in (tmp_path / "deep" / "results" / "table.md").read_text()
+    assert "### first" in (tmp_path / "deep" / "results" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(("options", "size"), [(["--networks", "500"], 500), (["--full"], 5_000_000)])
@@ -226,7 +225,7 @@ def test_paper_all_writes_each_part_as_it_is_done(monkeypatch, capsys, tmp_path,
         assert "### first" in (tmp_path / "results" / "table.md").read_text()
         yield "sweeps", item("second")
 
-    monkeypatch.setattr(paper, "everything", everything)
+    monkeypatch.setattr(kawase_ota, "everything", everything)
     assert cli.main(["paper", "--all", *options]) == 0
     table = (tmp_path / "results" / "table.md").read_text()
     assert "### first" in table
