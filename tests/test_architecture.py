@@ -19,7 +19,7 @@ FLOORS = (
     {"closures", "network", "conventions"},
     {"trajectory", "ensemble"},
     {"diagnostics", "inference", "storage", "plots"},
-    {"inference_plots", "diagnostic_plots"},
+    {"inference_plots", "diagnostic_plots", "public"},
     {"paper"},
     {"cli"},
 )
