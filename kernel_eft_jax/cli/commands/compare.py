@@ -1,0 +1,74 @@
+"""`kernel-eft compare`: a theory held against sampled networks, as a table and a figure."""
+
+import argparse
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ... import storage
+from ...diagnostic_plots import plot_panels
+from ...diagnostics import compare
+from ...diagnostics.comparison import Comparison
+from ...ensemble import Estimate
+from ...trajectory import Solution
+from ..printing import Table, Value, show
+from ..results import line, save_figure
+
+Kind = TypeVar("Kind", Solution, Estimate)
+SHOWN = 4  # depths of each quantity
+SYMBOLS = {"K0": "K_{0;00}", "V4": "V_{4;00,00}", "K1": "K_{1;00}"}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """One theory and one ensemble."""
+    theory = _load(arguments.theory, Solution, "kernel-eft theory")
+    sampled = _load(arguments.sample, Estimate, "kernel-eft sample")
+    found = compare(theory, sampled)
+    files = f"{arguments.theory} and {arguments.sample}"
+    title = {"theory": arguments.theory.name, "networks": f"{sampled.networks:,} of width {sampled.width}"}
+    if arguments.files.result is not None:
+        save_figure(figure(theory, sampled, f"{files}: {', '.join(title.values())}"), arguments.files.result)
+    columns = ["quantity", "layer", "t", "theory [0..]", "sampled [0..]", "difference", "largest", "at"]
+    notes = [
+        "Differences are sampled less theory in standard errors: of the entry shown, and the largest of all entries.",
+        f"Order 1/n leaves out relative errors of order 1/n, {1 / sampled.width:.2g} here, which many networks resolve.",
+    ]
+    show(Table(title, columns, rows(found), notes), arguments)
+
+
+def rows(found: Comparison) -> list[list]:
+    """Each quantity at four depths."""
+    shown = np.unique(np.linspace(0, len(found.ts) - 1, SHOWN).astype(int))
+    table = []
+    for name, (theory, sampled, stderr) in found.quantities.items():
+        deviation = found.quantities[name].deviation
+        corner = (0,) * (theory.ndim - 1)
+        for i in shown:
+            worst = tuple(int(a) for a in np.unravel_index(np.abs(deviation[i]).argmax(), deviation[i].shape))
+            value = Value(float(sampled[i][corner]), float(stderr[i][corner]))
+            gaps = [f"{deviation[i][place]:+.1f}" for place in (corner, worst)]
+            where = "".join(map(str, worst)) if len(worst) == 2 else f"{worst[0]}{worst[1]},{worst[2]}{worst[3]}"
+            table.append(
+                [name, int(found.layers[i]), float(found.ts[i]), float(theory[i][corner]), value, *gaps, where]
+            )
+    return table
+
+
+def figure(theory: Solution, sampled: Estimate, title: str):
+    """K0, V4 and K1 of input 0: curves of the theory, points of the networks."""
+    panels = {}
+    for name, symbol in SYMBOLS.items():
+        corner = (0,) * (getattr(theory, name).ndim - 1)
+        mean = "G" if name == "K0" else name
+        panels[f"${symbol}$"] = {"theory": line(theory, name, corner), "sampled": line(sampled, mean, corner)}
+    return plot_panels(panels, title=title, ylabel="")
+
+
+def _load(path: Path, kind: type[Kind], command: str) -> Kind:
+    path.stat()  # raises for a file that is not there, and names it
+    result = storage.load(path)
+    if not isinstance(result, kind):
+        other = "a theory" if isinstance(result, Solution) else "sampled networks"
+        raise ValueError(f"{path} holds {other}: `kernel-eft compare` wants a file of `{command}` in its place.")
+    return result

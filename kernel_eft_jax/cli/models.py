@@ -1,0 +1,116 @@
+"""From the texts of options to the library's objects: activations, blocks, input kernels, closures; and a model's text again."""
+
+import argparse
+import difflib
+import inspect
+import re
+from dataclasses import fields
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import AbstractArray
+
+from .. import activations, closures
+from ..activations import Activation
+from ..model import Model
+from .blocks import Layer, parse_layer
+from .kernel_file import read_kernel
+
+ALIASES = {"swish": "silu", "identity": "linear"}
+K1_EFT = "K1 is K1_EFT of the kernel-only closure: about twice what networks have at the paper's settings; use hermite-tower."
+CLOSURES = {"g-only": closures.GOnly, "sigma-kernel": closures.SigmaKernel, "hermite-tower": closures.HermiteTower}
+
+
+def option_name(cls: type) -> str:
+    """The name of a class at the command line: LeakyReLU as leaky-relu."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower().replace("-lu", "lu")
+
+
+def activation_classes() -> dict[str, type[Activation]]:
+    """The activations that numbers alone describe, by their names at the command line."""
+    public = (value for name, value in vars(activations).items() if not name.startswith("_"))
+    classes = [value for value in public if inspect.isclass(value) and issubclass(value, Activation)]
+    return {option_name(cls): cls for cls in classes if not inspect.isabstract(cls) and _by_numbers(cls)}
+
+
+def _by_numbers(cls):
+    return all(inspect.isclass(f.type) and issubclass(f.type, AbstractArray) for f in fields(cls))
+
+
+def make_activation(layer: Layer) -> Activation:
+    """The activation of a text such as leaky-relu:slope=0.1."""
+    known = activation_classes()
+    plain = {name.replace("-", ""): name for name in known}
+    asked = re.sub(r"[-_ ]", "", layer.name.lower())
+    name = plain.get(ALIASES.get(asked, asked))
+    if name is None:
+        close = difflib.get_close_matches(asked, [*plain, *ALIASES], 1)
+        hint = f" Did you mean {plain.get(close[0], close[0])}?" if close else ""
+        raise ValueError(f"Unknown activation {layer.name!r}.{hint} Known: {', '.join(known)}.")
+    parameters: dict[str, Any] = {field.name: field.type for field in fields(known[name])}
+    wrong = [*layer.plain, *(key for key in layer.parameters if key not in parameters)]
+    if wrong:
+        has = f"has the parameter {', '.join(parameters)}" if parameters else "has no parameters"
+        raise ValueError(f"Activation {name} {has}, but {layer.text!r} gives {wrong[0]!r}.")
+    for key, numbers in layer.parameters.items():
+        if len(numbers) > 1 and parameters[key].dim_str == "":
+            raise ValueError(f"Parameter {key} of {name} is one number, but {layer.text!r} gives {len(numbers)}.")
+    several = {key: parameters[key].dim_str != "" for key in layer.parameters}
+    values = {key: numbers if several[key] else numbers[0] for key, numbers in layer.parameters.items()}
+    try:
+        return known[name](**values)
+    except TypeError:
+        raise ValueError(
+            f"Activation {name} needs {', '.join(parameters)}: {name}:{next(iter(parameters))}=NUMBER."
+        ) from None
+
+
+def make_model(arguments: argparse.Namespace, own: Model | None = None) -> Model:
+    """The model of --activation, --C_W and --C_b; what they leave open is that of `own`, or the paper's."""
+    if arguments.block is not None or arguments.decay is not None:
+        raise ValueError("Arguments `--block` and `--decay` are not available yet.")
+    own = Model(activations.Tanh(), 2.0) if own is None else own
+    activation = own.activation if arguments.activation is None else make_activation(parse_layer(arguments.activation))
+    C_W, C_b = (
+        getattr(own if value is None else arguments, n) for n, value in (("C_W", arguments.C_W), ("C_b", arguments.C_b))
+    )
+    return Model(activation, C_W, C_b)
+
+
+def make_kernel(arguments: argparse.Namespace) -> np.ndarray:
+    """The input kernel, from a file or of equal entries."""
+    if arguments.K0 is not None:
+        return read_kernel(arguments.K0)
+    inputs, diagonal, off = arguments.inputs or 2, arguments.diagonal or 2.0, arguments.off_diagonal
+    return np.where(np.eye(inputs, dtype=bool), diagonal, 0.6 if off is None else off)
+
+
+def make_closure(arguments: argparse.Namespace) -> closures.Closure:
+    """The closure of --closure and --degree."""
+    options = [] if arguments.degree is None else [arguments.degree]
+    return CLOSURES[arguments.closure](*options)
+
+
+def describe(model: Model) -> str:
+    """A model as it would be written at the command line."""
+    return f"{_text(model.activation)}, C_W = {float(model.C_W):.6g}, C_b = {float(model.C_b):.6g}"
+
+
+def describe_closure(closure: closures.Closure) -> str:
+    """A closure with its degree."""
+    settings = ", ".join(f"{f.name} {getattr(closure, f.name)}" for f in fields(closure))
+    name = next(name for name, cls in CLOSURES.items() if type(closure) is cls)
+    return name + (f" of {settings}" if settings else "")
+
+
+def remarks(model: Model, closure: closures.Closure) -> list[str]:
+    """What has to be said beside K1 of the kernel-only closure for a block that begins with an activation."""
+    published = isinstance(closure, closures.GOnly) and isinstance(getattr(model, "activation", None), Activation)
+    return [K1_EFT] if published else []
+
+
+def _text(part: eqx.Module) -> str:
+    values = {f.name: np.asarray(getattr(part, f.name)).ravel() for f in fields(part)}
+    parameters = [f":{name}={','.join(f'{v:.6g}' for v in numbers)}" for name, numbers in values.items()]
+    return option_name(type(part)) + "".join(parameters)

@@ -1,0 +1,81 @@
+r"""A theory held against sampled networks: every quantity that both know, at the depths that both saved, in standard errors.
+
+The mean kernel of a theory is $K_0 + K_1 / n$ at the width n of the networks. What order 1/n leaves out is of relative order 1/n.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..ensemble import Estimate
+from ..trajectory import Solution
+
+QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
+
+
+class Compared(NamedTuple):
+    """One quantity at the common depths, by a theory and sampled."""
+
+    theory: Float[np.ndarray, "T *entry"]
+    sampled: Float[np.ndarray, "T *entry"]
+    stderr: Float[np.ndarray, "T *entry"]
+
+    @property
+    def deviation(self) -> Float[np.ndarray, "T *entry"]:
+        """Sampled less theory in standard errors; zero where both agree and nothing scatters."""
+        gap = self.sampled - self.theory
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(gap == 0, 0.0, gap / self.stderr)
+
+
+class Comparison(NamedTuple):
+    """What `compare` found: the common depths, and each quantity there."""
+
+    layers: Int[np.ndarray, " T"]
+    ts: Float[np.ndarray, " T"]
+    quantities: Mapping[str, Compared]
+
+
+def compare(theory: Solution, sampled: Estimate) -> Comparison:
+    """Hold a theory against an ensemble of the same model and input kernel.
+
+    Raises ValueError if the two have other inputs, input kernels, models or step sizes, or no depth in common. A theory of the continuum has
+    no step size, and differs from layers by terms of order eps^2.
+    """
+    _check_same(theory, sampled)
+    times = np.asarray(theory.ts, np.float64)
+    near = np.isclose(sampled.ts[:, None], times, rtol=1e-6, atol=1e-12)
+    here, there = np.nonzero(near)
+    if here.size == 0:
+        raise ValueError(
+            f"The theory and the networks have no depth in common: t = {_few(times)} there, {_few(sampled.ts)} here. Solve at the "
+            "layers that were sampled."
+        )
+    quantities = {}
+    for name in QUANTITIES:
+        values = theory.K0 + theory.K1 / sampled.width if name == "G" else getattr(theory, name)
+        if values is not None:
+            own, stderr = getattr(sampled, name), getattr(sampled.stderr, name)
+            quantities[name] = Compared(np.asarray(values)[there], np.asarray(own)[here], np.asarray(stderr)[here])
+    return Comparison(sampled.layers[here], sampled.ts[here], quantities)
+
+
+def _check_same(theory, sampled):
+    inputs, others = theory.K0.shape[-1], sampled.K0.shape[-1]
+    if inputs != others:
+        raise ValueError(
+            f"The theory has {inputs} inputs and the networks {others}: compare results of the same inputs."
+        )
+    if theory.ts[0] == 0 and sampled.ts[0] == 0 and not np.allclose(theory.K0[0], sampled.K0[0], rtol=1e-6, atol=0):
+        gap = np.abs(np.asarray(theory.K0[0]) - sampled.K0[0])
+        a, b = np.unravel_index(gap.argmax(), gap.shape)
+        raise ValueError(
+            f"The input kernels differ: entry [{a}, {b}] is {float(theory.K0[0, a, b]):.6g} of the theory and "
+            f"{sampled.K0[0, a, b]:.6g} of the networks."
+        )
+
+
+def _few(ts):
+    return ", ".join(f"{t:.4g}" for t in ts[:4]) + (f", ... {ts[-1]:.4g}" if len(ts) > 4 else "")
