@@ -20,14 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     arguments = argparse.Namespace()
     try:
-        arguments = read(sys.argv[1:] if argv is None else argv)
-        load(arguments.command, arguments.cache).run(arguments)
+        try:
+            arguments = read(sys.argv[1:] if argv is None else argv)
+            load(arguments.command, arguments.cache).run(arguments)
+        except SystemExit:  # after --help and --version
+            pass
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more when it ends
         return 141
-    except SystemExit as end:  # of --help and --version
-        return 0 if end.code is None else int(end.code)
     except ValueError as error:
         return _fail(in_options(str(error), arguments), 2)
     except OSError as error:

@@ -34,7 +34,7 @@ def load(command: str, cache: bool) -> ModuleType:
             if os.access(folder, os.W_OK):
                 prune(folder)
                 jax.config.update("jax_compilation_cache_dir", str(folder))
-                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return module
 
 

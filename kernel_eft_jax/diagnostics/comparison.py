@@ -48,9 +48,9 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
     times = np.asarray(theory.ts, np.float64)
     near = np.isclose(sampled.ts[:, None], times, rtol=1e-6, atol=1e-12)
     here, there = np.nonzero(near)
-    if here.size == 0:
+    if not (sampled.ts[here] > 0).any():
         raise ValueError(
-            f"The theory and the networks have no depth in common: t = {_few(times)} there, {_few(sampled.ts)} here. Solve at the "
+            f"The theory and the networks have no depth in common but zero: t = {_few(times)} there, {_few(sampled.ts)} here. Solve at the "
             "layers that were sampled."
         )
     quantities = {}

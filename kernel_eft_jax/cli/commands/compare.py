@@ -7,17 +7,14 @@ from typing import TypeVar
 import numpy as np
 
 from ... import storage
-from ...diagnostic_plots import plot_panels
 from ...diagnostics import compare
 from ...diagnostics.comparison import Comparison
 from ...ensemble import Estimate
 from ...trajectory import Solution
 from ..printing import Table, Value, show
-from ..results import line, save_figure
 
 Kind = TypeVar("Kind", Solution, Estimate)
 SHOWN = 4  # depths of each quantity
-SYMBOLS = {"K0": "K_{0;00}", "V4": "V_{4;00,00}", "K1": "K_{1;00}"}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -28,7 +25,9 @@ def run(arguments: argparse.Namespace) -> None:
     files = f"{arguments.theory} and {arguments.sample}"
     title = {"theory": arguments.theory.name, "networks": f"{sampled.networks:,} of width {sampled.width}"}
     if arguments.files.result is not None:
-        save_figure(figure(theory, sampled, f"{files}: {', '.join(title.values())}"), arguments.files.result)
+        from ..drawing import save_figure, side_by_side
+
+        save_figure(side_by_side(theory, sampled, f"{files}: {', '.join(title.values())}"), arguments.files.result)
     columns = ["quantity", "layer", "t", "theory [0..]", "sampled [0..]", "difference", "largest", "at"]
     notes = [
         "Differences are sampled less theory in standard errors: of the entry shown, and the largest of all entries.",
@@ -53,16 +52,6 @@ def rows(found: Comparison) -> list[list]:
                 [name, int(found.layers[i]), float(found.ts[i]), float(theory[i][corner]), value, *gaps, where]
             )
     return table
-
-
-def figure(theory: Solution, sampled: Estimate, title: str):
-    """K0, V4 and K1 of input 0: curves of the theory, points of the networks."""
-    panels = {}
-    for name, symbol in SYMBOLS.items():
-        corner = (0,) * (getattr(theory, name).ndim - 1)
-        mean = "G" if name == "K0" else name
-        panels[f"${symbol}$"] = {"theory": line(theory, name, corner), "sampled": line(sampled, mean, corner)}
-    return plot_panels(panels, title=title, ylabel="")
 
 
 def _load(path: Path, kind: type[Kind], command: str) -> Kind:

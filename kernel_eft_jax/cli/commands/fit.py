@@ -11,12 +11,10 @@ import numpy as np
 from ... import inference, storage
 from ...ensemble import Estimate
 from ...inference.parameters import get_parameters
-from ...inference_plots import plot_fit
 from ...model import Model
 from ..models import describe, describe_closure, make_closure, make_model, remarks
 from ..outputs import write
 from ..printing import Table, Value, show
-from ..results import save_figure
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -40,6 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
         text = json.dumps(title | {"notes": notes} | inference.fit_record(found, closure), indent=1) + "\n"
         write(result, lambda stream: stream.write(text.encode()))
     if plot is not None:
+        from ...inference_plots import plot_fit
+        from ..drawing import save_figure
+
         save_figure(plot_fit(found), plot)
     show(Table(title, ["parameter", "value", "95 % from", "to"], rows(found), notes), arguments)
     if not found.converged:

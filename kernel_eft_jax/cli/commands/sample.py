@@ -11,7 +11,7 @@ from ...ensemble.statistics import Quantities
 from ..depths import describe_depths, saved_layers
 from ..models import describe, make_kernel, make_model
 from ..printing import Table, show
-from ..results import columns, figure, rows, save_figure
+from ..results import columns, rows
 
 SAMPLERS = {"block": BlockSampler, "weights": WeightSampler}
 
@@ -44,7 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
     if result is not None:
         storage.save(found, result, model=model, eps=arguments.eps, seed=arguments.seed, sampler=sampler)
     if plot is not None:
-        save_figure(figure(found, ", ".join(title.values())), plot)
+        from ..drawing import save_figure, trajectory
+
+        save_figure(trajectory(found, ", ".join(title.values())), plot)
     show(Table(title, columns(found), rows(found), ["Errors are standard errors."]), arguments)
 
 

@@ -5,12 +5,10 @@ import argparse
 import numpy as np
 
 from ... import inference
-from ...inference_plots import plot_sensitivity
 from ..depths import at_depths, describe_depths
 from ..models import describe, describe_closure, make_closure, make_kernel, make_model, remarks
 from ..outputs import write
 from ..printing import Table, show
-from ..results import save_figure
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -24,6 +22,9 @@ def run(arguments: argparse.Namespace) -> None:
         arrays = inference.sensitivity_arrays(found) | title | {"notes": notes}
         write(result, lambda stream: np.savez(stream, **arrays))  # pyright: ignore[reportArgumentType]
     if plot is not None:
+        from ...inference_plots import plot_sensitivity
+        from ..drawing import save_figure
+
         save_figure(plot_sensitivity(found), plot)
     t = float(found.solution.ts[-1])
     what = f"Changes at t = {t:.4g}, in per cent for one per cent of the parameter; of one that is zero, derivatives."

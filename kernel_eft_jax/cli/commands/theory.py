@@ -9,7 +9,7 @@ from ...trajectory import Solution, solve
 from ..depths import at_depths, describe_depths
 from ..models import describe, describe_closure, make_closure, make_kernel, make_model, remarks
 from ..printing import Table, show
-from ..results import columns, figure, rows, save_figure
+from ..results import columns, rows
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -22,7 +22,9 @@ def run(arguments: argparse.Namespace) -> None:
     if result is not None:
         storage.save(solution, result, model=model, closure=closure, depth=title["depth"], notes=" ".join(notes))
     if plot is not None:
-        save_figure(figure(solution, ", ".join(title.values())), plot)
+        from ..drawing import save_figure, trajectory
+
+        save_figure(trajectory(solution, ", ".join(title.values())), plot)
     show(Table(title, columns(solution, bool(notes)), rows(solution), [*notes, *errors(solution)]), arguments)
 
 

@@ -7,13 +7,11 @@ import jax
 import numpy as np
 
 from ...closures import HermiteTower
-from ...diagnostic_plots import plot_window
 from ...diagnostics import Window, validity_window
 from ..depths import describe_depths
 from ..models import describe, describe_closure, make_kernel, make_model
 from ..outputs import write
 from ..printing import Table, Value, show
-from ..results import save_figure
 
 NOTE = (
     "t* is the depth time up to which a closure, and n* the width from which order 1/n, is within --tolerance. Errors of closures are "
@@ -37,6 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
     title = {"reference": describe_closure(reference), "model": describe(model), "depth": describe_depths(arguments)}
     figure, record = arguments.files
     if figure is not None:
+        from ...diagnostic_plots import plot_window
+        from ..drawing import save_figure
+
         save_figure(plot_window(window, f"{title['model']}, {title['depth']}"), figure)
     if record is not None:
         text = json.dumps(title | window.record(), indent=1) + "\n"
