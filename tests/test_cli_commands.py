@@ -24,10 +24,10 @@ def in_an_empty_directory(tmp_path, monkeypatch):
 
 
 def test_interrupting_ends_quietly(monkeypatch, capsys):
-    def interrupted(*args):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(paper, "main_job", interrupted)
+    monkeypatch.setattr(paper, "everything", interrupted)
     assert cli.main(["paper"]) == 130
     assert capsys.readouterr().err == "kernel-eft: Interrupted: no part is finished.\n"
 
@@ -36,26 +36,39 @@ def item(name):
     return paper.Item([paper.Section(name, "why", [paper.Row("a number", 1.0, None, 1.0, None)])], {}, {})
 
 
-def test_paper_runs_the_study_and_writes_it(monkeypatch, capsys, tmp_path):
-    calls = {}
+def test_paper_runs_the_first_part_of_the_study_and_writes_it(monkeypatch, capsys, tmp_path):
+    def everything(sizes, key, checkpoint, progress):
+        assert (sizes.main, key, checkpoint, progress) == (500, jax.random.key(7), None, True)
+        yield "main job", item("first")
+        raise AssertionError("more than the main job was computed")
 
-    def main_job(networks, key):
-        calls["networks"], calls["key"] = networks, key
-        return "study"
-
-    monkeypatch.setattr(paper, "main_job", main_job)
-    monkeypatch.setattr(paper, "main_item", item)
+    monkeypatch.setattr(paper, "everything", everything)
     assert cli.main(["paper", "--networks", "500", "--seed", "7", "--out", "deep/results"]) == 0
-    assert calls == {"networks": 500, "key": jax.random.key(7)}
     out = capsys.readouterr().out
-    assert "### study" in out
+    assert "### first" in out
     assert "2 files in deep/results" in out
-    assert "### study" in (tmp_path / "deep" / "results" / "table.md").read_text()
+    assert "### first" in (tmp_path / "deep" / "results" / "table.md").read_text()
+
+
+def test_paper_keeps_what_is_finished(monkeypatch, capsys, tmp_path):
+    """Interrupted in its second part: the first is there, the message says where, and the same command may go on."""
+
+    def everything(sizes, key, checkpoint, progress):
+        checkpoint.touch()
+        yield "main job", item("first")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paper, "everything", everything)
+    assert run("paper --all") == 130
+    says = "Interrupted: 2 files of the parts that are finished are in results, and the same command goes on from"
+    assert f"kernel-eft: {says} results/main-job.checkpoint.\n" == capsys.readouterr().err
+    assert "### first" in (tmp_path / "results" / "table.md").read_text()
+    assert run("paper --all") == 130
 
 
 @pytest.mark.parametrize(("options", "size"), [(["--networks", "500"], 500), (["--full"], 5_000_000)])
 def test_paper_all_writes_each_part_as_it_is_done(monkeypatch, capsys, tmp_path, options, size):
-    def everything(sizes, key, checkpoint):
+    def everything(sizes, key, checkpoint, progress):
         assert (sizes.main, str(checkpoint)) == (size, "results/main-job.checkpoint")
         yield "main job", item("first")
         assert "### first" in (tmp_path / "results" / "table.md").read_text()

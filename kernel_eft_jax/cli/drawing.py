@@ -6,12 +6,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..diagnostic_plots import Line, plot_panels
+from ..diagnostics import Comparison
 from ..ensemble import Estimate
 from ..trajectory import Solution
 from .outputs import write
 from .results import error
 
-SYMBOLS = {"K0": "K_{0;00}", "V4": "V_{4;00,00}", "K1": "K_{1;00}"}
+SYMBOLS = {"G": "E[G_{00}]", "V4": "V_{4;00,00}", "K1": "K_{1;00}"}
 
 
 def trajectory(result: Solution | Estimate, title: str) -> Figure:
@@ -38,11 +39,20 @@ def save_figure(figure: Figure, path: Path) -> None:
     write(path, lambda stream: figure.savefig(stream, format=path.suffix[1:].lower(), dpi=200))
 
 
-def side_by_side(theory: Solution, sampled: Estimate, title: str) -> Figure:
-    """K0, V4 and K1 of input 0: curves of the theory, points of the networks."""
-    panels = {}
-    for name, symbol in SYMBOLS.items():
-        corner = (0,) * (getattr(theory, name).ndim - 1)
-        mean = "G" if name == "K0" else name
-        panels[f"${symbol}$"] = {"theory": line(theory, name, corner), "sampled": line(sampled, mean, corner)}
-    return plot_panels(panels, title=title, ylabel="")
+def comparison(found: Comparison, title: str) -> Figure:
+    """E[G], V4 and K1 of input 0: curves of the theory and points of the networks; below, their difference in standard errors."""
+    names = [name for name in SYMBOLS if name in found.quantities]
+    panels = {f"${SYMBOLS[name]}$": _values(found, name) for name in names}
+    panels |= {f"difference of ${SYMBOLS[name]}$ in standard errors": _difference(found, name) for name in names}
+    return plot_panels(panels, title=title, ylabel="", columns=len(names))
+
+
+def _values(found, name):
+    theory, sampled, stderr = (values.reshape(len(found.ts), -1)[:, 0] for values in found.quantities[name])
+    return {"theory": Line(found.ts, theory), "sampled": Line(found.ts, sampled, stderr)}
+
+
+def _difference(found, name):
+    deviation = found.quantities[name].deviation.reshape(len(found.ts), -1)[:, 0]
+    zero = np.zeros(len(found.ts))
+    return {"theory": Line(found.ts, zero), "sampled": Line(found.ts, deviation, np.ones(len(found.ts)))}

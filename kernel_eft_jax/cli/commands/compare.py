@@ -11,6 +11,7 @@ from ...diagnostics import compare
 from ...diagnostics.comparison import Comparison
 from ...ensemble import Estimate
 from ...trajectory import Solution
+from ..models import describe_closure
 from ..printing import Table, Value, show
 
 Kind = TypeVar("Kind", Solution, Estimate)
@@ -22,12 +23,14 @@ def run(arguments: argparse.Namespace) -> None:
     theory = _load(arguments.theory, Solution, "kernel-eft theory")
     sampled = _load(arguments.sample, Estimate, "kernel-eft sample")
     found = compare(theory, sampled)
-    files = f"{arguments.theory} and {arguments.sample}"
-    title = {"theory": arguments.theory.name, "networks": f"{sampled.networks:,} of width {sampled.width}"}
+    title = {
+        "theory": f"{_closure(theory)}, {arguments.theory}",
+        "sampled": f"{sampled.networks:,} networks of width {sampled.width}, {arguments.sample}",
+    }
     if arguments.files.result is not None:
-        from ..drawing import save_figure, side_by_side
+        from ..drawing import comparison, save_figure
 
-        save_figure(side_by_side(theory, sampled, f"{files}: {', '.join(title.values())}"), arguments.files.result)
+        save_figure(comparison(found, " against ".join(title.values())), arguments.files.result)
     columns = ["quantity", "layer", "t", "theory [0..]", "sampled [0..]", "difference", "largest", "at"]
     notes = [
         "Differences are sampled less theory in standard errors: of the entry shown, and the largest of all entries.",
@@ -52,6 +55,11 @@ def rows(found: Comparison) -> list[list]:
                 [name, int(found.layers[i]), float(found.ts[i]), float(theory[i][corner]), value, *gaps, where]
             )
     return table
+
+
+def _closure(theory: Solution) -> str:
+    closure = getattr(theory, "closure", None)
+    return "closure not known" if closure is None else describe_closure(closure)
 
 
 def _load(path: Path, kind: type[Kind], command: str) -> Kind:

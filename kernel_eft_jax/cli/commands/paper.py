@@ -1,7 +1,9 @@
 """`kernel-eft paper`: figures, data and table of the published study, written part by part."""
 
 import argparse
+import itertools
 import time
+from collections.abc import Iterator
 
 import jax
 
@@ -33,13 +35,12 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{len(set(files))} files in {folder}, figures among them, after {time.perf_counter() - start:.0f} s.")
 
 
-def parts(arguments: argparse.Namespace):
-    """Name and content of each part."""
+def parts(arguments: argparse.Namespace) -> Iterator[tuple[str, paper.Item]]:
+    """Name and content of each part that is asked for."""
     sizes = paper.FULL if arguments.full else paper.LAPTOP
     if arguments.networks is not None:
         sizes = sizes._replace(main=arguments.networks)
-    key = jax.random.key(arguments.seed)
-    if arguments.all:
-        yield from paper.everything(sizes, key, checkpoint=arguments.out / CHECKPOINT)
-    else:
-        yield "main job", paper.main_item(paper.main_job(sizes.main, key))
+    checkpoint = arguments.out / CHECKPOINT if arguments.all else None
+    key, progress = jax.random.key(arguments.seed), not arguments.quiet
+    every = paper.everything(sizes, key, checkpoint=checkpoint, progress=progress)
+    return every if arguments.all else itertools.islice(every, 1)

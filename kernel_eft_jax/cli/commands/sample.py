@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         progress=not arguments.quiet,
     )
     title = {
-        "networks": f"{found.networks:,} of width {arguments.width}, sampled by {arguments.sampler}, seed {arguments.seed}",
+        "sampled": f"{found.networks:,} networks of width {arguments.width} by {arguments.sampler}, seed {arguments.seed}",
         "model": describe(model),
         "depth": describe_depths(arguments),
     }
