@@ -1,54 +1,146 @@
-r"""The model: an activation with its weight and bias variances, and the kernel map that all theory is built on.
+r"""The model: one block of a residual network, for theory and for networks.
 
-$$Q(K)_{ab} = C_b + C_W\, E_{\phi \sim N(0, K)}[s(\phi_a) s(\phi_b)]$$
+$$\phi' = a \phi + \epsilon f(\phi), \qquad a = \sqrt{1 - c \epsilon^2}$$
 
-for networks $\phi' = \phi + \epsilon (W s(\phi) + b)$ with $W_{ij} \sim N(0, C_W / n)$ and $b_i \sim N(0, C_b)$ (Kawase and Ota, arXiv 2604.15742).
+The branch f is a chain of parts that ends in a random matrix, so that given phi its outputs are independent over neurons and N(0, Qhat).
+One matrix is the network of Kawase and Ota (arXiv 2604.15742), f = W s(phi) + b with c = 0; c = 1 and eps = 1 is the plain network phi' = f(phi).
 """
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .activations import Activation, Expansion
+from .activations import Activation, Linear
 from .checks import is_concrete
-from .pairs import input_count, pack, triples, unpack
+from .maps import GLU, Dense, Fresh, KernelMap, Local, Response, RMSNorm, apply_all, carry_all, variance
+from .pairs import pack, unpack
+
+Part = Activation | GLU | RMSNorm | Dense
+
+
+class Section(NamedTuple):
+    """One matrix of a branch and the features that it reads: neurons, then norms."""
+
+    neurons: Activation | GLU
+    norms: tuple[RMSNorm, ...]
+    dense: Dense
+
+    def features(self, x: Float[Array, "N m *batch"]) -> Float[Array, "N features *batch"]:
+        """What the matrix reads of pre-activations x, inputs first and neurons second."""
+        x = self.neurons(x)
+        for norm in self.norms:
+            x = norm(x)
+        return x
 
 
 class Model(eqx.Module):
-    """A pre-activation residual network at initialisation, width and depth left open.
+    r"""A residual network at initialisation, width and depth left open: $\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi)$.
 
-    `C_W` and `C_b` are the variances of weights (times width) and biases; in terms of standard deviations they are
-    sigma_w^2 and sigma_b^2. Both, and the activation's parameters, are array leaves: gradients reach them and changing
-    them does not recompile.
+    `branch` is an activation, which stands for one matrix behind it, of variances C_W (times the number of features) and C_b; or the
+    parts of f, read in the order in which data flows:
+
+        Model(Tanh(), C_W=2.0, C_b=0.1)                                           one matrix, the paper's network
+        Model(Tanh(), C_W=1.0, decay=1.0)                                         with eps = 1 the plain network phi' = W tanh(phi)
+        Model([Dense(1.0), GELU(), Dense(2.0)])                                   two matrices
+        Model([Tanh(), Dense(1.5), GELU(), Dense(2.0)])                           full pre-activation (ResNet v2)
+        Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])               the MLP block of a transformer
+        Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])          the same with gates (Llama)
+
+    A Dense that feeds no activation has linear units. `decay` is c: the stream is multiplied by $a = \sqrt{1 - c \epsilon^2}$. Variances,
+    decay and the parameters of activations are array leaves: gradients reach them, and changing them does not recompile. Raises ValueError,
+    with the remedy, for parts that make no block.
     """
 
-    activation: Activation
-    C_W: Float[Array, ""]
-    C_b: Float[Array, ""]
+    branch: tuple[Part, ...]
+    decay: Float[Array, ""]
 
-    def __init__(self, activation: Activation, C_W: Float[ArrayLike, ""], C_b: Float[ArrayLike, ""] = 0.0):
-        if not isinstance(activation, Activation):
+    def __init__(
+        self,
+        branch: Activation | Sequence[Part],
+        C_W: Float[ArrayLike, ""] | None = None,
+        C_b: Float[ArrayLike, ""] | None = None,
+        *,
+        decay: Float[ArrayLike, ""] = 0.0,
+    ):
+        if isinstance(branch, Activation):
+            if C_W is None:
+                raise ValueError("Argument `C_W` is missing: the variance of the matrix behind the activation.")
+            branch = (branch, Dense(C_W, 0.0 if C_b is None else C_b))
+        elif C_W is not None or C_b is not None:
             raise ValueError(
-                f"Argument `activation` must be an activation object such as Tanh() or Smooth(fn), but is {activation!r}."
+                "Arguments `C_W` and `C_b` go with a single activation. A list of parts says them in its matrices: end it "
+                "in Dense(C_W, C_b)."
             )
-        self.activation = activation
-        self.C_W = _variance("C_W", C_W)
-        self.C_b = _variance("C_b", C_b)
+        self.branch = check_branch(branch)
+        self.decay = jnp.asarray(decay, dtype=float) if not hasattr(decay, "dtype") else jnp.asarray(decay)
+        if self.decay.shape != () or (is_concrete(self.decay) and not np.isfinite(self.decay)):
+            raise ValueError(f"Argument `decay` must be one finite number, but is {decay}.")
+
+    @property
+    def C_W(self) -> Float[Array, ""]:
+        """Variance of the last matrix, times the number of features that it reads."""
+        return self._last.C_W
+
+    @property
+    def C_b(self) -> Float[Array, ""]:
+        """Variance of the last biases."""
+        return self._last.C_b
+
+    @property
+    def activation(self) -> Activation:
+        """The activation of a block of one matrix; other blocks raise AttributeError."""
+        first = self.branch[0]
+        if len(self.branch) == 2 and isinstance(first, Activation):
+            return first
+        raise AttributeError("A branch of several parts has no one activation: see `branch`.")
+
+    @property
+    def read(self) -> Activation:
+        """What the branch averages of the stream, s in S = (1/n) sum_i s(phi_i) s(phi_i): Linear where it begins with a matrix or a norm."""
+        neurons = self.sections[0].neurons
+        assert isinstance(neurons, Activation)
+        return neurons
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The branch matrix by matrix."""
+        sections, neurons, norms = [], None, []
+        for part in self.branch:
+            if isinstance(part, Dense):
+                sections.append(Section(neurons or Linear(), tuple(norms), part))
+                neurons, norms = None, []
+            elif isinstance(part, RMSNorm):
+                norms.append(part)
+            else:
+                neurons = part
+        return tuple(sections)
+
+    @property
+    def maps(self) -> tuple[KernelMap, ...]:
+        """The maps of kernels from E[s s], s = `read`, to Q; all but the last lead to the kernel S that the last matrix reads."""
+        maps: list[KernelMap] = []
+        for section in self.sections:
+            if maps:
+                maps.append(Fresh(section.neurons, maps[-1].ratio))  # pyright: ignore[reportAttributeAccessIssue]
+            maps += [*section.norms, section.dense]
+        return tuple(maps)
 
     @eqx.filter_jit
     def Q(self, K: Float[Array, "N N"]) -> Float[Array, "N N"]:
-        r"""Covariance of the next increment at infinite width: $Q(K)_{ab} = C_b + C_W E[s(\phi_a) s(\phi_b)]$."""
+        r"""Covariance of the next increment at infinite width; $C_b + C_W E[s(\phi_a) s(\phi_b)]$ for one matrix."""
         return unpack(self.q(pack(K)))
 
     @eqx.filter_jit
     def chi(self, K: Float[Array, "N N"], h: Float[Array, "N N"]) -> Float[Array, "N N"]:
-        r"""First derivative of Q at K along the symmetric matrix h.
+        r"""First derivative of Q at K along the symmetric matrix h; for one matrix
 
         $$(\chi h)_{ab} = C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
         """
-        return unpack(apply_slope(self.expansion(pack(K)).slope, pack(h)))
+        return unpack(apply_all(self.responses(pack(K)), pack(h)))
 
     @eqx.filter_jit
     def hess(self, K: Float[Array, "N N"], V: Float[Array, "N N N N"]) -> Float[Array, "N N"]:
@@ -59,31 +151,91 @@ class Model(eqx.Module):
         V must be a covariance of kernels: at a repeated input it has no component that would separate the two copies. (For
         kinked activations the second derivative along such a component is infinite and is left out.)
         """
-        inputs = K.shape[-1]
-        a, b = np.triu_indices(inputs)
+        a, b = np.triu_indices(K.shape[-1])
         packed = V[a[:, None], b[:, None], a, b]
-        return unpack(contract_curvature(self.expansion(pack(K)).curvature, 0.5 * (packed + packed.T)))
+        packed = 0.5 * (packed + packed.T)
+        quiet = [
+            r._replace(noise=jnp.zeros((), K.dtype)) if isinstance(r, Local) else r for r in self.responses(pack(K))
+        ]
+        return unpack(2 * carry_all(quiet, jnp.zeros_like(packed[0]), packed)[0])
 
     def q(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
         """Q in pair space."""
-        return self.C_b.astype(k.dtype) + self.C_W.astype(k.dtype) * self.activation.moments(k)
+        x = self.read.moments(k)
+        for kernel_map in self.maps:
+            x = kernel_map.value(x)
+        return x
 
-    def expansion(self, k: Float[Array, " P"]) -> Expansion:
-        """Q in pair space with its first and second derivatives."""
-        value, slope, curvature = self.activation.expansion(k)
-        C_W, C_b = self.C_W.astype(k.dtype), self.C_b.astype(k.dtype)
-        return Expansion(C_b + C_W * value, C_W * slope, C_W * curvature)
+    def responses(self, k: Float[Array, " P"]) -> list[Response]:
+        """The responses of all maps from the kernel k of the stream to Q, pair space; the last one's value is Q.
+
+        The first is that of the average over the stream, without its noise: how E[s s] moves with k.
+        """
+        first = self.read_response(k)
+        return [first, *self.responses_of_read(first.value)]
+
+    def read_response(self, k: Float[Array, " P"]) -> Local:
+        """E[s s] at k with its derivatives, s = `read`."""
+        return Local(*self.read.expansion(k), jnp.zeros((), k.dtype))
+
+    def responses_of_read(self, x: Float[Array, " P"]) -> list[Response]:
+        """The responses of all maps from E[s s] = x to Q."""
+        responses = []
+        for kernel_map in self.maps:
+            responses.append(kernel_map.response(x))
+            x = responses[-1].value
+        return responses
+
+    def error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
+        """Estimated error of the Gaussian expectations at a packed kernel, relative to E[s^2]: the largest along the branch."""
+        variances = jnp.diagonal(unpack(k))
+        errors, x = [self.read.error(variances)], self.read.moments(k)
+        for kernel_map in self.maps:
+            if isinstance(kernel_map, Fresh):
+                errors.append(kernel_map.neurons.error(jnp.diagonal(unpack(x))))
+            x = kernel_map.value(x)
+        return jnp.max(jnp.stack(errors))
+
+    def shrink(self, dt: Float[Array, ""]) -> Float[Array, ""]:
+        """a^2 = 1 - c eps^2, by which a layer multiplies the kernel of the stream, dt = eps^2."""
+        return 1 - self.decay.astype(dt.dtype) * dt
+
+    @property
+    def _last(self) -> Dense:
+        last = self.branch[-1]
+        assert isinstance(last, Dense)
+        return last
 
 
-def apply_slope(slope: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
-    """chi h in pair space, for h with any further axes."""
-    return jnp.einsum("ps,ps...->p...", slope, h[triples(input_count(h.shape[0]))], precision="highest")
-
-
-def contract_curvature(curvature: Float[Array, "P 3 3"], V: Float[Array, "P P"]) -> Float[Array, " P"]:
-    """Hess:V in pair space."""
-    triple = triples(input_count(V.shape[0]))
-    return jnp.einsum("pst,pst->p", curvature, V[triple[:, :, None], triple[:, None, :]], precision="highest")
+def check_branch(parts: Any) -> tuple[Part, ...]:
+    """The parts of a branch as a tuple, if they make a block; ValueError with the remedy if not."""
+    kinds = "activations, Dense, GLU and RMSNorm"
+    if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
+        raise ValueError(f"Argument `branch` must be an activation object or a list of {kinds}, but is {parts!r}.")
+    for part in parts:
+        if not isinstance(part, Part):
+            raise ValueError(f"Argument `branch` must consist of {kinds}, but holds {part!r}.")
+    if not isinstance(parts[-1], Dense):
+        raise ValueError(
+            "Argument `branch` must end in a matrix, which makes the increments independent: add Dense(C_W) at its end."
+        )
+    if parts[-1].ratio != 1:
+        raise ValueError(
+            f"The last Dense of a branch feeds the stream and has ratio 1, but has {parts[-1].ratio}: leave `ratio` out."
+        )
+    for here, behind in zip((None, *parts), parts, strict=False):
+        if isinstance(behind, GLU) and not isinstance(here, Dense):
+            raise ValueError("A GLU gates the outputs of a matrix: put a Dense directly in front of it.")
+        if isinstance(behind, Activation) and isinstance(here, RMSNorm):
+            raise ValueError(
+                "A norm directly in front of an activation scales single neurons by a fluctuating number, which is no map of "
+                "kernels: put a Dense between them."
+            )
+        if isinstance(behind, Activation) and isinstance(here, Activation | GLU):
+            raise ValueError(
+                "Two activations in a row act as one elementwise function: put a Dense between them, or take Smooth(fn) of both."
+            )
+    return tuple(parts)
 
 
 def input_kernel(
@@ -94,13 +246,4 @@ def input_kernel(
     if x.ndim != 2:
         raise ValueError(f"Argument `x` must have shape (inputs, features), but has shape {x.shape}.")
     gram = jnp.matmul(x, x.T, precision="highest") / x.shape[1]
-    return _variance("C_b", C_b).astype(gram.dtype) + _variance("C_W", C_W).astype(gram.dtype) * gram
-
-
-def _variance(name, value):
-    value = jnp.asarray(value, dtype=float) if not isinstance(value, jax.Array) else value
-    if value.shape != ():
-        raise ValueError(f"Argument `{name}` must be one number, but has shape {value.shape}.")
-    if is_concrete(value) and not (np.isfinite(value) and value >= 0):
-        raise ValueError(f"Argument `{name}` is a variance and must be finite and not negative, but is {value}.")
-    return value
+    return variance("C_b", C_b).astype(gram.dtype) + variance("C_W", C_W).astype(gram.dtype) * gram

@@ -29,6 +29,7 @@ from .diagnostics import (
 )
 from .ensemble import BlockSampler, Estimate, WeightSampler, estimate, sample_kernels
 from .inference import Experiment, Fit, Information, Sensitivity, fisher, fit, sensitivity
+from .maps import GLU, Dense, RMSNorm
 from .model import Model, input_kernel
 from .network import ResNet, draw_inputs, empirical_kernel
 from .quadrature import expect
@@ -37,9 +38,11 @@ from .trajectory import Solution, solve
 
 __all__ = [
     "GELU",
+    "GLU",
     "Activation",
     "BlockSampler",
     "Closure",
+    "Dense",
     "Erf",
     "Estimate",
     "Experiment",
@@ -51,6 +54,7 @@ __all__ = [
     "Linear",
     "Model",
     "Polynomial",
+    "RMSNorm",
     "ReLU",
     "ResNet",
     "Scaled",

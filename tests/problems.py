@@ -146,14 +146,13 @@ class Problem(NamedTuple):
     """A model with its input kernel and depths, and what is known there.
 
     `known` may hold K0 (T, N, N); V4 (T, N, N, N, N) and K1 (T, N, N), exact at leading order in 1/n; and V4_g_only, K1_g_only,
-    what the G-only equations give. `eps` is None in the continuum; else ts are whole layers eps^2 l.
+    what the G-only equations give. `depth` says where, in the words of `solve`: ts, or layers and eps.
     """
 
     name: str
     model: keft.Model
     K0: np.ndarray
-    ts: np.ndarray
-    eps: float | None
+    depth: dict
     known: dict[str, Known]
     tags: frozenset[str]
 
@@ -161,13 +160,13 @@ class Problem(NamedTuple):
 AXES = {"K0": 2, "V4": 4, "V4_g_only": 4, "K1": 2, "K1_g_only": 2}
 
 
-def problem(name, activation, C_W, C_b, K0, ts, eps, values, rtol, source, *tags) -> Problem:
+def problem(name, activation, C_W, C_b, K0, depth, values, rtol, source, *tags) -> Problem:
     """A row of the table; values of one input are given without their axes of length one."""
-    K0, ts = np.atleast_2d(np.asarray(K0, dtype=float)), np.asarray(ts, dtype=float)
-    known = {q: Known(np.reshape(v, ts.shape + (len(K0),) * AXES[q]), rtol, source) for q, v in values.items()}
-    tags += ("continuum" if eps is None else "layers", "one input" if len(K0) == 1 else "many inputs")
+    K0, count = np.atleast_2d(np.asarray(K0, dtype=float)), len(depth.get("ts", depth.get("layers")))
+    known = {q: Known(np.reshape(v, (count,) + (len(K0),) * AXES[q]), rtol, source) for q, v in values.items()}
+    tags += ("continuum" if "ts" in depth else "layers", "one input" if len(K0) == 1 else "many inputs")
     model = keft.Model(activation, C_W=jnp.array(C_W), C_b=jnp.array(C_b))
-    return Problem(name, model, K0, ts, eps, known, frozenset(tags))
+    return Problem(name, model, K0, depth, known, frozenset(tags))
 
 
 THREE_INPUTS = np.array([[2.0, 0.6, -0.4], [0.6, 1.0, 0.3], [-0.4, 0.3, 0.5]])
@@ -192,22 +191,18 @@ def linear_continuum(C_W: float, C_b: float) -> Problem:
     V4 = np.stack([np.exp(2 * C_W * t) * (wick(K) + g) for t, g in zip(ts, gain, strict=True)])
     values = {"K0": K0, "V4": V4, "V4_g_only": V4, "K1": 0 * K0, "K1_g_only": 0 * K0}
     return problem(
-        f"linear, C_b = {C_b}", keft.Linear(), C_W, C_b, K, ts, None, values, 1e-13, "by hand", "closed form"
+        f"linear, C_b = {C_b}", keft.Linear(), C_W, C_b, K, {"ts": ts}, values, 1e-13, "by hand", "closed form"
     )
 
 
 def linear_layers(C_W: float, eps: float) -> Problem:
-    """A layer multiplies V4 by (1 + h)^2 and adds (2 h + h^2) Wick(K0), h = eps^2 C_W; the G-only recursion leaves out h^2."""
+    """A layer multiplies V4 by (1 + h)^2 and adds (2 h + h^2) Wick(K0), h = eps^2 C_W."""
     K, h, layers = THREE_INPUTS, eps**2 * C_W, np.array([1, 4, 8])
     K0 = np.stack([(1 + h) ** l * K for l in layers])
     V4 = np.stack([(1 + h) ** (2 * l) * (1 + l * (1 - (1 + h) ** -2)) * wick(K) for l in layers])
-    v = [1.0]
-    for l in range(layers[-1]):
-        v.append((1 + 2 * h) * v[l] + 2 * h * (1 + h) ** (2 * l))
-    V4_g_only = np.stack([v[l] * wick(K) for l in layers])
-    values = {"K0": K0, "V4": V4, "V4_g_only": V4_g_only, "K1": 0 * K0, "K1_g_only": 0 * K0}
-    ts = eps**2 * layers
-    return problem("linear layers", keft.Linear(), C_W, 0.0, K, ts, eps, values, 1e-13, "by hand", "closed form")
+    values = {"K0": K0, "V4": V4, "V4_g_only": V4, "K1": 0 * K0, "K1_g_only": 0 * K0}
+    depth = {"layers": layers, "eps": eps}
+    return problem("linear layers", keft.Linear(), C_W, 0.0, K, depth, values, 1e-13, "by hand", "closed form")
 
 
 def sine_continuum(C_W: float, k: float) -> Problem:
@@ -245,7 +240,7 @@ def sine_continuum(C_W: float, k: float) -> Problem:
 
     ts = np.array([1.0, 2.0, 4.0])
     values = {"K0": K0(ts), "V4": [V4(t) for t in ts], "K1": [K1(t) for t in ts]}
-    return problem("sine", keft.Sin(), C_W, 0.0, k, ts, None, values, 1e-10, "exponentials")
+    return problem("sine", keft.Sin(), C_W, 0.0, k, {"ts": ts}, values, 1e-10, "exponentials")
 
 
 def relu_continuum(C_W: float, k: float) -> Problem:
@@ -277,7 +272,7 @@ def relu_continuum(C_W: float, k: float) -> Problem:
         "V4_g_only": K0**2 * (2 + 4 * c * ts),
         "K1_g_only": 0 * K0,
     }
-    return problem("relu", keft.ReLU(), C_W, 0.0, k, ts, None, values, 1e-10, "arc-cosine kernels", "kinked")
+    return problem("relu", keft.ReLU(), C_W, 0.0, k, {"ts": ts}, values, 1e-10, "arc-cosine kernels", "kinked")
 
 
 def one_input_layers(case: Case, C_W: float, C_b: float, k: float, eps: float, layers: int) -> dict[str, np.ndarray]:
@@ -311,7 +306,7 @@ def one_input_layers(case: Case, C_W: float, C_b: float, k: float, eps: float, l
         bend = response @ np.array([covariance(functions[1], k, early) for early in ks[:l]])
         K1 += h * (chi * K1 + C_W * (bend / 2 + F4 / 8 * H))
         K1_g_only += h * (chi * K1_g_only + C_W * F4 / 8 * V4_g_only)
-        V4_g_only += h * (2 * chi * V4_g_only + 4 * k * Q)
+        V4_g_only = (1 + h * chi) ** 2 * V4_g_only + 4 * h * k * Q + 2 * h**2 * Q**2
         F_F[l, : l + 1] = F_F[: l + 1, l] = [covariance(functions[0], k, early) for early in ks]
         curved.append(k**2 * F2)
         response = np.append((1 + h * chi) * response, h * C_W)
@@ -322,15 +317,15 @@ def one_input_layers(case: Case, C_W: float, C_b: float, k: float, eps: float, l
 def layers(name: str, C_W: float, C_b: float, k: float, eps: float, count: int) -> Problem:
     case = SMOOTH[name]
     values = {q: v[[1, count]] for q, v in one_input_layers(case, C_W, C_b, k, eps, count).items()}
-    ts = [eps**2, eps**2 * count]
-    return problem(f"{name} layers", case.activation, C_W, C_b, k, ts, eps, values, 1e-10, "sums over layers")
+    depth = {"layers": [1, count], "eps": eps}
+    return problem(f"{name} layers", case.activation, C_W, C_b, k, depth, values, 1e-10, "sums over layers")
 
 
 def published_setting() -> Problem:
     """Input 0 of arXiv 2604.15742 in the continuum: `one_input_layers` at T = 2 with 8 to 128 layers, extrapolated."""
     values = {"K0": 4.36831568, "V4": 48.482031, "K1": -0.454211, "V4_g_only": 47.818869, "K1_g_only": -1.0272445}
     return problem(
-        "published", keft.Tanh(), 2.0, 0.0, 2.0, [2.0], None, values, 1e-6, "layers, extrapolated", "published"
+        "published", keft.Tanh(), 2.0, 0.0, 2.0, {"ts": [2.0]}, values, 1e-6, "layers, extrapolated", "published"
     )
 
 
@@ -347,8 +342,7 @@ def neural_tangents() -> list[Problem]:
                 at["C_W"],
                 at["C_b"],
                 at["K0"],
-                [at["eps"] ** 2 * at["layers"]],
-                at["eps"],
+                {"layers": [at["layers"]], "eps": at["eps"]},
                 {"K0": case["K"]},
                 1e-11,
                 "neural-tangents",

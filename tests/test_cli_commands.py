@@ -246,7 +246,10 @@ class TestCompare:
                 "--diagonal 1 --eps 0.5 --depth 4 --times 5",
                 "The input kernels differ: entry [0, 0] is 1 of the theory and 2",
             ),
-            ("--eps 0.3 --depth 4 --times 5", "no depth in common but zero: t = 0, 0.09, 0.18, 0.27, ... 0.36 there"),
+            (
+                "--eps 0.3 --depth 4 --times 5",
+                "The step sizes differ: layer 1 is at t = 0.09 of the theory, and at 0.25",
+            ),
         ],
     )
     def test_what_does_not_fit_is_refused(self, theory, says, capsys):

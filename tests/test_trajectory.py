@@ -31,26 +31,28 @@ RESIDUAL_KERNELS = {
 @pytest.mark.parametrize("name", RESIDUAL_KERNELS)
 def test_layers_give_the_kernels_of_residual_blocks(name):
     activation, diagonal, off_diagonal = RESIDUAL_KERNELS[name]
-    solution = keft.solve(keft.Model(activation, C_W=2.0), PUBLISHED_K0[:2, :2], np.array([40 * 0.05**2]), eps=0.05)
+    solution = keft.solve(keft.Model(activation, C_W=2.0), PUBLISHED_K0[:2, :2], layers=40, eps=0.05)
     np.testing.assert_allclose(solution.K0[0], [[diagonal, off_diagonal], [off_diagonal, diagonal]], atol=2e-10)
 
 
 def test_layers_approach_the_continuum_at_first_order_in_eps_squared():
     model, K0 = keft.Model(keft.Sin(), C_W=1.5, C_b=0.2), np.array([[1.0]])
-    exact = keft.solve(model, K0, np.array([1.0]))
-    dts = np.array([1 / 50, 1 / 100, 1 / 200])
+    exact = keft.solve(model, K0, 1.0, closure=keft.GOnly())
+    counts = (50, 100, 200)
     for name in ("K0", "V4", "K1"):
         errors = [
-            np.abs(getattr(keft.solve(model, K0, np.array([1.0]), eps=dt**0.5), name) - getattr(exact, name)).max()
-            for dt in dts
+            np.abs(
+                getattr(keft.solve(model, K0, layers=L, eps=L**-0.5, closure=keft.GOnly()), name) - getattr(exact, name)
+            ).max()
+            for L in counts
         ]
         np.testing.assert_allclose(-np.diff(np.log2(errors)), 1.0, atol=0.1, err_msg=name)
 
 
 def test_saved_layers_are_the_layers_of_one_run():
     model, eps = keft.Model(keft.Sin(), C_W=2.0), 0.5
-    every = keft.solve(model, np.array([[1.0]]), np.arange(9) * eps**2, eps=eps)
-    some = keft.solve(model, np.array([[1.0]]), np.array([1, 4, 6]) * eps**2, eps=eps)
+    every = keft.solve(model, np.array([[1.0]]), layers=range(9), eps=eps, closure=keft.GOnly())
+    some = keft.solve(model, np.array([[1.0]]), layers=[1, 4, 6], eps=eps, closure=keft.GOnly())
     np.testing.assert_allclose(some.packed.V4, every.packed.V4[np.array([1, 4, 6])], rtol=1e-14)
     assert some.stats["num_steps"] == 6
 
@@ -70,8 +72,8 @@ def reading(point, **options):
     C_W, C_b, k_00, k_11, k_01, first, last, scale = point
     model = keft.Model(keft.Scaled(keft.Erf(), input_scale=scale), C_W=C_W, C_b=C_b)
     K0 = jnp.stack([jnp.stack([k_00, k_01]), jnp.stack([k_01, k_11])])
-    ts = options.pop("ts", None)
-    s = keft.solve(model, K0, jnp.stack([first, last]) if ts is None else ts, **options)
+    depth = {"layers": (2, 4)} if "eps" in options else {"ts": jnp.stack([first, last])}
+    s = keft.solve(model, K0, **depth, closure=keft.GOnly(), **options)
     return jnp.stack([s.K0[0, 0, 1], s.V4[1, 0, 0, 0, 1], s.V4[0, 0, 1, 0, 1], s.K1[1, 0, 1]]) @ WEIGHTS
 
 
@@ -107,7 +109,7 @@ def test_continuum_derivatives_agree_with_central_differences(differences, mode,
 
 def test_layer_derivatives_agree_with_central_differences():
     def by_layers(p):
-        return reading(p, ts=np.array([0.5, 1.0]), eps=0.25)
+        return reading(p, eps=p[5])
 
     compiled = jax.jit(by_layers)
     expected = central_differences(lambda p: float(compiled(p)), POINT)
@@ -118,7 +120,11 @@ def test_layer_derivatives_agree_with_central_differences():
 def test_depth_derivative_of_the_mean_is_the_kernel_map():
     model = keft.Model(keft.Sin(), C_W=2.0, C_b=0.1)
     K0, slope = jax.jvp(
-        lambda t: keft.solve(model, np.array([[1.0]]), t[None], adjoint=diffrax.ForwardMode()).K0[0], (1.0,), (1.0,)
+        lambda t: keft.solve(model, np.array([[1.0]]), t[None], closure=keft.GOnly(), adjoint=diffrax.ForwardMode()).K0[
+            0
+        ],
+        (1.0,),
+        (1.0,),
     )
     np.testing.assert_allclose(slope, model.Q(K0), rtol=1e-6)
 
@@ -128,31 +134,41 @@ class CountingGOnly(keft.GOnly):
 
     traces: list = eqx.field(static=True)
 
-    def drift(self, model, state):
+    def step(self, model, state, dt):
         self.traces.append(1)
-        return super().drift(model, state)
+        return super().step(model, state, dt)
 
 
-@pytest.mark.parametrize("eps", [None, 0.5])
-def test_new_values_do_not_compile_again(eps):
-    closure, K0, ts = CountingGOnly([]), np.array([[1.0]]), np.array([0.5, 1.0])
-    keft.solve(keft.Model(keft.Sin(), C_W=1.0), K0, ts, closure=closure, eps=eps)
+@pytest.mark.parametrize("depth", [{"ts": [0.5, 1.0]}, {"layers": [2, 4], "eps": 0.5}], ids=["continuum", "layers"])
+def test_new_values_do_not_compile_again(depth):
+    closure, K0 = CountingGOnly([]), np.array([[1.0]])
+    keft.solve(keft.Model(keft.Sin(), C_W=1.0), K0, closure=closure, **depth)
     traced = len(closure.traces)
     assert traced > 0
-    keft.solve(keft.Model(keft.Sin(), C_W=2.0, C_b=0.3), 2 * K0, ts, closure=closure, eps=eps)
+    keft.solve(keft.Model(keft.Sin(), C_W=2.0, C_b=0.3), 2 * K0, closure=closure, **depth)
     assert len(closure.traces) == traced
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
+LAYERS = {"ts": None, "layers": 2, "eps": 0.5}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (
-            {"ts": [0.3]},
-            r"`ts` must be whole layers.* t = 0.3 is layer 1.2 at eps = 0.5; the nearest are t = 0.25 and 0.5",
+            {"layers": [1], "eps": 0.5},
+            r"`ts` holds depth times of the continuum, and `layers` with `eps` ask for layers",
         ),
+        ({"eps": 0.5}, r"pass either `ts` alone, or `layers=\[...\]` and `eps`"),
+        ({"ts": None}, r"`ts` is missing: depth times of the continuum; or `layers` and `eps`"),
+        ({"ts": None, "layers": 2}, r"`ts` is missing.*; or `layers` and `eps`"),
+        (LAYERS | {"layers": [1.5]}, r"`layers` must be a list of whole layers, .* but is \[1.5\]"),
+        (LAYERS | {"layers": [3, 1]}, r"`layers` must be .* in increasing order"),
+        (LAYERS | {"layers": [-1]}, r"`layers` must be .* 0 or more"),
+        (LAYERS | {"layers": 10**20}, r"`layers` must be"),
         ({"ts": [0.5, 0.25]}, r"`ts` must be .* strictly increasing"),
         ({"ts": [0.5, 0.5]}, r"`ts` must be .* strictly increasing"),
         ({"ts": [-0.25]}, r"`ts` must be .* not negative"),
@@ -163,43 +179,48 @@ def test_new_values_do_not_compile_again(eps):
         ({"K0": [[1.0, 0.2], [0.1, 1.0]]}, r"`K0` must be symmetric, but entry \[0, 1\] is 0.2 and \[1, 0\] is 0.1"),
         ({"K0": [[1.0, 0.0], [0.0, -1.0]]}, r"`K0` must have positive variances .* entry \[1, 1\] is -1.0"),
         ({"K0": [[1.0, 1.5], [1.5, 1.0]]}, r"`K0` must be positive semi-definite, but its smallest eigenvalue is -0.5"),
-        ({"eps": 0.0}, r"`eps` must be a finite number greater than zero, but is 0.0"),
-        ({"eps": -0.1}, r"`eps` must be a finite number greater than zero, but is -0.1"),
-        ({"eps": np.nan}, r"`eps` must be a finite number greater than zero, but is nan"),
-        ({"solver": diffrax.Euler()}, r"`solver`, .* belong to the continuum"),
-        ({"eps": None, "max_steps": 0}, r"`max_steps` must be a whole number, 1 or more, but is 0"),
+        (LAYERS | {"eps": 0.0}, r"`eps` must be a positive number, or one for each of the 2 layers, but is 0.0"),
+        (LAYERS | {"eps": [0.1, -0.1]}, r"`eps` must be a positive number"),
+        (LAYERS | {"eps": np.nan}, r"`eps` must be a positive number, .* but is nan"),
+        (LAYERS | {"eps": "0.1 m"}, r"`eps` must be a positive number, .* but is '0.1 m'"),
+        (LAYERS | {"eps": [0.1, 0.1, 0.1]}, r"`eps` must be .* one for each of the 2 layers, but has shape \(3,\)"),
+        (LAYERS | {"solver": diffrax.Euler()}, r"`solver`, .* belong to the continuum"),
+        ({"max_steps": 0}, r"`max_steps` must be a whole number, 1 or more, but is 0"),
     ],
 )
 def test_bad_arguments_are_named_before_any_work(change, says):
-    arguments = {"K0": [[1.0]], "ts": [0.25], "eps": 0.5} | change
+    arguments = {"K0": [[1.0]], "ts": [0.25]} | change
     with pytest.raises(ValueError, match=says):
-        keft.solve(CUBE, arguments.pop("K0"), arguments.pop("ts"), **arguments)
+        keft.solve(CUBE, **arguments)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({}, "stopped after depth t = 0.02 of 0.2"),
-        ({"eps": 0.1}, r"K0\[0, 1\] at depth t = 0.2"),
+        ({"layers": [1, 2, 20], "eps": 0.1}, r"K0\[0, 1\] at layer 20"),
         # diffrax calls a run of constant steps through NaN successful.
-        ({"stepsize_controller": diffrax.StepTo(np.linspace(0, 0.2, 81))}, r"K0\[0, 1\] at depth t = 0.2"),
+        ({"stepsize_controller": diffrax.StepTo(np.linspace(0, 0.2, 81))}, r"K0\[0, 1\] at t = 0.2"),
     ],
     ids=["adaptive", "layers", "constant-steps"],
 )
 def test_a_run_that_blows_up_says_where(options, says):
-    K0, ts = np.array([[0.1, 0.0], [0.0, 1.0]]), np.array([0.01, 0.02, 0.2])
+    K0 = np.array([[0.1, 0.0], [0.0, 1.0]])
+    options = ({} if "layers" in options else {"ts": [0.01, 0.02, 0.2]}) | options | {"closure": keft.GOnly()}
     with pytest.raises(RuntimeError, match=says):
-        keft.solve(CUBE, K0, ts, **options)
-    partial = keft.solve(CUBE, K0, ts, throw=False, **options)
+        keft.solve(CUBE, K0, **options)
+    partial = keft.solve(CUBE, K0, throw=False, **options)
     assert np.isfinite(partial.K0[:2]).all()
     assert not np.isfinite(partial.K0[2]).all()
 
 
 def test_a_run_that_blows_up_under_jit_raises():
     with pytest.raises(Exception, match="no longer finite"):
-        jax.block_until_ready(jax.jit(lambda K0: keft.solve(CUBE, K0, np.array([1.0]), eps=0.1).K0)(np.array([[1.0]])))
+        jax.block_until_ready(
+            jax.jit(lambda K0: keft.solve(CUBE, K0, layers=100, eps=0.1, closure=keft.GOnly()).K0)(np.array([[1.0]]))
+        )
 
 
 def test_running_out_of_steps_says_so():
     with pytest.raises(RuntimeError, match="Try increasing `max_steps`"):
-        keft.solve(keft.Model(keft.Sin(), C_W=1.0), np.array([[1.0]]), np.array([5.0]), max_steps=2)
+        keft.solve(keft.Model(keft.Sin(), C_W=1.0), np.array([[1.0]]), 5.0, closure=keft.GOnly(), max_steps=2)

@@ -12,7 +12,7 @@ def at_depths(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `solve` that say where: --times depths up to --T, or up to layer --depth."""
     if arguments.eps is None:
         return {"ts": np.linspace(0, arguments.T or T, arguments.times)}
-    return {"ts": arguments.eps**2 * np.array(saved_layers(arguments)), "eps": arguments.eps}
+    return {"layers": saved_layers(arguments), "eps": arguments.eps}
 
 
 def saved_layers(arguments: argparse.Namespace) -> list[int]:

@@ -8,15 +8,18 @@ from dataclasses import fields
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import AbstractArray
 
 from .. import activations, closures
 from ..activations import Activation
-from ..model import Model
-from .blocks import Layer, parse_layer
+from ..maps import GLU, Dense, RMSNorm
+from ..model import Model, Part
+from .blocks import Layer, parse_block, parse_layer
 from .kernel_file import read_kernel
 
+PLACES = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
 ALIASES = {"swish": "silu", "identity": "linear"}
 K1_EFT = "K1 is K1_EFT of the kernel-only closure: about twice what networks have at the paper's settings; use hermite-tower."
 CLOSURES = {"g-only": closures.GOnly, "sigma-kernel": closures.SigmaKernel, "hermite-tower": closures.HermiteTower}
@@ -67,15 +70,51 @@ def make_activation(layer: Layer) -> Activation:
 
 
 def make_model(arguments: argparse.Namespace, own: Model | None = None) -> Model:
-    """The model of --activation, --C_W and --C_b; what they leave open is that of `own`, or the paper's."""
-    if arguments.block is not None or arguments.decay is not None:
-        raise ValueError("Arguments `--block` and `--decay` are not available yet.")
-    own = Model(activations.Tanh(), 2.0) if own is None else own
-    activation = own.activation if arguments.activation is None else make_activation(parse_layer(arguments.activation))
-    C_W, C_b = (
-        getattr(own if value is None else arguments, n) for n, value in (("C_W", arguments.C_W), ("C_b", arguments.C_b))
-    )
-    return Model(activation, C_W, C_b)
+    """The model of --block, or of --activation, --C_W and --C_b; what they leave open is that of `own`, or the paper's."""
+    model = Model(activations.Tanh(), 2.0) if own is None else own
+    if arguments.block is not None:
+        model = Model([make_part(layer) for layer in parse_block(arguments.block)], decay=model.decay)
+    elif arguments.activation is not None:
+        activation = make_activation(parse_layer(arguments.activation))
+        model = Model(activation, model.C_W, model.C_b, decay=model.decay)
+    for name, place in PLACES.items():
+        value = getattr(arguments, name)
+        if value is not None:
+            model = eqx.tree_at(place, model, jnp.asarray(value, float))
+    return model
+
+
+def make_part(layer: Layer) -> Part:
+    """One part of a block: dense:C_W:ratio=R:C_b=B, rmsnorm, glu:ACTIVATION, or an activation."""
+    name = re.sub(r"[-_ ]", "", layer.name.lower())
+    if name == "dense":
+        return _dense(layer)
+    if name in ("rmsnorm", "layernorm"):  # the same at order 1/n
+        if layer.plain or layer.parameters:
+            raise ValueError(
+                f"A norm has no parameters, but {layer.text!r} gives some: gains belong to the dense behind it."
+            )
+        return RMSNorm()
+    if name == "glu":
+        if not layer.plain:
+            raise ValueError(f"A GLU needs its activation, as in glu:silu, but is {layer.text!r}.")
+        return GLU(make_activation(layer._replace(name=layer.plain[0], plain=layer.plain[1:])))
+    return make_activation(layer)
+
+
+def _dense(layer):
+    given = [*((f.partition("=")[0], f.partition("=")[2]) for f in layer.text.split(":")[1:] if "=" in f)]
+    given += [("C_W", text) for text in layer.plain]
+    values = dict(given)
+    try:
+        numbers = {name: float(text) for name, text in values.items()}
+    except ValueError:
+        numbers = {}
+    if len(values) < len(given) or "C_W" not in numbers or not numbers.keys() <= {"C_W", "C_b", "ratio"}:
+        raise ValueError(
+            f"A matrix is dense:C_W, with :ratio=R and :C_b=B where they are not 1 and 0, but one is {layer.text!r}."
+        )
+    return Dense(**numbers)
 
 
 def make_kernel(arguments: argparse.Namespace) -> np.ndarray:
@@ -94,7 +133,12 @@ def make_closure(arguments: argparse.Namespace) -> closures.Closure:
 
 def describe(model: Model) -> str:
     """A model as it would be written at the command line."""
-    return f"{_text(model.activation)}, C_W = {float(model.C_W):.6g}, C_b = {float(model.C_b):.6g}"
+    first, last = model.branch[0], model.branch[-1]
+    if len(model.branch) == 2 and isinstance(first, Activation) and isinstance(last, Dense):
+        text = f"{_text(first)}, C_W = {float(last.C_W):.6g}, C_b = {float(last.C_b):.6g}"
+    else:
+        text = ",".join(map(_text, model.branch))
+    return text if model.decay == 0 else f"{text}, decay = {float(model.decay):.6g}"
 
 
 def describe_closure(closure: closures.Closure) -> str:
@@ -106,11 +150,18 @@ def describe_closure(closure: closures.Closure) -> str:
 
 def remarks(model: Model, closure: closures.Closure) -> list[str]:
     """What has to be said beside K1 of the kernel-only closure for a block that begins with an activation."""
-    published = isinstance(closure, closures.GOnly) and isinstance(getattr(model, "activation", None), Activation)
+    published = isinstance(closure, closures.GOnly) and not isinstance(model.read, activations.Linear)
     return [K1_EFT] if published else []
 
 
 def _text(part: eqx.Module) -> str:
+    if isinstance(part, Dense):
+        more = f":ratio={part.ratio:.6g}" * (part.ratio != 1) + f":C_b={float(part.C_b):.6g}" * bool(part.C_b != 0)
+        return f"dense:{float(part.C_W):.6g}{more}"
+    if isinstance(part, GLU):
+        return f"glu:{_text(part.activation)}"
+    if isinstance(part, RMSNorm):
+        return "rmsnorm"
     values = {f.name: np.asarray(getattr(part, f.name)).ravel() for f in fields(part)}
     parameters = [f":{name}={','.join(f'{v:.6g}' for v in numbers)}" for name, numbers in values.items()]
     return option_name(type(part)) + "".join(parameters)

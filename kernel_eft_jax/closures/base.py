@@ -1,14 +1,17 @@
-"""What a closure is: a state, how it starts, how it moves with depth, and the moments read off it.
+r"""What a closure is: a state, how it starts, how one layer moves it, and what is read off it.
 
 A closure turns the exact but infinite hierarchy of equations for the empirical kernel at order 1/n into a finite system
-for K0, V4, K1 (and what else it carries). `solve` integrates `drift` in the continuum or iterates `step` over layers.
+for K0, V4, K1 (and what else it carries). One layer is all that it says: the continuum is the limit of thin layers,
+
+$$\dot y = \partial_{dt}\, \mathrm{step}(y, dt) \,\big|_{dt = 0}, \qquad dt = \epsilon^2$$
 """
 
 from abc import abstractmethod
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..model import Model
@@ -19,8 +22,8 @@ State = TypeVar("State")
 class Moments(NamedTuple):
     """The statistics of the kernel in pair space, up to higher orders of 1/n.
 
-    E[G] = K0 + K1 / n and Cov(G, G) = V4 / n; where the closure knows the sigma-kernel S beyond a function of G,
-    E[S] = E_K0[s s] + U1 / n, Cov(G, S) = V_GS / n and Cov(S, S) = V_SS / n.
+    E[G] = K0 + K1 / n and Cov(G, G) = V4 / n; where the closure knows the sigma-kernel S, which the last matrix of the branch reads,
+    beyond a function of G: E[S] = its value at infinite width + U1 / n, Cov(G, S) = V_GS / n and Cov(S, S) = V_SS / n.
     """
 
     K0: Float[Array, " P"]
@@ -32,23 +35,40 @@ class Moments(NamedTuple):
 
 
 class Closure(eqx.Module, Generic[State]):
-    """A closed system of equations for the statistics of the empirical kernel."""
+    """A closed system of equations for the statistics of the empirical kernel.
+
+    A closure of your own is one class with `init`, `step`, `moments`, and for `fit` and `fisher` the three methods that say how a kernel
+    is remembered by later layers.
+    """
 
     @abstractmethod
     def init(self, model: Model, k: Float[Array, " P"]) -> State:
         """The state at depth zero, where neurons are independent and N(0, K0)."""
 
     @abstractmethod
-    def drift(self, model: Model, state: State) -> State:
-        """Rate of change of the state in depth time t = eps^2 l, for eps -> 0."""
-
     def step(self, model: Model, state: State, dt: Float[Array, ""]) -> State:
-        """The state one layer on, dt = eps^2: explicit Euler, unless a closure knows the layer better."""
-        return jax.tree.map(lambda y, dy: y + dt * dy, state, self.drift(model, state))
+        """The state one layer on, dt = eps^2."""
 
     @abstractmethod
     def moments(self, model: Model, state: State) -> Moments:
         """K0, V4 and K1 of a state."""
+
+    @abstractmethod
+    def remember(self, model: Model, state: State) -> Any:
+        """What later layers share with the kernel g of this state: the start of a memory."""
+
+    @abstractmethod
+    def follow(self, model: Model, state: State, memory: Any, dt: Float[Array, ""]) -> Any:
+        """A memory one layer on, `state` that before the layer."""
+
+    @abstractmethod
+    def recall(self, model: Model, state: State, memory: Any) -> Float[Array, "P P"]:
+        """Width times the covariance of the kernel of this state (first axis) with the remembered one."""
+
+    def drift(self, model: Model, state: State) -> State:
+        """Rate of change of the state in depth time t = eps^2 l, for eps -> 0: the derivative of one layer."""
+        zero = jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+        return jax.jvp(lambda dt: self.step(model, state, dt), (zero,), (jnp.ones_like(zero),))[1]
 
     def truncation(self, model: Model, state: State) -> Moments | None:
         """Estimated errors of `moments` from truncating a convergent expansion; None where nothing is expanded."""

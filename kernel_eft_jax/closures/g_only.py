@@ -1,13 +1,18 @@
 r"""The paper's closure (Kawase and Ota 2026): the state is the kernel alone, neurons stay Gaussian given G.
 
-$$\dot K_0 = Q(K_0), \qquad \dot V_4 = \chi V_4 + V_4 \chi^T + \Sigma(K_0, Q(K_0)), \qquad \dot K_1 = \chi K_1 + \tfrac12 \mathrm{Hess} : V_4$$
+One layer, $a^2 = 1 - c \epsilon^2$, with chi and Hess the derivatives of Q at K0 and $C_Q = \chi V_4 \chi^T$ + the noise of hidden neurons:
 
-from the Wishart covariance $V_4(0) = K_{ac} K_{bd} + K_{ad} K_{bc}$ and K1(0) = 0. K1 is the paper's K1_EFT.
+$$K_0' = a^2 K_0 + \epsilon^2 Q, \qquad
+  V_4' = a^4 V_4 + a^2 \epsilon^2 (\chi V_4 + V_4 \chi^T + \Sigma(K_0, Q)) + \epsilon^4 (C_Q + \mathrm{Wick}(Q)), \qquad
+  K_1' = a^2 K_1 + \epsilon^2 (\chi K_1 + \tfrac12 \mathrm{Hess} : V_4)$$
+
+from the Wishart covariance $V_4(0) = K_{ac} K_{bd} + K_{ad} K_{bc}$ and K1(0) = 0. In the continuum these are the paper's equations.
 """
 
 import jax.numpy as jnp
 
-from ..model import Model, apply_slope, contract_curvature
+from ..maps import apply_all, carry_all
+from ..model import Model
 from ..pairs import sigma_product, wick
 from .base import Closure, Moments
 
@@ -15,22 +20,35 @@ from .base import Closure, Moments
 class GOnly(Closure[Moments]):
     """State (K0, V4, K1), N(N+1)/2 + (N(N+1)/2)^2 + N(N+1)/2 numbers: cheap at any N.
 
-    Its V4 is off by a few per cent for odd activations, where it is that of HermiteTower(2) in the continuum, and by 30 per cent for GELU,
-    SiLU or ReLU at t = 1; its K1 by a factor of two and more (`validity_window` says for your setting). With `eps` it is the paper's Euler
-    recursion, without the eps^4 terms of a real layer. Use `HermiteTower` where that matters.
+    Exact at order 1/n where the branch begins with a matrix or a norm (two matrices, the MLP block of a transformer): given G the law of the
+    next G is known. For one matrix it is a closure: V4 is off by a few per cent for odd activations, where it is that of HermiteTower(2) in the
+    continuum, and by 30 per cent for GELU, SiLU or ReLU at t = 1; K1 is the paper's K1_EFT, off by a factor of two and more
+    (`validity_window` says for your setting). Use `HermiteTower` where that matters.
     """
 
     def init(self, model: Model, k):
         return Moments(k, wick(k), jnp.zeros_like(k))
 
-    def drift(self, model: Model, state: Moments) -> Moments:
-        q, slope, curvature = model.expansion(state.K0)
-        transport = apply_slope(slope, state.V4)
+    def step(self, model: Model, state: Moments, dt) -> Moments:
+        responses, shrink = model.responses(state.K0), model.shrink(dt)
+        q = responses[-1].value
+        transport = apply_all(responses, state.V4)
+        m_Q, C_Q = carry_all(responses, state.K1, state.V4)
+        rate = transport + transport.T + sigma_product(state.K0, q)
         return Moments(
-            q,
-            transport + transport.T + sigma_product(state.K0, q),
-            apply_slope(slope, state.K1) + 0.5 * contract_curvature(curvature, state.V4),
+            shrink * state.K0 + dt * q,
+            shrink**2 * state.V4 + shrink * dt * rate + dt**2 * (C_Q + wick(q)),
+            shrink * state.K1 + dt * m_Q,
         )
 
     def moments(self, model: Model, state: Moments) -> Moments:
         return state
+
+    def remember(self, model: Model, state: Moments):
+        return state.V4
+
+    def follow(self, model: Model, state: Moments, memory, dt):
+        return model.shrink(dt) * memory + dt * apply_all(model.responses(state.K0), memory)
+
+    def recall(self, model: Model, state: Moments, memory):
+        return memory

@@ -6,6 +6,7 @@ The mean kernel of a theory is $K_0 + K_1 / n$ at the width n of the networks. W
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -45,14 +46,7 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
     no step size, and differs from layers by terms of order eps^2.
     """
     _check_same(theory, sampled)
-    times = np.asarray(theory.ts, np.float64)
-    near = np.isclose(sampled.ts[:, None], times, rtol=1e-6, atol=1e-12)
-    here, there = np.nonzero(near)
-    if not (sampled.ts[here] > 0).any():
-        raise ValueError(
-            f"The theory and the networks have no depth in common but zero: t = {_few(times)} there, {_few(sampled.ts)} here. Solve at the "
-            "layers that were sampled."
-        )
+    here, there = _common(theory, sampled)
     quantities = {}
     for name in QUANTITIES:
         values = theory.K0 + theory.K1 / sampled.width if name == "G" else getattr(theory, name)
@@ -62,12 +56,39 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
     return Comparison(sampled.layers[here], sampled.ts[here], quantities)
 
 
+def _common(theory, sampled):
+    """Places of the depths that both saved: layers by their numbers, and of the continuum by depth time."""
+    times = np.asarray(theory.ts, np.float64)
+    if theory.layers is None:
+        near = np.isclose(sampled.ts[:, None], times, rtol=1e-6, atol=1e-12)
+    else:
+        near = sampled.layers[:, None] == np.array(theory.layers)
+    here, there = np.nonzero(near)
+    if not (sampled.ts[here] > 0).any():
+        raise ValueError(
+            f"The theory and the networks have no depth in common but zero: t = {_few(times)} there, {_few(sampled.ts)} here. Solve at "
+            "the layers that were sampled."
+        )
+    gaps = ~np.isclose(sampled.ts[here], times[there], rtol=1e-6, atol=1e-12)
+    if gaps.any():
+        i = int(gaps.argmax())
+        raise ValueError(
+            f"The step sizes differ: layer {sampled.layers[here][i]} is at t = {times[there][i]:.6g} of the theory, and at "
+            f"{sampled.ts[here][i]:.6g} of the networks. Solve with the eps that was sampled."
+        )
+    return here, there
+
+
 def _check_same(theory, sampled):
     inputs, others = theory.K0.shape[-1], sampled.K0.shape[-1]
     if inputs != others:
         raise ValueError(
             f"The theory has {inputs} inputs and the networks {others}: compare results of the same inputs."
         )
+    own = getattr(sampled, "model", None)
+    if own is not None and theory.model is not None and not eqx.tree_equal(own, theory.model, rtol=1e-6):
+        models = " and ".join(eqx.tree_pformat(m, width=10**6, short_arrays=False) for m in (theory.model, own))
+        raise ValueError(f"The models of theory and networks differ: {models}.")
     if theory.ts[0] == 0 and sampled.ts[0] == 0 and not np.allclose(theory.K0[0], sampled.K0[0], rtol=1e-6, atol=0):
         gap = np.abs(np.asarray(theory.K0[0]) - sampled.K0[0])
         a, b = np.unravel_index(gap.argmax(), gap.shape)

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from ..model import Model, apply_slope
+from ..maps import apply_slope
+from ..model import Model
 from ..network import semidefinite_cholesky
 from ..pairs import triples, unpack
 from .samplers import as_rows, gram, mix

@@ -5,8 +5,7 @@ The statistics of B networks are the mean kernel at each saved layer and, where 
 $$E[\bar G] = K_0 + K_1 / n, \qquad \mathrm{Cov}(\bar G) = C / (n B), \qquad
   \mathrm{Cov}(\hat C_{pq}, \hat C_{rs}) = (C_{pr} C_{qs} + C_{ps} C_{qr}) / (n^2 (B - 1))$$
 
-C is V4 within a layer; see `depths` for C between layers. Only eps^2 C_W and eps^2 C_b enter
-the law, so layers are stepped with those and eps = 1: exact for the real network.
+C is V4 within a layer, and what the closure remembers between layers.
 """
 
 from typing import NamedTuple
@@ -19,7 +18,6 @@ from jaxtyping import Array, Float
 
 from ..closures import Closure
 from ..pairs import pack
-from .depths import advance, recall, remember
 from .parameters import Experiment, from_coordinates, set_parameters
 
 
@@ -56,23 +54,21 @@ def predict(
 def kernel_moments(e: Experiment, closure: Closure) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"]]:
     """Mean and covariance, within and between the observed layers, of one network's packed kernels, to order 1/n."""
     dtype = e.K0.dtype
-    rates = tuple(e.eps**2 * c.astype(dtype) for c in (e.model.C_W, e.model.C_b))
-    model = eqx.tree_at(lambda m: (m.C_W, m.C_b), e.model, rates)
-    observed, dt = np.asarray(e.layers), jnp.ones((), dtype)
+    model, observed, dt = e.model, np.asarray(e.layers), (e.eps**2).astype(dtype)
 
     def layer(carry, index):
         state, memories = carry
         moments = closure.moments(model, state)
         fixed, frozen = jax.lax.stop_gradient((model, state))  # noise is not differentiated between layers
         here = observed == index
-        fresh = remember(closure, fixed, frozen)
+        fresh = closure.remember(fixed, frozen)
         memories = jax.tree.map(lambda m, new: jnp.where(_align(here, m), new, m), memories, fresh)
-        across = jax.vmap(lambda m: recall(closure, fixed, frozen, m))(memories)
-        later = jax.vmap(lambda m: advance(closure, fixed, frozen, m, dt))(memories)
+        across = jax.vmap(lambda m: closure.recall(fixed, frozen, m))(memories)
+        later = jax.vmap(lambda m: closure.follow(fixed, frozen, m, jax.lax.stop_gradient(dt)))(memories)
         return (closure.step(model, state, dt), later), (moments.K0, moments.K1, moments.V4, across)
 
     start = closure.init(model, e.K0_scale * pack(e.K0))
-    nothing = jax.tree.map(lambda m: jnp.zeros((observed.size, *m.shape), m.dtype), remember(closure, model, start))
+    nothing = jax.tree.map(lambda m: jnp.zeros((observed.size, *m.shape), m.dtype), closure.remember(model, start))
     _, saved = jax.lax.scan(layer, (start, jax.lax.stop_gradient(nothing)), jnp.arange(observed[-1] + 1))
     K0, K1, V4, across = (y[observed] for y in saved)
     return K0 + K1 / e.width, _join(V4, across) / e.width

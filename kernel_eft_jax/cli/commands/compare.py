@@ -11,7 +11,7 @@ from ...diagnostics import compare
 from ...diagnostics.comparison import Comparison
 from ...ensemble import Estimate
 from ...trajectory import Solution
-from ..models import describe_closure
+from ..models import describe_closure, remarks
 from ..printing import Table, Value, show
 
 Kind = TypeVar("Kind", Solution, Estimate)
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     sampled = _load(arguments.sample, Estimate, "kernel-eft sample")
     found = compare(theory, sampled)
     title = {
-        "theory": f"{_closure(theory)}, {arguments.theory}",
+        "theory": f"{describe_closure(theory.closure)}, {arguments.theory}",
         "sampled": f"{sampled.networks:,} networks of width {sampled.width}, {arguments.sample}",
     }
     if arguments.files.result is not None:
@@ -32,7 +32,10 @@ def run(arguments: argparse.Namespace) -> None:
 
         save_figure(comparison(found, " against ".join(title.values())), arguments.files.result)
     columns = ["quantity", "layer", "t", "theory [0..]", "sampled [0..]", "difference", "largest", "at"]
-    notes = [
+    notes = remarks(theory.model, theory.closure)
+    if theory.layers is None:
+        notes.append("The theory is of the continuum: layers differ from it by terms of order eps^2.")
+    notes += [
         "Differences are sampled less theory in standard errors: of the entry shown, and the largest of all entries.",
         f"Order 1/n leaves out relative errors of order 1/n, {1 / sampled.width:.2g} here, which many networks resolve.",
     ]
@@ -55,11 +58,6 @@ def rows(found: Comparison) -> list[list]:
                 [name, int(found.layers[i]), float(found.ts[i]), float(theory[i][corner]), value, *gaps, where]
             )
     return table
-
-
-def _closure(theory: Solution) -> str:
-    closure = getattr(theory, "closure", None)
-    return "closure not known" if closure is None else describe_closure(closure)
 
 
 def _load(path: Path, kind: type[Kind], command: str) -> Kind:

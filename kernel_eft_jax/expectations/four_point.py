@@ -27,15 +27,24 @@ BEND_WEIGHT = np.array([1.0, 1.0, 2.0])
 Factors = tuple[tuple[int, int], ...]
 
 
+def products(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P P"]:
+    """E[s_a s_b s_c s_d] for all pairs ab, cd."""
+    (a, b), where = pairs(input_count(k.shape[0])), _with_repeats(k)
+    entries = [((a[p], 0), (b[p], 0), (a[r], 0), (b[r], 0)) for p, r in zip(*where, strict=True)]
+    values = _Conditional(activation, k, degree)(entries)
+    if len(values) == k.shape[0] ** 2:
+        return values.reshape(k.shape[0], -1)
+    return _by_modes(activation, k, k, degree)[0].at[where].set(values)
+
+
 def products_and_noise(
     activation: Activation, k: Float[Array, " P"], q: Float[Array, " P"], degree: int
 ) -> tuple[Float[Array, "P P"], Float[Array, "P P"]]:
     r"""E[s_a s_b s_c s_d] and the noise $E[\nabla(s_a s_b) \cdot Q \nabla(s_c s_d)]$ for all pairs ab, cd."""
     inputs, count = input_count(k.shape[0]), k.shape[0]
     Q = q[pair_table(inputs)]
-    (a, b), conditional = pairs(inputs), _Conditional(activation, k, degree)
-    repeated = [(p, r) for p, r in product(range(count), repeat=2) if len({a[p], b[p], a[r], b[r]}) < 4]
-    where = tuple(np.array(repeated).T)
+    (a, b), conditional, where = pairs(inputs), _Conditional(activation, k, degree), _with_repeats(k)
+    repeated = list(zip(*where, strict=True))
     values = conditional([((a[p], 0), (b[p], 0), (a[r], 0), (b[r], 0)) for p, r in repeated])
     noise = jnp.zeros_like(values)
     for i, j in product((0, 1), repeat=2):
@@ -45,6 +54,13 @@ def products_and_noise(
     if inputs >= 4:
         result = jnp.stack(_by_modes(activation, k, q, degree))
     return result[0].at[where].set(values), result[1].at[where].set(noise)
+
+
+def _with_repeats(k):
+    """The places (ab, cd) of pairs of pairs in which an input occurs twice."""
+    a, b = pairs(input_count(k.shape[0]))
+    every = product(range(k.shape[0]), repeat=2)
+    return tuple(np.array([(p, r) for p, r in every if len({a[p], b[p], a[r], b[r]}) < 4]).T)
 
 
 def bends(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P 3 3"]:

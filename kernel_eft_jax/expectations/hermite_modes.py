@@ -73,12 +73,6 @@ def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*shape
     return jnp.sqrt(rest + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x))
 
 
-def frame_drift(k: Float[Array, " P"], q: Float[Array, " P"]) -> Float[Array, "P 2 2"]:
-    r"""$\dot M M^{-1} = -M \dot L$ for $\dot K = Q$."""
-    f, rate = jax.jvp(frame, (k,), (q,))
-    return -f.M @ rate.L
-
-
 def pair_blocks_between(k: Float[Array, " P"]) -> Float[Array, "P P 2 2"]:
     """The 2 x 2 block of a packed kernel between the inputs of one pair and those of another."""
     inputs = input_count(k.shape[-1])
@@ -115,17 +109,6 @@ def rotate(R: Float[Array, "*#batch 2 2"], w: Float[Array, "*#batch J S"]) -> Fl
     degrees = jnp.arange(1, degree + 1, dtype=w.dtype)
     _, rotated = jax.lax.scan(next_degree, first, (degrees, jnp.moveaxis(w, -2, 0)))
     return jnp.broadcast_to(jnp.moveaxis(rotated, 0, -2), (*batch, degree, columns))
-
-
-def rotation_drift(B: Float[Array, "C 2 2"], w: Float[Array, "*batch C J S"]) -> Float[Array, "*batch C J S"]:
-    r"""The derivative of `rotate` at R = 1 along B: how modes move when $\dot\psi = B \psi$, B lower triangular."""
-    inputs = input_count(B.shape[0])
-    m, s = modes(w.shape[-2], inputs)
-    r = np.maximum(m - s, 0)
-    b11, b21, b22 = (B[:, i, j, None, None] for i, j in ((0, 0), (1, 0), (1, 1)))
-    return (b11 * r.astype(B.dtype) + b22 * s.astype(B.dtype)) * w + b21 * np.sqrt(s * (r + 1)).astype(
-        B.dtype
-    ) * jnp.roll(w, 1, axis=-1)
 
 
 def mode_covariances(k: Float[Array, " P"], f: Frame, value: Float[Array, "P J S"]) -> Float[Array, "P P J S"]:

@@ -1,0 +1,71 @@
+"""Depth, said in one way everywhere: layers with their steps eps, or depth times of the continuum, $t_l = \\sum_{j \\le l} \\epsilon_j^2$."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from .checks import is_concrete
+
+
+def check_times(ts: Any) -> Any:
+    """Depth times as a vector; a single number is a list of one. NumPy where the values are known, so that a user's jit keeps them known."""
+    ts = np.atleast_1d(np.asarray(ts, np.float64)) if is_concrete(ts) else jnp.atleast_1d(ts)
+    if ts.ndim != 1 or ts.shape[0] == 0:
+        raise ValueError(f"Argument `ts` must be a list of depth times, but has shape {ts.shape}.")
+    if is_concrete(ts) and (not np.isfinite(ts).all() or ts[0] < 0 or (np.diff(ts) <= 0).any()):
+        raise ValueError(f"Argument `ts` must be finite, not negative and strictly increasing, but is {ts}.")
+    return ts
+
+
+def check_layers(layers: Any, name: str = "layers") -> tuple[int, ...]:
+    """Numbers of layers in increasing order, the input being layer 0; a single number is a list of one."""
+    if not is_concrete(layers):
+        raise ValueError(
+            f"Argument `{name}` decides how many layers there are and cannot be traced: pass whole numbers."
+        )
+    steps = np.atleast_1d(np.asarray(layers))
+    whole = steps.ndim == 1 and steps.size > 0 and steps.dtype.kind in "iuf" and (steps == np.round(steps)).all()
+    if not whole or steps[0] < 0 or (np.diff(steps) <= 0).any():
+        raise ValueError(
+            f"Argument `{name}` must be a list of whole layers, 0 or more, in increasing order, but is {layers!r}."
+        )
+    if steps[-1] >= 2**31:
+        raise ValueError(f"Argument `{name}` must be below 2^31, but is {layers!r}.")
+    return tuple(int(step) for step in steps)
+
+
+def check_eps(eps: Any, decay: Any, depth: int) -> Any:
+    r"""The step of each layer: one number, or one for each of `depth` layers. Raises ValueError where c eps^2 > 1."""
+    wanted = f"Argument `eps` must be a positive number, or one for each of the {depth} layers"
+    if is_concrete(eps):
+        try:
+            eps = np.asarray(eps, np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{wanted}, but is {eps!r}.") from None
+    if eps.ndim > 1 or (eps.ndim == 1 and eps.shape[0] != depth):
+        raise ValueError(f"{wanted}, but has shape {eps.shape}.")
+    if is_concrete(eps):
+        if not (np.isfinite(eps).all() and (eps > 0).all()):
+            raise ValueError(f"{wanted}, but is {eps}.")
+        if is_concrete(decay) and float(decay) * float(np.max(eps, initial=0.0)) ** 2 > 1 + 1e-6:
+            raise ValueError(
+                f"Arguments `eps` and `decay` leave no real skip: a^2 = 1 - decay eps^2 is negative at decay = {float(decay):.6g} and "
+                f"eps = {float(np.max(eps)):.6g}. Take decay = 1 / eps^2 or less."
+            )
+    return eps
+
+
+def squares(eps: Float[ArrayLike, "..."], depth: int, dtype: Any) -> Float[Array, " depth"]:
+    """dt = eps^2 of every layer."""
+    return jnp.broadcast_to(jnp.asarray(eps, dtype) ** 2, (depth,))
+
+
+def times_of_layers(layers: Int[ArrayLike, " T"], eps: Float[ArrayLike, "..."]) -> Float[np.ndarray, " T"]:
+    """Depth times of layers, with known eps."""
+    layers = np.asarray(layers, np.int64)
+    eps = np.asarray(eps, np.float64)
+    if eps.ndim == 0:
+        return eps**2 * layers
+    return np.concatenate([[0.0], np.cumsum(eps**2)])[layers]

@@ -1,0 +1,224 @@
+r"""Maps of kernels: what a matrix, a layer of fresh neurons, a gate and a norm do to the kernel of the features that they read.
+
+A kernel X of order-1/n mean $m / n$ and covariance $C / n$ goes through a map F, pair by pair, with slope J and curvature H:
+
+$$X \to F(X), \qquad m \to J m + \tfrac12 H : C, \qquad C \to J C J^T + N, \qquad h \to J h$$
+
+N is what averaging over a finite number of fresh neurons adds, and h any fluctuation. A branch is a list of such maps.
+"""
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from .activations import Activation, Expansion
+from .checks import is_concrete
+from .expectations.four_point import products
+from .pairs import input_count, triples, wick
+
+SERIES = 40  # terms in the correlation of what is left of two inputs given a third
+
+
+class Affine(NamedTuple):
+    """The response of a matrix: $X \\to C_b + C_W X$ in pair space."""
+
+    value: Float[Array, " P"]
+    scale: Float[Array, ""]
+
+    def apply(self, h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
+        """J h."""
+        return self.scale * h
+
+    def carry(self, m: Float[Array, " P"], C: Float[Array, "P P"]) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
+        """Mean correction and covariance behind the map."""
+        return self.scale * m, self.scale**2 * C
+
+
+class Local(NamedTuple):
+    """The response of any other map: derivatives of each pair in its (k_aa, k_bb, k_ab), and the noise of fresh neurons."""
+
+    value: Float[Array, " P"]
+    slope: Float[Array, "P 3"]
+    curvature: Float[Array, "P 3 3"]
+    noise: Float[Array, "P P"] | Float[Array, ""]
+
+    def apply(self, h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
+        """J h."""
+        return apply_slope(self.slope, h)
+
+    def carry(self, m: Float[Array, " P"], C: Float[Array, "P P"]) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
+        """Mean correction and covariance behind the map."""
+        half = apply_slope(self.slope, C)
+        later = apply_slope(self.slope, half.T) + self.noise
+        return apply_slope(self.slope, m) + 0.5 * contract_curvature(self.curvature, C), later
+
+
+Response = Affine | Local
+
+
+def apply_all(responses: list[Response], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
+    """A fluctuation behind all maps."""
+    for response in responses:
+        h = response.apply(h)
+    return h
+
+
+def carry_all(
+    responses: list[Response], m: Float[Array, " P"], C: Float[Array, "P P"]
+) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
+    """Mean correction and covariance behind all maps."""
+    for response in responses:
+        m, C = response.carry(m, C)
+    return m, C
+
+
+class KernelMap(eqx.Module):
+    """A map of kernels, with its derivatives and the noise that it adds."""
+
+    @abstractmethod
+    def value(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
+        """F(X) in pair space."""
+
+    @abstractmethod
+    def response(self, k: Float[Array, " P"]) -> Response:
+        """F at X with what moves through it."""
+
+
+class Dense(KernelMap):
+    r"""A matrix and a bias: $u = W x + b$, $W_{ij} \sim N(0, C_W / m)$ for m features x, $b_i \sim N(0, C_b)$.
+
+    $$A_{ab} = C_b + C_W S_{ab}$$
+
+    is the covariance of each output, S the kernel of the features. `ratio` is the number of neurons that the outputs feed, over the
+    width n of the stream: the last matrix of a branch feeds the stream itself and has ratio 1. In front of a `GLU` a Dense stands for
+    two matrices side by side, of `ratio` n rows each.
+    """
+
+    C_W: Float[Array, ""]
+    C_b: Float[Array, ""]
+    ratio: float = eqx.field(static=True)
+
+    def __init__(self, C_W: Float[ArrayLike, ""], C_b: Float[ArrayLike, ""] = 0.0, *, ratio: float = 1):
+        self.C_W, self.C_b = variance("C_W", C_W), variance("C_b", C_b)
+        if isinstance(ratio, bool) or not np.isscalar(ratio) or not np.isfinite(ratio) or ratio <= 0:
+            raise ValueError(f"Argument `ratio` must be a number greater than zero, but is {ratio!r}.")
+        self.ratio = int(ratio) if ratio == int(ratio) else float(ratio)
+
+    def value(self, k):
+        return self.C_b.astype(k.dtype) + self.C_W.astype(k.dtype) * k
+
+    def response(self, k):
+        return Affine(self.value(k), self.C_W.astype(k.dtype))
+
+
+class RMSNorm(KernelMap):
+    r"""Each input's features divided by their root mean square, $x_i(a) \to x_i(a) / \sqrt{S_{aa}}$.
+
+    $$S_{ab} \to S_{ab} / \sqrt{S_{aa} S_{bb}}$$
+
+    LayerNorm, which also removes the mean over the features, is the same at order 1/n. Gains of a norm belong to the C_W of the matrix
+    behind it.
+    """
+
+    def __call__(self, x: Float[Array, "N m *batch"]) -> Float[Array, "N m *batch"]:
+        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=1, keepdims=True))
+
+    def value(self, k):
+        return self.response(k).value
+
+    def response(self, k):
+        k_aa, k_bb, k_ab = k[triples(input_count(k.shape[0]))].T
+        scale = jax.lax.rsqrt(k_aa) * jax.lax.rsqrt(k_bb)
+        rho = k_ab * scale
+        # On the diagonal the three derivatives of k / sqrt(k k) add up to zero, and so do the nine.
+        slope = jnp.stack([-0.5 * rho / k_aa, -0.5 * rho / k_bb, scale], axis=1)
+        by_aa = [0.75 * rho / k_aa**2, 0.25 * rho / (k_aa * k_bb), -0.5 * scale / k_aa]
+        by_bb = [by_aa[1], 0.75 * rho / k_bb**2, -0.5 * scale / k_bb]
+        curvature = jnp.stack([*by_aa, *by_bb, by_aa[2], by_bb[2], jnp.zeros_like(rho)], axis=1)
+        return Local(rho, slope, curvature.reshape(-1, 3, 3), jnp.zeros((), k.dtype))
+
+
+class GLU(eqx.Module):
+    r"""A gated linear unit: two matrices side by side give u and w, and the feature is $w\, s(u)$.
+
+    $$E[f_a f_b] = A_{ab}\, E_A[s_a s_b], \qquad f = w\, s(u)$$
+
+    with u and w independent, both N(0, A). `GLU(SiLU())` is SwiGLU (Shazeer 2020), `GLU(GELU())` is GEGLU.
+    """
+
+    activation: Activation
+
+    def __check_init__(self):
+        if not isinstance(self.activation, Activation):
+            raise ValueError(
+                f"Argument `activation` of GLU must be an activation object such as SiLU(), but is {self.activation!r}."
+            )
+
+    def __call__(self, x: Float[Array, "N two_m *batch"]) -> Float[Array, "N m *batch"]:
+        u, w = jnp.split(x, 2, axis=1)
+        return w * self.activation(u)
+
+    def moments(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
+        """E[f_a f_b] of every pair."""
+        return k * self.activation.moments(k)
+
+    def expansion(self, k: Float[Array, " P"]) -> Expansion:
+        """`moments` with its first and second derivatives."""
+        value, slope, curvature = self.activation.expansion(k)
+        ab = jnp.zeros_like(slope).at[:, 2].set(1)
+        mixed = ab[:, :, None] * slope[:, None, :]
+        curvature = k[:, None, None] * curvature + mixed + mixed.mT
+        return Expansion(k * value, k[:, None] * slope + value[:, None] * ab, curvature)
+
+    def error(self, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Estimated relative error of `expansion` at variance k."""
+        return self.activation.error(k)
+
+    def products(self, k: Float[Array, " P"]) -> Float[Array, "P P"]:
+        """E[f_a f_b f_c f_d] of all pairs ab, cd."""
+        return (k[:, None] * k + wick(k)) * products(self.activation, k, SERIES)
+
+
+class Fresh(KernelMap):
+    r"""The average over $m = \mathrm{ratio}\, n$ neurons that are independent given the covariance A of their pre-activations.
+
+    $$S_{ab} = \frac1m \sum_i f_i(a) f_i(b), \qquad N_{ab,cd} = \frac{1}{\mathrm{ratio}} \mathrm{Cov}_A(f_a f_b, f_c f_d)$$
+    """
+
+    neurons: Activation | GLU
+    ratio: float = eqx.field(static=True)
+
+    def value(self, k):
+        return self.neurons.moments(k)
+
+    def response(self, k):
+        value, slope, curvature = self.neurons.expansion(k)
+        gated = isinstance(self.neurons, GLU)
+        fourth = self.neurons.products(k) if gated else products(self.neurons, k, SERIES)
+        return Local(value, slope, curvature, (fourth - value[:, None] * value) / self.ratio)
+
+
+def apply_slope(slope: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
+    """J h in pair space, for h with any further axes."""
+    return jnp.einsum("ps,ps...->p...", slope, h[triples(input_count(h.shape[0]))], precision="highest")
+
+
+def contract_curvature(curvature: Float[Array, "P 3 3"], C: Float[Array, "P P"]) -> Float[Array, " P"]:
+    """H:C in pair space."""
+    triple = triples(input_count(C.shape[0]))
+    return jnp.einsum("pst,pst->p", curvature, C[triple[:, :, None], triple[:, None, :]], precision="highest")
+
+
+def variance(name: str, value: Float[ArrayLike, ""]) -> Float[Array, ""]:
+    """A variance as an array leaf, if it is one number, finite and not negative."""
+    value = jnp.asarray(value, dtype=float) if not isinstance(value, jax.Array) else value
+    if value.shape != ():
+        raise ValueError(f"Argument `{name}` must be one number, but has shape {value.shape}.")
+    if is_concrete(value) and not (np.isfinite(value) and value >= 0):
+        raise ValueError(f"Argument `{name}` is a variance and must be finite and not negative, but is {value}.")
+    return value

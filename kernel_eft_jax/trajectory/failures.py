@@ -1,0 +1,91 @@
+"""What is said when a trajectory fails: which quantity, which entry, at which depth, and what to do."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..checks import is_concrete
+from ..pairs import input_count, pairs
+from .solution import Solution
+
+LIMIT = 0.01  # of the estimated relative error of the Gaussian expectations
+
+
+def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
+    """The solution, if it is finite, complete and its expectations are right to LIMIT; else RuntimeError in a sentence."""
+    leaves = [*jax.tree.leaves(solution.packed), *jax.tree.leaves(solution.stats), solution.ts]
+    if not all(is_concrete(leaf) for leaf in leaves):
+        return _checked_inside_jit(solution)
+    if not jnp.isfinite(k).all():
+        raise RuntimeError("The input kernel is not finite.")
+    _check_start(solution, k)
+    if solution.result != diffrax.RESULTS.successful:
+        finite = np.asarray(jnp.isfinite(solution.packed.K0).all(-1))
+        reached = [float(t) for t, ok in zip(solution.ts, finite, strict=True) if ok]
+        raise RuntimeError(
+            f"The solve stopped after depth t = {max(reached, default=0.0):.6g} of {float(solution.ts[-1]):.6g}: "
+            f"{diffrax.RESULTS[solution.result]}"
+        )
+    _check_entries(solution)
+    error = float(solution.stats["expectation_error"])
+    if not error <= LIMIT:
+        raise RuntimeError(
+            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers would be no "
+            "answer. The activation bends too sharply for its variance. Take a class with closed forms or with kinks (ReLU, "
+            "Piecewise) for a function with kinks, smaller variances, or throw=False to see the numbers all the same."
+        )
+    return solution
+
+
+def _checked_inside_jit(solution):
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(solution.packed)]
+    bad = ~jnp.stack(finite).all() | (solution.result != diffrax.RESULTS.successful)
+    bad = bad | ~(solution.stats["expectation_error"] <= LIMIT)
+    packed = eqx.error_if(
+        solution.packed,
+        bad,
+        "The solve failed, is no longer finite, or its expectations are not accurate. Run the same call outside jit: its error names the "
+        "depth and the entry.",
+    )
+    return eqx.tree_at(lambda s: s.packed, solution, packed)
+
+
+def _check_start(solution, k):
+    """That expectations are finite at the input kernel: what is wrong there is the model, not the depth."""
+    wrong = np.argwhere(~np.isfinite(np.asarray(solution.model.q(k))))
+    if wrong.size:
+        a, b = pairs(input_count(k.shape[0]))
+        p = int(wrong[0, 0])
+        raise RuntimeError(
+            f"The kernel map Q is not finite at the input kernel: Q[{a[p]}, {b[p]}] at K0[{a[p]}, {b[p]}] = {float(k[p]):.6g}. Look at the "
+            "activation and its parameters: its second moment must exist at this variance."
+        )
+
+
+def _check_entries(solution):
+    known = [(name, np.asarray(v)) for name, v in solution.packed._asdict().items() if v is not None]
+    a, b = pairs(input_count(solution.packed.K0.shape[-1]))
+
+    def entry(place):
+        return ", ".join(f"{a[p]}, {b[p]}" for p in place)
+
+    for i, t in enumerate(np.asarray(solution.ts)):
+        where = f"t = {t:.6g}" if solution.layers is None else f"layer {solution.layers[i]}"
+        for name, values in known:
+            wrong = np.argwhere(~np.isfinite(values[i]))
+            if wrong.size:
+                raise RuntimeError(
+                    f"The solve is no longer finite: {name}[{entry(wrong[0])}] at {where} is {values[i][tuple(wrong[0])]}. "
+                    "Variances may grow without bound for this activation: look at smaller depths."
+                )
+            if name in ("V4", "V_SS"):
+                variances = np.diagonal(values[i])
+                p = int(variances.argmin())
+                if variances[p] < -1e-6 * np.abs(variances).max():
+                    raise RuntimeError(
+                        f"The solve has lost its meaning: the variance {name}[{entry((p, p))}] at {where} is {variances[p]:.6g}, below zero. "
+                        "Take the closure HermiteTower(), or smaller steps."
+                    )

@@ -1,0 +1,61 @@
+"""What `solve` returns: the trajectory, how accurate it is, and what made it."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from ..closures import Closure, Moments
+from ..model import Model
+from ..pairs import unpack, unpack_covariance
+
+
+class Solution(eqx.Module):
+    """K0, V4 and K1 at the saved depths: E[G] = K0 + K1 / n, Cov(G, G) = V4 / n, up to higher orders of 1/n.
+
+    `packed` holds them in pair space (entries a <= b only); the properties give full matrices. `truncation` estimates the
+    errors left by a truncated expansion (None for closures that expand nothing), `stats` counts the work and holds
+    `expectation_error`, the estimated relative error of the Gaussian expectations; `result` is diffrax's. `model`, `closure`, `layers` and `eps`
+    say where the numbers come from; the last two are None in the continuum.
+    """
+
+    ts: Float[Array, " T"]
+    packed: Moments
+    truncation: Moments | None
+    stats: dict[str, Any]
+    result: diffrax.RESULTS
+    model: Model
+    closure: Closure
+    eps: Float[Array, "..."] | None
+    layers: tuple[int, ...] | None = eqx.field(static=True)
+
+    @property
+    def K0(self) -> Float[Array, "T N N"]:
+        """Mean kernel at infinite width."""
+        return unpack(self.packed.K0)
+
+    @property
+    def V4(self) -> Float[Array, "T N N N N"]:
+        """Width times the covariance of the kernel, V4_ab,cd."""
+        return unpack_covariance(self.packed.V4)
+
+    @property
+    def K1(self) -> Float[Array, "T N N"]:
+        """Width times the finite-width correction of the mean kernel."""
+        return unpack(self.packed.K1)
+
+    @property
+    def V_GS(self) -> Float[Array, "T N N N N"] | None:
+        """Width times Cov(G_ab, S_cd), S the sigma-kernel; None for closures that do not carry it."""
+        return None if self.packed.V_GS is None else unpack_covariance(self.packed.V_GS)
+
+    @property
+    def V_SS(self) -> Float[Array, "T N N N N"] | None:
+        """Width times the covariance of the sigma-kernel; None for closures that do not carry it."""
+        return None if self.packed.V_SS is None else unpack_covariance(self.packed.V_SS)
+
+    @property
+    def U1(self) -> Float[Array, "T N N"] | None:
+        """Width times the finite-width correction of the mean sigma-kernel; None for closures that do not carry it."""
+        return None if self.packed.U1 is None else unpack(self.packed.U1)

@@ -1,0 +1,193 @@
+r"""Depth trajectories of the theory: a closure integrated in depth time t = sum of eps^2, or stepped layer by layer.
+
+In the continuum (eps -> 0) diffrax integrates $\dot y = \mathrm{drift}(y)$ with adaptive steps; with `layers` and `eps` the same closure is
+iterated, $y_{l+1} = \mathrm{step}(y_l, \epsilon_l^2)$. The two agree to O(eps^2). Solvers, step size controllers and adjoints are diffrax's
+own objects.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from ..checks import check_count, check_kernel
+from ..closures import Closure, HermiteTower
+from ..depths import check_eps, check_layers, check_times, squares
+from ..directions import forward_only, reverse_only
+from ..model import Model
+from ..pairs import pack
+from .failures import checked
+from .solution import Solution
+
+EXACT = HermiteTower()
+
+
+def solve(
+    model: Model,
+    K0: Float[ArrayLike, "N N"],
+    ts: Float[ArrayLike, " T"] | None = None,
+    *,
+    layers: Sequence[int] | int | None = None,
+    eps: Float[ArrayLike, "..."] | None = None,
+    closure: Closure = EXACT,
+    solver: diffrax.AbstractSolver | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    dt0: float | None = None,
+    max_steps: int = 4096,
+    throw: bool = True,
+) -> Solution:
+    r"""K0, V4 and K1 along the depth, from the input kernel K0: at depth times `ts` of the continuum, or after `layers` of step `eps`.
+
+    The default closure is exact at order 1/n. In the continuum diffrax integrates: Tsit5, PID control to 1e-8 (1e-5 in float32) of each
+    quantity's own size, and the checkpointed adjoint, which gives reverse-mode gradients; pass `diffrax.ForwardMode()` for `jax.jacfwd` and
+    `diffrax.DirectAdjoint()` for `jax.hessian` (whose gradients in reverse mode are right to 1e-7 only, from 17 steps on: Equinox's bounded
+    loop). With `layers` and `eps` the real network's layers are stepped, $t_l = \sum_{j \le l} \epsilon_j^2$; `eps` is one number or one a
+    layer, and both modes of differentiation work as they are, in `eps` too.
+
+    Raises ValueError for arguments that make no sense, before any work, and RuntimeError that names depth and entry if
+    the solve fails, stops being finite, or if its Gaussian expectations have an estimated error above one per cent. With `throw=False` it
+    returns what it has, and `result` and `stats` say how it went.
+    """
+    for name, value, kind in (("model", model, Model), ("closure", closure, Closure)):
+        if not isinstance(value, kind):
+            raise ValueError(f"Argument `{name}` must be a {kind.__name__} object, but is {value!r}.")
+    K0 = check_kernel(K0)
+    continuum = (solver, adjoint, stepsize_controller, dt0)
+    if ts is not None and (layers is not None or eps is not None):
+        raise ValueError(
+            "Argument `ts` holds depth times of the continuum, and `layers` with `eps` ask for layers: pass either `ts` alone, or "
+            "`layers=[...]` and `eps`."
+        )
+    if ts is not None:
+        times = jnp.asarray(check_times(ts), K0.dtype)
+        solution = _continuum(model, K0, times, closure, *continuum, max_steps)
+    elif layers is None or eps is None:
+        raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
+    elif continuum != (None,) * 4:
+        raise ValueError(
+            "Arguments `solver`, `adjoint`, `stepsize_controller` and `dt0` belong to the continuum, but `layers` ask for the "
+            "layer recursion: leave either out."
+        )
+    else:
+        steps = check_layers(layers)
+        eps = jnp.asarray(check_eps(eps, model.decay, steps[-1]), K0.dtype)
+        solution = _layers(closure, model, pack(K0), eps, steps)
+    return checked(solution, pack(K0)) if throw else solution
+
+
+def _continuum(model, K0, ts, closure, solver, adjoint, controller, dt0, max_steps):
+    tolerance = 1e-8 if K0.dtype == jnp.float64 else 1e-5
+    check_count(max_steps, "max_steps")
+    adjoint = adjoint or diffrax.RecursiveCheckpointAdjoint()
+    run = functools.partial(
+        _integrate,
+        solver=solver or diffrax.Tsit5(),
+        adjoint=adjoint,
+        controller=controller or diffrax.PIDController(rtol=tolerance, atol=tolerance),
+        dt0=dt0,
+        max_steps=max_steps,
+    )
+    return _guarded(run, adjoint, closure, model, pack(K0), ts)
+
+
+def _guarded(run, adjoint, closure, model, k, ts):
+    """run(closure, model, k, ts), where a derivative that the adjoint cannot take raises a sentence with the remedy."""
+    if isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
+        sentence = (
+            f"adjoint={type(adjoint).__name__}() differentiates once and in reverse mode only (jax.grad, jax.jacrev). Pass "
+            "adjoint=diffrax.ForwardMode() for jax.jacfwd, and adjoint=diffrax.DirectAdjoint() for jax.hessian."
+        )
+        dynamic, static = eqx.partition((model, k, ts), eqx.is_inexact_array)
+        return run(closure, *eqx.combine(reverse_only(dynamic, sentence), static))
+    solution = run(closure, model, k, ts)
+    if isinstance(adjoint, diffrax.ForwardMode):
+        sentence = (
+            "adjoint=ForwardMode() differentiates in forward mode only (jax.jacfwd, jax.jvp). Leave `adjoint` out for jax.grad, "
+            "and pass adjoint=diffrax.DirectAdjoint() for jax.hessian."
+        )
+        return eqx.tree_at(lambda s: s.packed, solution, forward_only(solution.packed, sentence))
+    return solution
+
+
+@eqx.filter_jit
+def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_steps):
+    parameters, drift, read = _traced_once(closure, model)
+
+    def save(t, state, parameters):
+        return read(parameters, state)
+
+    # Backsolve cannot save a function of the state.
+    late = isinstance(adjoint, diffrax.BacksolveAdjoint)
+    saveat = diffrax.SaveAt(ts=ts) if late else diffrax.SaveAt(ts=ts, fn=save)
+    out = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, state, parameters: drift(parameters, state)),
+        solver,
+        t0=jnp.zeros_like(ts[-1]),
+        t1=ts[-1],
+        dt0=dt0,
+        y0=closure.init(model, k),
+        args=parameters,
+        saveat=saveat,
+        stepsize_controller=controller,
+        adjoint=adjoint,
+        max_steps=max_steps,
+        throw=False,
+    )
+    assert out.ys is not None
+    moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, parameters) if late else out.ys
+    stats = {"num_steps": out.stats["num_steps"]}
+    stats |= _expectation_error(model, moments)
+    return Solution(ts, moments, truncation, stats, out.result, model, closure, None, None)
+
+
+@eqx.filter_jit
+def _layers(closure, model, k, eps, layers):
+    stride, (parameters, _, read) = max(math.gcd(*layers), 1), _traced_once(closure, model)
+    dt = squares(eps, layers[-1], k.dtype)
+
+    # Checkpointed: reverse mode keeps one state a layer and recomputes the rest.
+    @jax.checkpoint
+    def layer(state, dt):
+        return closure.step(model, state, dt), None
+
+    def segment(state, dts):
+        state, _ = jax.lax.scan(layer, state, dts)
+        return state, read(parameters, state)
+
+    start = closure.init(model, k)
+    _, saved = jax.lax.scan(segment, start, dt.reshape(-1, stride))
+    everything = jax.tree.map(lambda y0, ys: jnp.concatenate([y0[None], ys]), read(parameters, start), saved)
+    moments, truncation = jax.tree.map(lambda ys: ys[np.asarray(layers) // stride], everything)
+    stats = {"num_steps": jnp.asarray(layers[-1])} | _expectation_error(model, moments)
+    ts = jnp.concatenate([jnp.zeros(1, dt.dtype), jnp.cumsum(dt)])[np.asarray(layers)]
+    success = diffrax.RESULTS.successful
+    return Solution(ts, moments, truncation, stats, success, model, closure, eps, layers)
+
+
+def _traced_once(closure, model):
+    """The model's arrays, and drift and readings as functions of them and of a state.
+
+    Compiled functions within a compiled function: diffrax and derivatives run them many times in Python, JAX traces them once.
+    """
+    parameters, static = eqx.partition(model, eqx.is_array)
+
+    def read(parameters, state):
+        model = eqx.combine(parameters, static)
+        return closure.moments(model, state), closure.truncation(model, state)
+
+    def drift(parameters, state):
+        return closure.drift(eqx.combine(parameters, static), state)
+
+    return parameters, jax.jit(drift), jax.jit(read)
+
+
+def _expectation_error(model, moments):
+    errors = jax.vmap(model.error)(jax.lax.stop_gradient(moments.K0))
+    return {"expectation_error": jnp.max(errors)}
