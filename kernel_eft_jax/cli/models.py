@@ -41,7 +41,7 @@ def _by_numbers(cls):
     return all(inspect.isclass(f.type) and issubclass(f.type, AbstractArray) for f in fields(cls))
 
 
-def make_activation(layer: Layer) -> Activation:
+def make_activation(layer: Layer, others: tuple[str, ...] = ()) -> Activation:
     """The activation of a text such as leaky-relu:slope=0.1."""
     known = activation_classes()
     plain = {name.replace("-", ""): name for name in known}
@@ -50,7 +50,7 @@ def make_activation(layer: Layer) -> Activation:
     if name is None:
         close = difflib.get_close_matches(asked, [*plain, *ALIASES], 1)
         hint = f" Did you mean {plain.get(close[0], close[0])}?" if close else ""
-        raise ValueError(f"Unknown activation {layer.name!r}.{hint} Known: {', '.join(known)}.")
+        raise ValueError(f"Unknown activation {layer.name!r}.{hint} Known: {', '.join([*known, *others])}.")
     parameters: dict[str, Any] = {field.name: field.type for field in fields(known[name])}
     wrong = [*layer.plain, *(key for key in layer.parameters if key not in parameters)]
     if wrong:
@@ -99,7 +99,7 @@ def make_part(layer: Layer) -> Part:
         if not layer.plain:
             raise ValueError(f"A GLU needs its activation, as in glu:silu, but is {layer.text!r}.")
         return GLU(make_activation(layer._replace(name=layer.plain[0], plain=layer.plain[1:])))
-    return make_activation(layer)
+    return make_activation(layer, others=("dense", "rmsnorm", "glu"))
 
 
 def _dense(layer):
