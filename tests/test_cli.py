@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import re
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ import xarray
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli, storage
-from kernel_eft_jax.cli import arguments, models
+from kernel_eft_jax.cli import models
 from kernel_eft_jax.cli.arguments import read
 from kernel_eft_jax.ensemble import Estimate
 from kernel_eft_jax.ensemble.checkpoint import Checkpoint
@@ -188,61 +186,6 @@ def test_a_mistake_gets_one_sentence(command, says, tmp_path, capsys):
     assert message.count("\n") == 1
     assert "pickle" not in message
     assert not list(tmp_path.glob("*.nc"))
-
-
-BLOCKS = {
-    "tanh,dense:2": keft.Model(keft.Tanh(), 2.0),
-    "dense:1,gelu,dense:2:C_b=0.1": keft.Model([keft.Dense(1.0), keft.GELU(), keft.Dense(2.0, 0.1)]),
-    "tanh,dense:1.5,gelu,dense:2": keft.Model([keft.Tanh(), keft.Dense(1.5), keft.GELU(), keft.Dense(2.0)]),
-    "rmsnorm,dense:1:ratio=4,gelu,dense:2": keft.Model(
-        [keft.RMSNorm(), keft.Dense(1.0, ratio=4), keft.GELU(), keft.Dense(2.0)]
-    ),
-    "rmsnorm,dense:1:ratio=2,glu:silu,dense:4": keft.Model(
-        [keft.RMSNorm(), keft.Dense(1.0, ratio=2), keft.GLU(keft.SiLU()), keft.Dense(4.0)]
-    ),
-    "dense:1,glu:leaky-relu:slope=0.25,dense:4": keft.Model(
-        [keft.Dense(1.0), keft.GLU(keft.LeakyReLU(0.25)), keft.Dense(4.0)]
-    ),
-}
-
-
-@pytest.mark.parametrize("text", BLOCKS)
-def test_a_block_can_be_typed(text):
-    """The text gives the model, and the model's text gives it again; the five of the help are among them."""
-    made = models.make_model(read(["theory", "--block", text]))
-    assert eqx.tree_equal(made, BLOCKS[text])
-    if text != "tanh,dense:2":  # which is shown as people write one matrix
-        assert models.describe(made) == text
-    assert all(example in BLOCKS for example in re.findall(r"--block (\S+)", arguments.BLOCKS))
-
-
-def test_decay_and_variances_go_into_the_model():
-    made = models.make_model(read("theory --activation erf --C_W 1 --C_b 0.5 --decay 1".split()))
-    assert eqx.tree_equal(made, keft.Model(keft.Erf(), 1.0, 0.5, decay=1.0))
-    assert models.describe(made) == "erf, C_W = 1, C_b = 0.5, decay = 1"
-    assert eqx.tree_equal(models.make_model(read(["theory"])), keft.Model(keft.Tanh(), 2.0))
-
-
-@pytest.mark.parametrize(
-    ("block", "says"),
-    [
-        ("dense,gelu,dense:2", "A matrix is dense:C_W, with :ratio=R and :C_b=B"),
-        ("dense:1:C_W=2,gelu,dense:2", "but one is 'dense:1:C_W=2'"),
-        ("dense:1:width=2,gelu,dense:2", "but one is 'dense:1:width=2'"),
-        ("dense:one,gelu,dense:2", "but one is 'dense:one'"),
-        ("dense:-1,gelu,dense:2", "C_W` is a variance and must be finite and not negative"),
-        ("dense:1,glu,dense:2", "A GLU needs its activation, as in glu:silu"),
-        ("rmsnorm:2,dense:1", "A norm has no parameters"),
-        ("rmsnorm,gelu,dense:2", "put a Dense between them"),
-        ("dense:1,gelu", "Dense"),
-        ("dense:1,glue,dense:2", "Unknown activation 'glue'. Did you mean gelu?"),
-    ],
-)
-def test_what_is_no_block_is_refused(block, says, capsys):
-    assert cli.main(["theory", "--block", block]) == 2
-    message = capsys.readouterr().err
-    assert says in message
-    assert message.count("\n") == 1
 
 
 def test_a_run_that_fails_says_where(capsys):
