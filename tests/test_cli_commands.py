@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
-from kernel_eft_jax import cli, paper
+from kernel_eft_jax import cli
+from kernel_eft_jax.studies import kawase_ota
 
 
 def run(command: str) -> int:
@@ -27,13 +28,14 @@ def test_interrupting_ends_quietly(monkeypatch, capsys):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(paper, "everything", interrupted)
+    monkeypatch.setattr(kawase_ota, "everything", interrupted)
     assert cli.main(["paper"]) == 130
     assert capsys.readouterr().err == "kernel-eft: Interrupted: no part is finished.\n"
 
 
 def item(name):
-    return paper.Item([paper.Section(name, "why", [paper.Row("a number", 1.0, None, 1.0, None)])], {}, {})
+    row = kawase_ota.Row("a number", kawase_ota.Value(1.0), kawase_ota.Value(1.0))
+    return kawase_ota.Item([kawase_ota.Section(name, "why", [row])], {}, {})
 
 
 def test_paper_runs_the_first_part_of_the_study_and_writes_it(monkeypatch, capsys, tmp_path):
@@ -42,7 +44,7 @@ def test_paper_runs_the_first_part_of_the_study_and_writes_it(monkeypatch, capsy
         yield "main job", item("first")
         raise AssertionError("more than the main job was computed")
 
-    monkeypatch.setattr(paper, "everything", everything)
+    monkeypatch.setattr(kawase_ota, "everything", everything)
     assert cli.main(["paper", "--networks", "500", "--seed", "7", "--out", "deep/results"]) == 0
     out = capsys.readouterr().out
     assert "### first" in out
@@ -58,7 +60,7 @@ def test_paper_keeps_what_is_finished(monkeypatch, capsys, tmp_path):
         yield "main job", item("first")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(paper, "everything", everything)
+    monkeypatch.setattr(kawase_ota, "everything", everything)
     assert run("paper --all") == 130
     says = "Interrupted: 2 files of the parts that are finished are in results, and the same command goes on from"
     assert f"kernel-eft: {says} results/main-job.checkpoint.\n" == capsys.readouterr().err
@@ -74,7 +76,7 @@ def test_paper_all_writes_each_part_as_it_is_done(monkeypatch, capsys, tmp_path,
         assert "### first" in (tmp_path / "results" / "table.md").read_text()
         yield "sweeps", item("second")
 
-    monkeypatch.setattr(paper, "everything", everything)
+    monkeypatch.setattr(kawase_ota, "everything", everything)
     assert cli.main(["paper", "--all", *options]) == 0
     table = (tmp_path / "results" / "table.md").read_text()
     assert "### first" in table

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
-from kernel_eft_jax import diagnostic_plots, diagnostics
+from kernel_eft_jax import diagnostics, figures
 from kernel_eft_jax.diagnostics import validity
 
 C_W, K, WIDTH, EPS = 1.3, 1.7, 8, 0.5
@@ -302,18 +302,18 @@ def test_a_check_in_words(wishart_theory):
 
 
 def test_window_figure_marks_depths_and_widths(window):
-    figure = diagnostic_plots.plot_window(window)
+    figure = figures.plot_window(window)
     first, _, widths = figure.axes
     t_star = window.reach["kernel"]["V4"].t_star
     assert any(text.get_text() == f"$t^* = {t_star:.2g}$" for text in first.texts)
     labels = widths.get_legend_handles_labels()[1]
-    assert labels[0] == f"$V_4$: $n^* = {window.widths['V4'][-1].width}$"
+    assert labels[0] == f"$V_4$ of networks: $n^* = {window.widths['V4'][-1].width}$"
     np.testing.assert_array_equal(first.lines[0].get_ydata(), window.reach["kernel"]["V4"].error)
 
 
 def test_width_figure_shows_points_and_theory(wishart_theory):
     check = keft.width_check(wisharts(np.random.default_rng(5), (4, 8), 100), wishart_theory)
-    figure = diagnostic_plots.plot_width_check(check, entry=(0, 1))
+    figure = figures.plot_width_check(check, entry=(0, 1))
     left = figure.axes[0]
     np.testing.assert_allclose(left.lines[0].get_ydata(), check.theory.V4[:, 0, 1, 0, 1])
     assert left.get_legend_handles_labels()[1] == ["theory", "$n = 4$", "$n = 8$"]
@@ -321,8 +321,8 @@ def test_width_figure_shows_points_and_theory(wishart_theory):
 
 def test_panels_draw_errors_as_points_and_theory_as_curves():
     ts = np.linspace(0, 1, 5)
-    lines = {"sampled": diagnostic_plots.Line(ts, ts, 0.1 + 0 * ts), "theory": diagnostic_plots.Line(ts, 2 * ts)}
-    figure = diagnostic_plots.plot_panels({"left": lines, "right": lines}, title="", ylabel="y")
+    lines = {"sampled": figures.Line(ts, ts, 0.1 + 0 * ts), "theory": figures.Line(ts, 2 * ts)}
+    figure = figures.plot_panels({"left": lines, "right": lines}, title="", ylabel="y")
     for ax in figure.axes:
         assert len(ax.containers) == 1
         assert any(np.array_equal(line.get_ydata(), 2 * ts) for line in ax.lines)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..diagnostic_plots import Line, plot_panels
 from ..diagnostics import Comparison
 from ..ensemble import Estimate
+from ..figures import Line, plot_panels
 from ..trajectory import Solution
 from .outputs import write
 from .results import error
@@ -25,7 +25,7 @@ def trajectory(result: Solution | Estimate, title: str) -> Figure:
         double = name == "V4"
         lines = {f"inputs {a}{b}": line(result, name, (a, b, a, b) if double else (a, b)) for a, b in entries}
         panels[f"${symbol % ('ab,ab' if double else 'ab')}$"] = lines
-    return plot_panels(panels, title=title, ylabel="")
+    return plot_panels(panels, title=title)
 
 
 def line(result: Solution | Estimate, name: str, entry: tuple[int, ...]) -> Line:
@@ -44,7 +44,7 @@ def comparison(found: Comparison, title: str) -> Figure:
     names = [name for name in SYMBOLS if name in found.quantities]
     panels = {f"${SYMBOLS[name]}$": _values(found, name) for name in names}
     panels |= {f"difference of ${SYMBOLS[name]}$ in standard errors": _difference(found, name) for name in names}
-    return plot_panels(panels, title=title, ylabel="", columns=len(names))
+    return plot_panels(panels, title=title, columns=len(names))
 
 
 def _values(found, name):

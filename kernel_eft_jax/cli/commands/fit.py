@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
         text = json.dumps(title | {"notes": notes} | inference.fit_record(found, closure), indent=1) + "\n"
         write(result, lambda stream: stream.write(text.encode()))
     if plot is not None:
-        from ...inference_plots import plot_fit
+        from ...figures import plot_fit
         from ..drawing import save_figure
 
         save_figure(plot_fit(found), plot)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
-from ... import paper
+from ...studies import kawase_ota
 from ..outputs import CHECKPOINT
 
 
@@ -19,9 +19,9 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         for name, item in parts(arguments):
             sections += item.sections
-            files += [*paper.write(item, folder), *paper.write_table(sections, str(paper.MAIN), folder)]
+            files += [*kawase_ota.write(item, folder), *kawase_ota.write_table(sections, str(kawase_ota.MAIN), folder)]
             if not arguments.quiet:
-                print(f"\n{paper.markdown(item.sections, name)}", flush=True)
+                print(f"\n{kawase_ota.markdown(item.sections, name)}", flush=True)
     except KeyboardInterrupt:
         kept = (
             f"{len(set(files))} files of the parts that are finished are in {folder}"
@@ -35,12 +35,12 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{len(set(files))} files in {folder}, figures among them, after {time.perf_counter() - start:.0f} s.")
 
 
-def parts(arguments: argparse.Namespace) -> Iterator[tuple[str, paper.Item]]:
+def parts(arguments: argparse.Namespace) -> Iterator[tuple[str, kawase_ota.Item]]:
     """Name and content of each part that is asked for."""
-    sizes = paper.FULL if arguments.full else paper.LAPTOP
+    sizes = kawase_ota.FULL if arguments.full else kawase_ota.LAPTOP
     if arguments.networks is not None:
         sizes = sizes._replace(main=arguments.networks)
     checkpoint = arguments.out / CHECKPOINT if arguments.all else None
     key, progress = jax.random.key(arguments.seed), not arguments.quiet
-    every = paper.everything(sizes, key, checkpoint=checkpoint, progress=progress)
+    every = kawase_ota.everything(sizes, key, checkpoint=checkpoint, progress=progress)
     return every if arguments.all else itertools.islice(every, 1)

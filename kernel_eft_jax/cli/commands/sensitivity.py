@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
         arrays = inference.sensitivity_arrays(found) | title | {"notes": notes}
         write(result, lambda stream: np.savez(stream, **arrays))  # pyright: ignore[reportArgumentType]
     if plot is not None:
-        from ...inference_plots import plot_sensitivity
+        from ...figures import plot_sensitivity
         from ..drawing import save_figure
 
         save_figure(plot_sensitivity(found), plot)

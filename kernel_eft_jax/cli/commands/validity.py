@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     title = {"reference": describe_closure(reference), "model": describe(model), "depth": describe_depths(arguments)}
     figure, record = arguments.files
     if figure is not None:
-        from ...diagnostic_plots import plot_window
+        from ...figures import plot_window
         from ..drawing import save_figure
 
         save_figure(plot_window(window, f"{title['model']}, {title['depth']}"), figure)

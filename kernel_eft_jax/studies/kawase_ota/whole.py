@@ -10,8 +10,8 @@ from jaxtyping import PRNGKeyArray
 
 from .activations import activation_item, activation_studies
 from .equations import equations_item
-from .main_job import main_item, main_job
-from .published import PUBLISHED, Item
+from .item import Item
+from .main_job import PUBLISHED, main_item, main_job
 from .quadrature import quadrature_item
 from .sweeps import sweep, sweep_item
 
@@ -25,17 +25,16 @@ class Sizes(NamedTuple):
 
 
 LAPTOP = Sizes(40_000, 10_000, 20_000)
-FULL = Sizes(
-    PUBLISHED["settings"]["main"]["networks"],
-    PUBLISHED["settings"]["sweeps"]["networks"],
-    PUBLISHED["settings"]["sweeps"]["networks"],
-)
+FULL = Sizes(*(PUBLISHED["settings"][part]["networks"] for part in ("main", "sweeps", "sweeps")))
 
 
 def everything(
     sizes: Sizes, key: PRNGKeyArray, *, checkpoint: str | os.PathLike | None = None, progress: bool = True
 ) -> Iterator[tuple[str, Item]]:
-    """Name and content of each part of the study, computed as they are asked for; the main job goes on from a checkpoint."""
+    """Name and content of each part of the study, computed as they are asked for; the main job goes on from a checkpoint.
+
+    The first part, the main job, draws the same networks whether or not others are asked for.
+    """
     main, sweeps, activations = jax.random.split(key, 3)
     study = main_job(sizes.main, main, checkpoint=checkpoint, progress=progress)
     yield "main job", main_item(study)

@@ -1,4 +1,4 @@
-r"""The Gauss-Hermite rule of fixed order, for comparison with numerics that use it.
+r"""The Gauss-Hermite rule of fixed order, by which the published numerics take expectations.
 
 $$E[f(\phi)] \approx \sum_m w_m f(\sqrt{k}\, x_m), \qquad \phi \sim N(0, k)$$
 
@@ -9,13 +9,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike, Float
 
-from .activations import Activation, Expansion
-from .pairs import input_count, pairs
-from .quadrature import derivative, gaussian_mean
+import kernel_eft_jax as keft
+from kernel_eft_jax.activations import Expansion
+from kernel_eft_jax.pairs import input_count, pairs
 
 
-class GaussHermite(Activation):
+class GaussHermite(keft.Activation):
     """An activation whose expectations are taken by a Gauss-Hermite rule, as the published numerics take them.
 
     Values by the rule (a tensor product for two inputs), first derivatives by Price's theorem under the rule, second
@@ -23,7 +24,7 @@ class GaussHermite(Activation):
     wrong by a factor of eight, so do not use it for anything but this comparison. Inputs must differ from each other.
     """
 
-    fn: Activation
+    fn: keft.Activation
     points: int = eqx.field(static=True, default=32)
 
     def __call__(self, x):
@@ -41,16 +42,14 @@ class GaussHermite(Activation):
         return Expansion(*(jnp.concatenate(both)[order] for both in zip(line, plane, strict=True)))
 
     def error(self, k):
-        """The rule against a converged one: E[s^2] and its first derivative in k."""
-        x, w = self._rule(k.dtype)
-        points, square = jnp.sqrt(k)[..., None] * x, self._square
-        value, bend = (
-            jnp.abs(derivative(square, r)(points) @ w - gaussian_mean(derivative(square, r), k)) for r in (0, 2)
-        )
-        return (value + 0.5 * k * bend) / gaussian_mean(square, k)
+        """The rule against converged expectations: E[s^2] and its first derivative in k."""
 
-    def _square(self, x):
-        return self.fn(x) ** 2
+        def one(k):
+            rule, exact = self.expansion(k[None]), self.fn.expansion(k[None])
+            slope = jnp.sum(rule.slope - exact.slope)
+            return (jnp.abs(rule.value[0] - exact.value[0]) + k * jnp.abs(slope)) / exact.value[0]
+
+        return jnp.vectorize(one)(k)
 
     def _rule(self, dtype):
         x, w = np.polynomial.hermite_e.hermegauss(self.points)
@@ -60,7 +59,7 @@ class GaussHermite(Activation):
         x, w = self._rule(k.dtype)
 
         def mean(variance, order=0):
-            return derivative(self._square, order)(jnp.sqrt(variance) * x) @ w
+            return _derivative(lambda x: self.fn(x) ** 2, order)(jnp.sqrt(variance) * x) @ w
 
         second = jax.grad(jax.grad(mean))(k[0])
         unit = np.array([1, 0, 0], k.dtype)
@@ -72,7 +71,22 @@ class GaussHermite(Activation):
         def mean(k, r=0, s=0):
             phi_a = jnp.sqrt(k[0]) * x
             phi_b = (k[2] / k[0] * phi_a)[:, None] + jnp.sqrt(k[1] - k[2] ** 2 / k[0]) * x
-            return (derivative(self.fn, r)(phi_a) * w) @ (derivative(self.fn, s)(phi_b) @ w)
+            return (_derivative(self.fn, r)(phi_a) * w) @ (_derivative(self.fn, s)(phi_b) @ w)
 
         slope = jnp.stack([0.5 * mean(k, 2, 0), 0.5 * mean(k, 0, 2), mean(k, 1, 1)])
         return mean(k), slope, jax.hessian(mean)(k)
+
+
+def _derivative(f, order):
+    """The derivative of an elementwise function."""
+    for _ in range(order):
+        f = jax.grad(f)
+    return jnp.vectorize(f)
+
+
+def tanh_squared(
+    activation: keft.Activation, k: Float[ArrayLike, " M"]
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
+    """E[s^2] and E[(s^2)''] at each variance, s = tanh by one way of taking expectations: Q and twice chi of one input for C_W = 1."""
+    model, K = keft.Model(activation, 1.0), jnp.asarray(k)[:, None, None]
+    return np.ravel(jax.vmap(model.Q)(K)), 2 * np.ravel(jax.vmap(model.chi)(K, jnp.ones_like(K)))

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.inference_plots import plot_fit
+from kernel_eft_jax.figures import plot_fit
 
 LAYERS, EPS, WIDTH, NETWORKS = [1, 3, 6], 0.4, 32, 400
 X = np.random.default_rng(0).standard_normal((4, 6))
@@ -19,7 +19,8 @@ K0 = X @ X.T / 6
 @pytest.fixture(scope="module")
 def kernels():
     model = keft.Model(keft.Linear(), 1.5)
-    return np.asarray(keft.sample_kernels(model, K0, WIDTH, 6, EPS, NETWORKS, jax.random.key(0), save_at=LAYERS), float)
+    sizes = {"width": WIDTH, "depth": 6, "eps": EPS, "networks": NETWORKS}
+    return np.asarray(keft.sample_kernels(model, K0, **sizes, key=jax.random.key(0), save_at=LAYERS), float)
 
 
 def fitted(G, with_V4, layers=LAYERS):
@@ -62,10 +63,9 @@ def test_a_fit_is_drawn_with_its_data_its_theory_and_what_is_left(kernels):
     for p, (drawn, _) in enumerate(bars(variances)):
         np.testing.assert_allclose(drawn, left[:, p], atol=1e-3)
     assert [len(curves)] + [len(list(bars(panel))) for panel in figure.axes] == [7, 7, 7, 7]
-    legend = top.get_legend()
-    assert legend.get_title().get_text() == "7 of 10 entries"
-    assert [text.get_text() for text in legend.get_texts()][-1] == "$G_{13}$"
-    title = figure.get_suptitle()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][-2:] == ["$G_{13}$", "7 of 10 entries"]
+    title = " ".join(figure.get_suptitle().split())
     assert f"C_W = {C_W:.4g}" in title
     assert f"$p$ = {f.p_value:.2g}" in title
     assert "NOT CONVERGED" not in title
@@ -74,13 +74,13 @@ def test_a_fit_is_drawn_with_its_data_its_theory_and_what_is_left(kernels):
 
 def test_means_alone_have_two_panels_and_points_that_do_not_hide_each_other(kernels):
     figure = plot_fit(fitted(kernels[..., :2, :2], with_V4=False))
-    top, means = figure.axes
-    assert top.get_legend().get_title().get_text() == ""
+    _, means = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["$G_{00}$", "$G_{01}$", "$G_{11}$"]
     places = np.array([container.lines[0].get_xdata() for container in means.containers])
     assert np.all(np.diff(places, axis=0) > 0)
     assert np.abs(places - LAYERS).max() < 0.5
     figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in (*(panel.yaxis.label for panel in figure.axes), top.get_legend())]
+    boxes = [text.get_window_extent() for text in (*(panel.yaxis.label for panel in figure.axes), figure.legends[0])]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 

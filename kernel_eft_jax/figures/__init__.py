@@ -1,0 +1,13 @@
+"""Figures from results: nothing is computed here, and no window opens.
+
+Every function with `columns` places so many panels side by side; `columns=1` stacks them, legible at the width of a phone.
+"""
+
+from .diagnostics import plot_width_check as plot_width_check
+from .diagnostics import plot_window as plot_window
+from .fit import plot_fit as plot_fit
+from .sensitivity import plot_sensitivity as plot_sensitivity
+from .style import save as save
+from .trajectory import Line as Line
+from .trajectory import plot_panels as plot_panels
+from .trajectory import plot_trajectories as plot_trajectories

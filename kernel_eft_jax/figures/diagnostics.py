@@ -1,0 +1,93 @@
+"""Figures of diagnostics: validity windows, and several widths beside a theory."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
+
+from ..diagnostics import WidthCheck, Window
+from .style import COLOURS, CURVES, DEPTH, POINTS, TOLERABLE, entry_text, grid, legend, styled
+
+
+@styled
+def plot_window(window: Window, title: str = "Where the theories hold", *, columns: int = 3) -> Figure:
+    """Errors of closures against depth with the tolerance and t*; where networks were sampled, their deviation by width with n*."""
+    figure, axes = grid(3 if window.widths else 2, columns, title)
+    for ax in axes:
+        ax.axhspan(1e-9, window.tolerance, zorder=0, **TOLERABLE)
+    for ax, quantity, symbol in zip(axes, ("V4", "K1"), ("V_4", "K_1"), strict=False):
+        _reaches(ax, window, quantity)
+        ax.set_title(f"relative error of ${symbol}$")
+    if window.widths:
+        _widths(axes[2], window)
+    legend(figure, axes, {f"tolerance {100 * window.tolerance:.3g} %": Patch(**TOLERABLE)})
+    return figure
+
+
+def _reaches(ax: Axes, window: Window, quantity: str) -> None:
+    """The error of each closure by depth, and where it leaves the tolerance."""
+    for style, (name, reaches) in zip(CURVES[1:], window.reach.items(), strict=False):
+        error, t_star = reaches[quantity]
+        ax.plot(window.ts, error, label=name, **style)
+        if 0 < t_star < np.inf:
+            ax.plot(t_star, window.tolerance, "o", color=style["color"], markersize=8)
+            ax.annotate(
+                f"$t^* = {t_star:.2g}$",
+                (t_star, window.tolerance),
+                xytext=(0, -24),
+                textcoords="offset points",
+                ha="center" if t_star < 0.8 * window.ts[-1] else "right",
+                color=style["color"],
+                bbox={"facecolor": TOLERABLE["color"], "linewidth": 0, "pad": 1},
+            )
+    errors = np.concatenate([reaches[quantity].error for reaches in window.reach.values()])
+    low, high = min(errors[errors > 0].min(), window.tolerance), max(errors.max(), window.tolerance)
+    ax.set_yscale("log")
+    ax.set_ylim(max(low, 1e-3 * window.tolerance) / 2, 2 * high)
+    ax.set_xlabel(DEPTH)
+
+
+def _widths(ax: Axes, window: Window) -> None:
+    """Sampled deviations from order 1/n, the 1/n law through the pilot, and n*."""
+    for style, points, (quantity, widths) in zip(CURVES[3:], POINTS[3:], window.widths.items(), strict=False):
+        n, d, error = (np.array([getattr(w, name) for w in widths], float) for name in ("width", "deviation", "stderr"))
+        label = f"${quantity[0]}_{quantity[1]}$ of networks: $n^* = {widths[-1].width}$"
+        # On a logarithmic axis a bar that reaches zero would have no end.
+        ax.errorbar(n, d, [np.minimum(error, 0.9 * d), error], label=label, **points)
+        span = np.array([n.min() / 1.5, n.max() * 1.5])
+        ax.plot(span, d[0] * n[0] / span, linewidth=1.3, **style)
+    every = [w for widths in window.widths.values() for w in widths]
+    ticks = sorted({w.width for w in every})
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks(ticks, [str(n) for n in ticks])
+    ax.set_xticks([], minor=True)
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(
+        0.3 * min(window.tolerance, *(w.deviation for w in every)),
+        2 * max(window.tolerance, *(w.deviation + w.stderr for w in every)),
+    )
+    ax.set_title("networks: deviation from order $1/n$")
+    ax.set_xlabel("width  $n$")
+
+
+@styled
+def plot_width_check(
+    check: WidthCheck, entry: tuple[int, int] = (0, 0), title: str = "Networks of several widths", *, columns: int = 2
+) -> Figure:
+    """V4_ab,ab and K1_ab of networks of each width as points, and of the theory as a curve, against depth."""
+    ts, pair = np.asarray(check.theory.ts), (*entry, *entry)
+    figure, axes = grid(2, columns, title)
+    for ax, quantity, symbol, place in zip(axes, ("V4", "K1"), ("V_4", "K_1"), (pair, entry), strict=True):
+        ax.plot(ts, np.asarray(getattr(check.theory, quantity))[:, *place], label="theory", color=COLOURS[0])
+        value, error = (getattr(check, name)[..., *place] for name in (quantity, f"{quantity}_stderr"))
+        for i, n in enumerate(check.widths):
+            shift = 0.012 * np.ptp(ts) * (i - 0.5 * (len(check.widths) - 1))
+            points = POINTS[1:][i % (len(COLOURS) - 1)]
+            ax.errorbar(ts + shift, value[i], error[i], label=f"$n = {n}$", **points)
+        p = f"   ($p = {check.p_value(quantity):.2g}$)" if len(check.widths) > 1 else ""
+        ax.set_title(f"${symbol[0]}_{{{symbol[-1]};{entry_text(*place)}}}${p}")
+        ax.set_xlabel(DEPTH)
+    legend(figure, axes)
+    return figure

@@ -1,0 +1,65 @@
+"""The figure of sensitivities: what each parameter moves."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..inference import Sensitivity
+from .style import COLOURS, CURVES, DEPTH, entry_text, grid, legend, styled
+
+# Relative to the largest effect in a panel: less cannot be seen.
+VISIBLE = 1e-3
+
+
+@styled
+def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), *, columns: int = 3) -> Figure:
+    """Relative derivatives of K0, V4 and K1 at one pair of inputs by depth, in per cent for one per cent.
+
+    A curve for each of the seven parameters that matter most there; the legend names the others: those that are zero, of which there is
+    no per cent (`sensitivity[name]` has their derivatives), and those with less effect. None where the quantity itself is
+    zero, as K1 is at depth zero.
+    """
+    zero = [name for name, value in zip(sensitivity.names, sensitivity.values, strict=True) if value == 0]
+    curves = {name: _curves(sensitivity, name, entry) for name in sensitivity.names if name not in zero}
+    sizes = {
+        name: [np.max(np.abs(y[np.isfinite(y)]), initial=0.0) for y in of_name] for name, of_name in curves.items()
+    }
+    largest = np.max(list(sizes.values()), axis=0, initial=0.0) if sizes else np.zeros(3)
+    matters = {name: max(np.divide(s, largest, where=largest > 0, out=np.zeros(3))) for name, s in sizes.items()}
+    seen = sorted((name for name in curves if matters[name] > VISIBLE), key=lambda name: -matters[name])[: len(COLOURS)]
+    shown = [name for name in curves if name in seen]
+    pair = (*entry, *entry)
+    symbols = (f"$K_{{0;{entry_text(*entry)}}}$", f"$V_{{4;{entry_text(*pair)}}}$", f"$K_{{1;{entry_text(*entry)}}}$")
+    figure, axes = grid(3, columns, "Change in per cent for one per cent of a parameter")
+    for i, (ax, symbol) in enumerate(zip(axes, symbols, strict=True)):
+        for style, name in zip(CURVES, shown, strict=False):
+            ax.plot(np.asarray(sensitivity.solution.ts), curves[name][i], label=name, **style)
+        ax.set_title(symbol)
+        ax.set_xlabel(DEPTH)
+        ax.set_xlim(axes[0].get_xlim())
+        ax.axhline(0, color="0.4", linewidth=0.8)
+        if not any(np.isfinite(of_name[i]).any() for of_name in curves.values()):
+            ax.text(0.5, 0.6, "zero at every depth", ha="center", transform=ax.transAxes)
+            ax.set_yticks([])
+    left_out = {"zero, so no relative change": zero, "less effect": [name for name in curves if name not in shown]}
+    notes = [f"{why}:\n{_rows(names)}" for why, names in left_out.items() if names]
+    legend(figure, axes[:1], {note: Line2D([], [], linestyle="none") for note in notes})
+    return figure
+
+
+def _curves(sensitivity: Sensitivity, name: str, entry: tuple[int, int]) -> list[np.ndarray]:
+    """Relative derivatives of K0, V4 and K1 by one parameter, NaN where the quantity is zero."""
+    solution, places = (
+        sensitivity.solution,
+        ((slice(None), *entry), (slice(None), *entry, *entry), (slice(None), *entry)),
+    )
+    K0, V4, K1 = (np.asarray(y)[at] for y, at in zip((solution.K0, solution.V4, solution.K1), places, strict=True))
+    rounding = 64 * np.finfo(K0.dtype).eps * np.abs(np.asarray(solution.K0)).max()
+    defined = (K0 != 0, V4 != 0, np.abs(K1) > rounding)
+    values = [np.asarray(y)[at] for y, at in zip(sensitivity.elasticity(name), places, strict=True)]
+    return [np.where(ok, y, np.nan) for ok, y in zip(defined, values, strict=True)]
+
+
+def _rows(names: list[str]) -> str:
+    """Four names in a line."""
+    return "\n".join(", ".join(names[i : i + 4]) for i in range(0, len(names), 4))

@@ -1,0 +1,118 @@
+"""What all figures share: type, colours, the grid of panels, the legend below it, and files.
+
+Matplotlib by its object interface: nothing global is touched. Colours are those of Okabe and Ito, which colour-blind readers tell
+apart; every curve also has a line style of its own, and every set of points a marker of its own.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DEPTH = r"depth time  $t = \epsilon^2 l$"
+COLOURS = ("black", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = (
+    *((0, (8, 3)), "-", (0, (6, 1.5)), (0, (4, 1.5, 1, 1.5))),
+    *((0, (1, 1.2)), (0, (2.5, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5))),
+)
+CURVES: tuple[dict[str, Any], ...] = tuple(
+    {"color": colour, "linestyle": dash} for colour, dash in zip(COLOURS, DASHES, strict=True)
+)
+POINTS: tuple[dict[str, Any], ...] = tuple(
+    {
+        "color": colour,
+        "marker": marker,
+        "markersize": 5.5,
+        "markerfacecolor": "white",
+        "linestyle": "none",
+        "capsize": 2.5,
+        "elinewidth": 1.3,
+    }
+    for colour, marker in zip(COLOURS, "osD^vPX", strict=True)
+)
+TOLERABLE: dict[str, Any] = {"color": "0.92", "linewidth": 0}
+# A panel is as wide as a phone shows 13-point type at its natural size.
+PANEL = 4.9, 3.6  # inches
+
+styled = rc_context(
+    {
+        "font.size": 13,
+        "axes.titlesize": 14,
+        "axes.labelsize": 14,
+        "legend.fontsize": 12.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.9,
+        "axes.grid": True,
+        "grid.color": "0.9",
+        "grid.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "lines.linewidth": 2.2,
+        "pdf.fonttype": 42,
+    }
+)
+
+
+def grid(
+    count: int, columns: int, title: str, heights: Sequence[float] | None = None, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, `columns` of them side by side; `heights` of the rows in inches."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    heights = [PANEL[1]] * rows if heights is None else heights
+    figure = Figure(figsize=(PANEL[0] * columns, sum(heights) + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights, **options).ravel()
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    for ax in axes[:count]:
+        ax.locator_params(nbins=6)
+    figure.suptitle(_broken(title, columns), fontsize=14)
+    return figure, list(axes[:count])
+
+
+def legend(figure: Figure, axes: Sequence[Axes], extra: dict[str, Artist] | None = None) -> None:
+    """One legend below all panels, each label once; `extra` holds what no panel labels."""
+    handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    handles |= extra or {}
+    fitting = max(1, int(figure.get_figwidth() / (0.8 + 0.095 * max(map(_length, handles)))))
+    rows = -(-len(handles) // fitting)
+    columns = -(-len(handles) // rows)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def entry_text(*entry: int) -> str:
+    """(0, 1, 0, 1) as 01,01."""
+    return ",".join("".join(map(str, entry[i : i + 2])) for i in range(0, len(entry), 2))
+
+
+def save(figure: Figure, path: str | os.PathLike) -> list[Path]:
+    """Write a figure as PNG (200 dots an inch) and PDF beside each other; `path` is without suffix."""
+    files = [Path(path).with_suffix(suffix) for suffix in (".png", ".pdf")]
+    for file in files:
+        figure.savefig(file, dpi=200)
+    return files
+
+
+def _broken(title: str, columns: int) -> str:
+    """The title in lines that fit over so many panels; a formula is never broken."""
+    lines = []
+    for line in title.split("\n"):
+        lines.append("")
+        for word in re.findall(r"(?:\$[^$]*\$|[^ $])+", line):
+            if lines[-1] and _length(lines[-1] + word) > 9 * PANEL[0] * columns:
+                lines.append("")
+            lines[-1] += f"{word} "
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _length(text: str) -> int:
+    """Letters of a text as it is drawn, about."""
+    return max(len(line) for line in re.sub(r"\\\w+|[${}_^\\]", "", text).split("\n"))

@@ -1,0 +1,81 @@
+"""Quantities against depth: sampled networks as points with error bars, theories as curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from ..ensemble import Estimate
+from ..trajectory import Solution
+from .style import COLOURS, CURVES, DEPTH, POINTS, entry_text, grid, legend, styled
+
+SHOWN = 21  # points of one line, at most: error bars of more run into each other
+
+
+class Line(NamedTuple):
+    """A quantity against depth: points with error bars if there is a standard error, else a curve."""
+
+    ts: Float[np.ndarray, " T"]
+    value: Float[np.ndarray, " T"]
+    stderr: Float[np.ndarray, " T"] | None = None
+
+
+@styled
+def plot_panels(
+    panels: Mapping[str, Mapping[str, Line]],
+    *,
+    title: str,
+    ylabel: str = "",
+    columns: int = 3,
+    order: Sequence[str] = (),
+) -> Figure:
+    """Panels by their headings, each with its lines by their labels; a label has one style in all panels.
+
+    Labels in `order` have the style of their place there, so that several figures agree; others have what is left, as they occur.
+    """
+    styles = _styles([label for lines in panels.values() for label in lines], order)
+    figure, axes = grid(len(panels), columns, title)
+    for ax, (heading, lines) in zip(axes, panels.items(), strict=True):
+        for label, line in lines.items():
+            _draw(ax, line, label, styles[label])
+        low, high = ax.get_ylim()
+        if low < 0 < high:
+            ax.axhline(0, color="0.4", linewidth=0.9, zorder=1)
+        ax.set_title(heading)
+        ax.set_xlabel(DEPTH)
+    axes[0].set_ylabel(ylabel)
+    legend(figure, axes)
+    return figure
+
+
+def plot_trajectories(
+    results: Mapping[str, Estimate | Solution], entry: tuple[int, int] = (0, 0), *, title: str, columns: int = 2
+) -> Figure:
+    """V4_ab,ab and K1_ab of sampled networks and theories, by their labels, against depth."""
+    V4 = {label: _line(result, "V4", (*entry, *entry)) for label, result in results.items()}
+    K1 = {label: _line(result, "K1", entry) for label, result in results.items()}
+    panels = {f"$V_{{4;{entry_text(*entry, *entry)}}}$": V4, f"$K_{{1;{entry_text(*entry)}}}$": K1}
+    return plot_panels(panels, title=title, columns=columns)
+
+
+def _styles(labels, order):
+    """The number of the style of each label."""
+    styles = {label: order.index(label) for label in labels if label in order}
+    free = [i for i in range(len(COLOURS)) if i not in styles.values()] or range(len(COLOURS))
+    others = dict.fromkeys(label for label in labels if label not in order)
+    return styles | {label: free[i % len(free)] for i, label in enumerate(others)}
+
+
+def _line(result, name, entry):
+    stderr = getattr(result.stderr, name)[:, *entry] if isinstance(result, Estimate) else None
+    return Line(np.asarray(result.ts), np.asarray(getattr(result, name))[:, *entry], stderr)
+
+
+def _draw(ax, line, label, style):
+    if line.stderr is None:
+        ax.plot(line.ts, line.value, label=label, **CURVES[style])
+        return
+    every = np.s_[:: -(-len(line.ts) // SHOWN)]
+    ax.errorbar(line.ts[every], line.value[every], line.stderr[every], label=label, **POINTS[style])

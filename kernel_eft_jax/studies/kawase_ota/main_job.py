@@ -1,0 +1,241 @@
+r"""The main job of the published study: sample, solve, compare; Figures 1 and 3.
+
+The published numerics take Gaussian expectations by a 32-point Gauss-Hermite rule, which is not converged for tanh. With it, and
+with the published Euler layers, `solve` gives the published theory back, digit by digit; the last column of the tables has the same
+theory with converged expectations.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, PRNGKeyArray
+
+import kernel_eft_jax as keft
+
+from .euler import Euler, SourceOnly
+from .gauss_hermite import GaussHermite, tanh_squared
+from .item import Drawing, Item, Row, Section, Value, entry
+from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, SOURCE, TOWER
+
+PUBLISHED = json.loads(files("kernel_eft_jax.studies.kawase_ota").joinpath("published.json").read_text())
+C_W = 2.0
+TANH, RULE_32 = keft.Tanh(), GaussHermite(keft.Tanh())
+MODEL, RULE_MODEL = keft.Model(TANH, C_W), keft.Model(RULE_32, C_W)
+
+
+class Setting(NamedTuple):
+    """Input kernel and network."""
+
+    K0: Float[np.ndarray, "N N"]
+    width: int
+    depth: int
+    eps: float
+
+    def __str__(self) -> str:
+        K0 = f"{self.K0[0, 0]:g}" + (f" / {self.K0[0, 1]:g}" if len(self.K0) > 1 else "")
+        return f"tanh, C_W = {C_W:g}, C_b = 0, K0 = {K0}, n = {self.width}, eps = {self.eps:g}, {self.depth} layers"
+
+
+MAIN = Setting(0.6 + 1.4 * np.eye(4), 64, 800, 0.05)
+
+
+class Theory(NamedTuple):
+    """A closure at the published settings, for the first few inputs: V4_ab,cd does not depend on inputs other than its own."""
+
+    closure: keft.Closure
+    activation: keft.Activation
+    inputs: int
+
+    def solve(self, setting: Setting, layers: Int[np.ndarray, " T"], C_W: float = C_W) -> keft.Solution:
+        """The theory at these layers."""
+        K0, eps = setting.K0[: self.inputs, : self.inputs], setting.eps
+        return keft.solve(keft.Model(self.activation, C_W), K0, eps**2 * layers, closure=self.closure, eps=eps)
+
+
+THEORIES: Mapping[str, Theory] = {
+    TOWER: Theory(keft.HermiteTower(40), TANH, 2),
+    G_ONLY: Theory(Euler(), TANH, 4),
+    RULE: Theory(Euler(), RULE_32, 4),
+    SIGMA: Theory(keft.SigmaKernel(), TANH, 2),
+    SOURCE: Theory(SourceOnly(), RULE_32, 4),
+}
+
+
+class Study(NamedTuple):
+    """Sampled networks of one setting, and theories at the same layers."""
+
+    setting: Setting
+    sampled: keft.Estimate
+    theories: Mapping[str, keft.Solution]
+
+    def V4(self) -> tuple[Float[np.ndarray, "T M M M M"], Float[np.ndarray, "T M M M M"]]:
+        """V4 of the sampled networks between the inputs that the tower was solved for, and its standard error.
+
+        By control variates: its value at infinite width, which the tower knows, and the sampled excess over that.
+        """
+        exact = np.asarray(self.theories[TOWER].V4)
+        own = (slice(None), *(slice(exact.shape[-1]),) * 4)
+        return exact + np.asarray(self.sampled.V4_excess)[own], np.asarray(self.sampled.stderr.V4_excess)[own]
+
+    def place(self, t: float) -> int:
+        """The saved depth closest to t."""
+        return int(np.abs(self.sampled.ts - t).argmin())
+
+    def quadrature_bias(self) -> Float[np.ndarray, "T N N"]:
+        """n times the error of the published K0, which the published K1_mic = n (E[G] - K0) contains."""
+        return self.setting.width * np.asarray(self.theories[G_ONLY].K0 - self.theories[RULE].K0)
+
+
+def main_job(
+    networks: int,
+    key: PRNGKeyArray,
+    setting: Setting = MAIN,
+    theories: Mapping[str, Theory] = THEORIES,
+    *,
+    activation: keft.Activation = TANH,
+    checkpoint: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Study:
+    """Sample networks, by default of the published setting, n = 64 and 800 layers at eps = 0.05, and solve theories layer by layer."""
+    K0, width, depth, eps = setting
+    sizes = {"width": width, "depth": depth, "eps": eps, "networks": networks}
+    model = keft.Model(activation, C_W)
+    sampled = keft.estimate(model, K0, **sizes, key=key, checkpoint=checkpoint, progress=progress)
+    return Study(setting, sampled, {name: theory.solve(setting, sampled.layers) for name, theory in theories.items()})
+
+
+def V4_error(value: float, networks: int) -> float:
+    """Standard error of V4 of nearly Gaussian kernels, sqrt(2 / networks) V4; the published ones are not given."""
+    return value * (2 / networks) ** 0.5
+
+
+def main_item(study: Study) -> Item:
+    """K0, V4 and K1 of the main job."""
+    settings = {"eps": study.setting.eps, "depth": study.setting.depth}
+    results: dict[str, tuple[keft.Estimate | keft.Solution, dict]] = {
+        "sampled": (study.sampled, {"model": MODEL, **settings})
+    }
+    for name, solution in study.theories.items():
+        closure, activation, _ = THEORIES[name]
+        own = {"model": keft.Model(activation, C_W), "closure": closure, **settings}
+        results[f"theory-{name}"] = (solution, own)
+    return Item(main_sections(study), _figures(study), results)
+
+
+def main_sections(study: Study) -> list[Section]:
+    """The tables of the main job: the theory of the kernel alone, the sampled networks, what holds. One input is enough."""
+    return [_theory(study), _sampled(study), _what_holds(study)]
+
+
+def _theory(study):
+    rule, exact = study.theories[RULE], study.theories[G_ONLY]
+    published = PUBLISHED["theory_at_T2"]
+    numbers = [("K0[00] at t = 2", published["K0_00"], "K0", -1)]
+    numbers += [
+        (f"V4[00,00] at t = {p['t']}", p["theory"], "V4", study.place(p["t"])) for p in PUBLISHED["V4_0000_n64"]
+    ]
+    numbers += [("K1_EFT[00] at t = 2", published["K1_EFT_00"], "K1", -1)]
+    rows = [
+        Row(quantity, Value(theirs), entry(getattr(rule, name), at=i), entry(getattr(exact, name), at=i))
+        for quantity, theirs, name, i in numbers
+    ]
+    (value, bend), (value_32, bend_32) = (np.ravel(tanh_squared(s, np.array([4.0]))) for s in (TANH, RULE_32))
+    why = (
+        "Same equations, same layers, same 32-point rule: the published theory comes back. That rule is not converged for tanh. At K = 4 it "
+        f"gives E[tanh^2] too large by {value_32 - value:.1e}, and E[(tanh^2)''], which is chi, as {bend_32:.4f} where it is {bend:.4f}: that "
+        "is the whole difference to the last column."
+    )
+    return Section("Theory of the kernel alone", why, rows)
+
+
+def _sampled(study):
+    sampled, published, bias = study.sampled, PUBLISHED["K1_00_T2_n64"], float(study.quadrature_bias()[-1, 0, 0])
+    networks = PUBLISHED["settings"]["main"]["networks"]
+    rows = []
+    for p in PUBLISHED["V4_0000_n64"]:
+        theirs = Value(p["sampled"], V4_error(p["sampled"], networks))
+        rows.append(Row(f"V4[00,00] at t = {p['t']}", theirs, entry(*study.V4(), at=study.place(p["t"]))))
+    plain = entry(sampled.V4, sampled.stderr.V4)
+    K1 = entry(sampled.K1, sampled.stderr.K1)
+    mic = Value(published["microscopic"], published["standard_error"])
+    rows += [
+        rows[-1]._replace(quantity="V4[00,00] at t = 2.0, no control variate", here=plain),
+        Row("K1_mic[00] at t = 2", mic, K1._replace(value=K1.value + bias), K1),
+    ]
+    why = (
+        f"K1_mic = n (E[G] - K0), and the published K0[00] is too large by {-bias / study.setting.width:.5f}: {bias:+.3f} of the published "
+        "K1_mic is that error, times n; the last column is without it. Errors of the published V4 are not given; sqrt(2 / networks) V4 is "
+        "used. Values of one ensemble at several depths are correlated."
+    )
+    title = f"Sampled networks, n = {study.setting.width}: {networks:,} published, {sampled.networks:,} here"
+    return Section(title, why, rows)
+
+
+def _what_holds(study):
+    (V4, _), K1 = entry(study.V4()[0]), entry(study.sampled.K1).value
+    bias = float(study.quadrature_bias()[-1, 0, 0])
+    V4s, K1s = ({name: entry(getattr(s, q)).value for name, s in study.theories.items()} for q in ("V4", "K1"))
+    narrow, wide = (PUBLISHED["V4_0000_T2_by_width"][i] for i in (0, -1))
+    mic = PUBLISHED["K1_00_T2_n64"]
+    ratio = mic["EFT"] / mic["microscopic"]
+    noise = abs(ratio * mic["standard_error"] / mic["microscopic"])
+    error = V4_error(1.0, PUBLISHED["settings"]["main"]["networks"])
+    rows = [
+        Row(
+            "G-only V4 / sampled V4 - 1",
+            Value(narrow["relative_error"]),
+            Value(V4s[RULE] / V4 - 1, error),
+            Value(V4s[G_ONLY] / V4 - 1),
+        ),
+        Row("K1_EFT / K1_mic", Value(ratio, noise), Value(K1s[RULE] / (K1 + bias)), Value(K1s[G_ONLY] / K1)),
+    ]
+    wide_V4 = Value(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
+    true_K1 = Value(mic["microscopic"] - bias, mic["standard_error"])
+    for name in (SIGMA, TOWER):
+        rows += [
+            Row(f"V4: sampled, n = {wide['n']}; here {name}", wide_V4, Value(V4s[name])),
+            Row(f"K1_mic less the error of K0; here {name}", true_K1, Value(K1s[name])),
+        ]
+    why = (
+        f"With converged expectations the G-only V4 is off by {100 * (V4s[G_ONLY] / V4s[TOWER] - 1):.1f} % at infinite width, and its "
+        f"K1_EFT is {K1s[G_ONLY] / K1s[TOWER]:.1f} times too large. The theories that go beyond it agree with the published networks."
+    )
+    return Section("What holds, component [00] at t = 2", why, rows)
+
+
+def _figures(study):
+    ts, sampled, bias, (V4, V4_stderr) = study.sampled.ts, study.sampled, study.quadrature_bias(), study.V4()
+    mean, mean_stderr = (x / study.setting.width for x in (sampled.K1, sampled.stderr.K1))
+    driven, _ = keft.driven_K1(sampled, MODEL)
+    K0, K1, covariance, errors = {}, {}, {}, {}
+    for ab in ((0, 0), (0, 1)):
+        name, at, at_pair = f"{ab[0]}{ab[1]}", (slice(None), *ab), (slice(None), *ab, *ab)
+        K0[f"$E[G_{{{name}}}]$ and $K_{{0;{name}}}$"] = {
+            NETWORKS: (ts, (sampled.K0 + mean)[at], mean_stderr[at]),
+            **{label: (ts, np.asarray(s.K0)[at]) for label, s in study.theories.items() if label in (G_ONLY, RULE)},
+        }
+        theories = {label: (ts, np.asarray(s.V4)[at_pair]) for label, s in study.theories.items()}
+        networks = {NETWORKS: (ts, V4[at_pair], V4_stderr[at_pair])}
+        covariance[f"$V_{{4;{name},{name}}}$"] = networks | {k: v for k, v in theories.items() if k != SIGMA}
+        errors[f"$V_{{4;{name},{name}}}$: theory / networks $-$ 1 (%)"] = {
+            NETWORKS: (ts, 0 * ts, (100 * V4_stderr / V4)[at_pair]),
+            **{k: (ts, 100 * (value / V4[at_pair] - 1)) for k, (_, value) in theories.items() if k != SOURCE},
+        }
+        K1[f"$K_{{1;{name}}}$"] = {
+            NETWORKS: (ts, sampled.K1[at], sampled.stderr.K1[at]),
+            **{label: (ts, np.asarray(s.K1)[at]) for label, s in study.theories.items() if label != SOURCE},
+            "networks with the 32-point $K_0$": (ts, (sampled.K1 + bias)[at], sampled.stderr.K1[at]),
+            "driven by the measured source": (ts, driven[at]),
+        }
+    mic = PUBLISHED["K1_00_T2_n64"]
+    K1["$K_{1;00}$"][PUBLISHED_NETWORKS] = (ts[-1:], [mic["microscopic"]], [mic["standard_error"]])
+    setting = f"{study.setting}, {sampled.networks:,} networks"
+    return {
+        "figure-1-mean-and-covariance": Drawing(f"Mean and covariance of the kernel\n{setting}", K0 | covariance),
+        "figure-3-mean-correction": Drawing(f"Correction of the mean kernel, times n\n{setting}", K1),
+        "errors-of-the-theories": Drawing(f"Covariance of the kernel: errors of the theories\n{setting}", errors),
+    }

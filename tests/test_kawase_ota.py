@@ -1,0 +1,384 @@
+"""The published study: its numbers come back from its rule, and the table states what was computed.
+
+The main job at its real size is a slow test; here the same code runs on eight layers, eps = 0.5.
+"""
+
+import ast
+import importlib
+import json
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import CUBIC, polynomial
+
+import kernel_eft_jax as keft
+from kernel_eft_jax.studies import kawase_ota as study_of
+
+PACKAGE = "kernel_eft_jax.studies.kawase_ota"
+equations, summary, sweeps, whole = (
+    importlib.import_module(f"{PACKAGE}.{name}") for name in ("equations", "summary", "sweeps", "whole")
+)
+RULE = study_of.GaussHermite(keft.Tanh())
+ONE = study_of.MAIN._replace(K0=study_of.MAIN.K0[:1, :1])
+
+
+@eqx.filter_jit
+def expansion(activation, k):
+    return activation.expansion(k)
+
+
+def test_the_published_rule_and_layers_give_the_published_theory_back():
+    """Euler steps by the 32-point rule; and by converged expectations the numbers found independently of this package."""
+    published, layers = study_of.PUBLISHED["theory_at_T2"], np.array([0, 200, 400, 600, 800])
+    rule = study_of.Theory(study_of.Euler(), RULE, 1).solve(ONE, layers)
+    assert float(rule.K0[-1, 0, 0]) == pytest.approx(published["K0_00"], abs=5e-5)
+    assert float(rule.K1[-1, 0, 0]) == pytest.approx(published["K1_EFT_00"], abs=1e-4)
+    V4 = [point["theory"] for point in study_of.PUBLISHED["V4_0000_n64"]]
+    np.testing.assert_allclose(rule.V4[:, 0, 0, 0, 0], V4, atol=5e-4)
+    # The solution itself says that its expectations are off: by half, in this case.
+    assert 0.1 < rule.stats["expectation_error"] < 1
+    converged = study_of.Theory(study_of.Euler(), keft.Tanh(), 1).solve(ONE, layers)
+    assert float(converged.V4[-1, 0, 0, 0, 0]) == pytest.approx(47.789757, abs=1e-6)
+    assert float(converged.K1[-1, 0, 0]) == pytest.approx(-1.0266683, abs=1e-7)
+
+
+def test_an_euler_step_is_that_of_the_equations():
+    """Linear s, two inputs: Q = C_W K, chi h = C_W h and Hess = 0, so that one step is arithmetic."""
+    K, C_W, eps = np.array([[1.5, 0.4], [0.4, 0.9]]), 0.8, 0.5
+    theory = study_of.Theory(study_of.Euler(), keft.Linear(), 2)
+    got = theory.solve(study_of.Setting(K, 1, 1, eps), np.array([1]), C_W=C_W)
+    wick = np.einsum("ac,bd->abcd", K, K) + np.einsum("ad,bc->abcd", K, K)
+    np.testing.assert_allclose(got.K0[0], (1 + eps**2 * C_W) * K, rtol=1e-12)
+    # Sigma(K, C_W K) is twice C_W Wick(K), and so is transport.
+    np.testing.assert_allclose(got.V4[0], (1 + 4 * eps**2 * C_W) * wick, rtol=1e-12)
+    np.testing.assert_allclose(got.K1[0], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("k", "rule", "converged"), [(2, 0.1688, 0.1770), (3, 0.0777, 0.1099), (4, 0.0093, 0.0767)])
+def test_transport_by_the_published_rule(k, rule, converged):
+    # theory.md, section 3: E[(tanh^2)''] by 32 points and converged; chi of one input is half of it, for C_W = 1.
+    for activation, expected in ((RULE, rule), (keft.Tanh(), converged)):
+        assert 2 * expansion(activation, jnp.array([float(k)])).slope.sum() == pytest.approx(expected, abs=5e-5)
+
+
+def test_the_rule_is_exact_for_polynomials():
+    # Products of two cubics have degree six, 32 points are exact to degree 63 and the eight points used here to 15.
+    k_aa, k_bb, k_ab = 1.2, 0.7, -0.4
+    got = expansion(study_of.GaussHermite(keft.Polynomial(jnp.array(CUBIC))), jnp.array([k_aa, k_ab, k_bb]))
+    x, w = np.polynomial.hermite_e.hermegauss(8)
+    w = w / w.sum()
+    phi_a = np.sqrt(k_aa) * x[:, None]
+    phi_b = k_ab / k_aa * phi_a + np.sqrt(k_bb - k_ab**2 / k_aa) * x
+    s = polynomial(*CUBIC)
+
+    def mean(i, j):
+        return w @ (s(phi_a, i) * s(phi_b, j)) @ w
+
+    def square_mean(k, order):
+        square = np.polynomial.Polynomial(CUBIC) ** 2
+        return w @ square.deriv(order)(np.sqrt(k) * x) if order else w @ square(np.sqrt(k) * x)
+
+    np.testing.assert_allclose(got.value, [square_mean(k_aa, 0), mean(0, 0), square_mean(k_bb, 0)], rtol=1e-12)
+    np.testing.assert_allclose(got.slope[1], [mean(2, 0) / 2, mean(0, 2) / 2, mean(1, 1)], rtol=1e-12)
+    np.testing.assert_allclose(
+        got.slope.sum(1)[jnp.array([0, 2])], [square_mean(k_aa, 2) / 2, square_mean(k_bb, 2) / 2], rtol=1e-12
+    )
+    curvature = [
+        [mean(4, 0) / 4, mean(2, 2) / 4, mean(3, 1) / 2],
+        [mean(2, 2) / 4, mean(0, 4) / 4, mean(1, 3) / 2],
+        [mean(3, 1) / 2, mean(1, 3) / 2, mean(2, 2)],
+    ]
+    np.testing.assert_allclose(got.curvature[1], curvature, atol=1e-12)
+    np.testing.assert_allclose(got.curvature[0].sum(), square_mean(k_aa, 4) / 4, rtol=1e-9)
+
+
+def test_sources_alone_add_up():
+    """Linear s: Sigma = 2 C_W Wick(K0) and K0 grows by (1 + eps^2 C_W) a layer; a sum written out."""
+    k, C_W, eps, layers = 1.5, 0.8, 0.5, np.array([0, 1, 5])
+    theory = study_of.Theory(study_of.SourceOnly(), keft.Linear(), 1)
+    got = theory.solve(study_of.Setting(np.array([[k]]), 1, 5, eps), layers, C_W=C_W)
+    K0 = k * (1 + eps**2 * C_W) ** np.arange(6)
+    V4 = 2 * k**2 + np.concatenate([[0], np.cumsum(eps**2 * 2 * C_W * 2 * K0**2)])
+    np.testing.assert_allclose(got.V4[:, 0, 0, 0, 0], V4[layers], rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def study():
+    small = {name: t._replace(inputs=2, closure=study_of.Euler()) for name, t in study_of.THEORIES.items()}
+    small[study_of.TOWER] = small[study_of.TOWER]._replace(closure=keft.HermiteTower(3))
+    setting = study_of.Setting(study_of.MAIN.K0[:2, :2], 64, 8, 0.5)
+    return study_of.main_job(96, jax.random.key(3), setting, small, progress=False)
+
+
+def rows(item):
+    return {row.quantity: row for section in item.sections for row in section.rows}
+
+
+def test_the_tables_set_ours_beside_the_published(study):
+    table, sampled = rows(study_of.main_item(study)), study.sampled
+    row = table["V4[00,00] at t = 2.0, no control variate"]
+    assert (row.published.value, row.here.value) == (48.735, sampled.V4[-1, 0, 0, 0, 0])
+    bias = 64 * float(study.theories[study_of.G_ONLY].K0[-1, 0, 0] - study.theories[study_of.RULE].K0[-1, 0, 0])
+    assert study.quadrature_bias()[-1, 0, 0] == pytest.approx(bias)
+    assert bias < 0
+    row = table["K1_mic[00] at t = 2"]
+    assert row.published.value == -0.7742
+    assert row.converged == (sampled.K1[-1, 0, 0], sampled.stderr.K1[-1, 0, 0])
+    assert row.here.value == pytest.approx(row.converged.value + bias)
+    assert table["K1_mic less the error of K0; here Hermite tower"].published.value == pytest.approx(-0.7742 - bias)
+
+
+def test_sampled_V4_is_the_exact_one_and_the_excess(study):
+    V4, stderr = study.V4()
+    excess = study.sampled.V4_excess[:, :2, :2, :2, :2]
+    np.testing.assert_allclose(V4, study.theories[study_of.TOWER].V4 + excess, rtol=1e-12)
+    np.testing.assert_array_equal(stderr, study.sampled.stderr.V4_excess[:, :2, :2, :2, :2])
+
+
+def row(published, published_error, here, here_error=0.0, **others):
+    return study_of.Row("", study_of.Value(published, published_error), study_of.Value(here, here_error), **others)
+
+
+def test_differences_are_in_standard_errors_where_there_are_any():
+    assert row(1.0, 0.3, 3.0, 0.4).difference == "+4.0 s.e."
+    assert row(1.0, 0.0, 0.5).difference == "-0.5"
+
+
+def test_agreement_is_within_three_standard_errors_or_the_last_digit():
+    assert row(1.0, 0.3, 1.8).verdict == "agrees"
+    assert row(1.0, 0.3, 2.0).verdict == "differs"
+    assert row(42.878, 0.0, 42.8778).verdict == "agrees"
+    assert row(42.878, 0.0, 42.88, reason="why").verdict == "why"
+
+
+def test_the_summary_counts_what_stands_in_the_tables():
+    """What agrees is counted by kind, what does not is named; rows that are not compared with published numbers are left out."""
+    agrees, differs, digits = row(1.0, 0.3, 1.8), row(1.0, 0.1, 2.0), row(42.878, 0.0, 42.8778)
+    sections = [
+        study_of.Section("one", "", [agrees, differs._replace(quantity="V4"), digits]),
+        study_of.Section("two", "", [differs], "theory"),
+    ]
+    text = study_of.summary(sections)
+    assert text.startswith("2 of 3 published numbers come back")
+    assert "1 of 2 sampled ones within three standard errors, 1 of 1 others to the last digit" in text
+    assert "The others: V4 (+10.0 s.e., differs)." in text
+    assert "The others" not in study_of.summary([study_of.Section("one", "", [agrees, digits])])
+
+
+def test_the_page_says_what_its_tables_say():
+    """docs/paper.md: what its summary counts is what its tables show, row by row."""
+    page = (Path(__file__).parents[1] / "docs" / "paper.md").read_text()
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("| quantity")]
+    published = [
+        [cell.strip() for cell in line.split("|")] for t in tables for line in t[2:] if "| published  " in t[0]
+    ]
+    agree = sum(cells[5] == "agrees" for cells in published)
+    assert f"{agree} of {len(published)} published numbers come back" in page
+    text = " ".join(page.split())
+    assert all(f"{cells[1]} ({cells[4]}" in text for cells in published if cells[5] != "agrees")
+
+
+def test_everything_is_written_and_can_be_read_again(study, tmp_path):
+    item, out = study_of.main_item(study), tmp_path / "new" / "results"
+    paths = study_of.write(item, out) + study_of.write_table(item.sections, "heading", out)
+    files = {path.name: path for path in paths}
+    for name in ("figure-1-mean-and-covariance", "figure-3-mean-correction", "errors-of-the-theories"):
+        for suffix in (".png", ".pdf", "-stacked.png", "-stacked.pdf"):
+            assert files[f"{name}{suffix}"].stat().st_size > 10_000
+    sampled = keft.load(files["sampled.nc"])
+    np.testing.assert_array_equal(sampled.V4, study.sampled.V4)
+    assert sum(name.startswith("theory-") for name in files) == len(study.theories)
+    theory = keft.load(files["theory-g-only-converged.nc"])
+    np.testing.assert_array_equal(theory.V4, study.theories[study_of.G_ONLY].V4)
+    sections = json.loads(files["table.json"].read_text())
+    assert [s["title"] for s in sections] == [s.title for s in item.sections]
+    assert files["table.md"].read_text() == study_of.markdown(item.sections, "heading")
+
+
+def test_markdown_is_a_table(study):
+    text = study_of.markdown(study_of.main_item(study).sections, "heading")
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3
+    for lines in tables:
+        assert len({len(line) for line in lines}) == 1
+        assert {line.count("|") for line in lines} == {7}
+
+
+def test_figures_carry_the_numbers_of_the_paper(study, monkeypatch):
+    """1: K0 and V4 together; 2: the steps at n = 256; 3: K1; 4: the source U1. What goes beyond has a name and no number."""
+    monkeypatch.setattr(sweeps, "main_job", lambda *_, **__: study)
+    numbered = {}
+    for item in (
+        study_of.main_item(study),
+        study_of.equations_item(study),
+        study_of.sweep_item(study_of.sweep(64, jax.random.key(0))),
+    ):
+        numbered |= {name: list(d.panels) for name, d in item.figures.items() if name.startswith("figure")}
+    K0, V4 = ["$E[G_{00}]$ and $K_{0;00}$", "$E[G_{01}]$ and $K_{0;01}$"], ["$V_{4;00,00}$", "$V_{4;01,01}$"]
+    assert numbered["figure-1-mean-and-covariance"] == K0 + V4
+    assert [heading[:3] for heading in numbered["figure-2-steps"]] == ["(a)", "(b)"]
+    assert numbered["figure-3-mean-correction"] == ["$K_{1;00}$", "$K_{1;01}$"]
+    assert numbered["figure-4-source"] == ["$U_{1;00}$", "$U_{1;01}$"]
+    assert len(numbered) == 4
+
+
+def test_residuals_and_sources_stand_beside_the_published(study):
+    """The numbers of the table are those of the diagnostics, which have oracles of their own; the rule's error is one of NumPy's."""
+    item = study_of.equations_item(study)
+    table = rows(item)
+    value, stderr = keft.covariance_residual(study.sampled, keft.Model(keft.Tanh(), 2.0))
+    row = table["residual[00,00] at t = 1.95"]
+    assert row.published.value == 9.3125
+    assert row.converged == pytest.approx((value.total[-1].flat[0], stderr.total[-1].flat[0]))
+    # At t = 0 nothing depends on the size of the study: 64 times the error of 32 points for E[tanh^2] at k = 2.
+    x, w = np.polynomial.hermite_e.hermegauss(32)
+    line = np.linspace(-12, 12, 4001)
+    density = np.exp(-(line**2) / 2) * (line[1] - line[0]) / np.sqrt(2 * np.pi)
+    rule = w / w.sum() @ np.tanh(np.sqrt(2) * x) ** 2 - density @ np.tanh(np.sqrt(2) * line) ** 2
+    measured, eft = table["U1[00] at t = 0, measured"], table["U1[00] at t = 0 by the EFT"]
+    assert measured.here.value == pytest.approx(-64 * rule, abs=1e-4)
+    assert measured.converged.value == pytest.approx(0, abs=1e-6)
+    assert eft.verdict == "agrees"
+    assert abs(eft.converged.value - eft.published.value) > 0.002
+
+
+def test_published_residuals_have_the_noise_of_their_neighbours(study):
+    """If the published residuals of neighbouring layers differ three times as much, so do their errors; alike ones have none."""
+    noise = study_of.residual_noise(study)
+    assert set(noise) == set(equations.RESIDUAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equations, "RESIDUAL", {t: 3 * value for t, value in equations.RESIDUAL.items()})
+        np.testing.assert_allclose(list(study_of.residual_noise(study).values()), 3 * np.array(list(noise.values())))
+        patch.setattr(equations, "RESIDUAL", dict.fromkeys(equations.RESIDUAL, 1.0))
+        np.testing.assert_allclose(list(study_of.residual_noise(study).values()), 0)
+
+
+def test_the_summary_averages_as_published(study):
+    """Frobenius norms over all entries, averaged over all layers: for a theory that is off by a share linear in depth, half of it."""
+    layers = study.sampled.layers
+    truth = np.random.default_rng(0).uniform(1, 2, (len(layers), 2, 2))
+    off = 0.1 * layers / layers[-1]
+    assert summary.mean_error(truth * (1 + off[:, None, None]), truth, study) == pytest.approx(0.05)
+    assert summary.mean_error(truth * (1 + off[:, None, None]), truth, study, start=1) == pytest.approx(0.05 * 9 / 8)
+
+
+def test_the_published_noise_is_that_of_the_mean_kernel(study):
+    """Variance of X is n V4 / networks, with chi in it, and of M that of the sources alone; 200 draws tell it to 10 %, z below 5.
+
+    Independent of the code under test: a G-only V4 that was stepped in layers, and the published standard error of K1 is its root.
+    """
+    X, M = summary.published_noise(study)
+    for noise, name in ((X, study_of.G_ONLY), (M, study_of.SOURCE)):
+        expected = np.asarray(study.theories[name].V4)[-1, 0, 0, 0, 0] * 64 / 5_000_000
+        assert noise[:, -1, 0, 0].var() / expected == pytest.approx(1, abs=0.5)
+        assert noise[:, 0, 0, 0].var() / (2 * 2.0**2 * 64 / 5_000_000) == pytest.approx(1, abs=0.5)
+    np.testing.assert_array_equal(X, np.swapaxes(X, 2, 3))
+    # Without chi X would be M: here it is 0.17 a unit of depth time at first, times what there is.
+    gain = np.sum((X - M)[:, 1] * M[:, 0], axis=0) / np.sum(M[:, 0] ** 2, axis=0)
+    assert gain[0, 0] == pytest.approx(0.25 * 0.177, rel=0.02)
+
+
+def test_the_published_code_comes_back_with_32_and_64_points(study):
+    """42.83 and 47.36 are V4 of the published code at eps = 0.1, with its own 32 points and with 64."""
+    item = study_of.quadrature_item(study)
+    table = rows(item)
+    for points, value in ((32, 42.83), (64, 47.36)):
+        row = table[f"V4[00,00] at t = 2, eps = 0.1, {points} points"]
+        assert row.published.value == value
+        assert row.here.value == pytest.approx(value, abs=0.01)
+    found = study_of.bias(study)
+    assert (np.abs(found.value[32]) > 1e-4).all()
+    assert (np.abs(found.value[128]) < 1e-8 + 1e-3 * np.abs(found.value[32])).all()
+    assert len(item.figures["quadrature-bias"].panels) == 4
+    assert set(item.results) == {f"theory-G-only-{points}-points" for points in (32, 64, 128)}
+
+
+def test_sweeps_compare_every_published_case(study, monkeypatch):
+    small = study._replace(setting=study.setting._replace(K0=study.setting.K0[:1, :1]))
+    asked = []
+
+    def main_job(networks, key, setting, theories, *, progress):
+        asked.append((setting.width, setting.depth, setting.eps, len(setting.K0)))
+        return small
+
+    monkeypatch.setattr(sweeps, "main_job", main_job)
+    item = study_of.sweep_item(study_of.sweep(64, jax.random.key(0), progress=False))
+    assert sorted(asked) == [
+        (64, 800, 0.05, 1),
+        (128, 800, 0.05, 1),
+        (256, 200, 0.1, 1),
+        (256, 408, 0.07, 1),
+        (256, 800, 0.05, 1),
+    ]
+    theory = np.asarray(small.theories[study_of.RULE].V4)[:, 0, 0, 0, 0]
+    error = theory / small.V4()[0][:, 0, 0, 0, 0] - 1
+    table = {r.quantity: r for r in item.sections[0].rows}
+    assert len(table) == 3 + 2 + 4  # eps = 0.05 and T = 2 at n = 256 are one number
+    assert table["n = 128, t = 2"].here.value == error[-1]
+    assert table["T = 0.5, n = 256, eps = 0.05"].here.value == error[small.place(0.5)]
+    assert table["T = 0.5, n = 256, eps = 0.05"].published.value == -0.0141
+
+
+def test_other_activations_are_split_too(study):
+    """The table has transport, source and three closures for each activation, from its own networks."""
+    item = study_of.activation_item({"tanh": study, "ReLU": study})
+    quantities = [r.quantity for r in item.sections[0].rows]
+    assert len(quantities) == 10
+    assert quantities[5:7] == ["ReLU: transport / rate", "ReLU: source / rate"]
+    assert len(item.figures["residual-by-activation"].panels) == 2
+
+
+def test_the_study_is_computed_as_it_is_asked_for(monkeypatch, tmp_path):
+    """And the main job has the same key whether it is all that is asked for or not."""
+    done = []
+
+    def job(name):
+        return lambda size, key, **_: done.append((name, size, key))
+
+    for name in ("main_job", "sweep", "activation_studies"):
+        monkeypatch.setattr(whole, name, job(name))
+    for name in ("main_item", "equations_item", "quadrature_item", "sweep_item", "activation_item"):
+        monkeypatch.setattr(whole, name, lambda study, name=name: name)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.write_text("")
+    parts = study_of.everything(study_of.Sizes(1, 2, 3), jax.random.key(0), checkpoint=checkpoint)
+    assert next(parts) == ("main job", "main_item")
+    assert [d[:2] for d in done] == [("main_job", 1)]
+    assert [name for name, _ in parts] == ["equations", "quadrature", "sweeps", "activations"]
+    assert [d[:2] for d in done] == [("main_job", 1), ("sweep", 2), ("activation_studies", 3)]
+    assert not checkpoint.exists()
+    next(study_of.everything(study_of.Sizes(1, 2, 3), jax.random.key(0)))
+    assert done[-1][2] == done[0][2]
+
+
+def test_the_study_uses_public_names_only():
+    """What it takes from the package is exported by it, or by a room whose name has no underscore; and so is every attribute of `keft`."""
+    folder = Path(keft.__file__).parent / "studies" / "kawase_ota"
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                inside = node.level == 1 or (node.module or "").split(".")[0] != "kernel_eft_jax"
+                assert inside or not any(a.name.startswith("_") for a in node.names), path.name
+                assert node.level < 2, path.name
+                assert inside or node.module in {"kernel_eft_jax", *PUBLIC_ROOMS}, (path.name, node.module)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "keft":
+                assert node.attr in keft.__all__, (path.name, node.attr)
+
+
+PUBLIC_ROOMS = {"kernel_eft_jax.figures", "kernel_eft_jax.activations", "kernel_eft_jax.pairs"}
+
+
+@pytest.mark.slow
+def test_sampled_values_agree_with_the_published_ones():
+    """20,000 networks against the published 5 million: 12 rows within 4 standard errors, false alarms below 1 in 1,000."""
+    study = study_of.main_job(20_000, jax.random.key(0), progress=False)
+    assert study.sampled.stderr.K1[-1, 0, 0] < 0.025
+    sampled = [row for row in rows(study_of.main_item(study)).values() if row.difference.endswith("s.e.")]
+    assert len(sampled) == 12
+    for row in sampled:
+        error = np.hypot(row.published.error, row.here.error)
+        assert abs(row.here.value - row.published.value) < 4 * error, row
