@@ -134,7 +134,8 @@ def _read_solution(data):
     stats = {name[6:]: jnp.asarray(value) for name, value in data.attrs.items() if name.startswith("stats_")}
     truncation = moments("_truncation") if "V4_truncation" in data else None
     result = getattr(diffrax.RESULTS, data.attrs["result"])
-    return Solution(jnp.asarray(data["t"].values), moments(""), truncation, stats, result)
+    made: Any = dict.fromkeys(("model", "closure", "eps", "layers"))  # not kept in this format
+    return Solution(jnp.asarray(data["t"].values), moments(""), truncation, stats, result, **made)
 
 
 def _write_estimate(estimate):

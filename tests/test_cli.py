@@ -191,7 +191,7 @@ def test_a_mistake_gets_one_sentence(command, says, tmp_path, capsys):
 def test_a_run_that_fails_says_where(capsys):
     command = "theory --activation polynomial:coefficients=0,0,0,1 --inputs 1 --eps 1 --depth 40 --times 2"
     assert run(command) == 1
-    assert "K0[0, 0] at depth t = 40" in capsys.readouterr().err
+    assert "K0[0, 0] at layer 40" in capsys.readouterr().err
 
 
 def test_a_table_as_json(capsys):

@@ -10,6 +10,7 @@ import pytest
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli
+from kernel_eft_jax.diagnostics import compare
 from kernel_eft_jax.studies import kawase_ota
 
 
@@ -249,8 +250,8 @@ class TestCompare:
                 "The input kernels differ: entry [0, 0] is 1 of the theory and 2",
             ),
             (
-                "--eps 0.3 --depth 4 --times 5",
-                "The step sizes differ: layer 1 is at t = 0.09 of the theory, and at 0.25",
+                "--T 0.1 --times 3",
+                "no depth in common but zero: t = 0, 0.05, 0.1 there, 0, 0.25, 0.5, 0.75, ... 1 here",
             ),
         ],
     )
@@ -259,6 +260,18 @@ class TestCompare:
         assert run(f"theory --activation linear --C_W 1 {theory}") == 0
         assert run("compare theory.nc sample.nc") == 2
         assert says in capsys.readouterr().err
+
+    def test_step_sizes_that_differ_are_refused(self, key):
+        """Layer 9 of eps = 0.5 / 3 and layer 1 of eps = 0.5 are at one depth time, and are different networks."""
+        model = keft.Model(keft.Linear(), 1.0)
+        sampled = keft.estimate(model, [[1.0]], width=8, depth=9, eps=0.5, networks=64, key=key, progress=False)
+        theory = keft.solve(model, [[1.0]], layers=[0, 1, 9], eps=0.5 / 3)
+        with pytest.raises(
+            ValueError, match=r"layer 1 is at t = 0\.0277778 of the theory, and at 0\.25 of the networks"
+        ):
+            compare(theory, sampled)
+        found = compare(keft.solve(model, [[1.0]], layers=[0, 1, 9], eps=0.5), sampled)
+        assert found.layers.tolist() == [0, 1, 9]
 
     def test_files_in_the_wrong_place(self, capsys):
         assert run(f"{self.sample} --networks 64") == 0

@@ -141,17 +141,20 @@ def describe(model: Model) -> str:
     return text if model.decay == 0 else f"{text}, decay = {float(model.decay):.6g}"
 
 
-def describe_closure(closure: closures.Closure) -> str:
-    """A closure with its degree."""
+def describe_closure(closure: closures.Closure | None) -> str:
+    """A closure with its degree; a file may hold one that this package does not know."""
+    name = next((name for name, cls in CLOSURES.items() if type(closure) is cls), None)
+    if closure is None or name is None:
+        return "closure not known"
     settings = ", ".join(f"{f.name} {getattr(closure, f.name)}" for f in fields(closure))
-    name = next(name for name, cls in CLOSURES.items() if type(closure) is cls)
     return name + (f" of {settings}" if settings else "")
 
 
-def remarks(model: Model, closure: closures.Closure) -> list[str]:
+def remarks(model: Model | None, closure: closures.Closure | None) -> list[str]:
     """What has to be said beside K1 of the kernel-only closure for a block that begins with an activation."""
-    published = isinstance(closure, closures.GOnly) and not isinstance(model.read, activations.Linear)
-    return [K1_EFT] if published else []
+    if model is None or not isinstance(closure, closures.GOnly) or isinstance(model.read, activations.Linear):
+        return []
+    return [K1_EFT]
 
 
 def _text(part: eqx.Module) -> str:
