@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -230,3 +231,14 @@ class TestSettings:
 )
 def test_messages_speak_of_options(library, says):
     assert messages.in_options(library, argparse.Namespace(off_diagonal=1, K0=None)) == says
+
+
+def test_what_the_page_shows_can_be_typed():
+    """Every command on the page of the command line is understood."""
+    page = Path(arguments.__file__).parents[2] / "docs" / "how-to" / "command-line.md"
+    lines = [line.partition("#")[0].split() for line in page.read_text().splitlines() if line.startswith("kernel-eft ")]
+    Path("run.toml").touch()
+    assert len(lines) > 9
+    for words in lines:
+        if "--help" not in words:
+            assert arguments.read(words[1:]).command == words[1]
