@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .activations import Activation, Expansion
 from .checks import is_concrete
 from .expectations.four_point import products
-from .pairs import input_count, triples, wick
+from .pairs import input_count, pairs, triples, wick
 
 SERIES = 40  # terms in the correlation of what is left of two inputs given a third
 
@@ -37,6 +37,10 @@ class Affine(NamedTuple):
     def carry(self, m: Float[Array, " P"], C: Float[Array, "P P"]) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
         """Mean correction and covariance behind the map."""
         return self.scale * m, self.scale**2 * C
+
+    def absolute(self) -> "Affine":
+        """The map that carries bounds of errors."""
+        return self
 
 
 class Local(NamedTuple):
@@ -56,6 +60,15 @@ class Local(NamedTuple):
         half = apply_slope(self.slope, C)
         later = apply_slope(self.slope, half.T) + self.noise
         return apply_slope(self.slope, m) + 0.5 * contract_curvature(self.curvature, C), later
+
+    def absolute(self) -> "Local":
+        """The map that carries bounds of errors; on the diagonal the three variables are one, and their derivatives are added first."""
+        a, b = pairs(input_count(self.value.shape[0]))
+        same = (a == b)[:, None]
+        slope = jnp.where(same, jnp.sum(self.slope, 1, keepdims=True) / 3, self.slope)
+        curvature = jnp.sum(self.curvature, (1, 2), keepdims=True) / 9
+        curvature = jnp.where(same[:, None], curvature, self.curvature)
+        return self._replace(slope=jnp.abs(slope), curvature=jnp.abs(curvature), noise=jnp.zeros_like(self.value[0]))
 
 
 Response = Affine | Local

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..model import Model
+from ..pairs import input_count, triples
 
 State = TypeVar("State")
 
@@ -37,7 +38,7 @@ class Moments(NamedTuple):
 class Closure(eqx.Module, Generic[State]):
     """A closed system of equations for the statistics of the empirical kernel.
 
-    A closure of your own is one class with `init`, `step`, `moments`, and for `fit` and `fisher` the three methods that say how a kernel
+    A closure of your own is one class with `init`, `step`, `moments`, `units`, and for `fit` and `fisher` the three methods that say how a kernel
     is remembered by later layers.
     """
 
@@ -52,6 +53,10 @@ class Closure(eqx.Module, Generic[State]):
     @abstractmethod
     def moments(self, model: Model, state: State) -> Moments:
         """K0, V4 and K1 of a state."""
+
+    @abstractmethod
+    def units(self, model: Model, k: Float[Array, " P"]) -> State:
+        """The size of each part of the state at the input kernel k, broadcast: what accuracy in the continuum is relative to."""
 
     @abstractmethod
     def remember(self, model: Model, state: State) -> Any:
@@ -73,3 +78,9 @@ class Closure(eqx.Module, Generic[State]):
     def truncation(self, model: Model, state: State) -> Moments | None:
         """Estimated errors of `moments` from truncating a convergent expansion; None where nothing is expanded."""
         return None
+
+
+def pair_units(k: Float[Array, " P"]) -> Float[Array, " P"]:
+    """The size of a kernel's entries, sqrt(k_aa k_bb)."""
+    k_aa, k_bb, _ = k[triples(input_count(k.shape[0]))].T
+    return jnp.sqrt(k_aa) * jnp.sqrt(k_bb)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ..maps import apply_all, carry_all
 from ..model import Model
 from ..pairs import sigma_product, wick
-from .base import Closure, Moments
+from .base import Closure, Moments, pair_units
 
 
 class GOnly(Closure[Moments]):
@@ -43,6 +43,10 @@ class GOnly(Closure[Moments]):
 
     def moments(self, model: Model, state: Moments) -> Moments:
         return state
+
+    def units(self, model: Model, k):
+        unit = pair_units(k)
+        return Moments(unit, unit[:, None] * unit, unit)
 
     def remember(self, model: Model, state: Moments):
         return state.V4

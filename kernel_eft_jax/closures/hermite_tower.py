@@ -19,38 +19,50 @@ for E[s s]; the maps of the branch carry m_S and Cov(y, y) on to m_Q and C_Q. (K
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ..activations import Activation, Linear, Polynomial
 from ..checks import check_count
-from ..expectations.hermite_modes import frame, mode_covariances, modes, pair_functions, rotate
-from ..maps import Response, apply_all, apply_slope, carry_all
+from ..expectations.hermite_modes import PairFunctions, frame, mode_covariances, modes, pair_functions, rotate
+from ..maps import Local, apply_all, carry_all
 from ..model import Model
 from ..pairs import input_count, triples, wick
-from .base import Closure, Moments
+from .base import Closure, Moments, pair_units
 
 
 class TowerState(NamedTuple):
-    """Covariances with h; the leading axis of v and K1 holds the full degree and a lower one to compare with."""
+    """Covariances with h, and bounds of what the modes beyond the degree would add.
+
+    `tail` bounds the norm of Cov(h_p, xi(W)) over all W beyond the degree; `v_error` and `K1_error` the errors of v and K1.
+    """
 
     k: Float[Array, " P"]
     u: Float[Array, "P P J S"]
-    v: Float[Array, "2 P P"]
-    K1: Float[Array, "2 P"]
+    v: Float[Array, "P P"]
+    K1: Float[Array, " P"]
+    tail: Float[Array, " P"]
+    v_error: Float[Array, "P P"]
+    K1_error: Float[Array, " P"]
 
 
 class ReadCovariances(NamedTuple):
-    """Covariances of y, the fluctuation of what the branch reads (pair p, first), at both levels; and its mean's correction."""
+    """Covariances of y, the fluctuation of what the branch reads (pair p, first), and its mean's correction."""
 
-    value: Float[Array, " P"]
-    slope: Float[Array, "P 3"]
     with_modes: Float[Array, "P P J S"]
-    with_h: Float[Array, "2 P P"]
-    with_y: Float[Array, "2 P P"]
-    mean: Float[Array, "2 P"]
+    with_h: Float[Array, "P P"]
+    with_y: Float[Array, "P P"]
+    mean: Float[Array, " P"]
+
+
+class ReadErrors(NamedTuple):
+    """Bounds of the errors of `ReadCovariances`; of the modes beyond the degree a bound of their norm."""
+
+    with_modes: Float[Array, " P"]
+    with_h: Float[Array, "P P"]
+    with_y: Float[Array, "P P"]
+    mean: Float[Array, " P"]
 
 
 class Memory(NamedTuple):
@@ -66,8 +78,9 @@ class HermiteTower(Closure[TowerState]):
     Analytic activations converge like the square of their Hermite coefficients, exp(-c sqrt(degree)); at the paper's settings
     degree 20 is right to 2e-4 in V4 and degree 40 to 1e-5. ReLU converges like a power of the degree: 10 is right to 1e-4,
     40 to 1e-6 (one input). Where the branch reads the stream with a matrix or a norm, or with a polynomial, the hierarchy ends by itself, at
-    twice the degree of the polynomial, and nothing is computed beyond. `Solution.truncation` estimates what is missing, from the same run at
-    three quarters of the degree. For odd activations degree 2 has the V4 of `GOnly` in the continuum; others also feel the mean of phi, degree 1.
+    twice the degree of the polynomial, and nothing is computed beyond.
+    `Solution.truncation` bounds what is missing, from the exact
+    norms of the functions that are expanded. For odd activations degree 2 has the V4 of `GOnly` in the continuum; others also feel the mean of phi, degree 1.
     The state grows as N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
     """
 
@@ -78,87 +91,108 @@ class HermiteTower(Closure[TowerState]):
 
     def init(self, model: Model, k):
         inputs, count = input_count(k.shape[-1]), k.shape[-1]
-        J, s = modes(self._levels(model.read)[0], inputs)
-        shapes = ((count, count, J.size, s.size), (2, count, count), (2, count))
+        J, s = modes(self._degree(model.read), inputs)
+        shapes = ((count, count, J.size, s.size), (count, count), (count,), (count,), (count, count), (count,))
         return TowerState(k, *(jnp.zeros(shape, k.dtype) for shape in shapes))
 
     def step(self, model: Model, state: TowerState, dt) -> TowerState:
-        y, shrink = self._read_covariances(model.read, state), model.shrink(dt)
-        responses = model.responses_of_read(y.value)
-        transport = _each(responses, y.with_h)
-        m_Q, C_Q = jax.vmap(lambda m, C: carry_all(responses, m, C))(y.mean, y.with_y)
+        read, shrink, f = self._read(model.read, state), model.shrink(dt), frame(state.k)
+        y, responses = self._covariances(state, read), model.responses_of_read(read.response.value)
+        transport = apply_all(responses, y.with_h)
+        m_Q, C_Q = carry_all(responses, y.mean, y.with_y)
         k = shrink * state.k + dt * responses[-1].value
         u = shrink * state.u + dt * apply_all(responses, y.with_modes)
+        turn = frame(k).M @ (jnp.sqrt(shrink) * f.L)
+        errors, bounds = self._errors(state, read), [r.absolute() for r in responses]
+        transport_error = apply_all(bounds, errors.with_h)
+        m_error, C_error = carry_all(bounds, errors.mean, errors.with_y)
+        tail = shrink * state.tail + dt * apply_all(bounds, errors.with_modes)
+        slowest = jnp.minimum(jnp.maximum(turn[:, 0, 0], turn[:, 1, 1]), 1)
         return TowerState(
             k,
-            rotate(frame(k).M @ (jnp.sqrt(shrink) * frame(state.k).L), u),
-            shrink**2 * state.v + shrink * dt * (transport + transport.mT) + dt**2 * C_Q,
+            rotate(turn, u),
+            shrink**2 * state.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
             shrink * state.K1 + dt * m_Q,
+            slowest ** (self._degree(model.read) + 1) * tail,
+            shrink**2 * state.v_error + shrink * dt * (transport_error + transport_error.T) + dt**2 * C_error,
+            shrink * state.K1_error + dt * m_error,
         )
 
     def moments(self, model: Model, state: TowerState) -> Moments:
-        return Moments(*(x[0] for x in self._both_levels(model, state)))
+        read = self._read(model.read, state)
+        y, to_S = self._covariances(state, read), model.responses_of_read(read.response.value)[:-1]
+        response = _contract(_product(state), state.u).T  # Cov(h_p, xi(phi phi)_q)
+        cross = read.response.apply(wick(state.k) + response) + y.with_h
+        mean, with_S = carry_all(to_S, y.mean, y.with_y)
+        V4 = wick(state.k) + response + response.T + state.v
+        return Moments(state.k, V4, state.K1, apply_all(to_S, cross).T, with_S, mean)
 
     def truncation(self, model: Model, state: TowerState) -> Moments:
-        return Moments(*(jnp.abs(x[0] - x[1]) for x in self._both_levels(model, state)))
+        read = self._read(model.read, state)
+        errors = self._errors(state, read)
+        to_S = [r.absolute() for r in model.responses_of_read(read.response.value)[:-1]]
+        mean, with_S = carry_all(to_S, errors.mean, errors.with_y)
+        cross = apply_all(to_S, errors.with_h).T
+        return Moments(jnp.zeros_like(state.k), state.v_error, state.K1_error, cross, with_S, mean)
+
+    def units(self, model: Model, k) -> TowerState:
+        unit = pair_units(k)
+        square = unit[:, None] * unit
+        return TowerState(unit, unit[:, None, None, None], square, unit, unit, square, unit)
 
     def remember(self, model: Model, state: TowerState) -> Memory:
         product = _product(state)
         modes = state.u + mode_covariances(state.k, frame(state.k), product)
-        return Memory(modes, state.v[0] + _contract(product, state.u).T)
+        return Memory(modes, state.v + _contract(product, state.u).T)
 
     def follow(self, model: Model, state: TowerState, memory: Memory, dt) -> Memory:
-        f, read, shrink = frame(state.k), model.read, model.shrink(dt)
-        value, slope, _ = read.expansion(state.k)
-        responses = model.responses_of_read(value)
-        functions = pair_functions(read, f, self._levels(read)[0])
-        with_y = _contract(functions.value, memory.modes) + apply_slope(slope, memory.response)
+        read, shrink = self._read(model.read, state), model.shrink(dt)
+        responses = model.responses_of_read(read.response.value)
+        with_y = _contract(read.functions.value, memory.modes) + read.response.apply(memory.response)
         k = shrink * state.k + dt * responses[-1].value
-        turned = rotate(frame(k).M @ (jnp.sqrt(shrink) * f.L), memory.modes)
+        turned = rotate(frame(k).M @ (jnp.sqrt(shrink) * frame(state.k).L), memory.modes)
         return Memory(turned, shrink * memory.response + dt * apply_all(responses, with_y))
 
     def recall(self, model: Model, state: TowerState, memory: Memory):
         return memory.response + _contract(_product(state), memory.modes)
 
-    def _levels(self, read: Activation) -> tuple[int, int]:
-        """The degree of the hierarchy and a lower one to compare with; the same where the hierarchy ends by itself."""
-        last = max(2, 2 * polynomial_degree(read))
-        return (last, last) if last <= self.degree else (self.degree, max(2, 3 * self.degree // 4))
+    def _degree(self, read: Activation) -> int:
+        """The degree of the hierarchy, lower where it ends by itself."""
+        return int(min(self.degree, max(2, 2 * polynomial_degree(read))))
 
-    def _both_levels(self, model: Model, state: TowerState) -> tuple[Array, ...]:
-        y = self._read_covariances(model.read, state)
-        to_S = model.responses_of_read(y.value)[:-1]
-        response = _contract(_product(state), state.u).T  # Cov(h_p, xi(phi phi)_q)
-        V4 = wick(state.k) + response + response.T + state.v
-        cross = apply_slope(y.slope, wick(state.k) + response) + y.with_h
-        mean, with_S = jax.vmap(lambda m, C: carry_all(to_S, m, C))(y.mean, y.with_y)
-        return jnp.stack([state.k, state.k]), V4, state.K1, _each(to_S, cross).mT, with_S, mean
+    def _read(self, read: Activation, state: TowerState) -> "Read":
+        """What the branch reads at the kernel of a state: E[s s] with its derivatives, and s s in modes."""
+        response = Local(*read.expansion(state.k), jnp.zeros((), state.k.dtype))
+        return Read(response, pair_functions(read, frame(state.k), self._degree(read)))
 
-    def _read_covariances(self, read: Activation, state: TowerState) -> ReadCovariances:
-        k, u, v, K1 = state
-        f, triple = frame(k), triples(input_count(k.shape[0]))
-        expectation, slope, curvature = read.expansion(k)
-        degrees = self._levels(read)
-        functions = pair_functions(read, f, degrees[0])
-        m = np.arange(1, degrees[0] + 1)
-        levels = (m <= np.array(degrees)[:, None]).astype(k.dtype)  # (2, J)
-        value = levels[:, None, :, None] * functions.value  # (2, P, J, S)
-        free = mode_covariances(k, f, functions.value)
+    def _covariances(self, state: TowerState, read: "Read") -> ReadCovariances:
+        k, u, triple = state.k, state.u, triples(input_count(state.k.shape[0]))
+        chi, value = read.response.apply, read.functions.value
+        free = mode_covariances(k, frame(k), value)
+        X = _contract(value, u)  # Cov(xi(s s)_p, h_q)
+        with_h = X + chi(state.v)
+        with_y = jnp.einsum("qms,pqms->pq", value, free, precision="highest") + chi(with_h.T).T + chi(X.T)
+        second = read.functions.second, u[triple, np.arange(k.shape[0])[:, None]]
+        mean, _ = read.response.carry(state.K1, state.v)
+        mean = mean + 0.5 * jnp.einsum("ptms,ptms->p", *second, precision="highest")
+        return ReadCovariances(free + chi(u), with_h, with_y, mean)
 
-        def chi(y):  # the response E[grad^2 s s] : h / 2, on the pair axis of (2, P, ...)
-            return jnp.swapaxes(apply_slope(slope, jnp.swapaxes(y, 0, 1)), 0, 1)
+    def _errors(self, state: TowerState, read: "Read") -> ReadErrors:
+        """The same by the triangle inequality and that of Cauchy and Schwarz, for the modes beyond the degree."""
+        bound, tail = read.response.absolute(), read.functions.value_tail
+        X = tail[:, None] * state.tail
+        with_h = X + bound.apply(state.v_error)
+        with_y = tail[:, None] * tail + bound.apply(with_h.T).T + bound.apply(X.T)
+        mean, _ = bound.carry(state.K1_error, state.v_error)
+        second = read.functions.second_tail * state.tail[triples(input_count(state.k.shape[0]))]
+        return ReadErrors(tail + bound.apply(state.tail), with_h, with_y, mean + 0.5 * jnp.sum(second, axis=1))
 
-        def einsum(formula, *operands):
-            return jnp.einsum(formula, *operands, precision="highest")
 
-        X = einsum("lpms,qpms->lpq", value, u)  # Cov(xi(s s)_p, h_q)
-        with_h = X + chi(v)
-        response = chi(jnp.swapaxes(with_h, 1, 2))  # Cov(chi h, y)
-        with_y = einsum("lqms,pqms->lpq", value, free) + jnp.swapaxes(response, 1, 2) + chi(jnp.swapaxes(X, 1, 2))
-        with_second = einsum("lm,ptms,ptms->lp", levels, functions.bend, u[triple, np.arange(k.shape[0])[:, None]])
-        hess_v = einsum("ptu,lptu->lp", curvature, v[:, triple[:, :, None], triple[:, None, :]])
-        mean = chi(K1) + 0.5 * (hess_v + with_second)
-        return ReadCovariances(expectation, slope, free + apply_slope(slope, u), with_h, with_y, mean)
+class Read(NamedTuple):
+    """What the branch reads at a kernel."""
+
+    response: Local
+    functions: PairFunctions
 
 
 def polynomial_degree(activation: Activation) -> float:
@@ -166,11 +200,6 @@ def polynomial_degree(activation: Activation) -> float:
     if isinstance(activation, Linear):
         return 1
     return activation.coefficients.size - 1 if isinstance(activation, Polynomial) else np.inf
-
-
-def _each(responses: list[Response], x: Float[Array, "2 P P"]) -> Float[Array, "2 P P"]:
-    """Both levels behind all maps, on their first pair axis."""
-    return jax.vmap(lambda h: apply_all(responses, h))(x)
 
 
 def _contract(functions: Float[Array, "P J S"], modes: Float[Array, "P P J S"]) -> Float[Array, "P P"]:

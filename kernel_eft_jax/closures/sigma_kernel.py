@@ -25,7 +25,7 @@ from ..expectations.four_point import bends, products_and_noise
 from ..maps import apply_slope
 from ..model import Model
 from ..pairs import input_count, sigma_product, triples, wick
-from .base import Closure, Moments
+from .base import Closure, Moments, pair_units
 
 DOUBLINGS = (
     24  # a layer is cut into 2^24 parts: rates of up to 10^7 a layer are stable, those of order one exact to 1e-8
@@ -99,6 +99,12 @@ class SigmaKernel(Closure[SigmaState]):
         P = state.k.shape[0]
         V = state.V
         return Moments(state.k, V[:P, :P], state.K1, V[:P, P:], V[P:, P:], state.m_S)
+
+    def units(self, model: Model, k):
+        unit = pair_units(k)
+        unit_S = pair_units(model.activation.moments(k))
+        both = jnp.concatenate([unit, jnp.where(unit_S > 0, unit_S, 1)])
+        return SigmaState(unit, both[:, None] * both, unit, both[unit.size :])
 
     def remember(self, model: Model, state: SigmaState):
         return state.V[:, : state.k.shape[0]]

@@ -20,7 +20,9 @@ from jaxtyping import Array, Float, Int
 
 from ..activations import Activation
 from ..pairs import input_count, pair_table, pairs, triples
-from ..quadrature import powers
+from ..quadrature import derivative, line_rule, powers
+
+KINKS = 3.0  # bounds sum m c_m^2 / (J sum c_m^2) over m > J for coefficients that fall like those of |x|, the slowest
 
 
 class Frame(NamedTuple):
@@ -31,10 +33,15 @@ class Frame(NamedTuple):
 
 
 class PairFunctions(NamedTuple):
-    """Hermite coefficients of s_a s_b and of its second derivatives by (aa, bb, ab), the last counted twice."""
+    """Hermite coefficients of s_a s_b and of its second derivatives by (aa, bb, ab), the last counted twice.
+
+    `value_tail` and `second_tail` are the norms of what these functions have beyond the degree.
+    """
 
     value: Float[Array, "P J S"]
-    bend: Float[Array, "P 3 J S"]
+    second: Float[Array, "P 3 J S"]
+    value_tail: Float[Array, " P"]
+    second_tail: Float[Array, "P 3"]
 
 
 def modes(degree: int, inputs: int) -> tuple[Int[np.ndarray, "J 1"], Int[np.ndarray, " S"]]:
@@ -149,6 +156,8 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
 
     phi_b is averaged over psi_2 by the activation (`smoothed`), the rest is summed over psi_1. The first of the second
     derivatives is taken by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink at zero needs no delta function.
+    The tails follow from the exact norms, $E[s_a^2 s_b^2]$ and so on, less all coefficients; the second derivatives of a function with
+    kinks have no norm, and their tails are estimated from that of the function and the ratio of both in the upper half of the degrees.
     """
     inputs = input_count(f.L.shape[0])
     x, w = split_rule()
@@ -158,7 +167,7 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
     r, exists = np.maximum(m - s, 0), m >= s
     root = np.sqrt(np.arange(1, degree + 2)).astype(dtype)[:, None]
 
-    def one(L):
+    def one(L, same):
         phi_a = L[0, 0] * x.astype(dtype)
         s_a, ds_a = activation(phi_a), activation.derivative(phi_a)
         s_b, ds_b, dds_b = (activation.smoothed(i, L[1, 0] * x.astype(dtype), L[1, 1], s.size) for i in range(3))
@@ -169,9 +178,33 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         def place(c):
             return jnp.where(exists, c[r, s], 0)
 
-        bend_ab = project(ds_a, ds_b)
-        bend_aa = (root * project(ds_a, s_b)[1:] - L[1, 0] * bend_ab[:-1]) / L[0, 0]
-        bends = jnp.stack([place(bend_aa), place(project(s_a, dds_b)), 2 * place(bend_ab)])
-        return PairFunctions(place(project(s_a, s_b)), bends)
+        first = project(ds_a, ds_b)
+        second_aa, second_bb = (root * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0], project(s_a, dds_b)
+        value, second = project(s_a, s_b), jnp.stack([place(second_aa), place(second_bb), 2 * place(first)])
+        squares = [square(activation, i, L[1, 0] * x.astype(dtype), L[1, 1]) for i in range(3)]
+        dds_a = derivative(activation, 2)(phi_a)
+        norms = jnp.stack([s_a**2 * squares[0], dds_a**2 * squares[0], s_a**2 * squares[2], 4 * ds_a**2 * squares[1]])
+        means = jnp.stack([value[0, 0], second_aa[0, 0], second_bb[0, 0], 2 * first[0, 0]])
+        found, norms = place(value), jnp.matmul(norms, w.astype(dtype), precision="highest")
+        # On the diagonal the three second derivatives are one function.
+        norms = jnp.where(
+            same, norms.at[1:].set(jnp.matmul((2 * ds_a**2 + 2 * s_a * dds_a) ** 2, w.astype(dtype)) / 9), norms
+        )
+        means = jnp.where(same, means.at[1:].set(jnp.sum(means[1:]) / 3), means)
+        functions = jnp.concatenate([found[None], jnp.where(same, jnp.sum(second, axis=0) / 3, second)])
+        held = jnp.sum(functions**2, axis=(1, 2)) + means**2
+        tails = jnp.sqrt(jnp.maximum(norms - held, 8 * jnp.finfo(dtype).eps * norms))
+        if getattr(activation, "kinks", ()) or type(activation).__name__ in ("ReLU", "LeakyReLU"):
+            upper = jnp.where(m > degree // 2, 1, 0).astype(dtype)
+            squares = jnp.sum(upper * functions**2, axis=(1, 2))
+            tails = tails.at[1:].set(KINKS * jnp.sqrt(squares[1:] / (squares[0] + jnp.finfo(dtype).tiny)) * tails[0])
+        return PairFunctions(found, second, tails[0], tails[1:])
 
-    return jax.vmap(one)(f.L)
+    a, b = pairs(inputs)
+    return jax.vmap(one)(f.L, a == b)
+
+
+def square(activation: Activation, order: int, mean: Float[Array, " X"], width: Float[Array, ""]) -> Float[Array, " X"]:
+    y, w = line_rule(1 / 8)
+    values = derivative(activation, order)(mean[:, None] + width * y.astype(mean.dtype))
+    return jnp.matmul(values**2, w.astype(mean.dtype), precision="highest")

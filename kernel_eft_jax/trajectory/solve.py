@@ -119,20 +119,29 @@ def _guarded(run, adjoint, closure, model, k, ts):
 @eqx.filter_jit
 def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_steps):
     parameters, drift, read = _traced_once(closure, model)
+    start = closure.init(model, k)
+    # The state in units of its own size: a rescaled problem takes the same steps and has the rescaled answer.
+    units = jax.lax.stop_gradient(closure.units(model, k))
+
+    def scaled(state, power=1):
+        return jax.tree.map(lambda y, unit: y * unit**power, state, units)
+
+    def rate(t, state, parameters):
+        return scaled(drift(parameters, scaled(state)), -1)
 
     def save(t, state, parameters):
-        return read(parameters, state)
+        return read(parameters, scaled(state))
 
     # Backsolve cannot save a function of the state.
     late = isinstance(adjoint, diffrax.BacksolveAdjoint)
     saveat = diffrax.SaveAt(ts=ts) if late else diffrax.SaveAt(ts=ts, fn=save)
     out = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, state, parameters: drift(parameters, state)),
+        diffrax.ODETerm(rate),
         solver,
         t0=jnp.zeros_like(ts[-1]),
         t1=ts[-1],
         dt0=dt0,
-        y0=closure.init(model, k),
+        y0=scaled(start, -1),
         args=parameters,
         saveat=saveat,
         stepsize_controller=controller,
