@@ -227,6 +227,7 @@ class TestSettings:
         ("Pass `closure=HermiteTower(12)`.", "Pass --degree 12."),
         ("Try increasing `max_steps`.", "Take a smaller `--T`, or layers with `--eps` and `--depth`."),
         ("Take `with_V4=True`.", "Take --with-V4."),
+        ("Take smaller variances, or throw=False to see them.", "Take smaller variances."),
     ],
 )
 def test_messages_speak_of_options(library, says):

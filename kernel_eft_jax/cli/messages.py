@@ -10,6 +10,7 @@ WORDS = (
     (r"Argument `reference`", "The tower of this `--degree`"),
     (r"`?with_V4=True`?", "--with-V4"),
     (r"Try increasing `max_steps`\.", "Take a smaller `--T`, or layers with `--eps` and `--depth`."),
+    (r",? or `?throw=False`?[^.]*(?=\.)", ""),
     (r"Argument `data`", "The file"),
     (r"Argument `experiment`", "The setting"),
     (r"Argument `ts`", "The list of depths"),
