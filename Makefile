@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: paper test slow lint format lowest docs study clean
 
 paper: $(VENV)/installed
-	$(BIN)/kernel-eft paper
+	$(BIN)/kernel-eft paper --overwrite
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --nbmake tests notebooks
@@ -40,9 +40,9 @@ docs: $(VENV)/installed-docs
 
 # The figures and tables of the pages on the published study.
 study: $(VENV)/installed
-	$(BIN)/kernel-eft paper --all --out results
+	$(BIN)/kernel-eft paper --all --out results --overwrite
 	for s in tanh erf gelu relu; do $(BIN)/kernel-eft validity --activation $$s --inputs 1 --diagonal 1 --depth 100 \
-		--eps 0.1 --out results/validity-$$s.png || exit 1; done
+		--eps 0.1 --out results/validity-$$s.png --overwrite || exit 1; done
 	$(BIN)/python docs/study.py results
 
 clean:

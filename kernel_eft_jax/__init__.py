@@ -1,115 +1,29 @@
-"""Statistics of finite-width residual networks at initialisation: theory to order 1/n, ensembles, gradients."""
+"""Statistics of finite-width residual networks at initialisation: theory to order 1/n, ensembles, gradients.
 
-from . import conventions as conventions
-from .activations import (
-    CELU,
-    ELU,
-    GELU,
-    SELU,
-    Abs,
-    Activation,
-    Erf,
-    HardSwish,
-    HardTanh,
-    LeakyReLU,
-    Linear,
-    Mish,
-    PairActivation,
-    Piecewise,
-    Polynomial,
-    PReLU,
-    ReLU,
-    ReLU6,
-    Scaled,
-    SiLU,
-    Sin,
-    Smooth,
-    Softplus,
-    Softsign,
-    Tanh,
-)
-from .closures import Closure, GOnly, HermiteTower, SigmaKernel
-from .diagnostics import (
-    WidthCheck,
-    Window,
-    covariance_residual,
-    driven_K1,
-    kurtosis,
-    mean_source,
-    validity_window,
-    width_check,
-)
-from .ensemble import BlockSampler, Estimate, WeightSampler, estimate, sample_kernels
-from .inference import Experiment, Fit, Information, Sensitivity, fisher, fit, sensitivity
-from .maps import GLU, Dense, RMSNorm
-from .model import Model, input_kernel
-from .network import ResNet, draw_inputs, empirical_kernel
-from .quadrature import expect
-from .storage import load, save
-from .trajectory import Solution, solve
+The public names are those of `public.py`. They are loaded together when one of them is first used, so that the command line
+can read its arguments before JAX is imported.
+"""
 
-__all__ = [
-    "CELU",
-    "ELU",
-    "GELU",
-    "GLU",
-    "SELU",
-    "Abs",
-    "Activation",
-    "BlockSampler",
-    "Closure",
-    "Dense",
-    "Erf",
-    "Estimate",
-    "Experiment",
-    "Fit",
-    "GOnly",
-    "HardSwish",
-    "HardTanh",
-    "HermiteTower",
-    "Information",
-    "LeakyReLU",
-    "Linear",
-    "Mish",
-    "Model",
-    "PReLU",
-    "PairActivation",
-    "Piecewise",
-    "Polynomial",
-    "RMSNorm",
-    "ReLU",
-    "ReLU6",
-    "ResNet",
-    "Scaled",
-    "Sensitivity",
-    "SiLU",
-    "SigmaKernel",
-    "Sin",
-    "Smooth",
-    "Softplus",
-    "Softsign",
-    "Solution",
-    "Tanh",
-    "WeightSampler",
-    "WidthCheck",
-    "Window",
-    "conventions",
-    "covariance_residual",
-    "draw_inputs",
-    "driven_K1",
-    "empirical_kernel",
-    "estimate",
-    "expect",
-    "fisher",
-    "fit",
-    "input_kernel",
-    "kurtosis",
-    "load",
-    "mean_source",
-    "sample_kernels",
-    "save",
-    "sensitivity",
-    "solve",
-    "validity_window",
-    "width_check",
-]
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """Load all public names at the first use of one."""
+    if name == "__version__":
+        return importlib.metadata.version("kernel-eft-jax")
+    if name == "__all__" or not name.startswith("_"):
+        public = importlib.import_module(".public", __name__)
+        globals().update({known: getattr(public, known) for known in public.__all__}, __all__=public.__all__)
+    if name not in globals():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    """The public names, and what every module has."""
+    return sorted({*globals(), *__getattr__("__all__")})

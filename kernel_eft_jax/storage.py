@@ -8,19 +8,21 @@ of networks, so that a loaded one can do all that the original could.
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 
 from .closures import Moments
 from .ensemble import Estimate
 from .ensemble.statistics import Group, Limit, Quantities, Sums
 from .pairs import input_count, pairs, unpack, unpack_covariance
 from .trajectory import Solution
+
+if TYPE_CHECKING:
+    import xarray
 
 KIND = "kernel_eft_jax_result"
 OUTCOMES = (
@@ -74,8 +76,10 @@ def save(result: Solution | Estimate, path: str | os.PathLike, **settings: Any) 
 
 def load(path: str | os.PathLike) -> Solution | Estimate:
     """Read back what `save` wrote. Raises ValueError for a file that is damaged or holds something else."""
+    import xarray
+
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as file:
+        with xarray.open_dataset(path, engine="h5netcdf") as file:
             data = file.load()
     except FileNotFoundError:
         raise
@@ -92,14 +96,16 @@ def load(path: str | os.PathLike) -> Solution | Estimate:
     return read(data)
 
 
-def to_dataset(result: Solution | Estimate) -> xr.Dataset:
+def to_dataset(result: Solution | Estimate) -> "xarray.Dataset":
     """A result as an xarray Dataset over t and the inputs a, b, c, d."""
+    import xarray  # loads pandas, a quarter of a second
+
     variables, attributes = (_write_solution if isinstance(result, Solution) else _write_estimate)(result)
     inputs = np.arange(result.K0.shape[-1])
     time = ("t", np.asarray(result.ts), {"long_name": "depth time, eps^2 times layer"})
     versions = {f"version_{name}": _version(name) for name in ("kernel_eft_jax", "jax", "diffrax", "numpy")}
     attributes["variables"] = " ".join(["t", *variables])
-    return xr.Dataset(variables, {"t": time} | dict.fromkeys("abcd", inputs), versions | attributes)
+    return xarray.Dataset(variables, {"t": time} | dict.fromkeys("abcd", inputs), versions | attributes)
 
 
 def _write_solution(solution):
@@ -128,7 +134,8 @@ def _read_solution(data):
     stats = {name[6:]: jnp.asarray(value) for name, value in data.attrs.items() if name.startswith("stats_")}
     truncation = moments("_truncation") if "V4_truncation" in data else None
     result = getattr(diffrax.RESULTS, data.attrs["result"])
-    return Solution(jnp.asarray(data["t"].values), moments(""), truncation, stats, result)
+    made: Any = dict.fromkeys(("model", "closure", "eps", "layers"))  # not kept in this format
+    return Solution(jnp.asarray(data["t"].values), moments(""), truncation, stats, result, **made)
 
 
 def _write_estimate(estimate):

@@ -1,5 +1,8 @@
 """Where a theory holds: its equations term by term on sampled networks, the depths and widths that it reaches."""
 
+from .comparison import Compared as Compared
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
 from .equations import CovarianceResidual as CovarianceResidual
 from .equations import MeanSource as MeanSource
 from .equations import covariance_residual as covariance_residual

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from ..trajectory import Solution
 
@@ -35,6 +34,8 @@ class WidthCheck(NamedTuple):
         counts, times their number (Bonferroni), so that entries may be correlated. Below 0.01, say: the networks are not those of
         the theory, or too narrow for 1/n to be the whole difference. Raises ValueError for fewer than two widths.
         """
+        from scipy import special  # loads for a tenth of a second
+
         if len(self.widths) < 2:
             raise ValueError(
                 "Argument `kernels` must hold two widths or more to tell a difference that falls like 1/n."
@@ -47,7 +48,7 @@ class WidthCheck(NamedTuple):
         shape = shape / np.linalg.norm(shape, axis=0)
         chi2 = np.sum(gap**2, axis=0) - np.sum(shape * gap, axis=0) ** 2
         entries = np.unique(np.round(chi2, 9))  # symmetric copies count once
-        return float(min(1.0, entries.size * stats.chi2.sf(chi2.max(), len(self.widths) - 1)))
+        return float(min(1.0, entries.size * special.chdtrc(len(self.widths) - 1, chi2.max())))
 
     def __str__(self) -> str:
         head = f"{'n':>8} {'networks':>10} {'V4[00,00]':>20} {'K1[00]':>20}"

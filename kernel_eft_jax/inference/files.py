@@ -25,6 +25,10 @@ def read_kernels(path: str | os.PathLike) -> tuple[Float[np.ndarray, "B T N N"],
     """
     try:
         with open(path, "rb") as stream:
+            start = stream.read(2)
+            if start not in (b"PK", b"\x93N", b""):  # NumPy would speak of pickles
+                raise ValueError("it holds something else, so save the arrays with numpy.savez")
+            stream.seek(0)
             file = np.load(stream, allow_pickle=False)
             # An .npy file holds one array without a name.
             arrays = {n: file[n] for n in NEEDED if n in file} if isinstance(file, NpzFile) else {}

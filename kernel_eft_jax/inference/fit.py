@@ -9,15 +9,12 @@ $I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float
-from scipy import stats
-from scipy.optimize import least_squares
 from tqdm import tqdm
 
 from ..closures import Closure, HermiteTower
@@ -35,6 +32,9 @@ from .parameters import (
     set_parameters,
     to_coordinates,
 )
+
+if TYPE_CHECKING:
+    import optax
 
 ROUNDS = 6
 STEPS = 2000
@@ -74,7 +74,9 @@ class Fit(NamedTuple):
     @property
     def p_value(self) -> float:
         """Probability of a larger chi2 if the theory is right; when small, the theory is not, and intervals mislead."""
-        return float(stats.chi2.sf(self.chi2, self.dof)) if self.dof else float("nan")
+        from scipy import special
+
+        return float(special.chdtrc(self.dof, self.chi2)) if self.dof else float("nan")
 
     @property
     def expected_stderr(self) -> Float[np.ndarray, " M"]:
@@ -86,7 +88,9 @@ class Fit(NamedTuple):
         """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for C_b."""
         if not 0 < level < 1:
             raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
-        reach = stats.t.ppf(0.5 + 0.5 * level, len(self.observed.shares) - 1) * np.array([-1, 1])
+        from scipy import special
+
+        reach = special.stdtrit(len(self.observed.shares) - 1, 0.5 + 0.5 * level) * np.array([-1, 1])
         rows = []
         for name, value, error in zip(self.names, self.values, self.stderr, strict=True):
             row = value * np.exp(reach * error / value) if name in POSITIVE else value + reach * error
@@ -124,7 +128,7 @@ def fit(
     *,
     closure: Closure | None = None,
     with_V4: bool = False,
-    optimiser: optax.GradientTransformation | None = None,
+    optimiser: "optax.GradientTransformation | None" = None,
     progress: bool = True,
 ) -> Fit:
     r"""Estimate the free parameters of an experiment from kernels of its networks; others keep the experiment's values.
@@ -205,6 +209,8 @@ class Problem(NamedTuple):
 
 def _least_squares(problem, x, prediction, W):
     """Gauss-Newton in a trust region, inside the bounds."""
+    from scipy.optimize import least_squares
+
     known = {x.tobytes(): prediction}  # SciPy asks for value and Jacobian one after the other
 
     def at(x):

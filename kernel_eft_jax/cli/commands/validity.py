@@ -1,0 +1,60 @@
+"""`kernel-eft validity`: depths and widths where the theories hold, into a figure and a file."""
+
+import argparse
+import json
+
+import jax
+import numpy as np
+
+from ...closures import HermiteTower
+from ...diagnostics import Window, validity_window
+from ..depths import describe_depths
+from ..models import describe, describe_closure, make_kernel, make_model
+from ..outputs import write
+from ..printing import Table, Value, show
+
+NOTE = (
+    "t* is the depth time up to which a closure, and n* the width from which order 1/n, is within --tolerance. Errors of closures are "
+    "those at the last depth, and errors of order 1/n those of sampled networks of width n*."
+)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """The window of one setting."""
+    model, K0, reference = make_model(arguments), make_kernel(arguments), HermiteTower(arguments.degree)
+    window = validity_window(
+        model,
+        K0,
+        depth=arguments.depth,
+        eps=arguments.eps,
+        tolerance=arguments.tolerance,
+        key=jax.random.key(arguments.seed),
+        networks=arguments.networks,
+        reference=reference,
+    )
+    title = {"reference": describe_closure(reference), "model": describe(model), "depth": describe_depths(arguments)}
+    figure, record = arguments.files
+    if figure is not None:
+        from ...figures import plot_window
+        from ..drawing import save_figure
+
+        save_figure(plot_window(window, f"{title['model']}, {title['depth']}"), figure)
+    if record is not None:
+        text = json.dumps(title | window.record(), indent=1) + "\n"
+        write(record, lambda stream: stream.write(text.encode()))
+    show(Table(title, ["quantity", "theory", "holds", "error"], rows(window), [NOTE]), arguments)
+
+
+def rows(window: Window) -> list[list]:
+    """Up to which depth each closure holds, and from which width order 1/n."""
+    table = []
+    for closure, reaches in window.reach.items():
+        for quantity, (error, t_star) in reaches.items():
+            where = "everywhere" if np.isinf(t_star) else f"up to t* = {t_star:.3g}" if t_star else "nowhere"
+            table.append([quantity, closure, where, f"{error[-1]:.2g}"])
+    for quantity, sampled in window.widths.items():
+        last = sampled[-1]
+        enough = "from" if last.resolves(window.tolerance) else "perhaps (take more networks) from"
+        found = enough if last.confirms(window.tolerance) else "not yet at"
+        table.append([quantity, "order 1/n", f"{found} n* = {last.width}", Value(last.deviation, last.stderr)])
+    return table

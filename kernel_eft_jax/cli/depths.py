@@ -1,0 +1,27 @@
+"""At which depths: layers of a step, or depth times of the continuum."""
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+T = 2.0
+
+
+def at_depths(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `solve` that say where: --times depths up to --T, or up to layer --depth."""
+    if arguments.eps is None:
+        return {"ts": np.linspace(0, arguments.T or T, arguments.times)}
+    return {"layers": saved_layers(arguments), "eps": arguments.eps}
+
+
+def saved_layers(arguments: argparse.Namespace) -> list[int]:
+    """So many layers as --times says, evenly from 0 to --depth."""
+    return np.unique(np.round(np.linspace(0, arguments.depth, arguments.times)).astype(int)).tolist()
+
+
+def describe_depths(arguments: argparse.Namespace) -> str:
+    """The depths in words."""
+    if arguments.eps is None:
+        return f"continuum to t = {arguments.T or T:.6g}"
+    return f"{arguments.depth:,} layers of eps = {arguments.eps:.6g}"

@@ -1,0 +1,117 @@
+"""Where results go: the suffix says the format, nothing is replaced unasked, and a file is written whole or not at all."""
+
+import argparse
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FIGURES = (".png", ".pdf", ".svg")
+# The suffixes of the result that `--out` names, and of the file that is written beside it.
+KINDS = {
+    "theory": ((".nc",), ".png"),
+    "sample": ((".nc",), ".png"),
+    "fit": ((".json",), ".png"),
+    "sensitivity": ((".npz",), ".png"),
+    "validity": (FIGURES, ".json"),
+    "compare": (FIGURES, None),
+}
+CHECKPOINT = "main-job.checkpoint"  # of `kernel-eft paper --all`; there as long as a run is unfinished
+INPUTS = ("data", "theory", "sample", "K0", "settings")
+
+
+class Outputs(NamedTuple):
+    """The files that a command writes; None for what is left out. Links are followed, so that a link stays one."""
+
+    result: Path | None
+    beside: Path | None
+
+    def names(self) -> str:
+        """The files, for a sentence."""
+        return " and ".join(os.path.relpath(file) for file in self if file is not None)
+
+
+def check_outputs(arguments: argparse.Namespace) -> Outputs:
+    """The files that a command will write, if they have the right suffixes, differ, and may be written."""
+    if arguments.command == "paper":
+        _check_folder(arguments.out, arguments.overwrite)
+        return Outputs(arguments.out, None)
+    suffixes, other = KINDS[arguments.command]
+    figure = getattr(arguments, "figure", None)
+    result = None if arguments.out == "-" else _file("--out", arguments.out, suffixes)
+    beside = None
+    if figure is not None:
+        beside = _file("--figure", figure, FIGURES)
+    elif result is not None and other is not None:
+        beside = result.with_suffix(other)
+    named = {"--out": result, "--figure": beside, "--checkpoint": getattr(arguments, "checkpoint", None)}
+    named |= {name: getattr(arguments, name, None) for name in INPUTS}
+    _check_apart({name: file for name, file in named.items() if file is not None})
+    for option, file in (("--out", result), ("--figure" if figure is not None else "--out", beside)):
+        if file is not None:
+            _check_free(option, file, arguments.overwrite)
+    return Outputs(*(None if file is None else file.resolve() for file in (result, beside)))
+
+
+def write(file: Path, fill: Callable[[Any], object]) -> None:
+    """Put what `fill` writes into a file, at once or not at all."""
+    content = io.BytesIO()
+    fill(content)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    with _named(file):
+        try:
+            with open(part, "wb") as stream:
+                stream.write(content.getbuffer())
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Errors of writing name the file that was asked for, and a full disk has no name at all."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def _file(option: str, text: str, suffixes: tuple[str, ...]) -> Path:
+    file = Path(text).expanduser()
+    if file.suffix.lower() not in suffixes:
+        raise ValueError(f"Argument `{option}` must end in {' or '.join(suffixes)}, but is {text}.")
+    return file
+
+
+def _check_apart(named: dict[str, Path]) -> None:
+    seen: dict[Path, str] = {}
+    for name, file in named.items():
+        place = file.expanduser().resolve()
+        if place in seen:
+            raise ValueError(
+                f"Arguments `{seen[place]}` and `{name}` name one file, {file}: give them different names."
+            )
+        seen[place] = name
+
+
+def _check_free(option: str, file: Path, overwrite: bool) -> None:
+    place = file.resolve()
+    if not place.parent.is_dir():
+        raise ValueError(f"Argument `{option}` must lie in a folder that exists, but {file.parent} does not.")
+    if place.exists() and not place.is_file():
+        raise ValueError(f"Argument `{option}` must name a regular file, but {file} is none.")
+    if place.exists() and not overwrite:
+        raise ValueError(f"{file} exists already: give --overwrite to replace it, or another name by `{option}`.")
+    if not os.access(place.parent, os.W_OK) or (place.exists() and not os.access(place, os.W_OK)):
+        raise ValueError(f"Argument `{option}` must name a file that can be written, but {file} cannot.")
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Argument `--out` must name a folder, but {folder} is a file.")
+    if (folder / "table.md").exists() and not overwrite and not (folder / CHECKPOINT).exists():
+        raise ValueError(f"{folder} holds results already: give --overwrite to replace them, or another `--out`.")

@@ -1,0 +1,83 @@
+"""What a command shows: one table, each number rounded to its error, as text or as JSON."""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Value(NamedTuple):
+    """A number with its standard error, or with an estimate of what is missing."""
+
+    value: float
+    error: float
+
+
+class Table(NamedTuple):
+    """What was computed and how (`title`), rows of numbers or text under the columns, and sentences below."""
+
+    title: Mapping[str, Any]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    notes: Sequence[str] = ()
+
+
+def show(table: Table, arguments: argparse.Namespace) -> None:
+    """Print a table, as JSON with --json, or not at all with --quiet."""
+    if arguments.json:
+        files = [str(file) for file in arguments.files if file is not None]
+        print(json.dumps({"command": arguments.command, **as_record(table), "files": files}, indent=1))
+    elif not arguments.quiet:
+        written = arguments.files.names()
+        print(as_text(table._replace(notes=[*table.notes, *([f"Written to {written}."] if written else [])])))
+
+
+def as_text(table: Table) -> str:
+    """The table for a person."""
+    cells = [list(table.columns), *([_cell(value) for value in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
+    title = [f"{name}: {value}" for name, value in table.title.items()]
+    return "\n".join([*title, *lines, *table.notes])
+
+
+def as_record(table: Table) -> dict[str, Any]:
+    """The table for a program: numbers in full, null for what is not finite."""
+    rows = [dict(zip(table.columns, map(_plain, row), strict=True)) for row in table.rows]
+    return {**{name: _plain(value) for name, value in table.title.items()}, "rows": rows, "notes": list(table.notes)}
+
+
+def rounded(value: float, error: float | None = None) -> str:
+    """1.234 ± 0.005: both to the first digit of the error, or the second where the first is a one.
+
+    An error that six digits do not show is left out.
+    """
+    if error is None or not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{value:.6g}"
+    size = math.floor(math.log10(max(abs(value), error)))
+    if not -4 <= size < 7:
+        shown = rounded(value / 10.0**size, error / 10.0**size)
+        return f"({shown})e{size:+03d}" if "±" in shown else f"{value:.6g}"
+    place = math.floor(math.log10(error))
+    places = -place + (error < 2 * 10.0**place)
+    if places > 5 - size:
+        return f"{value:.6g}"
+    decimals = max(places, 0)
+    return f"{round(value, places):.{decimals}f} ± {round(error, places):.{decimals}f}"
+
+
+def _cell(value):
+    if isinstance(value, Value):
+        return rounded(*value)
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
+def _plain(value):
+    if isinstance(value, Value):
+        return {"value": _plain(value.value), "error": _plain(value.error)}
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

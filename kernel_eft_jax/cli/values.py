@@ -1,0 +1,47 @@
+"""What the text of one option may be: each function takes text, and gives a value or says what would be right."""
+
+import math
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A whole number in a range."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise ArgumentTypeError(f"must be a whole number from {least:,} to {most:,}, but is {text}")
+        return value
+
+    return read
+
+
+def _number(law: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and holds(value)):
+            raise ArgumentTypeError(f"must be a finite number{law}, but is {text}")
+        return value
+
+    return read
+
+
+number = _number("", lambda value: True)
+positive = _number(" greater than zero", lambda value: value > 0)
+variance = _number(", a variance, not below zero", lambda value: value >= 0)
+
+
+def path(text: str) -> Path:
+    """A path, with ~ for the home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ArgumentTypeError(f"must be a path, but nobody's home folder is {text.split('/')[0]}") from None

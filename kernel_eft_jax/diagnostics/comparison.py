@@ -1,0 +1,102 @@
+r"""A theory held against sampled networks: every quantity that both know, at the depths that both saved, in standard errors.
+
+The mean kernel of a theory is $K_0 + K_1 / n$ at the width n of the networks. What order 1/n leaves out is of relative order 1/n.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..ensemble import Estimate
+from ..trajectory import Solution
+
+QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
+
+
+class Compared(NamedTuple):
+    """One quantity at the common depths, by a theory and sampled."""
+
+    theory: Float[np.ndarray, "T *entry"]
+    sampled: Float[np.ndarray, "T *entry"]
+    stderr: Float[np.ndarray, "T *entry"]
+
+    @property
+    def deviation(self) -> Float[np.ndarray, "T *entry"]:
+        """Sampled less theory in standard errors; zero where both agree and nothing scatters."""
+        gap = self.sampled - self.theory
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(gap == 0, 0.0, gap / self.stderr)
+
+
+class Comparison(NamedTuple):
+    """What `compare` found: the common depths, and each quantity there."""
+
+    layers: Int[np.ndarray, " T"]
+    ts: Float[np.ndarray, " T"]
+    quantities: Mapping[str, Compared]
+
+
+def compare(theory: Solution, sampled: Estimate) -> Comparison:
+    """Hold a theory against an ensemble of the same model and input kernel.
+
+    Raises ValueError if the two have other inputs, input kernels, models or step sizes, or no depth in common. A theory of the continuum has
+    no step size, and differs from layers by terms of order eps^2.
+    """
+    _check_same(theory, sampled)
+    here, there = _common(theory, sampled)
+    quantities = {}
+    for name in QUANTITIES:
+        values = theory.K0 + theory.K1 / sampled.width if name == "G" else getattr(theory, name)
+        if values is not None:
+            own, stderr = getattr(sampled, name), getattr(sampled.stderr, name)
+            quantities[name] = Compared(np.asarray(values)[there], np.asarray(own)[here], np.asarray(stderr)[here])
+    return Comparison(sampled.layers[here], sampled.ts[here], quantities)
+
+
+def _common(theory, sampled):
+    """Places of the depths that both saved: layers by their numbers, and of the continuum by depth time."""
+    times = np.asarray(theory.ts, np.float64)
+    if theory.layers is None:
+        near = np.isclose(sampled.ts[:, None], times, rtol=1e-6, atol=1e-12)
+    else:
+        near = sampled.layers[:, None] == np.array(theory.layers)
+    here, there = np.nonzero(near)
+    if not (sampled.ts[here] > 0).any():
+        raise ValueError(
+            f"The theory and the networks have no depth in common but zero: t = {_few(times)} there, {_few(sampled.ts)} here. Solve at "
+            "the layers that were sampled."
+        )
+    gaps = ~np.isclose(sampled.ts[here], times[there], rtol=1e-6, atol=1e-12)
+    if gaps.any():
+        i = int(gaps.argmax())
+        raise ValueError(
+            f"The step sizes differ: layer {sampled.layers[here][i]} is at t = {times[there][i]:.6g} of the theory, and at "
+            f"{sampled.ts[here][i]:.6g} of the networks. Solve with the eps that was sampled."
+        )
+    return here, there
+
+
+def _check_same(theory, sampled):
+    inputs, others = theory.K0.shape[-1], sampled.K0.shape[-1]
+    if inputs != others:
+        raise ValueError(
+            f"The theory has {inputs} inputs and the networks {others}: compare results of the same inputs."
+        )
+    own = getattr(sampled, "model", None)
+    if own is not None and theory.model is not None and not eqx.tree_equal(own, theory.model, rtol=1e-6):
+        models = " and ".join(eqx.tree_pformat(m, width=10**6, short_arrays=False) for m in (theory.model, own))
+        raise ValueError(f"The models of theory and networks differ: {models}.")
+    if theory.ts[0] == 0 and sampled.ts[0] == 0 and not np.allclose(theory.K0[0], sampled.K0[0], rtol=1e-6, atol=0):
+        gap = np.abs(np.asarray(theory.K0[0]) - sampled.K0[0])
+        a, b = np.unravel_index(gap.argmax(), gap.shape)
+        raise ValueError(
+            f"The input kernels differ: entry [{a}, {b}] is {float(theory.K0[0, a, b]):.6g} of the theory and "
+            f"{sampled.K0[0, a, b]:.6g} of the networks."
+        )
+
+
+def _few(ts):
+    return ", ".join(f"{t:.4g}" for t in ts[:4]) + (f", ... {ts[-1]:.4g}" if len(ts) > 4 else "")

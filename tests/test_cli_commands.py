@@ -1,0 +1,285 @@
+"""Commands that end in more than a trajectory: the study, validity, fits and sensitivities."""
+
+import importlib
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import kernel_eft_jax as keft
+from kernel_eft_jax import cli
+from kernel_eft_jax.diagnostics import compare
+from kernel_eft_jax.studies import kawase_ota
+
+
+def run(command: str) -> int:
+    return cli.main(command.split())
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
+    monkeypatch.setattr(cli, "load", load)
+
+
+def test_interrupting_ends_quietly(monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kawase_ota, "everything", interrupted)
+    assert cli.main(["paper"]) == 130
+    assert capsys.readouterr().err == "kernel-eft: Interrupted: no part is finished.\n"
+
+
+def item(name):
+    row = kawase_ota.Row("a number", kawase_ota.Value(1.0), kawase_ota.Value(1.0))
+    return kawase_ota.Item([kawase_ota.Section(name, "why", [row])], {}, {})
+
+
+def test_paper_runs_the_first_part_of_the_study_and_writes_it(monkeypatch, capsys, tmp_path):
+    def everything(sizes, key, checkpoint, progress):
+        assert (sizes.main, key, checkpoint, progress) == (500, jax.random.key(7), None, True)
+        yield "main job", item("first")
+        raise AssertionError("more than the main job was computed")
+
+    monkeypatch.setattr(kawase_ota, "everything", everything)
+    assert cli.main(["paper", "--networks", "500", "--seed", "7", "--out", "deep/results"]) == 0
+    out = capsys.readouterr().out
+    assert "### first" in out
+    assert "2 files in deep/results" in out
+    assert "### first" in (tmp_path / "deep" / "results" / "table.md").read_text()
+
+
+def test_paper_keeps_what_is_finished(monkeypatch, capsys, tmp_path):
+    """Interrupted in its second part: the first is there, the message says where, and the same command may go on."""
+
+    def everything(sizes, key, checkpoint, progress):
+        checkpoint.touch()
+        yield "main job", item("first")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kawase_ota, "everything", everything)
+    assert run("paper --all") == 130
+    says = "Interrupted: 2 files of the parts that are finished are in results, and the same command goes on from"
+    assert f"kernel-eft: {says} results/main-job.checkpoint.\n" == capsys.readouterr().err
+    assert "### first" in (tmp_path / "results" / "table.md").read_text()
+    assert run("paper --all") == 130
+
+
+@pytest.mark.parametrize(("options", "size"), [(["--networks", "500"], 500), (["--full"], 5_000_000)])
+def test_paper_all_writes_each_part_as_it_is_done(monkeypatch, capsys, tmp_path, options, size):
+    def everything(sizes, key, checkpoint, progress):
+        assert (sizes.main, str(checkpoint)) == (size, "results/main-job.checkpoint")
+        yield "main job", item("first")
+        assert "### first" in (tmp_path / "results" / "table.md").read_text()
+        yield "sweeps", item("second")
+
+    monkeypatch.setattr(kawase_ota, "everything", everything)
+    assert cli.main(["paper", "--all", *options]) == 0
+    table = (tmp_path / "results" / "table.md").read_text()
+    assert "### first" in table
+    assert "### second" in table
+    assert "2 files in results" in capsys.readouterr().out
+
+
+def test_validity_of_linear_networks(tmp_path, capsys):
+    """Euler steps of the kernel's closure leave out eps^4: t* is found; the rest is seen by test_diagnostics."""
+    out = tmp_path / "window.png"
+    options = [
+        "--activation",
+        "linear",
+        "--inputs",
+        "1",
+        "--C_W",
+        "1",
+        "--depth",
+        "3",
+        "--eps",
+        "0.5",
+        "--tolerance",
+        "0.1",
+    ]
+    assert cli.main(["validity", *options, "--networks", "256", "--degree", "2", "--out", str(out)]) == 0
+    printed, record = capsys.readouterr().out, json.loads(out.with_suffix(".json").read_text())
+    assert 0 < record["reach"]["G-only"]["V4"]["t_star"] < 0.75
+    assert re.search(r"V4 +G-only +up to t\* = ", printed)
+    assert out.stat().st_size > 10_000
+    assert json.loads(out.with_suffix(".json").read_text())["reference"] == "hermite-tower of degree 2"
+
+
+def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
+    """400 networks of the package's own sampler, read from a file as any framework would write it: truth within 4 errors."""
+    K0 = np.array([[1.0, 0.3], [0.3, 1.0]])
+    G = keft.sample_kernels(
+        keft.Model(keft.Tanh(), 1.5, 0.2), K0, 64, 12, 0.3, 400, jax.random.key(0), save_at=[2, 6, 12]
+    )
+    np.savez(tmp_path / "kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)
+    out = tmp_path / "fit.json"
+    start = ["--activation", "tanh", "--C_W", "1", "--C_b", "0.5", "--closure", "g-only"]
+    assert cli.main(["fit", str(tmp_path / "kernels.npz"), *start, "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    for name, truth in (("C_W", 1.5), ("C_b", 0.2)):
+        assert abs(record["parameters"][name]["value"] - truth) < 4 * record["parameters"][name]["stderr"]
+    assert record["held"] == {"eps": 0.3, "width": 64.0, "K0_scale": 1.0}
+    printed = capsys.readouterr()
+    assert "C_W = " in printed.out
+    assert "steps/s" in printed.err  # the bar: not in what is piped on
+    assert "steps/s" not in printed.out
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    more = ["--activation", "tanh", "--free", "C_W", "C_b", "eps", "--out", str(out), "--overwrite"]
+    assert cli.main(["fit", str(tmp_path / "kernels.npz"), *more]) == 2
+    assert "eps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sampler", ["block", "weights"])
+def test_fit_takes_what_sample_writes(sampler, capsys):
+    """Of linear networks, whose mean kernel is known at every width: truth within 4 standard errors; false alarm 1e-3."""
+    ensemble = f"--width 16 --depth 6 --eps 0.4 --networks 512 --times 3 --sampler {sampler}"
+    command = f"sample --activation linear --C_W 1.5 --C_b 0.2 --inputs 1 --diagonal 1 {ensemble}"
+    assert run(command) == 0
+    command = "fit sample.nc --activation linear --C_W 1 --C_b 0.5 --closure g-only"
+    assert run(command) == 0
+    with open("fit.json") as file:
+        record = json.load(file)
+    assert record["networks"] == 512
+    for name, truth in (("C_W", 1.5), ("C_b", 0.2)):
+        assert abs(record["parameters"][name]["value"] - truth) < 4 * record["parameters"][name]["stderr"]
+    assert {"eps", "width"} <= record["held"].keys()
+    np.testing.assert_allclose([record["held"]["eps"], record["held"]["width"]], [0.4, 16], rtol=1e-12)
+
+
+def test_fit_refuses_other_results(capsys):
+    command = "theory --activation linear --inputs 1 --T 1 --times 2"
+    assert run(command) == 0
+    assert cli.main(["fit", "theory.nc"]) == 2
+    assert "theory.nc holds a theory, and `fit` wants sampled networks" in capsys.readouterr().err
+    model = keft.Model(keft.Linear(), 1.0)
+    late = keft.estimate(model, [[1.0]], 8, 4, 0.5, 64, jax.random.key(0), save_at=[2, 4], progress=False)
+    keft.save(late, "late.nc")
+    assert cli.main(["fit", "late.nc"]) == 2
+    assert "late.nc has layers [2, 4], and `fit` wants layer 0" in capsys.readouterr().err
+
+
+def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
+    """What it found is written and printed, and the exit code is 1."""
+    rng = np.random.default_rng(0)
+    G = rng.chisquare(16, (64, 1, 1, 1)) / 16 * 1.24
+    np.savez("kernels.npz", G=G, K0=[[1.0]], layers=[1], width=16, eps=0.4)
+    found = keft.fit
+
+    def stopped(*args, **options):
+        return found(*args, **options)._replace(converged=False)
+
+    monkeypatch.setattr(keft.inference, "fit", stopped)
+    command = "fit kernels.npz --activation linear --free C_W --closure g-only"
+    assert run(command) == 1
+    printed = capsys.readouterr()
+    assert "NOT CONVERGED" in printed.out
+    assert "kernel-eft: The fit did not converge, and fit.json and fit.png hold where it stopped" in printed.err
+    assert not json.loads((tmp_path / "fit.json").read_text())["converged"]
+
+
+def test_sensitivity_of_a_linear_network(tmp_path, capsys):
+    """K0' = C_b + C_W K0 at C_b = 0: dK0/dC_W = t K0(t), dK0/dC_b = (exp(C_W t) - 1) / C_W."""
+    out = tmp_path / "slopes.npz"
+    options = ["--activation", "linear", "--C_W", "0.5", "--T", "1", "--times", "3", "--inputs", "1"]
+    assert cli.main(["sensitivity", *options, "--out", str(out)]) == 0
+    with np.load(out) as data:
+        place, ts, slopes = data["names"].tolist().index("C_W"), data["ts"], data["dK0"]
+    np.testing.assert_allclose(slopes[place, :, 0, 0], ts * 2 * np.exp(0.5 * ts), atol=1e-6)
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert float(rows["C_W"][1]) == pytest.approx(0.5, rel=1e-3)  # per cent for one per cent: C_W t
+    assert rows["C_W"][-1] == "relative"
+    assert rows["C_b"][-1] == "derivative"
+    assert float(rows["C_b"][1]) == pytest.approx((np.exp(0.5) - 1) / 0.5, rel=1e-3)
+
+
+class TestCompare:
+    """A theory against networks: linear units, whose moments are known at every width and depth."""
+
+    sample = "sample --activation linear --inputs 2 --C_W 1 --width 64 --depth 4 --eps 0.5 --networks 4096 --times 5"
+
+    def test_the_right_theory_is_within_errors(self, capsys):
+        """4 depths of 6 quantities, at most 9 entries each, mostly dependent: 5 standard errors have false alarm below 1e-4.
+
+        Relative errors of order 1/n, 1.6 %, would show in V4 at 4096 networks, whose relative standard error is 2 %, below one.
+        """
+        assert run(self.sample) == 0
+        assert run("theory --activation linear --C_W 1 --eps 0.5 --depth 4 --times 5") == 0
+        capsys.readouterr()
+        assert run("compare theory.nc sample.nc --json") == 0
+        record = json.loads(capsys.readouterr().out)
+        assert {row["quantity"] for row in record["rows"]} == {"G", "K1", "V4", "U1", "V_GS", "V_SS"}
+        assert all(abs(float(row["largest"])) < 5 for row in record["rows"])
+        assert all(abs(float(row["difference"])) <= abs(float(row["largest"])) for row in record["rows"])
+        last = [row for row in record["rows"] if row["quantity"] == "V4"][-1]
+        assert last["layer"] == 4
+        assert last["theory [0..]"] == pytest.approx(2 * (2 * 1.25**4) ** 2 * self.relative_variance(), rel=1e-6)
+
+    @staticmethod
+    def relative_variance():
+        """n Cov(G, G) / (2 E[G]^2) of one input at order 1/n: each layer multiplies G by 1 + eps^2 C_W and adds eps^2 C_W noise twice.
+
+        G' = G + 2 eps phi.h / n + eps^2 h.h / n with h N(0, C_W G): variance (4 eps^2 C_W + 2 eps^4 C_W^2) G^2 / n a layer.
+        """
+        x, v = 0.25, 2.0
+        for _ in range(4):
+            v = v + (4 * x + 2 * x**2) / (1 + x) ** 2
+        return v / 2
+
+    def test_a_wrong_theory_is_seen(self, capsys):
+        assert run(self.sample) == 0
+        assert run("theory --activation linear --C_W 1.1 --eps 0.5 --depth 4 --times 5") == 0
+        capsys.readouterr()
+        status = run("compare theory.nc sample.nc --json")
+        printed = capsys.readouterr()
+        if status == 0:
+            assert max(abs(float(row["largest"])) for row in json.loads(printed.out)["rows"]) > 10
+        else:
+            assert "model" in printed.err
+
+    @pytest.mark.parametrize(
+        ("theory", "says"),
+        [
+            ("--inputs 1 --eps 0.5 --depth 4 --times 5", "The theory has 1 inputs and the networks 2"),
+            (
+                "--diagonal 1 --eps 0.5 --depth 4 --times 5",
+                "The input kernels differ: entry [0, 0] is 1 of the theory and 2",
+            ),
+            (
+                "--T 0.1 --times 3",
+                "no depth in common but zero: t = 0, 0.05, 0.1 there, 0, 0.25, 0.5, 0.75, ... 1 here",
+            ),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, theory, says, capsys):
+        assert run(f"{self.sample} --networks 64") == 0
+        assert run(f"theory --activation linear --C_W 1 {theory}") == 0
+        assert run("compare theory.nc sample.nc") == 2
+        assert says in capsys.readouterr().err
+
+    def test_step_sizes_that_differ_are_refused(self, key):
+        """Layer 9 of eps = 0.5 / 3 and layer 1 of eps = 0.5 are at one depth time, and are different networks."""
+        model = keft.Model(keft.Linear(), 1.0)
+        sampled = keft.estimate(model, [[1.0]], width=8, depth=9, eps=0.5, networks=64, key=key, progress=False)
+        theory = keft.solve(model, [[1.0]], layers=[0, 1, 9], eps=0.5 / 3)
+        with pytest.raises(
+            ValueError, match=r"layer 1 is at t = 0\.0277778 of the theory, and at 0\.25 of the networks"
+        ):
+            compare(theory, sampled)
+        found = compare(keft.solve(model, [[1.0]], layers=[0, 1, 9], eps=0.5), sampled)
+        assert found.layers.tolist() == [0, 1, 9]
+
+    def test_files_in_the_wrong_place(self, capsys):
+        assert run(f"{self.sample} --networks 64") == 0
+        assert cli.main(["compare", "sample.nc", "sample.nc"]) == 2
+        assert "Arguments `theory` and `sample` name one file" in capsys.readouterr().err
+        assert run("theory --activation linear --T 1 --times 2") == 0
+        assert cli.main(["compare", "sample.nc", "theory.nc"]) == 2
+        assert (
+            "sample.nc holds sampled networks: `kernel-eft compare` wants a file of `kernel-eft theory`"
+            in capsys.readouterr().err
+        )

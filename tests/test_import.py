@@ -1,0 +1,47 @@
+"""What `import kernel_eft_jax` loads: nothing at first, and what the mathematics needs when a name is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import kernel_eft_jax as keft
+from kernel_eft_jax import public
+
+
+def run(script: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import sys\n{script}"], check=True)
+
+
+def test_importing_loads_no_jax():
+    """The command line imports the package before it has read its arguments."""
+    run("import kernel_eft_jax\nassert not {'jax', 'numpy'} & sys.modules.keys()")
+
+
+def test_the_names_load_what_they_need_only():
+    """Each of these takes between a tenth and half a second, and few programs need it."""
+    slow = {"scipy.stats", "scipy.optimize", "xarray", "pandas", "matplotlib", "h5netcdf", "optax"}
+    run(f"import kernel_eft_jax as keft\nkeft.solve\nassert not {slow} & sys.modules.keys()")
+
+
+def test_every_public_name_is_there():
+    run(
+        "import kernel_eft_jax as keft\n"
+        "names = dir(keft)\n"
+        "assert {'Model', 'solve', 'conventions'} <= set(names)\n"
+        "assert all(getattr(keft, name) is not None for name in names)"
+    )
+    run("from kernel_eft_jax import *\nassert solve and Model and conventions")
+    run("import kernel_eft_jax as keft\nassert keft.inference.parameter_names")
+    assert keft.__all__ == public.__all__
+    assert keft.solve is public.solve
+
+
+def test_other_names_are_refused():
+    with pytest.raises(AttributeError, match="module 'kernel_eft_jax' has no attribute 'solves'"):
+        _ = keft.solves
+    run("import kernel_eft_jax as keft\nassert not hasattr(keft, 'solves') and not hasattr(keft, '__wrapped__')")
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert keft.__version__.count(".") == 2
