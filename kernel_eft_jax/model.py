@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Expansion
-from .checks import is_concrete
+from .checks import check_array, check_features, check_kernel, check_unstacked, is_concrete
 from .pairs import input_count, pack, triples, unpack
 
 
@@ -37,21 +37,19 @@ class Model(eqx.Module):
         self.C_W = _variance("C_W", C_W)
         self.C_b = _variance("C_b", C_b)
 
-    @eqx.filter_jit
-    def Q(self, K: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    def Q(self, K: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
         r"""Covariance of the next increment at infinite width: $Q(K)_{ab} = C_b + C_W E[s(\phi_a) s(\phi_b)]$."""
-        return unpack(self.q(pack(K)))
+        return _Q(self, self._check(K))
 
-    @eqx.filter_jit
-    def chi(self, K: Float[Array, "N N"], h: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    def chi(self, K: Float[ArrayLike, "N N"], h: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
         r"""First derivative of Q at K along the symmetric matrix h.
 
         $$(\chi h)_{ab} = C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
         """
-        return unpack(apply_slope(self.expansion(pack(K)).slope, pack(h)))
+        K = self._check(K)
+        return _chi(self, K, check_array(h, "h").astype(K.dtype))
 
-    @eqx.filter_jit
-    def hess(self, K: Float[Array, "N N"], V: Float[Array, "N N N N"]) -> Float[Array, "N N"]:
+    def hess(self, K: Float[ArrayLike, "N N"], V: Float[ArrayLike, "N N N N"]) -> Float[Array, "N N"]:
         r"""Second derivative of Q at K contracted with a covariance V of kernels.
 
         $$(\mathrm{Hess}:V)_{ab} = \sum_{p, q} \frac{\partial^2 Q_{ab}}{\partial K_p\, \partial K_q} V_{pq}, \qquad p, q \in \{aa, bb, ab\}$$
@@ -59,10 +57,12 @@ class Model(eqx.Module):
         V must be a covariance of kernels: at a repeated input it has no component that would separate the two copies. (For
         kinked activations the second derivative along such a component is infinite and is left out.)
         """
-        inputs = K.shape[-1]
-        a, b = np.triu_indices(inputs)
-        packed = V[a[:, None], b[:, None], a, b]
-        return unpack(contract_curvature(self.expansion(pack(K)).curvature, 0.5 * (packed + packed.T)))
+        K = self._check(K)
+        return _hess(self, K, check_array(V, "V").astype(K.dtype))
+
+    def _check(self, K):
+        check_unstacked(self)
+        return check_kernel(K, "K", zeros=True)
 
     def q(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
         """Q in pair space."""
@@ -73,6 +73,23 @@ class Model(eqx.Module):
         value, slope, curvature = self.activation.expansion(k)
         C_W, C_b = self.C_W.astype(k.dtype), self.C_b.astype(k.dtype)
         return Expansion(C_b + C_W * value, C_W * slope, C_W * curvature)
+
+
+@eqx.filter_jit
+def _Q(model, K):
+    return unpack(model.q(pack(K)))
+
+
+@eqx.filter_jit
+def _chi(model, K, h):
+    return unpack(apply_slope(model.expansion(pack(K)).slope, pack(h)))
+
+
+@eqx.filter_jit
+def _hess(model, K, V):
+    a, b = np.triu_indices(K.shape[-1])
+    packed = V[a[:, None], b[:, None], a, b]
+    return unpack(contract_curvature(model.expansion(pack(K)).curvature, 0.5 * (packed + packed.T)))
 
 
 def apply_slope(slope: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
@@ -90,9 +107,7 @@ def input_kernel(
     x: Float[ArrayLike, "N d"], C_W: Float[ArrayLike, ""] = 1.0, C_b: Float[ArrayLike, ""] = 0.0
 ) -> Float[Array, "N N"]:
     r"""Kernel of a random linear embedding of data, $K_{ab} = C_b + C_W\, x_a \cdot x_b / d$."""
-    x = jnp.asarray(x)
-    if x.ndim != 2:
-        raise ValueError(f"Argument `x` must have shape (inputs, features), but has shape {x.shape}.")
+    x = check_features(x)
     gram = jnp.matmul(x, x.T, precision="highest") / x.shape[1]
     return _variance("C_b", C_b).astype(gram.dtype) + _variance("C_W", C_W).astype(gram.dtype) * gram
 

@@ -18,7 +18,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
+
+from .checks import check_kernel
 
 TERMS = 640
 NEAR = 0.96
@@ -226,8 +228,7 @@ def moment_error(f: Function, k: Float[Array, "*shape"], terms: int = TERMS) -> 
     return jnp.finfo(k.dtype).eps + edge + nodes + tail + sum(by_parts)
 
 
-@eqx.filter_jit
-def expect(f: Function, g: Function, K: Float[Array, "N N"]) -> Float[Array, "N N"]:
+def expect(f: Function, g: Function, K: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
     r"""Gaussian expectations of two functions at every pair of inputs.
 
     $$E_{ab} = E[f(\phi_a)\, g(\phi_b)], \qquad \phi \sim N(0, K)$$
@@ -236,6 +237,11 @@ def expect(f: Function, g: Function, K: Float[Array, "N N"]) -> Float[Array, "N 
     derivatives are accurate to 1e-10 for functions as smooth as tanh and variances up to 30, for every correlation from -1
     to 1. Do not use it for functions with kinks (ReLU), whose Hermite series converges slowly: `Model.Q` has closed forms.
     """
+    return _expect(f, g, check_kernel(K, "K"))
+
+
+@eqx.filter_jit
+def _expect(f, g, K):
     inputs = K.shape[-1]
     a, b = np.indices((inputs, inputs)).reshape(2, -1)
     return kernel_moments(f, g, jnp.diagonal(K), a, b, K.reshape(-1), ((0, 0),)).reshape(inputs, inputs)

@@ -13,7 +13,8 @@ import kernel_eft_jax as keft
 
 PACKAGE = Path(keft.__file__).parent
 FLOORS = (
-    {"pairs", "quadrature", "checks", "directions"},
+    {"checks", "writing"},
+    {"pairs", "quadrature", "directions"},
     {"activations"},
     {"model", "gauss_hermite"},
     {"closures", "network", "conventions"},
