@@ -88,8 +88,8 @@ def check_kernel(K: Float[ArrayLike, "N N"], name: str = "K0", zeros: bool = Fal
     if eigenvalues[0] < -tolerance:
         a, b = sorted(np.argsort(-np.abs(vectors[:, 0]), stable=True)[:2])
         raise ValueError(
-            f"Argument `{name}` must be positive semi-definite, but its correlations have the eigenvalue {eigenvalues[0]:.6g}; entries "
-            f"[{a}, {a}], [{b}, {b}] and [{a}, {b}] are {values[a, a]:.6g}, {values[b, b]:.6g} and {values[a, b]:.6g}. "
+            f"Argument `{name}` must be positive semi-definite, but its smallest eigenvalue is {eigenvalues[0]:.6g} in units of the "
+            f"variances: entries [{a}, {a}], [{b}, {b}] and [{a}, {b}] are {values[a, a]:.6g}, {values[b, b]:.6g} and {values[a, b]:.6g}. "
             "No set of inputs has such a kernel: check that the off-diagonal entries are covariances, not correlations."
         )
     return K

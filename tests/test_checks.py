@@ -38,7 +38,7 @@ GOOD = np.array([[2.0, 0.6], [0.6, 1.0]])
         (np.array([[1.0, 0.0], [0.0, 0.0]]), r"entry \[1, 1\] is 0\.0.*exactly zero.*C_b > 0 in input_kernel"),
         (
             np.array([[1.0, 1.5], [1.5, 1.0]]),
-            r"`K0` must be positive semi-definite, but its correlations have the eigenvalue -0\.5; .*\[0, 1\] are 1, 1 and 1\.5",
+            r"`K0` must be positive semi-definite, but its smallest eigenvalue is -0\.5 in units.*\[0, 1\] are 1, 1 and 1\.5",
         ),
         (np.eye(2) + 0.1j, r"`K0` must be real numbers, but has dtype complex128: give its real part"),
         ("2.0", r"`K0` must be numbers, but is '2\.0'"),
@@ -87,7 +87,8 @@ def test_large_variances_hide_no_fault(dtype):
     check_kernel(K)
     K[1, 2] = K[2, 1] = 1.5
     with pytest.raises(
-        ValueError, match=r"eigenvalue -0\.5; entries \[1, 1\], \[2, 2\] and \[1, 2\] are 1, 1 and 1\.5"
+        ValueError,
+        match=r"eigenvalue is -0\.5 in units of the variances: entries \[1, 1\], \[2, 2\] and \[1, 2\] are 1, 1 and 1\.5",
     ):
         check_kernel(K)
     K[1, 2], K[2, 1] = 0.5, 0.4

@@ -109,7 +109,7 @@ def test_bad_arguments(key):
         ResNet(MODEL, 3, 3, -0.1, key=key)
     with pytest.raises(ValueError, match=r"`phi0` must have shape \(inputs, 3\), but has shape \(2, 4\)"):
         ResNet(MODEL, 3, 3, 0.1, key=key)(jnp.ones((2, 4)))
-    with pytest.raises(ValueError, match="have the eigenvalue"):
+    with pytest.raises(ValueError, match="smallest eigenvalue"):
         draw_inputs(jnp.array([[1.0, 2.0], [2.0, 1.0]]), 3, key=key)
 
 
