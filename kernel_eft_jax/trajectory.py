@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, ArrayLike, Float
 
 from .checks import check_count, check_kernel, check_positive, is_concrete
@@ -21,9 +22,11 @@ from .closures import Closure, GOnly, Moments
 from .directions import forward_only, reverse_only
 from .model import Model
 from .pairs import input_count, pack, pairs, unpack, unpack_covariance
+from .solution_file import from_xarray, to_xarray
+from .storage import Result
 
 
-class Solution(eqx.Module):
+class Solution(Result):
     """K0, V4 and K1 at the saved depths: E[G] = K0 + K1 / n, Cov(G, G) = V4 / n, up to higher orders of 1/n.
 
     `packed` holds them in pair space (entries a <= b only); the properties give full matrices. `truncation` estimates the
@@ -66,6 +69,15 @@ class Solution(eqx.Module):
     def U1(self) -> Float[Array, "T N N"] | None:
         """Width times the finite-width correction of the mean sigma-kernel; None for closures that do not carry it."""
         return None if self.packed.U1 is None else unpack(self.packed.U1)
+
+    def to_xarray(self) -> xr.Dataset:
+        """The moments and their truncation errors over t and the inputs a, b, c, d."""
+        return to_xarray(self)
+
+    @classmethod
+    def from_xarray(cls, data: xr.Dataset) -> "Solution":
+        """The solution that `to_xarray` gave."""
+        return from_xarray(cls, data)
 
 
 def solve(

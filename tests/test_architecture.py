@@ -14,12 +14,14 @@ import kernel_eft_jax as keft
 PACKAGE = Path(keft.__file__).parent
 FLOORS = (
     {"checks", "writing"},
+    {"storage"},
     {"pairs", "quadrature", "directions"},
     {"activations"},
     {"model", "gauss_hermite"},
     {"closures", "network", "conventions"},
+    {"solution_file"},
     {"trajectory", "ensemble"},
-    {"diagnostics", "inference", "storage", "plots"},
+    {"diagnostics", "inference", "plots"},
     {"inference_plots", "diagnostic_plots"},
     {"paper"},
     {"cli"},

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernel_eft_jax.ensemble.statistics import GROUPS, Estimate, Limit, Moments, Sums, block_moments, jackknife
+from kernel_eft_jax.ensemble import Estimate
+from kernel_eft_jax.ensemble.statistics import GROUPS, Limit, Moments, Sums, block_moments, jackknife
 
 SIZE = 8
 

@@ -20,10 +20,11 @@ from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width
 from .plan import sample_size
+from .result import Estimate
 from .run import accumulate, begin
 from .samplers import BlockSampler, Sampler
 from .simulate import Problem, compiled, kernels_of_networks
-from .statistics import GROUPS, Estimate, Group, Limit, Quantities, quantities
+from .statistics import GROUPS, Group, Limit, Quantities, quantities
 
 BLOCK_LAW = BlockSampler()
 
@@ -80,7 +81,8 @@ def estimate(
     silent = not progress or jax.process_index() > 0
     with tqdm(total=networks, unit=" networks", disable=silent) as bar:
         sums = accumulate(problem, key, plan, sums, bar, goal, file)
-    return Estimate.of(sums, limit, width, np.asarray(problem.layers), float(eps))
+    made_by = {"model": model, "sampler": sampler, "key": key}
+    return Estimate.of(sums, limit, width, np.asarray(problem.layers), np.asarray(eps), **made_by)
 
 
 def sample_kernels(
