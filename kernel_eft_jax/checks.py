@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 LARGEST = 2**31 - 1  # layers and networks are counted in 32 bits
+SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12
 
 
 def is_concrete(value: Any) -> bool:
@@ -93,6 +94,17 @@ def check_kernel(K: Float[ArrayLike, "N N"], name: str = "K0", zeros: bool = Fal
             "No set of inputs has such a kernel: check that the off-diagonal entries are covariances, not correlations."
         )
     return K
+
+
+def check_sampled(K: Float[Array, "N N"], name: str = "K0") -> None:
+    """That networks with these variances can be sampled in float32, which squares them and their differences of order 1/n."""
+    variances = np.diagonal(np.asarray(K, np.float64))
+    a = int(np.argmax(np.abs(np.log(variances))))
+    if not SMALLEST_SAMPLED <= variances[a] <= LARGEST_SAMPLED:
+        raise ValueError(
+            f"Argument `{name}` must have variances from {SMALLEST_SAMPLED:g} to {LARGEST_SAMPLED:g} to be sampled in float32, but entry "
+            f"[{a}, {a}] is {variances[a]:g}: multiply the inputs by a number that brings them there."
+        )
 
 
 def check_features(

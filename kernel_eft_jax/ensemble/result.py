@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import ArrayLike, Float, Int, PRNGKeyArray, UInt32
 
 from ..model import Model
 from ..pairs import input_count
@@ -44,16 +47,26 @@ class Estimate(Result):
     eps: Float[np.ndarray, "*layers"]
     model: Model | None = None
     sampler: Sampler | None = None
-    key: PRNGKeyArray | None = None
+    key_data: UInt32[np.ndarray, " words"] | None = None
+    key_kind: str = eqx.field(static=True, default="")
+
+    @property
+    def key(self) -> PRNGKeyArray | None:
+        """The key of `jax.random` that the networks were drawn with."""
+        return (
+            None if self.key_data is None else jax.random.wrap_key_data(jnp.asarray(self.key_data), impl=self.key_kind)
+        )
 
     @staticmethod
     def of(
         sums: Sums,
         limit: Limit,
         width: int,
-        layers: np.ndarray,
-        eps: Float[np.ndarray, "*layers"] | float,
-        **made_by: Any,
+        layers: Int[np.ndarray, " T"],
+        eps: Float[ArrayLike, "*layers"],
+        model: Model | None = None,
+        sampler: Sampler | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> "Estimate":
         """The estimate that group sums amount to."""
         value, stderr = jackknife(lambda total: quantities(total, limit, width), sums)
@@ -69,7 +82,9 @@ class Estimate(Result):
             sums=sums,
             limit=limit,
             eps=eps,
-            **made_by,
+            model=model,
+            sampler=sampler,
+            **_key_fields(key),
         )
 
     def jackknife(self, function: Callable[[Quantities], Any]) -> tuple[Any, Any]:
@@ -116,6 +131,7 @@ class Estimate(Result):
             full = {name: axes(data, name + suffix, "t a b c d" if name[0] == "V" else "t a b") for name in present}
             return dict.fromkeys(Quantities._fields) | full
 
+        made = made_by(data, MADE_BY)
         packed = axes(data, "sum_second", "group t xx")
         size = input_count(packed.shape[-1])
         second, (i, j) = np.empty((*packed.shape[:-1], size, size)), np.triu_indices(size)
@@ -132,5 +148,15 @@ class Estimate(Result):
             sums=Sums(tuple(map(Group, networks, first, second)), int(data.attrs["parts"])),
             limit=Limit(axes(data, "limit_K0", "t pair"), axes(data, "limit_moment", "t pair")),
             eps=axes(data, "eps", " ".join(map(str, data["eps"].dims))),
-            **made_by(data, MADE_BY),
+            model=made["model"],
+            sampler=made["sampler"],
+            **_key_fields(made["key"]),
         )
+
+
+def _key_fields(key):
+    """A key as plain numbers, which go through any function of trees."""
+    if key is None:
+        return {}
+    key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(jnp.asarray(key))
+    return {"key_data": np.asarray(jax.random.key_data(key)), "key_kind": str(jax.random.key_impl(key))}
