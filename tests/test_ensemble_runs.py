@@ -393,6 +393,11 @@ def test_arguments_that_are_none(key):
             with pytest.raises(error, match=says):
                 function(**(run | change))
     for function in (estimate, sample_kernels):
+        with (
+            jax.disable_jit(),
+            pytest.raises(ValueError, match=f"`{function.__name__}` is compiled, and JAX_DISABLE_JIT"),
+        ):
+            function(**run)
         for traced in (jax.jit, jax.grad, jax.vmap):
             with pytest.raises(
                 TypeError, match=f"`{function.__name__}` cannot be traced by jit, grad or vmap: it runs a whole"

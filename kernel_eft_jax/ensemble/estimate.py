@@ -130,6 +130,11 @@ def check_arguments(work, model, K0, eps, key, sampler):
     check_kind(sampler, Sampler, "sampler")
     check_unstacked(model)
     check_key(key)
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            f"`{work}` is compiled, and JAX_DISABLE_JIT (or jax.disable_jit) forbids that: leave it away here. To step through a network, call a "
+            "`ResNet`."
+        )
 
 
 def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:

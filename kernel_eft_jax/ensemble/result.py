@@ -14,7 +14,7 @@ from ..model import Model
 from ..pairs import input_count
 from ..storage import Result, attribute, axes, dataset, labelled, made_by
 from .samplers import Sampler
-from .statistics import Group, Limit, Quantities, Sums, jackknife, quantities, unpack_pairs
+from .statistics import Group, Limit, Quantities, Sums, interval, jackknife, least_V4_error, quantities, unpack_pairs
 
 MADE_BY = ("model", "sampler", "key")
 
@@ -94,6 +94,22 @@ class Estimate(Result):
         gives real numbers, or a tree of arrays of them; ValueError for complex ones.
         """
         return jackknife(lambda total: function(quantities(total, self.limit, self.width)), self.sums)
+
+    def interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends of confidence intervals of a quantity, of its shape.
+
+        They hold from 64 networks on, at every width: Student's t, and for V4 the logarithm of its variances and at least the error of Wishart
+        matrices. Two standard errors of V4 hold less often: 88 % for 64 networks of width 8, 94 % from some 500 on.
+        """
+        if name not in Quantities._fields or getattr(self, name) is None:
+            raise ValueError(
+                f"Argument `name` must be one of {', '.join(Quantities._fields)} that was estimated, but is {name!r}."
+            )
+        value, error = getattr(self, name), getattr(self.stderr, name)
+        if name == "V4":
+            error = np.maximum(error, least_V4_error(value, self.networks, self.width))
+        free = sum(group.networks > 0 for group in self.sums.groups) - 1
+        return interval(value, error, free, level, logarithm=name == "V4")
 
     def to_xarray(self) -> xr.Dataset:
         """All quantities and errors over t and the inputs a, b, c, d, with the sums over groups of networks and what made them."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.special import stdtrit
 
 from ..pairs import input_count, pair_table, triples
 
@@ -185,3 +186,32 @@ def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:
     weight = sum(group.networks / (total.networks - group.networks) for group in groups)
     variance = jax.tree.map(lambda s, b, d: (s - 2 * b * d + weight * b**2) / len(groups), square, linear, plain)
     return value, jax.tree.map(lambda v: np.sqrt(np.maximum(v, 0)), variance)
+
+
+def least_V4_error(
+    V4: Float[np.ndarray, "*batch N N N N"], networks: int, width: int
+) -> Float[np.ndarray, "*batch N N N N"]:
+    """Standard error of V4 from B networks if their kernels were Wishart matrices, those of independent Gaussian neurons.
+
+    (V_pp V_qq + V_pq^2) (1 / (B - 1) + 6 / (n B)) is its square, exact for a variance. Kernels of networks scatter no less, but the
+    scatter of few networks is too small just where their V4 is.
+    """
+    variance = np.einsum("...abab->...ab", V4)
+    products = variance[..., :, :, None, None] * variance[..., None, None, :, :]
+    return np.sqrt((products + V4**2) * (1 / (networks - 1) + 6 / (width * networks)))
+
+
+def interval(
+    value: Float[np.ndarray, "*shape"], error: Float[np.ndarray, "*shape"], free: Any, level: float, logarithm: bool
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
+    """Ends of confidence intervals by Student's t with `free` degrees of freedom; of covariances `logarithm` takes the variances' logarithms."""
+    if not 0 < level < 1:
+        raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
+    reach = stdtrit(free, 0.5 + 0.5 * level) * error
+    low, high = value - reach, value + reach
+    if logarithm:
+        a, b = np.indices(value.shape[-2:])
+        place = np.s_[..., a, b, a, b]
+        factor = np.exp(reach[place] / value[place])
+        low[place], high[place] = value[place] / factor, value[place] * factor
+    return low, high
