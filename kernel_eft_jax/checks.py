@@ -49,6 +49,8 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
         raise ValueError(f"Argument `{name}` must be an array of numbers with rows of one length: {error}") from error
+    if np.ma.is_masked(value):
+        raise ValueError(f"Argument `{name}` must be whole, but has masked entries: leave their rows out.")
     if array.dtype.kind in "OSUmM":
         raise ValueError(f"Argument `{name}` must be numbers, but is {value!r:.200}.")
     return array
