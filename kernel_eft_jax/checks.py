@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float
 
 LARGEST = 2**31 - 1  # layers and networks are counted in 32 bits
 SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12
@@ -163,7 +163,7 @@ def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST) -> tup
     return tuple(array.astype(np.int64).tolist())
 
 
-def check_key(key: Any, name: str = "key") -> PRNGKeyArray:
+def check_key(key: Any, name: str = "key") -> Any:
     """One key of `jax.random`, typed or raw."""
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim == 1
@@ -198,7 +198,7 @@ def check_unstacked(module: eqx.Module, name: str = "model") -> None:
         if isinstance(node, eqx.Module):
             check_unstacked(node, name)
     for field in fields(module):
-        leaf = getattr(module, field.name, None)
+        leaf: Any = getattr(module, field.name, None)
         if getattr(field.type, "dim_str", None) == "" and eqx.is_array(leaf) and leaf.ndim:
             raise ValueError(
                 f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} where one number is due. Call for one at a time, "

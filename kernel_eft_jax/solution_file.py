@@ -31,7 +31,7 @@ def to_xarray(solution: Any) -> xr.Dataset:
     variables = labelled(_full(solution.packed))
     if solution.truncation is not None:
         variables |= labelled(_full(solution.truncation), "_truncation", "estimated truncation error of ")
-    attributes = {f"stats_{name}": np.asarray(value)[()] for name, value in solution.stats.items()}
+    attributes: dict[str, Any] = {f"stats_{name}": np.asarray(value)[()] for name, value in solution.stats.items()}
     attributes["result"] = next(name for name in OUTCOMES if solution.result == getattr(diffrax.RESULTS, name))
     made = {name: getattr(solution, name) for name in _made_by(type(solution))}
     attributes |= {name: attribute(value) for name, value in made.items() if value is not None}

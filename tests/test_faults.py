@@ -52,11 +52,11 @@ def until(condition, worker):
 
 
 def test_a_saver_killed_at_any_moment_leaves_a_whole_file(start, tmp_path):
-    """Thirty times: the file is one of the two results, and the parts of killed savers are gone after the next."""
+    """Ten times: the file is one of the two results, and the parts of killed savers are gone after the next."""
     path, rng = tmp_path / "result.nc", np.random.default_rng(0)
     models = [keft.Model(keft.Erf(), C_W) for C_W in (1.0, 2.0)]
     right = [keft.solve(model, np.eye(3), [0.5], closure=keft.GOnly()).V4 for model in models]
-    for _ in range(30):
+    for _ in range(10):
         worker = start({"path": str(path), "times": 10**9}, code=SAVER)
         assert worker.stdout.readline() == "ready\n"
         until(path.exists, worker)

@@ -4,8 +4,6 @@ Data are drawn here, in NumPy, from the exact block law: given phi, increments a
 activation E[G] = K0 exactly at every width, so any miss is the fault of the fit.
 """
 
-import re
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

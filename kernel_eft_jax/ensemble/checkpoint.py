@@ -58,7 +58,7 @@ class Checkpoint:
     def save(self, size: int, sums: Sums) -> None:
         """Replace the file in one step: whatever happens, the old one or the new one is there, whole. Warns if it cannot be written."""
         count, first, second = (np.stack([group[i] for group in sums.groups]) for i in range(3))
-        arrays = {
+        arrays: dict[str, Any] = {
             "count": count,
             "first": first,
             "second": second,

@@ -16,7 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 GOES_ON, STOPS = 0, 1
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Stopped(RuntimeError):

@@ -156,7 +156,7 @@ def fit(
     prediction = evaluate(x)
     info, far = (
         information(experiment, names, prediction, observed.networks, with_V4),
-        far_from(prediction.statistics, observed, experiment),
+        far_from(np.asarray(prediction.statistics), observed, experiment),
     )
     try:
         check_identifiable(info, with_V4)
@@ -180,7 +180,7 @@ def fit(
     if settled and not converged:
         message = f"The weights still changed the estimates by {shift:.2g} standard errors after {ROUNDS} rounds."
     result = _result(experiment, names, x, prediction, observed, with_V4, history, converged, message)
-    far = far_from(prediction.statistics, observed, experiment)
+    far = far_from(np.asarray(prediction.statistics), observed, experiment)
     if converged and far and not result.p_value < 1e-3:  # what the noise there hides
         return result._replace(converged=False, message=f"The search ended where {far}: start nearer to the data.")
     return result

@@ -32,7 +32,7 @@ def labelled(values: Mapping[str, Any], suffix: str = "", prefix: str = "") -> d
     }
 
 
-def dataset(kind: str, ts: Any, inputs: int, variables: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.Dataset:
+def dataset(kind: str, ts: Any, inputs: int, variables: Mapping[str, Any], attributes: dict[str, Any]) -> xr.Dataset:
     """A result of a class `kind` over its depth times and inputs, with the versions that made it."""
     time = ("t", np.asarray(ts), {"long_name": "depth time, eps^2 times layer"})
     versions = {f"version_{name}": _version(name) for name in ("kernel_eft_jax", "jax", "diffrax", "numpy")}

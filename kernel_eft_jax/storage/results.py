@@ -82,7 +82,7 @@ def load(path: str | os.PathLike) -> Any:
         raise ValueError(
             f"File {path} cannot be read as netCDF: it is cut short or of another format. Make it again with `save`."
         ) from error
-    kind = getattr(importlib.import_module(__package__.split(".")[0]), str(data.attrs.get(KIND, "")), None)
+    kind = getattr(importlib.import_module(__name__.split(".")[0]), str(data.attrs.get(KIND, "")), None)
     if not (isinstance(kind, type) and issubclass(kind, Result)):
         raise ValueError(f"File {path} is netCDF but holds no result: it was not written by `save`.")
     missing = sorted(set(str(data.attrs.get("variables", "")).split()) - set(data.variables))

@@ -53,11 +53,11 @@ def attribute(value: Any) -> str | int | float:
     return value if not isinstance(value, int) or -(2**63) <= value < 2**63 else str(value)
 
 
-def _describe(value):
-    if isinstance(value, eqx.Module) and _public(type(value).__name__) is type(value):
-        return {type(value).__name__: {f.name: _describe(getattr(value, f.name)) for f in fields(value)}}
+def _describe(value: Any) -> Any:
     if _is_key(value):
         return {"key": {str(jax.random.key_impl(value)): np.asarray(jax.random.key_data(value)).tolist()}}
+    if isinstance(value, eqx.Module) and _public(type(value).__name__) is type(value):
+        return {type(value).__name__: {f.name: _describe(getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, jax.Array | np.ndarray):
         return {str(value.dtype): np.asarray(value).tolist()}
     if isinstance(value, tuple | list):
@@ -95,9 +95,9 @@ def _rebuild(value):
 
 def _public(name):
     """The module class of this name among the package's public names, or None."""
-    kind = getattr(importlib.import_module(__package__.split(".")[0]), name, None)
+    kind = getattr(importlib.import_module(__name__.split(".")[0]), name, None)
     return kind if isinstance(kind, type) and issubclass(kind, eqx.Module) else None
 
 
-def _is_key(value):
+def _is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
