@@ -1,14 +1,22 @@
-"""Checks at the door: each error names the argument, what was wrong and what would be right.
+"""The one door: every public function that takes kernels, features, data, counts or keys has them checked here.
 
-Only concrete values are looked at; under `jax.jit` and other transformations shapes are checked and values are not.
+Lists, NumPy arrays, integers, booleans and half precision come in; floating-point arrays of float32 or wider go on. Each error names the
+argument, what was wrong and what would be right. Only concrete values are looked at: under `jax.jit` and other transformations shapes are
+checked and values are not.
 """
 
+from dataclasses import fields
 from typing import Any
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
+
+LARGEST = 2**31 - 1  # layers and networks are counted in 32 bits
+SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12
 
 
 def is_concrete(value: Any) -> bool:
@@ -16,49 +24,197 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, Tracer)
 
 
-def check_kernel(K: Float[ArrayLike, "N N"], name: str = "K0") -> Float[Array, "N N"]:
-    """K as a floating-point array, if it is a kernel: square, finite, symmetric, positive semi-definite, positive diagonal."""
-    values = np.asarray(K, dtype=np.float64) if is_concrete(K) else None
-    K = jnp.asarray(K)
+def check_array(value: Any, name: str) -> Float[Array, "..."]:
+    """Real numbers as a floating-point array: integers and booleans in the default precision, half precision as float32.
+
+    A unit of half precision is 1/2000 of a number: too coarse for a covariance, so it is a format to store and not to compute in.
+    """
+    if not isinstance(value, jax.Array):
+        value = to_numpy(value, name)
+    if value.dtype.kind in "biu":  # before any product: small integers would wrap
+        return jnp.asarray(value, dtype=float)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        remedy = "give its real part" if value.dtype.kind == "c" else "give numbers"
+        raise ValueError(f"Argument `{name}` must be real numbers, but has dtype {value.dtype}: {remedy}.")
+    return jnp.asarray(value, dtype=jnp.float32) if value.dtype.itemsize < 4 else jnp.asarray(value)
+
+
+def to_numpy(value: Any, name: str) -> np.ndarray:
+    """A concrete value as a NumPy array of numbers, its dtype kept."""
+    if not is_concrete(value):
+        raise TypeError(
+            f"Argument `{name}` must be known, but is traced by jit, grad or vmap: call from outside of those."
+        )
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Argument `{name}` must be an array of numbers with rows of one length: {error}") from error
+    if np.ma.is_masked(value):
+        raise ValueError(f"Argument `{name}` must be whole, but has masked entries: leave their rows out.")
+    if array.dtype.kind in "OSUmM":
+        raise ValueError(f"Argument `{name}` must be numbers, but is {value!r:.200}.")
+    return array
+
+
+def check_kernel(K: Float[ArrayLike, "N N"], name: str = "K0", zeros: bool = False) -> Float[Array, "N N"]:
+    """K as a floating-point array, if it is a kernel: square, finite, symmetric, positive semi-definite, positive diagonal.
+
+    Symmetry and sign are judged on the correlation matrix, so that no large variance hides what is wrong between small ones. With
+    `zeros`, variances may be zero where the whole row is.
+    """
+    values, K = K, check_array(K, name)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or K.shape[0] == 0:
         raise ValueError(f"Argument `{name}` must be a square matrix (inputs, inputs), but has shape {K.shape}.")
-    if not jnp.issubdtype(K.dtype, jnp.floating):
-        K = K.astype(float)
-    if values is None:
+    if not is_concrete(values):
         return K
+    values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
         a, b = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"Argument `{name}` must be finite, but entry [{a}, {b}] is {values[a, b]}.")
-    tolerance = 32 * values.shape[0] * float(jnp.finfo(K.dtype).eps) * np.abs(values).max()
-    gap = np.abs(values - values.T)
-    if gap.max() > tolerance:
-        a, b = np.unravel_index(gap.argmax(), gap.shape)
-        raise ValueError(
-            f"Argument `{name}` must be symmetric, but entry [{a}, {b}] is {values[a, b]} and [{b}, {a}] is {values[b, a]}."
-        )
     variances = np.diagonal(values)
-    if variances.min() <= 0:
+    if variances.min() < 0 or (variances.min() == 0 and not zeros):
         a = int(variances.argmin())
         raise ValueError(
             f"Argument `{name}` must have positive variances on its diagonal, but entry [{a}, {a}] is {variances[a]}. "
             "An input that is exactly zero has none: leave it out, or give the embedding a bias (C_b > 0 in input_kernel)."
         )
-    smallest = np.linalg.eigvalsh(values).min()
-    if smallest < -tolerance:
+    tolerance = 32 * len(values) * float(jnp.finfo(K.dtype).eps)
+    deviations = np.sqrt(np.where(variances > 0, variances, 1.0))
+    correlations = values / deviations[:, None] / deviations
+    gap = np.abs(correlations - correlations.T)
+    if gap.max() > tolerance:
+        a, b = np.unravel_index(gap.argmax(), gap.shape)
         raise ValueError(
-            f"Argument `{name}` must be positive semi-definite, but its smallest eigenvalue is {smallest:.6g}. "
+            f"Argument `{name}` must be symmetric, but entry [{a}, {b}] is {values[a, b]} and [{b}, {a}] is {values[b, a]}."
+        )
+    eigenvalues, vectors = np.linalg.eigh(correlations)
+    if eigenvalues[0] < -tolerance:
+        a, b = sorted(np.argsort(-np.abs(vectors[:, 0]), stable=True)[:2])
+        raise ValueError(
+            f"Argument `{name}` must be positive semi-definite, but its smallest eigenvalue is {eigenvalues[0]:.6g} in units of the "
+            f"variances: entries [{a}, {a}], [{b}, {b}] and [{a}, {b}] are {values[a, a]:.6g}, {values[b, b]:.6g} and {values[a, b]:.6g}. "
             "No set of inputs has such a kernel: check that the off-diagonal entries are covariances, not correlations."
         )
     return K
 
 
+def check_sampled(K: Float[Array, "N N"], name: str = "K0") -> None:
+    """That networks with these variances can be sampled in float32, which squares them and their differences of order 1/n."""
+    variances = np.diagonal(np.asarray(K, np.float64))
+    a = int(np.argmax(np.abs(np.log(variances))))
+    if not SMALLEST_SAMPLED <= variances[a] <= LARGEST_SAMPLED:
+        raise ValueError(
+            f"Argument `{name}` must have variances from {SMALLEST_SAMPLED:g} to {LARGEST_SAMPLED:g} to be sampled in float32, but entry "
+            f"[{a}, {a}] is {variances[a]:g}: multiply the inputs by a number that brings them there."
+        )
+
+
+def check_features(
+    x: Float[ArrayLike, "*batch N d"], name: str = "x", axes: int | None = 2
+) -> Float[Array, "*batch N d"]:
+    """Features or pre-activations as a floating-point array of finite numbers; `axes` None allows any number of axes from two on."""
+    values, x = x, check_array(x, name)
+    if x.ndim < 2 or x.ndim != (axes or x.ndim) or 0 in x.shape:
+        raise ValueError(f"Argument `{name}` must have shape (inputs, features), but has shape {x.shape}.")
+    if is_concrete(values) and not np.isfinite(values := np.asarray(values, dtype=x.dtype)).all():
+        place = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(
+            f"Argument `{name}` must be finite, but entry [{', '.join(map(str, place))}] is {values[tuple(place)]}."
+        )
+    return x
+
+
 def check_positive(value: Any, name: str) -> None:
     """That a number is finite and greater than zero."""
-    if is_concrete(value) and not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
-        raise ValueError(f"Argument `{name}` must be a finite number greater than zero, but is {value}.")
+    if is_concrete(value) and not _is_positive_number(value):
+        raise ValueError(f"Argument `{name}` must be a finite number greater than zero, but is {value!r:.200}.")
 
 
-def check_count(value: Any, name: str, least: int = 1) -> None:
-    """That a number is a whole number and at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"Argument `{name}` must be a whole number, {least} or more, but is {value!r}.")
+def check_eps(eps: Any, name: str = "eps", depth: int | None = None) -> Float[Array, "*layers"]:
+    """One step for all layers, or one a layer of `depth`: finite and greater than zero; as a floating-point array."""
+    values, eps = eps, check_array(eps, name)
+    if eps.ndim > 1 or (eps.ndim == 1 and eps.size != (depth or eps.size)):
+        layers = "one a layer" if depth is None else f"{depth}, one a layer"
+        raise ValueError(f"Argument `{name}` must be one number or {layers}, but has shape {eps.shape}.")
+    if is_concrete(values) and not (np.isfinite(values := np.asarray(values, float)) & (values > 0)).all():
+        raise ValueError(f"Argument `{name}` must be finite and greater than zero, but is {values}.")
+    return eps
+
+
+def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST) -> int:
+    """A whole number from `least` to `most` as a Python integer; NumPy's and JAX's integers are whole numbers too."""
+    number = value if isinstance(value, int) else _whole(value)
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        above = f" and {most} at most" if number is not None and number > most else ""
+        raise ValueError(f"Argument `{name}` must be a whole number, {least} or more{above}, but is {value!r:.200}.")
+    return number
+
+
+def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST) -> tuple[int, ...]:
+    """Whole layers in increasing order, from 0 to `depth` at most; one number is a list of one."""
+    array = np.atleast_1d(to_numpy(layers, name))
+    law = f"Argument `{name}` must be a list of increasing whole layers"
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iuf" or (array != np.round(array)).any():
+        raise ValueError(f"{law}, but is {layers!r:.200}.")
+    if array.min() < 0 or array.max() > depth:
+        raise ValueError(f"Argument `{name}` must lie between 0 and the depth {depth}, but is {layers!r:.200}.")
+    if (np.diff(array.astype(np.int64)) <= 0).any():
+        raise ValueError(f"{law}, but is {layers!r:.200}.")
+    return tuple(array.astype(np.int64).tolist())
+
+
+def check_key(key: Any, name: str = "key") -> Any:
+    """One key of `jax.random`, typed or raw."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim == 1
+    if not (typed and key.shape == ()) and not raw:
+        remedy = "take one of them, or split one" if typed else "a seed becomes one by `jax.random.key(seed)`"
+        raise ValueError(
+            f"Argument `{name}` must be one key such as `jax.random.key(0)`, but is {key!r:.200}: {remedy}."
+        )
+    return key
+
+
+def check_kind(value: Any, kind: type, name: str) -> None:
+    """That an argument is an object of one of this package's kinds."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        made = f": write {value.__name__}()" if isinstance(value, type) and issubclass(value, kind) else ""
+        raise ValueError(f"Argument `{name}` must be {article} {kind.__name__} object, but is {value!r:.200}{made}.")
+
+
+def check_untraced(work: str, remedy: str, *arguments: Any) -> None:
+    """That nothing is traced: `work` is a function of the host, which no transformation can follow."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
+        raise TypeError(f"`{work}` cannot be traced by jit, grad or vmap: {remedy}")
+
+
+def check_unstacked(module: eqx.Module, name: str = "model") -> None:
+    """That fields which are one number hold one number: a stack of modules is called through `eqx.filter_vmap`.
+
+    Broadcast against pairs of inputs, a stack would give a wrong answer wherever their numbers agree.
+    """
+    for node in jax.tree.leaves(module, is_leaf=lambda x: x is not module and isinstance(x, eqx.Module)):
+        if isinstance(node, eqx.Module):
+            check_unstacked(node, name)
+    for field in fields(module):
+        leaf: Any = getattr(module, field.name, None)
+        if getattr(field.type, "dim_str", None) == "" and eqx.is_array(leaf) and leaf.ndim:
+            raise ValueError(
+                f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} where one number is due. Call for one at a time, "
+                f"or through `eqx.filter_vmap`."
+            )
+
+
+def _is_positive_number(value):
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError):
+        return False
+    return array.ndim == 0 and array.dtype.kind in "iuf" and bool(np.isfinite(array) and array > 0)
+
+
+def _whole(value):
+    """A NumPy or JAX integer without axes as a Python integer, or None."""
+    array = isinstance(value, np.generic | np.ndarray | jax.Array) and is_concrete(value)
+    return int(value) if array and value.ndim == 0 and value.dtype.kind in "iu" else None

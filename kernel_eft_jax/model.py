@@ -7,7 +7,7 @@ One matrix is the network of Kawase and Ota (arXiv 2604.15742), f = W s(phi) + b
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Linear
-from .checks import is_concrete
-from .maps import GLU, Dense, Fresh, KernelMap, Local, Response, RMSNorm, apply_all, carry_all, variance
+from .checks import check_array, check_features, check_kernel, check_unstacked, is_concrete
+from .maps import GLU, Dense, Fresh, KernelMap, Local, Response, RMSNorm, variance
 from .pairs import pack, unpack
 
 Part = Activation | GLU | RMSNorm | Dense
@@ -129,21 +129,19 @@ class Model(eqx.Module):
             maps += [*section.norms, section.dense]
         return tuple(maps)
 
-    @eqx.filter_jit
-    def Q(self, K: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    def Q(self, K: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
         r"""Covariance of the next increment at infinite width; $C_b + C_W E[s(\phi_a) s(\phi_b)]$ for one matrix."""
-        return unpack(self.q(pack(K)))
+        return _Q(self, self._check(K))
 
-    @eqx.filter_jit
-    def chi(self, K: Float[Array, "N N"], h: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    def chi(self, K: Float[ArrayLike, "N N"], h: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
         r"""First derivative of Q at K along the symmetric matrix h; for one matrix
 
         $$(\chi h)_{ab} = C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
         """
-        return unpack(apply_all(self.responses(pack(K)), pack(h)))
+        K = self._check(K)
+        return _chi(self, K, check_array(h, "h").astype(K.dtype))
 
-    @eqx.filter_jit
-    def hess(self, K: Float[Array, "N N"], V: Float[Array, "N N N N"]) -> Float[Array, "N N"]:
+    def hess(self, K: Float[ArrayLike, "N N"], V: Float[ArrayLike, "N N N N"]) -> Float[Array, "N N"]:
         r"""Second derivative of Q at K contracted with a covariance V of kernels.
 
         $$(\mathrm{Hess}:V)_{ab} = \sum_{p, q} \frac{\partial^2 Q_{ab}}{\partial K_p\, \partial K_q} V_{pq}, \qquad p, q \in \{aa, bb, ab\}$$
@@ -151,13 +149,12 @@ class Model(eqx.Module):
         V must be a covariance of kernels: at a repeated input it has no component that would separate the two copies. (For
         kinked activations the second derivative along such a component is infinite and is left out.)
         """
-        a, b = np.triu_indices(K.shape[-1])
-        packed = V[a[:, None], b[:, None], a, b]
-        packed = 0.5 * (packed + packed.T)
-        quiet = [
-            r._replace(noise=jnp.zeros((), K.dtype)) if isinstance(r, Local) else r for r in self.responses(pack(K))
-        ]
-        return unpack(2 * carry_all(quiet, jnp.zeros_like(packed[0]), packed)[0])
+        K = self._check(K)
+        return _hess(self, K, check_array(V, "V").astype(K.dtype))
+
+    def _check(self, K):
+        check_unstacked(self)
+        return check_kernel(K, "K", zeros=True)
 
     def q(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
         """Q in pair space."""
@@ -207,43 +204,38 @@ class Model(eqx.Module):
         return last
 
 
-def check_branch(parts: Any) -> tuple[Part, ...]:
-    """The parts of a branch as a tuple, if they make a block; ValueError with the remedy if not."""
-    kinds = "activations, Dense, GLU and RMSNorm"
-    if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
-        raise ValueError(f"Argument `branch` must be an activation object or a list of {kinds}, but is {parts!r}.")
-    for part in parts:
-        if not isinstance(part, Part):
-            raise ValueError(f"Argument `branch` must consist of {kinds}, but holds {part!r}.")
-    if not isinstance(parts[-1], Dense):
-        raise ValueError(
-            "Argument `branch` must end in a matrix, which makes the increments independent: add Dense(C_W) at its end."
-        )
-    if parts[-1].ratio != 1:
-        raise ValueError(
-            f"The last Dense of a branch feeds the stream and has ratio 1, but has {parts[-1].ratio}: leave `ratio` out."
-        )
-    for here, behind in zip((None, *parts), parts, strict=False):
-        if isinstance(behind, GLU) and not isinstance(here, Dense):
-            raise ValueError("A GLU gates the outputs of a matrix: put a Dense directly in front of it.")
-        if isinstance(behind, Activation) and isinstance(here, RMSNorm):
-            raise ValueError(
-                "A norm directly in front of an activation scales single neurons by a fluctuating number, which is no map of "
-                "kernels: put a Dense between them."
-            )
-        if isinstance(behind, Activation) and isinstance(here, Activation | GLU):
-            raise ValueError(
-                "Two activations in a row act as one elementwise function: put a Dense between them, or take Smooth(fn) of both."
-            )
-    return tuple(parts)
+@eqx.filter_jit
+def _Q(model, K):
+    return unpack(model.q(pack(K)))
+
+
+@eqx.filter_jit
+def _chi(model, K, h):
+    return unpack(apply_slope(model.expansion(pack(K)).slope, pack(h)))
+
+
+@eqx.filter_jit
+def _hess(model, K, V):
+    a, b = np.triu_indices(K.shape[-1])
+    packed = V[a[:, None], b[:, None], a, b]
+    return unpack(contract_curvature(model.expansion(pack(K)).curvature, 0.5 * (packed + packed.T)))
+
+
+def apply_slope(slope: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
+    """chi h in pair space, for h with any further axes."""
+    return jnp.einsum("ps,ps...->p...", slope, h[triples(input_count(h.shape[0]))], precision="highest")
+
+
+def contract_curvature(curvature: Float[Array, "P 3 3"], V: Float[Array, "P P"]) -> Float[Array, " P"]:
+    """Hess:V in pair space."""
+    triple = triples(input_count(V.shape[0]))
+    return jnp.einsum("pst,pst->p", curvature, V[triple[:, :, None], triple[:, None, :]], precision="highest")
 
 
 def input_kernel(
     x: Float[ArrayLike, "N d"], C_W: Float[ArrayLike, ""] = 1.0, C_b: Float[ArrayLike, ""] = 0.0
 ) -> Float[Array, "N N"]:
     r"""Kernel of a random linear embedding of data, $K_{ab} = C_b + C_W\, x_a \cdot x_b / d$."""
-    x = jnp.asarray(x)
-    if x.ndim != 2:
-        raise ValueError(f"Argument `x` must have shape (inputs, features), but has shape {x.shape}.")
+    x = check_features(x)
     gram = jnp.matmul(x, x.T, precision="highest") / x.shape[1]
     return variance("C_b", C_b).astype(gram.dtype) + variance("C_W", C_W).astype(gram.dtype) * gram

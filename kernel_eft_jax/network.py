@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from .checks import check_count, check_kernel, check_positive
+from .checks import check_count, check_features, check_kernel, check_positive
 from .model import Model
 
 UNROLLED = 8  # up to this many inputs, N x N algebra is written out; beyond, it is a loop or a batched product
@@ -55,14 +55,16 @@ class ResNet(eqx.Module):
         return phi + self.eps * (jnp.matmul(s, W.T, precision="highest") + b[None])
 
     def _check(self, phi0):
+        phi0 = check_features(phi0, "phi0")
         width = self.W.shape[-1]
         if phi0.ndim != 2 or phi0.shape[1] != width:
             raise ValueError(f"Argument `phi0` must have shape (inputs, {width}), but has shape {phi0.shape}.")
         return phi0.astype(self.W.dtype)
 
 
-def empirical_kernel(phi: Float[Array, "*batch N n"]) -> Float[Array, "*batch N N"]:
+def empirical_kernel(phi: Float[ArrayLike, "*batch N n"]) -> Float[Array, "*batch N N"]:
     r"""$G_{ab} = \frac1n \sum_i \phi_i(a) \phi_i(b)$; of s(phi) it is the kernel S."""
+    phi = check_features(phi, "phi", axes=None)
     return jnp.matmul(phi, phi.mT, precision="highest") / phi.shape[-1]
 
 

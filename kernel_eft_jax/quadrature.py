@@ -18,7 +18,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
+
+from .checks import check_kernel
 
 POINTS = 56  # nodes of half a cell
 REACH = 8.5  # the normal density beyond is below the rounding error of float64
@@ -222,8 +224,7 @@ def _pair_mean_jvp(static, primals, tangents):
     return _pair_mean(static, arrays, k), change
 
 
-@eqx.filter_jit
-def expect(f: Function, g: Function, K: Float[Array, "N N"]) -> Float[Array, "N N"]:
+def expect(f: Function, g: Function, K: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
     r"""Gaussian expectations of two functions at every pair of inputs.
 
     $$E_{ab} = E[f(\phi_a)\, g(\phi_b)], \qquad \phi \sim N(0, K)$$
@@ -232,8 +233,11 @@ def expect(f: Function, g: Function, K: Float[Array, "N N"]) -> Float[Array, "N 
     derivatives are accurate to 1e-10 for variances up to 1000, for every correlation from -1 to 1. Do not use it for functions with kinks
     (ReLU): the activations have their own expectations, and `Model.Q` uses them.
     """
-    K = jnp.asarray(K)
-    K = K if jnp.issubdtype(K.dtype, jnp.floating) else K.astype(float)
+    return _expect(f, g, check_kernel(K, "K", zeros=True))
+
+
+@eqx.filter_jit
+def _expect(f, g, K):
     a, b = np.indices(K.shape).reshape(2, -1)
     means = jax.lax.map(lambda k: pair_mean(f, g, *k), (K[a, a], K[b, b], K[a, b]))
     return means.reshape(K.shape)

@@ -13,14 +13,16 @@ import kernel_eft_jax as keft
 
 PACKAGE = Path(keft.__file__).parent
 FLOORS = (
-    {"pairs", "quadrature", "checks", "directions"},
+    {"checks", "writing"},
+    {"storage"},
+    {"pairs", "quadrature", "directions"},
     {"activations"},
     {"expectations", "depths"},
     {"maps"},
     {"model"},
     {"closures", "network", "conventions"},
     {"trajectory", "ensemble"},
-    {"diagnostics", "inference", "storage"},
+    {"diagnostics", "inference"},
     {"figures", "public"},
     {"studies"},
     {"cli"},

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.checks import check_count, check_kernel, check_positive
+from kernel_eft_jax.checks import (
+    check_array,
+    check_count,
+    check_eps,
+    check_kernel,
+    check_key,
+    check_kind,
+    check_layers,
+    check_positive,
+    check_unstacked,
+    check_untraced,
+)
 
 GOOD = np.array([[2.0, 0.6], [0.6, 1.0]])
 
@@ -27,8 +38,12 @@ GOOD = np.array([[2.0, 0.6], [0.6, 1.0]])
         (np.array([[1.0, 0.0], [0.0, 0.0]]), r"entry \[1, 1\] is 0\.0.*exactly zero.*C_b > 0 in input_kernel"),
         (
             np.array([[1.0, 1.5], [1.5, 1.0]]),
-            r"`K0` must be positive semi-definite, but its smallest eigenvalue is -0\.5\.",
+            r"`K0` must be positive semi-definite, but its smallest eigenvalue is -0\.5 in units.*\[0, 1\] are 1, 1 and 1\.5",
         ),
+        (np.eye(2) + 0.1j, r"`K0` must be real numbers, but has dtype complex128: give its real part"),
+        ("2.0", r"`K0` must be numbers, but is '2\.0'"),
+        (None, r"`K0` must be numbers, but is None"),
+        ([[1.0, 0.5], [0.5]], r"`K0` must be an array of numbers with rows of one length"),
     ],
 )
 def test_not_a_kernel(K, says):
@@ -61,9 +76,120 @@ def test_traced_values_pass_and_traced_shapes_do_not():
     jax.jit(lambda x: check_positive(x, "eps"))(-1.0)
     with pytest.raises(ValueError, match="square"):
         jax.jit(check_kernel)(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="positive variances"):  # what is known within a traced function is looked at
+        jax.jit(lambda x: x * check_kernel(-GOOD))(1.0)
 
 
-@pytest.mark.parametrize("value", [0, 0.0, -1.0, np.nan, np.inf, np.ones(2), jnp.array(-0.5)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_variances_hide_no_fault(dtype):
+    """An entry 1.5 between two variances of one is impossible, whatever the third variance; so is an asymmetry there."""
+    K = np.diag(np.array([1e6, 1, 1], dtype))
+    check_kernel(K)
+    K[1, 2] = K[2, 1] = 1.5
+    with pytest.raises(
+        ValueError,
+        match=r"eigenvalue is -0\.5 in units of the variances: entries \[1, 1\], \[2, 2\] and \[1, 2\] are 1, 1 and 1\.5",
+    ):
+        check_kernel(K)
+    K[1, 2], K[2, 1] = 0.5, 0.4
+    with pytest.raises(ValueError, match=r"symmetric, but entry \[1, 2\]"):
+        check_kernel(K)
+    check_kernel(np.full((3, 3), np.finfo(dtype).tiny, dtype))
+
+
+def test_variances_of_zero_where_they_are_allowed():
+    K = np.array([[1.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(check_kernel(K, zeros=True), K)
+    with pytest.raises(ValueError, match="positive semi-definite"):
+        check_kernel([[1.0, 0.1], [0.1, 0.0]], zeros=True)
+    with pytest.raises(ValueError, match="positive variances"):
+        check_kernel([[-1.0]], zeros=True)
+
+
+# --- one door: numbers of every kind come in -----------------------------------------------------------------------
+
+KINDS = ["bool", "int8", "int32", "int64", "uint8", "float16", "bfloat16", "float32", "float64", "list"]
+
+
+def of_kind(numbers, kind):
+    return numbers if kind == "list" else np.asarray(jnp.asarray(numbers, jnp.float64)).astype(jnp.dtype(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_every_kind_give_the_same_kernels(kind):
+    """Images of 200 everywhere have the kernel 40000, also as bytes; ones and zeros for the kinds that hold no more."""
+    high = {"bool": 1, "int8": 100}.get(kind, 200)
+    x = [[high, high, high, high], [high, 0, 0, high]]
+    expected = high**2 * np.array([[1.0, 0.5], [0.5, 0.5]])
+    for kernel in (keft.input_kernel, keft.empirical_kernel):
+        K = kernel(of_kind(x, kind))
+        np.testing.assert_array_equal(K, expected)
+        assert K.dtype == (np.float32 if kind in ("float16", "bfloat16", "float32") else np.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_of_every_kind_give_the_same_theory(kind):
+    """E[phi_a phi_b] = K_ab, and Q of a linear network is C_b + C_W K."""
+    K = [[1, 1], [1, 1]] if kind == "bool" else [[2, 1], [1, 2]]
+    taken = of_kind(K, kind)
+    rtol = 1e-5 if kind in ("float16", "bfloat16", "float32") else 1e-12
+    np.testing.assert_allclose(keft.expect(lambda x: x, lambda x: x, taken), K, rtol=rtol)
+    model = keft.Model(keft.Linear(), 2.0, 0.5)
+    np.testing.assert_allclose(model.Q(taken), 0.5 + 2 * np.array(K, float), rtol=rtol)
+    np.testing.assert_allclose(model.chi(taken, [[1, 0], [0, 0]]), [[2, 0], [0, 0]], atol=1e-5)
+    np.testing.assert_allclose(model.hess(taken, np.ones((2, 2, 2, 2), int)), np.zeros((2, 2)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda x: keft.input_kernel(x), "x"),
+        (lambda x: keft.empirical_kernel(x), "phi"),
+        (lambda x: keft.expect(jnp.tanh, jnp.tanh, x), "K"),
+        (lambda x: keft.Model(keft.Erf(), 1.0).Q(x), "K"),
+        (lambda x: keft.solve(keft.Model(keft.Erf(), 1.0), x, [1.0]), "K0"),
+        (lambda x: keft.draw_inputs(x, 8, key=jax.random.key(0)), "K0"),
+        (lambda x: keft.estimate(keft.Model(keft.Erf(), 1.0), x, 8, 2, 0.1, 64, jax.random.key(0)), "K0"),
+        (lambda x: keft.Experiment(keft.Model(keft.Erf(), 1.0), x, width=8, layers=[1]), "K0"),
+    ],
+    ids=["input_kernel", "empirical_kernel", "expect", "Q", "solve", "draw_inputs", "estimate", "Experiment"],
+)
+def test_every_public_function_has_the_same_door(call, name):
+    for wrong, says in (
+        (np.eye(2) * (1 + 1j), "must be real numbers, but has dtype complex128"),
+        ([[1.0, 2.0], [1.0]], "rows of one length"),
+        ("kernel.npy", "must be numbers"),
+        ([[1.0, np.nan], [np.nan, 1.0]], r"must be finite, but entry \[0, 1\] is nan"),
+        (np.ones((0, 0)), r"has shape \(0, 0\)"),
+    ):
+        with pytest.raises(ValueError, match=f"Argument `{name}` .*{says}"):
+            call(wrong)
+
+
+def test_half_precision_is_computed_in_single():
+    """In float16 the product of these would be infinite, and their mean a number of three digits."""
+    x = np.full((1, 3), 300.0, np.float16)
+    assert float(keft.input_kernel(x)[0, 0]) == 90000.0
+    assert check_array(jnp.asarray(x), "x").dtype == jnp.float32
+    assert jax.eval_shape(check_kernel, jax.ShapeDtypeStruct((2, 2), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_a_stack_of_models_is_called_through_vmap():
+    """Three models of two inputs: broadcast, each would have had one of the three pairs."""
+    C_W = jnp.array([1.0, 2.0, 3.0])
+    stack = jax.vmap(lambda c: keft.Model(keft.Linear(), c))(C_W)
+    with pytest.raises(ValueError, match=r"`model` is a stack: its C_W has shape \(3,\) .*filter_vmap"):
+        stack.Q(GOOD)
+    np.testing.assert_allclose(jax.vmap(lambda m: m.Q(jnp.asarray(GOOD)))(stack), C_W[:, None, None] * GOOD)
+    scaled = jax.vmap(lambda b: keft.Model(keft.Softplus(b), 1.0))(C_W)
+    with pytest.raises(ValueError, match=r"is a stack: its \w+ has shape \(3,\)"):
+        check_unstacked(scaled)
+    check_unstacked(keft.Model(keft.Polynomial(jnp.ones(3)), 1.0))
+
+
+@pytest.mark.parametrize(
+    "value", [0, 0.0, -1.0, np.nan, np.inf, np.ones(2), jnp.array(-0.5), "0.1", None, [[1], [1, 2]]]
+)
 def test_not_positive(value):
     with pytest.raises(ValueError, match="Argument `eps` must be a finite number greater than zero, but is"):
         check_positive(value, "eps")
@@ -83,6 +209,48 @@ def test_counts_and_positive_numbers_pass():
         check_count(1, "degree", least=2)
     for value in (0.05, 1, np.float32(2), jnp.array(0.1)):
         check_positive(value, "eps")
+    for value in (7, np.int64(7), np.uint8(7), jnp.array(7), np.array(7)):
+        assert type(check_count(value, "width")) is int
+    with pytest.raises(ValueError, match="1 or more and 2147483647 at most, but is 100000000000000000000"):
+        check_count(10**20, "depth")
+
+
+def test_layers_steps_keys_and_objects():
+    assert check_layers(np.array([0, 3], np.int16)) == check_layers([0.0, 3.0]) == (0, 3)
+    assert check_layers(5) == (5,)
+    for wrong in ([3, 3], [4, 2], [], [1.5], ["a"], None, [[1, 2]], [np.nan]):
+        with pytest.raises(ValueError, match="Argument `save_at` must be "):
+            check_layers(wrong, "save_at")
+    with pytest.raises(ValueError, match="must lie between 0 and the depth 4"):
+        check_layers([1, 5], depth=4)
+    assert check_eps(0.1).shape == ()
+    assert check_eps([1, 2], depth=2).dtype == jnp.float64
+    jax.jit(check_eps)(-1.0)
+    for wrong in (0, [0.1, -1], np.inf, "0.1", None, [[0.1]], np.nan):
+        with pytest.raises(ValueError, match="Argument `eps` must be "):
+            check_eps(wrong)
+    with pytest.raises(ValueError, match=r"one number or 3, one a layer, but has shape \(2,\)"):
+        check_eps([0.1, 0.1], depth=3)
+    for key in (jax.random.key(0), jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
+        assert check_key(key) is key
+    for wrong, says in (
+        (0, "by `jax.random.key"),
+        (None, "seed"),
+        (jax.random.split(jax.random.key(0)), "take one of them"),
+    ):
+        with pytest.raises(ValueError, match=f"(?s)Argument `key` must be one key .*{says}"):
+            check_key(wrong)
+    check_kind(keft.Tanh(), keft.Activation, "activation")
+    with pytest.raises(ValueError, match=r"`activation` must be an Activation object, but is 'tanh'\."):
+        check_kind("tanh", keft.Activation, "activation")
+    with pytest.raises(ValueError, match=r"but is <class .*: write Tanh\(\)"):
+        check_kind(keft.Tanh, keft.Activation, "activation")
+
+
+def test_work_of_the_host_is_not_traced():
+    check_untraced("estimate", "call it outside.", jnp.ones(2))
+    with pytest.raises(TypeError, match="`estimate` cannot be traced by jit, grad or vmap: call it outside"):
+        jax.jit(lambda x: check_untraced("estimate", "call it outside.", {"K0": x}))(1.0)
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,28 @@ def test_p_values_are_those_of_chance(wishart_theory):
         assert (values < 0.3).sum() >= 5, quantity
 
 
+@pytest.mark.parametrize("widths", [(1, 2, 4, 8), (8, 16, 32, 64)])
+@pytest.mark.parametrize("networks", [16, 64])
+def test_p_values_and_intervals_hold_for_few_networks(widths, networks, wishart_theory):
+    """600 sets of kernels that obey the theory: p below 0.01 in 6, in 15 or more with probability 2e-3 (binomial; Bonferroni makes it less).
+
+    The intervals of 95 % hold in 570 of 600 within 16, three standard errors; less than 3 % too often is allowed, and too seldom not.
+    """
+    rng, below, held = np.random.default_rng(networks), {"V4": 0, "K1": 0}, []
+    for _ in range(600):
+        check = keft.width_check(wisharts(rng, widths, networks), wishart_theory)
+        for quantity in below:
+            below[quantity] += check.p_value(quantity) < 0.01
+        low, high = check.interval("V4")
+        a, b = np.array([0, 0, 1]), np.array([0, 1, 1])
+        right = np.asarray(wishart_theory.V4)[:, a, b, a, b]
+        held.append((low[:, :, a, b, a, b] <= right) & (right <= high[:, :, a, b, a, b]))
+    assert max(below.values()) < 15, below
+    shares = np.mean(held, axis=0)
+    assert shares.min() > 0.95 - 0.027
+    assert shares.max() < 0.95 + 0.027 + 0.03
+
+
 @pytest.mark.parametrize(("quantity", "scale"), [("V4", 1.0), ("K1", 1.0)])
 def test_networks_of_another_law_are_seen(wishart_theory, quantity, scale):
     """Negative controls: variances 5 % too large (K1 grows with n), or shared between neurons (V4 grows with n)."""
@@ -288,6 +310,8 @@ def test_bad_kernels_are_refused(wishart_theory):
     ):
         with pytest.raises(ValueError, match=message):
             keft.width_check(kernels, wishart_theory)
+    with pytest.raises(ValueError, match='`quantity` must be "V4" or "K1", but is \'K0\''):
+        keft.width_check(wisharts(np.random.default_rng(3), (4, 8), 20), wishart_theory).p_value("K0")
     with pytest.raises(ValueError, match="two widths or more"):
         keft.width_check(wisharts(np.random.default_rng(3), (4,), 20), wishart_theory).p_value()
 

@@ -13,6 +13,11 @@ Statistical tests compare in units of the standard error that the ensemble repor
 (itself tested in test_statistics.py), with a bound of 5: a false alarm has probability 6e-7 for each number compared.
 """
 
+import re
+import resource
+import sys
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -449,8 +454,16 @@ def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
 
 
 def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
-    files = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"]
-    monkeypatch.setattr(plan, "LIMITS", files)
+    own, files = (
+        tmp_path / "cgroup",
+        [tmp_path / "two" / "memory.max", tmp_path / "one" / "a" / "memory.limit_in_bytes"],
+    )
+    (tmp_path / "one" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "two" / "job" / "step").mkdir(parents=True)
+    own.write_text("4:cpu,memory:/a/b\n1:name=systemd:/x\n0::/job/step\n")
+    groups = {"": (tmp_path / "two", "memory.max"), "memory": (tmp_path / "one", "memory.limit_in_bytes")}
+    monkeypatch.setattr(plan, "CGROUPS", groups)
+    monkeypatch.setattr(plan._group_limits, "__defaults__", (own,))
     machine = plan._host_memory()
     assert machine > 2**28
     for text, memory in (("max\n", machine), (f"{2**63 - 4096}\n", machine), (f"{2**27}\n", 2**27)):
@@ -458,6 +471,31 @@ def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
             file.write_text(text)
             assert plan._host_memory() == memory
             file.unlink()
+
+
+def test_memory_is_what_the_process_may_still_take(monkeypatch):
+    """`ulimit -v` counts address space, of which JAX has taken a part."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (used + 2**26, -1))
+    assert 2**25 < plan._host_memory() <= 2**26 + 2**20
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (resource.RLIM_INFINITY, -1))
+    assert plan._host_memory() > 2**26
+
+
+@pytest.mark.parametrize(
+    ("inputs", "depth", "table"), [(2, 10**9, True), (1, 6 * 10**8, True), (600, 3, False), (200, 40, False)]
+)
+def test_depth_and_inputs_are_counted_before_anything_is_computed(inputs, depth, table, key, monkeypatch):
+    """1e9 layers of two inputs have tables of 12 (5 * 3 + 4) bytes a layer; 600 inputs have 10^11 second moments."""
+    monkeypatch.setattr(plan, "_host_memory", lambda: 2**35)
+
+    def theory(*args):
+        pytest.fail("the theory was computed")
+
+    monkeypatch.setattr(sys.modules[estimate.__module__], "infinite_width", theory)
+    says = f"infinite-width values of {depth} layers and {inputs} inputs" if table else "for second moments of"
+    with pytest.raises(MemoryError, match=says):
+        estimate(Model(Tanh(), 2.0), np.eye(inputs), 4, depth, 0.001, 64, key, save_at=[depth], progress=False)
 
 
 def test_progress_goes_to_stderr(key, capsys):
@@ -469,6 +507,6 @@ def test_progress_goes_to_stderr(key, capsys):
     assert out == ""
     assert "100/100" in err
     assert "networks/s" in err
-    assert "100 networks in blocks of 1 need about 00:00, and" in err
+    assert re.search(r"100 networks in blocks of 1 need about [\d:]+, and", err)
     estimate(*run, target=(lambda q: q.K1[-1, 0, 0], 1e-6))
     assert "it will be about" in capsys.readouterr().err

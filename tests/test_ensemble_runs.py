@@ -3,17 +3,16 @@
 Runs that are killed, or have several devices or processes, happen in processes of their own, which print a digest of all their results.
 """
 
-import hashlib
+import functools
 import io
-import json
 import os
 import re
+import resource
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tqdm import tqdm
+from workers import LONG, ROOT, SHORT, digest, finish, free_port, of_one_draw, start_worker
 
 from kernel_eft_jax.activations import Smooth, Tanh
 from kernel_eft_jax.ensemble import BlockSampler, estimate, plan, run, sample_kernels
@@ -30,68 +30,11 @@ from kernel_eft_jax.ensemble.estimate import settings as estimate_settings
 from kernel_eft_jax.ensemble.statistics import Group, Sums
 from kernel_eft_jax.model import Model
 
-WORKER = """
-import json, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that started the tests
-import jax
-import numpy as np
-jax.config.update("jax_enable_x64", True)
-settings = json.loads(sys.argv[1])
-if "process" in settings:
-    address, processes, process = settings.pop("process")
-    jax.distributed.initialize(address, processes, process)
-from kernel_eft_jax.ensemble.checkpoint import Checkpoint
-from tests.test_ensemble_runs import digest
-if "pause" in settings:  # so long after each block
-    pause, is_due = settings.pop("pause"), Checkpoint.is_due
-    Checkpoint.is_due = lambda file: time.sleep(pause) or is_due(file)
-print("ready", flush=True)
-print(digest(**settings), flush=True)
-"""
-ROOT = Path(__file__).parent.parent
-SHORT = {"width": 8, "depth": 6, "networks": 3333, "save_at": [0, 6]}
-LONG = {"width": 32, "depth": 40, "networks": 40_000, "save_at": [0, 20, 40]}
-
-
-def digest(wanted=None, **settings):
-    """Of all results of a run, and its number of networks."""
-    K0 = np.array([[2.0, 0.6], [0.6, 2.0]])
-    target = None if wanted is None else (lambda q: q.K1[-1, 0, 0], wanted)
-    est = estimate(Model(Tanh(), 2.0), K0, eps=0.3, key=jax.random.key(5), progress=False, target=target, **settings)
-    parts = [np.asarray(x).tobytes() for x in jax.tree.leaves((est.G, est.stderr, est.sums.groups, est.K1))]
-    return f"{hashlib.sha256(b''.join(parts)).hexdigest()} {est.networks}"
-
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Start a worker; compiled code is kept from one to the next, since starting is most of what these tests do."""
-    cache = tmp_path_factory.mktemp("cache")
-
-    def start(settings, devices=1):
-        environment = os.environ | {
-            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        command = [sys.executable, "-c", WORKER, json.dumps(settings)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
-
-    return start
-
-
-def finish(worker):
-    """Digest and number of networks that a worker printed."""
-    out, err = worker.communicate(timeout=300)
-    assert worker.returncode == 0, err
-    return out.splitlines()[-1]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
+    """Start a worker."""
+    return functools.partial(start_worker, cache=tmp_path_factory.mktemp("cache"))
 
 
 def test_same_bits_on_any_number_of_devices_and_processes(start, tmp_path):
@@ -107,7 +50,7 @@ def test_same_bits_on_any_number_of_devices_and_processes(start, tmp_path):
 
 @pytest.mark.slow
 def test_same_bits_on_1_2_4_8_devices_and_4_processes(start):
-    results = {finish(start(LONG, devices)) for devices in (1, 2, 4, 8)}
+    results = {finish(start(LONG, devices=devices)) for devices in (1, 2, 4, 8)}
     address = f"localhost:{free_port()}"
     results |= {finish(w) for w in [start(LONG | {"process": [address, 4, process]}) for process in range(4)]}
     assert len(results) == 1
@@ -116,16 +59,9 @@ def test_same_bits_on_1_2_4_8_devices_and_4_processes(start):
 SINGLE = """
 import sys
 import numpy as np
-from tests.test_ensemble_runs import of_one_draw
+from tests.workers import of_one_draw
 np.savez(sys.argv[1], *of_one_draw())
 """
-
-
-def of_one_draw():
-    """Kernels of single networks, and K0 and K1 of their ensemble."""
-    run = (Model(Tanh(), 2.0), np.array([[2.0, 0.6], [0.6, 2.0]]), 8, 20, 0.3, 64, jax.random.key(5))
-    est = estimate(*run, save_at=[20], progress=False)
-    return sample_kernels(*run, save_at=[20]), est.K0, est.K1
 
 
 def test_networks_are_float32_with_and_without_x64(tmp_path):
@@ -201,19 +137,20 @@ def test_twenty_kills(start, tmp_path, monkeypatch):
     assert run_with_kills(start, monkeypatch, tmp_path / "run.npz", long, kills=20, seed=1) == digest(**long)
 
 
-def test_interrupt_saves_and_passes_on(start, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_passes_on(start, tmp_path, number):
     path = tmp_path / "run.npz"
     worker = start(SHORT | {"pause": 0.1, "checkpoint": str(path), "checkpoint_seconds": 0.2})
     deadline = time.monotonic() + 120
     while not path.exists() and worker.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     first = path.stat().st_mtime_ns
-    worker.send_signal(signal.SIGINT)
+    worker.send_signal(number)
     _, err = worker.communicate(timeout=300)
     assert worker.returncode != 0
     assert "KeyboardInterrupt: Stopped; the same call goes on from" in err
     assert path.stat().st_mtime_ns > first
-    assert not path.with_name("run.npz.part").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["run.npz"]
     with np.load(path) as file:
         assert 0 < file["count"].sum() < SHORT["networks"]
 
@@ -330,7 +267,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_broken(key, tmp_path, mo
 
 
 def test_another_number_of_processes_is_noticed(key, tmp_path, monkeypatch):
-    """Each process has a file, and all stop where one cannot go on."""
+    """Each process has a file."""
     one, two = tmp_path / "one", tmp_path / "two"
     small(key, one)
     (tmp_path / "two.0").write_bytes(one.read_bytes())
@@ -340,9 +277,6 @@ def test_another_number_of_processes_is_noticed(key, tmp_path, monkeypatch):
         patch.setattr(jax, "process_count", lambda: 2)
         with pytest.raises(ValueError, match="one is of a run with another number of processes than 2"):
             Checkpoint(one, {}, 60.0).load()
-    monkeypatch.setattr(run, "_across", lambda array: np.array([array, [-1]]))
-    with pytest.raises(ValueError, match="Process 1 cannot go on from its checkpoint"):
-        small(key, one)
 
 
 def test_checkpoint_of_another_activation_is_refused(tmp_path):
@@ -357,9 +291,154 @@ def test_checkpoint_of_another_activation_is_refused(tmp_path):
         Checkpoint(tmp_path / "run", settings[1], 1.0).load()
 
 
+def test_an_edited_checkpoint_is_refused(key, tmp_path):
+    """Another size of blocks, other counts, one other number: each would have given a wrong result."""
+    path = tmp_path / "run.npz"
+    small(key, path)
+    with np.load(path) as file:
+        whole = dict(file)
+    for name, value in (
+        ("size", np.array(3)),
+        ("parts", np.array(1)),
+        ("count", 2 * whole["count"]),
+        ("first", 1.5 * whole["first"]),
+    ):
+        np.savez(path, **(whole | {name: value}))
+        with pytest.raises(ValueError, match=r"not a checkpoint \(its numbers are not those that a run wrote\)"):
+            small(key, path)
+    np.savez(path, **whole)
+    assert small(key, path).networks == 640
+
+
+def test_two_runs_on_one_checkpoint(key, tmp_path, monkeypatch):
+    """The second is refused while the first runs, and the first is whole."""
+    path, refused = tmp_path / "run.npz", []
+
+    def second(file):
+        if not refused:
+            with pytest.raises(
+                ValueError, match=rf"run\.npz is in use by process {os.getpid()} on .*: wait until"
+            ) as error:
+                small(key, path)
+            refused.append(error)
+        return True
+
+    monkeypatch.setattr(Checkpoint, "is_due", second)
+    est = small(key, path)
+    assert len(refused) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["run.npz"]
+    assert same(est, small(key))
+    assert same(est, small(key, path))
+
+
+def test_a_checkpoint_is_written_through_a_link(key, tmp_path):
+    (tmp_path / "run.npz").symlink_to("scratch.npz")
+    est = small(key, tmp_path / "run.npz")
+    assert (tmp_path / "run.npz").is_symlink()
+    assert networks_in(tmp_path / "scratch.npz") == 640
+    assert same(est, small(key, str(tmp_path / "run.npz")))
+
+
+@pytest.mark.parametrize("fault", ["full disk", "folder removed"])
+def test_a_run_outlives_its_checkpoint(fault, key, tmp_path, monkeypatch):
+    """The disk fills after ten blocks, or the folder goes: one warning, and the result of all networks."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    blocks, before = [], resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def is_due(file):
+        blocks.append(file)
+        if len(blocks) == 10 and fault == "full disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        elif len(blocks) == 10:
+            shutil.rmtree(folder)
+        return True
+
+    monkeypatch.setattr(Checkpoint, "is_due", is_due)
+    try:
+        with pytest.warns(RuntimeWarning, match=r"The checkpoint cannot be written: .*\. The run goes on") as warned:
+            est = small(key, folder / "run.npz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(warned) == 1
+    assert same(est, small(key))
+    if fault == "full disk":
+        assert networks_in(folder / "run.npz") == 9 * 8
+
+
+def test_numpy_numbers_are_sizes(key, tmp_path):
+    est = small(key, tmp_path / "run.npz", networks=np.int64(640), width=np.int32(4))
+    assert same(est, small(key, tmp_path / "run.npz"))
+    assert (type(est.networks), type(est.width)) == (int, int)
+
+
+def test_arguments_that_are_none(key):
+    """Each is named, with what would be right; nothing of JAX's own."""
+    run = {"model": Model(Tanh(), 2.0), "K0": np.eye(1), "width": 4, "depth": 2, "eps": 0.1, "networks": 64, "key": key}
+    for change, error, says in (
+        ({"key": 0}, ValueError, r"Argument `key` must be one key such as `jax\.random\.key\(0\)`, but is 0"),
+        ({"model": None}, ValueError, "Argument `model` must be a Model object, but is None"),
+        ({"sampler": "block"}, ValueError, "Argument `sampler` must be a Sampler object, but is 'block'"),
+        ({"sampler": BlockSampler}, ValueError, r"write BlockSampler\(\)"),
+        ({"eps": "0.1"}, ValueError, "Argument `eps` must be a finite number greater than zero, but is '0.1'"),
+        ({"depth": 10**20}, ValueError, "Argument `depth` must be a whole number"),
+        (
+            {"K0": [[1e-20]]},
+            ValueError,
+            r"variances from 1e-12 to 1e\+12 .* entry \[0, 0\] is 1e-20: multiply the inputs",
+        ),
+        ({"K0": np.diag([1.0, 1e15])}, ValueError, r"entry \[1, 1\] is 1e\+15"),
+    ):
+        for function in (estimate, sample_kernels):
+            with pytest.raises(error, match=says):
+                function(**(run | change))
+    for function in (estimate, sample_kernels):
+        with (
+            jax.disable_jit(),
+            pytest.raises(ValueError, match=f"`{function.__name__}` is compiled, and JAX_DISABLE_JIT"),
+        ):
+            function(**run)
+        for traced in (jax.jit, jax.grad, jax.vmap):
+            with pytest.raises(
+                TypeError, match=f"`{function.__name__}` cannot be traced by jit, grad or vmap: it runs a whole"
+            ):
+                traced(lambda x, f=function: f(**(run | {"K0": x * np.eye(1)})))(
+                    np.ones(3 if traced is jax.vmap else ())
+                )
+
+
+def test_processes_that_differ_stop_with_a_sentence(start):
+    """A mixture of two runs before."""
+    address = f"localhost:{free_port()}"
+    pair = [start(SHORT | {"process": [address, 2, p], "width": 8 + p, "seed": p}) for p in (0, 1)]
+    for worker in pair:
+        _, err = worker.communicate(timeout=300)
+        assert worker.returncode != 0
+        said = r"ValueError: The processes of this run differ in `width` \(here [89]\), `key` \(here .*\): start all of them with the same"
+        assert re.search(said, err), err
+
+
+def test_a_process_that_fails_stops_the_others(start, tmp_path):
+    """One cannot go on from its checkpoint, which is none."""
+    (tmp_path / "run.1").write_bytes(b"not a checkpoint")
+    address, settings = f"localhost:{free_port()}", SHORT | {"checkpoint": str(tmp_path / "run")}
+    errors = []
+    for worker in [start(settings | {"process": [address, 2, p]}) for p in (0, 1)]:
+        errors.append(worker.communicate(timeout=300)[1])
+        assert worker.returncode != 0
+    assert (
+        "Stopped: The run stopped here because process 1 failed or was interrupted: its own error says why" in errors[0]
+    )
+    assert "is truncated or not a checkpoint" in errors[1]
+
+
 def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_run(key, tmp_path):
     with pytest.raises(ValueError, match="`checkpoint` must name a file"):
         small(key, tmp_path / "nowhere" / "run.npz")
+    with pytest.raises(ValueError, match="`checkpoint` must name a file"):
+        small(key, tmp_path / ("x" * 300))
+    with pytest.raises(ValueError, match="`checkpoint` must be the name of a file, but is 3"):
+        small(key, 3)
     for seconds in ("abc", -1, float("nan")):
         with pytest.raises(ValueError, match="`checkpoint_seconds` must be a number"):
             small(key, tmp_path / "run.npz", checkpoint_seconds=seconds)
@@ -443,7 +522,8 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
     assert told is not None
     assert 0.6 * 25_000 < est.networks < 1.4 * 25_000
     assert 0.4 < est.networks / int(told[1].replace(",", "")) < 2.5
-    assert small(key, networks=1000, target=(lambda q: q.V4[-1, 0, 0, 0, 0], 1e-9)).networks == 1000
+    for wanted in (1e-9, 1e-300):
+        assert small(key, networks=1000, target=(lambda q: q.V4[-1, 0, 0, 0, 0], wanted)).networks == 1000
 
 
 @pytest.fixture

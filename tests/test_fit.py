@@ -290,6 +290,63 @@ def test_an_estimate_of_other_layers_is_refused(key):
         fit(est, experiment(keft.Erf()), ("C_W",), progress=False)
 
 
+def test_an_estimate_of_other_networks_is_refused(key):
+    """What made the data is known; free parameters may start elsewhere, and kernels alone may be fitted with anything."""
+    est = estimate(
+        keft.Model(keft.LeakyReLU(0.2), C_W, C_B),
+        K0,
+        WIDTH,
+        6,
+        EPS,
+        64,
+        key,
+        save_at=LAYERS,
+        control=False,
+        progress=False,
+    )
+    right = {"slope": 0.2, "C_W": C_W, "C_b": C_B}
+
+    def at(free=("C_W",), width=WIDTH, eps=EPS, **changes):
+        values = right | changes
+        e = experiment(keft.LeakyReLU(values["slope"]), values["C_W"], values["C_b"], width=width, eps=eps)
+        return fit(est, e, free, closure=keft.GOnly(), progress=False)
+
+    for changes, words in (
+        ({"width": 64}, "with width = 32, the experiment holds it at 64"),
+        ({"eps": 0.3}, "with eps = 0.4, the experiment holds it at 0.3"),
+        ({"C_b": 0.1}, "with C_b = 0.3, the experiment holds it at 0.1"),
+        ({"slope": 0.0}, r"with activation\.slope = 0.2, the experiment holds it at 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            at(**changes)
+    with pytest.raises(ValueError, match=r"networks of Model LeakyReLU.*, the experiment of Model Erf"):
+        fit(est, experiment(keft.Erf()), ("C_W",), progress=False)
+    assert abs(at(C_W=1.2).values[0] - C_W) < 0.5
+
+
+def test_starts_that_are_far_from_the_data_are_named():
+    """From C_W = 1e6 the search ended at 5675 +- 3e-9; from 1e-6 it was told to take more networks."""
+    rng = np.random.default_rng(3)
+    data = block_law(rng, lambda x: x, C_W, 0.0, K0, WIDTH, LAYERS, EPS, 200)
+
+    def at(start):
+        return fit(data, experiment(keft.Linear(), start, 0.0), ("C_W",), closure=keft.HermiteTower(2), progress=False)
+
+    with pytest.raises(
+        ValueError,
+        match=r"The start is far from the data: the theory has a mean G\[., .\] of .* at layer 6, and the data",
+    ):
+        at(1e-6)
+    found = at(1e6)
+    low, high = found.interval(0.999)[0]
+    assert low < C_W < high or (not found.converged and "start nearer to the data" in found.message), found
+
+
+def test_a_fit_is_not_traced():
+    with pytest.raises(TypeError, match="`fit` cannot be traced by jit, grad or vmap: it is a search on the host"):
+        jax.jit(lambda G: fit(G, experiment(keft.Erf()), ("C_W",), progress=False).values)(KERNELS)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

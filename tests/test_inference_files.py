@@ -99,7 +99,8 @@ def test_a_record_says_what_was_fitted_and_how():
 def test_kernels_of_every_precision_are_taken(kind):
     """What rounding leaves of symmetry is averaged: sums of the same numbers in two orders, in each precision."""
     if kind == "integers":
-        G = np.broadcast_to([[2, 1], [1, 3]], (NETWORKS, 2, 2, 2)).copy()
+        x = np.random.default_rng(0).integers(1, 100, (NETWORKS, 2, 2, 3))
+        G = x @ x.swapaxes(2, 3)
     else:
         dtype = kind if isinstance(kind, type) else {"list": np.float64, "bfloat16": jnp.bfloat16}.get(kind, np.float32)
         phi = np.random.default_rng(0).standard_normal((NETWORKS, 2, 2, WIDTH)).astype(dtype)
@@ -140,7 +141,18 @@ def changed(place, value):
             r"`data` must be symmetric, but G\[0, 1\] of network 3 at layer 1 is 0\.25 and G\[1, 0\] is .*order of its axes",
         ),
         (draw() + 0j, r"`data` must be real numbers, but has dtype complex128"),
-        (draw().astype(str), r"`data` must be real numbers, but has dtype <U"),
+        (draw().astype(str), r"`data` must be numbers, but is array"),
+        (
+            np.where(np.arange(NETWORKS)[:, None, None, None] == 4, 0.0, draw()),
+            "positive variances, but G.0, 0. of network 4 at layer 1 is 0.* leave such",
+        ),
+        (np.ma.masked_less(draw(), 0.1), "`data` must be whole, but has masked entries"),
+        (np.repeat(draw()[:1], NETWORKS, axis=0), "different networks, but of its 20 networks only 1 differ"),
+        (
+            np.repeat(draw(), 2, axis=0),
+            "different networks, but of its 40 networks only 20 differ: draw each with weights of its own",
+        ),
+        ([[1.0], [1.0, 2.0]], "`data` must be an array of numbers with rows of one length"),
     ],
 )
 def test_data_that_are_no_kernels_are_refused(data, words):

@@ -1,9 +1,12 @@
-"""Results in files: what is written comes back bit for bit, opens in plain xarray, and a damaged file says so."""
+"""Results in files: what is written comes back bit for bit, with its model, opens in plain xarray, and a damaged file says so."""
 
-from pathlib import Path
+import inspect
+import resource
 
 import diffrax
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -56,7 +59,7 @@ def test_a_solution_that_failed_keeps_saying_why(tmp_path):
 
 
 def test_the_file_speaks_for_itself_in_plain_xarray(results, tmp_path):
-    path = storage.save(results["control"], tmp_path / "result.nc", model=MODEL, eps=0.5, seed=1, note="for a talk")
+    path = results["control"].save(tmp_path / "result.nc", seed=1, note="for a talk")
     with xr.open_dataset(path) as data:
         assert data["G"].dims == ("t", "a", "b")
         assert data["V4"].dims == data["V4_stderr"].dims == ("t", "a", "b", "c", "d")
@@ -64,42 +67,166 @@ def test_the_file_speaks_for_itself_in_plain_xarray(results, tmp_path):
         np.testing.assert_array_equal(data["V4"].sel(t=0.5, a=0, b=1, c=0, d=1), results["control"].V4[2, 0, 1, 0, 1])
         assert "Cov(G_ab, G_cd)" in data["V4"].attrs["long_name"]
         assert "standard error" in data["K1_stderr"].attrs["long_name"]
-        assert {name: data.attrs[name] for name in ("eps", "seed", "note", "width", "networks")} == {
-            "eps": 0.5,
+        assert {name: data.attrs[name] for name in ("seed", "note", "width", "networks")} == {
             "seed": 1,
             "note": "for a talk",
             "width": 6,
             "networks": 70,
         }
-        assert "Sin()" in data.attrs["model"]
-        assert "1.5" in data.attrs["model"]
+        assert data["eps"] == 0.5
+        assert '"Sin": {}' in data.attrs["model"]
+        assert '"C_W": {"float64": 1.5}' in data.attrs["model"]
         assert data.attrs["version_jax"] == jax.__version__
+
+
+@pytest.mark.parametrize("name", ["g-only", "tower", "control", "plain"])
+def test_axes_are_read_by_name(results, name, tmp_path):
+    """Every variable transposed, as xarray does, and written again by another program."""
+    path = tmp_path / "result.nc"
+    reverse = results[name].to_xarray()
+    reverse = reverse.transpose(*reversed(list(reverse.sizes)))
+    assert reverse["V4"].dims[-1] == "t"
+    reverse.to_netcdf(path, engine="h5netcdf")
+    assert_same(storage.load(path), results[name])
+
+
+@pytest.mark.parametrize("name", ["tower", "control"])
+def test_parts_of_a_result_get_a_sentence(results, name, tmp_path):
+    data, path = results[name].to_xarray(), tmp_path / "part.nc"
+    for part, says in (
+        (data.isel(t=0), "It lacks the dimension t. Load the file"),
+        (data.isel(b=0), "It lacks the dimension b. Load the file"),
+        (data.isel(c=[0, 0]), "Its dimension c must hold all inputs in their order"),
+        (data.assign(V4=data["K0"]), "Its variable V4 must have the dimensions t, a, b, c, d, but has t, a, b"),
+        (data.drop_attrs().assign_attrs({storage.labels.KIND: data.attrs[storage.labels.KIND]}), "KeyError"),
+    ):
+        part.to_netcdf(path, engine="h5netcdf")
+        with pytest.raises(ValueError, match=rf"part\.nc was changed since `save` wrote it\. .*{says}"):
+            storage.load(path)
+    if name == "control":
+        shallow = data.isel(t=[0, 2])
+        shallow.to_netcdf(path, engine="h5netcdf")
+        np.testing.assert_array_equal(storage.load(path).V4, results[name].V4[[0, 2]])
+
+
+# --- what made a result -------------------------------------------------------------------------------------------
+
+
+def same_module(a, b):
+    assert type(a) is type(b)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(x).dtype == np.asarray(y).dtype
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_saved_result_rebuilds_its_model(results, tmp_path):
+    loaded = storage.load(storage.save(results["control"], tmp_path / "result.nc"))
+    same_module(loaded.model, MODEL)
+    assert isinstance(loaded.sampler, keft.BlockSampler)
+    assert (loaded.width, loaded.eps.item()) == (6, 0.5)
+    again = estimate(
+        loaded.model,
+        K0,
+        loaded.width,
+        4,
+        loaded.eps.item(),
+        loaded.networks,
+        loaded.key,
+        sampler=loaded.sampler,
+        progress=False,
+    )
+    np.testing.assert_array_equal(again.V4, results["control"].V4)
+
+
+def every_module():
+    """An object of every public class of this package that is made of its own arguments, with numbers no decimal holds."""
+    third = jnp.float32(1) / 3
+    arguments = {
+        "Polynomial": (jnp.array([0.1, third, -2e-300], jnp.float64),),
+        "Softplus": (third,),
+        "LeakyReLU": (jnp.float64(np.pi),),
+        "Scaled": (keft.Scaled(keft.LeakyReLU(third), 1 / 3), np.nextafter(1, 2), -np.inf),
+        "Model": (keft.Softplus(np.nextafter(2, 3)), third, 1e-320),
+    }
+    for name in dir(keft):
+        kind = getattr(keft, name)
+        if not (isinstance(kind, type) and issubclass(kind, eqx.Module)) or inspect.isabstract(kind):
+            continue
+        parameters = inspect.signature(kind).parameters.values()
+        if name in arguments or all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in parameters):
+            yield pytest.param(kind(*arguments.get(name, ())), id=name)
+
+
+@pytest.mark.parametrize("module", list(every_module()))
+def test_modules_are_rebuilt_to_the_last_bit(module):
+    same_module(storage.rebuild(storage.describe(module)), module)
+
+
+def test_keys_arrays_and_nests_are_rebuilt():
+    for impl in ("threefry2x32", "rbg"):
+        key = jax.random.key(7, impl=impl)
+        again = storage.rebuild(storage.describe(key))
+        assert jax.random.key_impl(again) == jax.random.key_impl(key)
+        np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(key))
+    nest = (None, True, 3, "x", 0.1, [1, (2.5,)])
+    assert storage.rebuild(storage.describe(nest)) == nest
+    same_module(storage.rebuild(storage.describe(jnp.arange(3, dtype=jnp.bfloat16))), jnp.arange(3, dtype=jnp.bfloat16))
+
+
+def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
+    """Nor does a file ever run code: what it names must be a module of this package."""
+    model = keft.Model(keft.Smooth(jnp.tanh), 2.0)
+    result = estimate(model, K0, 4, 2, 0.3, 64, jax.random.key(0), control=False, progress=False)
+    path = result.save(tmp_path / "result.nc")
+    assert storage.load(path).model is None
+    with pytest.raises(ValueError, match=r"holds the name of a function, .*: build the model again and pass it"):
+        storage.rebuild(storage.describe(model))
+    for text in ('{"os.system": {}}', '{"solve": {}}', '{"Tomorrow": {}}'):
+        with pytest.raises(ValueError, match="which this version of the package has not"):
+            storage.rebuild(text)
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
 
 
 def test_settings_of_every_kind_are_kept(results, tmp_path):
     settings = {
         "control": True,
-        "sampler": None,
+        "nothing": None,
         "seed": np.int64(3),
         "C_W": np.float64(0.5),
         "layers": [0, 3],
         "empty": "",
-        "key": jax.random.key(1),
+        "large": 2**64,
+        "second key": jax.random.key(1),
+        "closure": keft.HermiteTower(3),
     }
     path = storage.save(results["plain"], tmp_path / "result.nc", **settings)
     with xr.open_dataset(path) as data:
         kept = {name: data.attrs[name] for name in settings}
-    assert "key<fry>" in kept.pop("key")
-    assert kept == {"control": "True", "sampler": "None", "seed": 3, "C_W": 0.5, "layers": "[0, 3]", "empty": ""}
+    assert kept == {
+        "control": "True",
+        "nothing": "None",
+        "seed": 3,
+        "C_W": 0.5,
+        "layers": "[0, 3]",
+        "empty": "",
+        "large": "18446744073709551616",
+        "second key": '{"key": {"threefry2x32": [0, 1]}}',
+        "closure": '{"HermiteTower": {"degree": 3}}',
+    }
     assert_same(storage.load(path), results["plain"])
 
 
 def test_settings_cannot_hide_what_the_file_needs(results, tmp_path):
     """Every attribute that a file has without settings."""
     for name, result in results.items():
-        own = storage.to_dataset(result).attrs.keys()
+        own = result.to_xarray().attrs.keys()
         assert own >= (
-            {"networks", "width", "parts"} if name in ("control", "plain") else {"result", "stats_num_steps"}
+            {"networks", "width", "parts", "model", "sampler", "key"}
+            if name in ("control", "plain")
+            else {"result", "stats_num_steps"}
         )
         for setting in {*own, "stats_mine"} - {"result"}:  # which is the first argument of `save`
             with pytest.raises(ValueError, match=f"Argument `{setting}` has a name that the file itself uses"):
@@ -107,23 +234,48 @@ def test_settings_cannot_hide_what_the_file_needs(results, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(results, tmp_path, monkeypatch):
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_old_file_and_a_sentence(results, tmp_path):
+    """HDF5 itself ends the process there, so that it never writes to a disk."""
     path = storage.save(results["g-only"], tmp_path / "result.nc")
-
-    def interrupted(self, target, **options):
-        Path(target).write_bytes(b"half a file")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        storage.save(results["tower"], path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"Nothing was written, because the disk .* full; the file that was there is unchanged"
+        ):
+            storage.save(results["control"], path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == [path]
     assert_same(storage.load(path), results["g-only"])
 
 
+@pytest.mark.parametrize("name", ["tower", "control"])
+def test_single_flipped_bits_are_seen(results, name, tmp_path):
+    """300 of a file's bits, one at a time: none loads as other numbers."""
+    path = storage.save(results[name], tmp_path / "result.nc")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for bit in rng.choice(8 * len(whole), 300, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            loaded = storage.load(path)
+        except ValueError:
+            continue
+        assert bit // 8 >= len(whole) - 64 - len(storage.results.SEAL)  # the seal's own name
+        assert_same(loaded, results[name])
+
+
 def test_damaged_and_foreign_files_are_named(results, tmp_path):
     path = storage.save(results["g-only"], tmp_path / "result.nc")
-    cut, text, foreign, changed = (tmp_path / name for name in ("cut.nc", "text.nc", "foreign.nc", "changed.nc"))
+    cut, text, foreign, changed, flipped = (
+        tmp_path / f"{name}.nc" for name in ("cut", "text", "foreign", "changed", "flipped")
+    )
+    flipped.write_bytes(path.read_bytes().replace(b"GOnly", b"GOnlx").replace(b"mean kernel", b"mean kernfl"))
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     text.write_text("t, K0\n")
     xr.Dataset({"V4": ("x", [1.0])}).to_netcdf(foreign, engine="h5netcdf")
@@ -132,6 +284,7 @@ def test_damaged_and_foreign_files_are_named(results, tmp_path):
     for file, says in (
         (cut, "cut short or of another format"),
         (text, "cut short or of another format"),
+        (flipped, "is damaged"),
         (foreign, "not written by `save`"),
         (changed, "lacks V4"),
     ):

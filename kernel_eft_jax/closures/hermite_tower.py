@@ -31,7 +31,6 @@ from ..model import Model
 from ..pairs import input_count, triples, wick
 from .base import Closure, Moments, pair_units
 
-
 KINKED_DEGREE = 6
 
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..checks import check_array
+from ..ensemble.statistics import interval, least_V4_error
 from ..trajectory import Solution
 
 LEAST = 16
@@ -30,9 +32,11 @@ class WidthCheck(NamedTuple):
     def p_value(self, quantity: str = "V4") -> float:
         r"""Probability of differences from the theory at least this large, at the last depth, if they are c / n and noise.
 
-        For each entry c is fitted and the chi-square of what is left has W - 1 degrees of freedom; of the entries the least likely
-        counts, times their number (Bonferroni), so that entries may be correlated. Below 0.01, say: the networks are not those of
-        the theory, or too narrow for 1/n to be the whole difference. Raises ValueError for fewer than two widths.
+        For each entry c is fitted, and what is left has an F distribution with W - 1 degrees of freedom, the fewest networks of a width less one
+        in the noise; of the entries the least likely counts, times their number (Bonferroni), so that entries may be correlated. Below 0.01,
+        say: the networks are not those of the theory, or too narrow for 1/n to be the whole difference. V4 is compared as the logarithms of
+        its variances and the correlations between them, $\operatorname{artanh} \rho$, whose noise hardly depends on their values: so the
+        probability holds from 16 networks a width on. Raises ValueError for fewer than two widths.
         """
         from scipy import special  # loads for a tenth of a second
 
@@ -40,15 +44,46 @@ class WidthCheck(NamedTuple):
             raise ValueError(
                 "Argument `kernels` must hold two widths or more to tell a difference that falls like 1/n."
             )
-        value, error = (
-            getattr(self, name)[:, -1].reshape(len(self.widths), -1) for name in (quantity, f"{quantity}_stderr")
-        )
-        gap = (value - np.asarray(getattr(self.theory, quantity)[-1]).ravel()) / error
+        check_name(quantity)
+        gap, error = self._stable_V4() if quantity == "V4" else self._packed_K1()
         shape = 1 / (self.widths[:, None] * error)
         shape = shape / np.linalg.norm(shape, axis=0)
-        chi2 = np.sum(gap**2, axis=0) - np.sum(shape * gap, axis=0) ** 2
-        entries = np.unique(np.round(chi2, 9))  # symmetric copies count once
-        return float(min(1.0, entries.size * special.chdtrc(len(self.widths) - 1, chi2.max())))
+        gap = gap / error
+        chi2, free = np.sum(gap**2, axis=0) - np.sum(shape * gap, axis=0) ** 2, len(self.widths) - 1
+        return float(min(1.0, chi2.size * special.fdtrc(free, self.networks.min() - 1, chi2.max() / free)))
+
+    def interval(self, quantity: str = "V4", level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends of confidence intervals, of the shape of the quantity: in the logarithm for variances in V4, else symmetric."""
+        value, error = getattr(self, check_name(quantity)), getattr(self, f"{quantity}_stderr")
+        free = (self.networks - 1).reshape(-1, *(1,) * (value.ndim - 1))
+        return interval(value, error, free, level, logarithm=quantity == "V4")
+
+    def _packed_K1(self):
+        """Differences of K1 from the theory and their errors, (W, P)."""
+        a, b = np.triu_indices(self.K1.shape[-1])
+        theory = np.asarray(self.theory.K1, np.float64)[-1, a, b]
+        return self.K1[:, -1, a, b] - theory, self.K1_stderr[:, -1, a, b]
+
+    def _stable_V4(self):
+        """Differences of V4 from the theory, as logarithms of variances and artanh of correlations, and their errors, (W, entries).
+
+        A correlation's variance is (1 + k) / (B - 3), with 3 k the excess kurtosis that the errors of the two variances tell. Correlations of
+        one, which repeated inputs have, say nothing more.
+        """
+        a, b = np.triu_indices(self.K1.shape[-1])
+        p, q = np.triu_indices(a.size, 1)
+        place = np.s_[..., a[:, None], b[:, None], a, b]
+        V, theory = self.V4[:, -1][place], np.asarray(self.theory.V4, np.float64)[-1][place]
+        variances, right = np.einsum("wpp->wp", V), np.diagonal(theory)
+        error = np.einsum("wpp->wp", self.V4_stderr[:, -1][place]) / variances
+        k = np.maximum((self.networks[:, None] * error**2 - 2) / 3, 0)
+        correlations = V[:, p, q] / np.sqrt(variances[:, p] * variances[:, q])
+        expected = theory[p, q] / np.sqrt(right[p] * right[q])
+        told = np.abs(expected) < 1 - 1e-6
+        bound = 1 - 1e-12
+        z = np.arctanh(np.clip(correlations[:, told], -bound, bound)) - np.arctanh(expected[told])
+        z_error = np.sqrt((1 + np.maximum(k[:, p], k[:, q])[:, told]) / (self.networks[:, None] - 3))
+        return np.concatenate([np.log(variances / right), z], axis=1), np.concatenate([error, z_error], axis=1)
 
     def __str__(self) -> str:
         head = f"{'n':>8} {'networks':>10} {'V4[00,00]':>20} {'K1[00]':>20}"
@@ -74,7 +109,7 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
     K0 = np.asarray(theory.K0, np.float64)
     columns: list[Any] = []
     for width in sorted(kernels):
-        G = np.asarray(kernels[width], np.float64)
+        G = np.asarray(check_array(kernels[width], "kernels"), np.float64)
         if G.ndim != 4 or G.shape[1:] != K0.shape:
             raise ValueError(
                 f"Argument `kernels` must hold arrays of shape (networks, {', '.join(map(str, K0.shape))}), networks first and the depths "
@@ -90,15 +125,25 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
     return WidthCheck(theory, *(np.stack([np.asarray(column[i]) for column in columns]) for i in range(6)))
 
 
+def check_name(quantity: str) -> str:
+    """The name of a quantity that is compared."""
+    if quantity not in ("V4", "K1"):
+        raise ValueError(f'Argument `quantity` must be "V4" or "K1", but is {quantity!r}.')
+    return quantity
+
+
 def _moments(G, K0, width):
-    """V4 and K1 of kernels with their standard errors, by the scatter from network to network."""
+    """V4 and K1 of kernels with their standard errors, by the scatter from network to network.
+
+    From few networks the scatter is too small just where V4 is: the error of V4 is at least that of Wishart matrices.
+    """
     B = len(G)
     d = G - G.mean(axis=0)
     V4, square = (np.empty((*K0.shape, *K0.shape[1:])) for _ in range(2))
     for t in range(len(K0)):  # a depth at a time: the products of all would take N^4 numbers a network and depth
         V4[t] = np.einsum("xab,xcd->abcd", d[:, t], d[:, t]) / (B - 1)
         square[t] = np.einsum("xab,xcd->abcd", d[:, t] ** 2, d[:, t] ** 2) / (B - 1)
-    V4_stderr = np.sqrt(np.maximum(square - V4**2, 0) / B)
+    V4_stderr = np.maximum(np.sqrt(np.maximum(square - V4**2, 0) / B), least_V4_error(V4, B, width))
     return width * V4, width * V4_stderr, width * (G.mean(axis=0) - K0), width * G.std(axis=0, ddof=1) / np.sqrt(B)
 
 

@@ -2,6 +2,6 @@
 
 from .estimate import estimate as estimate
 from .estimate import sample_kernels as sample_kernels
+from .result import Estimate as Estimate
 from .samplers import BlockSampler as BlockSampler
 from .samplers import WeightSampler as WeightSampler
-from .statistics import Estimate as Estimate

@@ -1,48 +1,84 @@
-"""Sums of a run on disk: written whole or not at all, and taken up only by the same run."""
+"""Sums of a run on disk: written whole or not at all, by one run at a time, and taken up only by the same run."""
 
+import contextlib
+import hashlib
+import io
 import json
 import numbers
 import os
 import time
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 
+from ..writing import check_writable, held, target_of, write_whole
 from .statistics import Group, Sums
+
+ARRAYS = ("count", "first", "second", "parts", "size")
 
 
 class Checkpoint:
-    """A file that holds the sums so far and the settings of the run, written every `seconds` at most; one for each process."""
+    """A file that holds the sums so far and the settings of the run, written every `seconds` at most; one for each process.
+
+    Entered before the run, it tries whether the file can be written and holds it against other runs. Later on a run outlives its checkpoint: where
+    that cannot be written any more, a warning says so once.
+    """
 
     def __init__(self, path: str | os.PathLike, settings: dict, seconds: float):
-        path = Path(path)
-        if not path.parent.is_dir() or path.is_dir():
-            raise ValueError(f"Argument `checkpoint` must name a file in a folder that exists, but is {str(path)!r}.")
-        if not isinstance(seconds, numbers.Real) or not seconds >= 0:
+        if not isinstance(path, str | os.PathLike):
+            raise ValueError(f"Argument `checkpoint` must be the name of a file, but is {path!r:.200}.")
+        if not isinstance(seconds, numbers.Real) or not float(seconds) >= 0:
             raise ValueError(f"Argument `checkpoint_seconds` must be a number of seconds, but is {seconds!r}.")
+        path = Path(path).expanduser()
         first = path.with_name(path.name + ".0")
         several = jax.process_count() > 1
         self.path = path.with_name(f"{path.name}.{jax.process_index()}") if several else path
         self.other = path if several else first  # what a run with another number of processes would have written
+        target_of(self.path, "checkpoint")
         self.settings = json.loads(json.dumps(settings))
-        self.seconds = seconds
+        self.seconds = float(seconds)
         self.written = time.monotonic()
+        self.warned = False
+        self.holding = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        check_writable(self.path, "checkpoint")
+        self.holding.enter_context(held(self.path))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.holding.close()
 
     def is_due(self) -> bool:
         return time.monotonic() - self.written > self.seconds
 
     def save(self, size: int, sums: Sums) -> None:
-        """Replace the file in one step: whatever happens, the old one or the new one is there, whole."""
-        temporary = self.path.with_name(self.path.name + ".part")
+        """Replace the file in one step: whatever happens, the old one or the new one is there, whole. Warns if it cannot be written."""
         count, first, second = (np.stack([group[i] for group in sums.groups]) for i in range(3))
-        arrays = {"count": count, "first": first, "second": second, "parts": sums.parts, "size": size}
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays, settings=json.dumps(self.settings))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        arrays: dict[str, Any] = {
+            "count": count,
+            "first": first,
+            "second": second,
+            "parts": np.array(sums.parts),
+            "size": np.array(size),
+        }
+        buffer = io.BytesIO()
+        settings = json.dumps(self.settings)
+        np.savez(buffer, **arrays, settings=settings, digest=_digest(arrays, settings))
+        try:
+            write_whole(self.path, buffer.getbuffer(), "checkpoint")
+        except (OSError, ValueError) as error:
+            if not self.warned:
+                self.warned = True
+                warnings.warn(
+                    f"The checkpoint cannot be written: {error}. The run goes on without and returns its result; once interrupted, it "
+                    "begins again from an older checkpoint or from nothing.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         self.written = time.monotonic()
 
     def load(self) -> tuple[int, Sums] | None:
@@ -57,10 +93,11 @@ class Checkpoint:
         try:
             with open(self.path, "rb") as raw:
                 file: Any = np.load(raw, allow_pickle=False)
-                count, first, second, parts, size, settings = (
-                    file[k] for k in ("count", "first", "second", "parts", "size", "settings")
-                )
-            settings = dict(json.loads(str(settings)))
+                arrays = {name: file[name] for name in ARRAYS}
+                settings, digest = str(file["settings"]), str(file["digest"])
+            if digest != _digest(arrays, settings):
+                raise ValueError("its numbers are not those that a run wrote")
+            settings = dict(json.loads(settings))
         except OSError:  # it may be whole, but cannot be read now
             raise
         except Exception as error:
@@ -69,8 +106,8 @@ class Checkpoint:
                 "name another file."
             ) from error
         self._check(settings)
-        groups = (Group(int(c), f, s) for c, f, s in zip(count, first, second, strict=True))
-        return int(size), Sums(tuple(groups), int(parts))
+        groups = (Group(int(c), f, s) for c, f, s in zip(*(arrays[name] for name in ARRAYS[:3]), strict=True))
+        return int(arrays["size"]), Sums(tuple(groups), int(arrays["parts"]))
 
     def _check(self, settings: dict) -> None:
         names = sorted(k for k in self.settings.keys() | settings.keys() if self.settings.get(k) != settings.get(k))
@@ -80,3 +117,12 @@ class Checkpoint:
                 f"The checkpoint {self.path} belongs to another run: {differences}. Use the settings of that run to go on with it, "
                 "or another file to start from the beginning."
             )
+
+
+def _digest(arrays, settings):
+    """Of all that the file holds: names, shapes, numbers and settings."""
+    digest = hashlib.sha256(settings.encode())
+    for name in ARRAYS:
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
 r"""Ensembles of random networks: `estimate` their statistics, or `sample_kernels`."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -13,21 +14,34 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 from tqdm import tqdm
 
-from ..checks import check_count, check_kernel, check_positive
+from ..checks import (
+    check_count,
+    check_kernel,
+    check_key,
+    check_kind,
+    check_layers,
+    check_positive,
+    check_sampled,
+    check_unstacked,
+    check_untraced,
+)
 from ..model import Model
 from ..network import semidefinite_cholesky
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width
-from .plan import sample_size
-from .run import accumulate, begin
+from .plan import check_run, sample_size
+from .processes import compare, together
+from .result import Estimate
+from .run import accumulate, begin, terminable
 from .samplers import BlockSampler, Sampler
 from .simulate import Problem, compiled, kernels_of_networks
-from .statistics import GROUPS, Estimate, Group, Limit, Quantities, quantities
+from .statistics import GROUPS, Group, Limit, Quantities, quantities
 
 BLOCK_LAW = BlockSampler()
 
 
+@together
 def estimate(
     model: Model,
     K0: Float[ArrayLike, "N N"],
@@ -61,26 +75,29 @@ def estimate(
     Raises `ValueError` for bad arguments or a checkpoint of another run, `MemoryError` for a run that cannot fit, and
     `FloatingPointError`, with depth and entry, for networks that turn non-finite.
     """
-    check_count(networks, "networks", least=2 * GROUPS)
-    if networks >= 2**31:
-        raise ValueError(f"Argument `networks` must be below 2^31, but is {networks}: take several keys.")
+    check_arguments("estimate", model, K0, eps, key, sampler)
+    networks = check_count(networks, "networks", least=2 * GROUPS)
     if control and not isinstance(sampler, BlockSampler):
         raise ValueError(
             "Argument `control` must be False for this sampler: control variates reuse the normals of the block law, which "
             "weights do not have. Pass `control=False`, or leave `sampler` out."
         )
     problem = prepare(model, K0, width, depth, eps, sampler, save_at)
+    check_run(problem, networks, check_count(depth, "depth"), control)
     problem, limit = add_theory(problem, model, K0, depth, eps, control)
-    file = None if checkpoint is None else Checkpoint(checkpoint, settings(problem, key), checkpoint_seconds)
-    plan, sums = begin(problem, networks, file)
-    goal = None
+    goal, wanted = None, None
     if target is not None:
         function, wanted = check_target(target, limit, control)
-        goal = (lambda total: function(quantities(total, limit, width))), wanted
+        goal = (lambda total: function(quantities(total, limit, problem.width))), wanted
+    same = settings(problem, key)
+    file = None if checkpoint is None else Checkpoint(checkpoint, same, checkpoint_seconds)
+    compare(same | {"process": "any", "networks": networks, "target": wanted, "checkpoint": file is not None})
     silent = not progress or jax.process_index() > 0
-    with tqdm(total=networks, unit=" networks", disable=silent) as bar:
-        sums = accumulate(problem, key, plan, sums, bar, goal, file)
-    return Estimate.of(sums, limit, width, np.asarray(problem.layers), float(eps))
+    with contextlib.nullcontext() if file is None else file, terminable(file):
+        plan, sums = begin(problem, networks, file)
+        with tqdm(total=networks, unit=" networks", disable=silent) as bar:
+            sums = accumulate(problem, key, plan, sums, bar, goal, file)
+    return Estimate.of(sums, limit, problem.width, np.asarray(problem.layers), np.asarray(eps), model, sampler, key)
 
 
 def sample_kernels(
@@ -96,7 +113,8 @@ def sample_kernels(
     save_at: Sequence[int] | None = None,
 ) -> Float[np.ndarray, "networks T N N"]:
     """The empirical kernel G of single networks: those that `estimate` draws with the same key; see there for the arguments."""
-    check_count(networks, "networks")
+    check_arguments("sample_kernels", model, K0, eps, key, sampler)
+    networks = check_count(networks, "networks")
     problem = prepare(model, K0, width, depth, eps, sampler, save_at)
     size = sample_size(problem, networks)
     batches = [jnp.arange(first, first + size, dtype=jnp.uint32) for first in range(0, networks, size)]
@@ -104,18 +122,29 @@ def sample_kernels(
     return np.moveaxis(G[..., :networks], -1, 0)[..., pair_table(problem.factor.shape[0])]
 
 
+def check_arguments(work, model, K0, eps, key, sampler):
+    """That nothing is traced, and that objects are of their kinds."""
+    remedy = "it runs a whole ensemble on the host. Call it from outside; what `solve` gives can be differentiated."
+    check_untraced(work, remedy, model, K0, eps, key)
+    check_kind(model, Model, "model")
+    check_kind(sampler, Sampler, "sampler")
+    check_unstacked(model)
+    check_key(key)
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            f"`{work}` is compiled, and JAX_DISABLE_JIT (or jax.disable_jit) forbids that: leave it away here. To step through a network, call a "
+            "`ResNet`."
+        )
+
+
 def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
     """Check the arguments and compute what all networks share."""
     K0 = check_kernel(K0)
-    check_count(width, "width")
-    check_count(depth, "depth")
+    check_sampled(K0)
+    width, depth = check_count(width, "width"), check_count(depth, "depth")
     check_positive(eps, "eps")
-    layers = np.unique(np.round(np.linspace(0, depth, 41))) if save_at is None else np.asarray(save_at)
-    if layers.ndim != 1 or layers.size == 0 or (layers != np.round(layers)).any() or (np.diff(layers) <= 0).any():
-        raise ValueError(f"Argument `save_at` must be a list of increasing whole layers, but is {save_at!r}.")
-    if layers[0] < 0 or layers[-1] > depth:
-        raise ValueError(f"Argument `save_at` must lie between 0 and the depth {depth}, but is {save_at!r}.")
-    layers = jnp.asarray(layers, dtype=jnp.int32)
+    layers = np.unique(np.round(np.linspace(0, depth, 41))) if save_at is None else save_at
+    layers = jnp.asarray(check_layers(layers, "save_at", depth), dtype=jnp.int32)
     return cast(Problem(model, sampler, semidefinite_cholesky(K0), jnp.asarray(eps), layers, None, width), jnp.float32)
 
 
@@ -167,7 +196,7 @@ def settings(problem: Problem, key: PRNGKeyArray) -> dict:
     grid = problem.model.activation(jnp.linspace(-30, 30, 241, dtype=jnp.float32))
     arrays = [np.asarray(x) for x in [grid, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
     return {
-        "format": 4,
+        "format": 5,
         "jax": [jax.__version__, jaxlib.version.__version__],
         "platform": jax.local_devices()[0].device_kind,
         "process": [jax.process_index(), jax.process_count()],

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 
 from ..pairs import pairs
@@ -16,7 +17,7 @@ from .samplers import WeightSampler
 from .simulate import Problem, fields
 from .statistics import GROUPS
 
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+CGROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 
 
 class Plan(NamedTuple):
@@ -72,6 +73,24 @@ def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
                 f"blocks of {size} networks, {workers} at once. {remedy if statistics > simulation else smaller_network(problem)}"
             )
     return Plan(networks, size, parts, workers, means, moments, sum(host) + (0 if _on_cpu() else blocks + results))
+
+
+def check_run(problem: Problem, networks: int, depth: int, control: bool) -> None:
+    """Raise `MemoryError`, before anything is computed, for a run whose statistics or whose tables of the infinite width cannot fit.
+
+    A layer's table holds K0, E[ss], three slopes a pair and the factor of Q: once as computed, and as many again in float32 on the device for
+    control variates.
+    """
+    planned = eqx.tree_at(lambda p: p.path, problem, () if control else None, is_leaf=lambda x: x is None)
+    plan_run(planned, networks)
+    inputs = problem.factor.shape[0]
+    layer = 5 * len(pairs(inputs)[0]) + inputs**2
+    needed, limit = (depth + 1) * layer * (12 if control else 8), min(_host_memory(), _device_memory())
+    if needed > limit:
+        raise MemoryError(
+            f"This run needs about {amount(needed)} of memory for the infinite-width values of {depth} layers and {inputs} inputs, and there "
+            f"is {amount(limit)}. Take fewer layers with a larger `eps`, or fewer inputs; `sample_kernels` needs no such table."
+        )
 
 
 def sample_size(problem: Problem, networks: int) -> int:
@@ -147,12 +166,32 @@ def _cores() -> int:
 
 
 def _host_memory() -> int:
-    """Bytes of the machine, or fewer where a container has a limit."""
+    """Bytes of the machine, or fewer where a container, a group of processes or this process has a limit."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34]
-    for limit in LIMITS:
+    for limit in _group_limits():
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"
             sizes.append(int(limit.read_text()))
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource  # not on Windows
+
+        space = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if space != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            sizes.append(max(0, space - used))
     return min(sizes)
+
+
+def _group_limits(own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """The files with the memory limits of this process's control groups, from its own up to the root."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in ["0::/", "1:memory:/", *own.read_text().splitlines()]:
+            _, controllers, path = line.split(":", 2)
+            for controller in set(controllers.split(",")) & set(CGROUPS):
+                root, name = CGROUPS[controller]
+                group = Path(path.lstrip("/"))
+                found += [Path(root, part, name) for part in (group, *group.parents)]
+    return found
 
 
 def _device_memory() -> int:

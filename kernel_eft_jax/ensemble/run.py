@@ -5,11 +5,14 @@ own; a process computes its blocks on all its devices and adds them in order. So
 processes, and the state of a run is its sums over whole blocks and their number of parts.
 """
 
+import contextlib
 import math
+import signal
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +20,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 from jaxtyping import PRNGKeyArray
 from tqdm import tqdm
@@ -25,6 +27,7 @@ from tqdm import tqdm
 from ..pairs import pairs
 from .checkpoint import Checkpoint
 from .plan import Plan, amount, plan_run
+from .processes import across, meet
 from .simulate import Problem, compiled, fields, moments_of_blocks
 from .statistics import GROUPS, Group, Moments, Sums, jackknife
 
@@ -32,23 +35,28 @@ Target = tuple[Callable[[Group], Any], float]
 
 
 def begin(problem: Problem, networks: int, checkpoint: Checkpoint | None) -> tuple[Plan, Sums]:
-    """The plan of a run and the sums it begins with: those of the checkpoint, if there is one, in blocks of its size.
-
-    A process that cannot go on from its file stops the others, which would wait for it.
-    """
-    size, sums, failure = 0, None, None
-    if checkpoint is not None:
-        try:
-            size, sums = checkpoint.load() or (0, None)
-        except (ValueError, OSError) as error:
-            size, failure = -1, error
-    sizes = _across(np.array([size]))[:, 0]
-    if failure is not None:
-        raise failure
-    if sizes.min() < 0:
-        raise ValueError(f"Process {sizes.argmin()} cannot go on from its checkpoint: its own error says why.")
-    plan = plan_run(problem, networks, size=int(sizes.max()) or None)
+    """The plan of a run and the sums it begins with: those of the checkpoint, if there is one, in blocks of its size."""
+    size, sums = (checkpoint and checkpoint.load()) or (0, None)
+    plan = plan_run(problem, networks, size=int(across(np.array([size])).max()) or None)
     return plan, sums or Sums.zeros(problem.layers.size, plan.means, plan.squared, GROUPS * plan.parts)
+
+
+@contextlib.contextmanager
+def terminable(checkpoint: Checkpoint | None) -> Iterator[None]:
+    """SIGTERM, which clusters send, stops a run like Ctrl-C; a handler of the caller's own stays in charge."""
+    mine = checkpoint is not None and threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def accumulate(
@@ -68,23 +76,26 @@ def accumulate(
     mine = [b for b in range(total) if b % GROUPS % processes == jax.process_index()]
     done = sums.parts // plan.parts
     last = -1 if done == 0 else mine[done - 1] if done <= len(mine) else total
-    lasts, held = _across(np.array([last, sums.total().networks])).T
+    lasts, held = across(np.array([last, sums.total().networks])).T
     if (lasts.max() + 1) * plan.size > plan.networks:
         raise ValueError(
             f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds so many, but is "
             f"{plan.networks}. Ask for more, or use another file to start from the beginning."
         )
     bar.initial = bar.n = int(held.sum())
-    checks = _checks(total, lasts.max(), plan.parts) if target else deque()
+    checks = _checks(total, lasts.max(), plan.parts) if target else []
+    stops = deque(sorted({*checks, *(_rounds(total, lasts.max()) if processes > 1 else ())}))
     arriving, whole, pace = results(problem, key, plan, mine[done:]), sums, 0.0
     try:
         if not bar.disable and bar.n < plan.networks:
             pace = announce(problem, key, plan, bar, target)
         while True:
             complete = mine[done] if done < len(mine) else total  # all blocks below this one are in
-            if checks and complete >= checks[0]:
-                checks.popleft()
-                if target and reached(target, gather(sums), plan, checks, bar, pace):
+            if stops and complete >= stops[0]:
+                blocks = stops.popleft()
+                meet()
+                later = [check for check in checks if check > blocks]
+                if target and blocks in checks and reached(target, gather(sums), plan, later, bar, pace):
                     break
             elif done == len(mine):
                 break
@@ -98,7 +109,7 @@ def accumulate(
                 if checkpoint is not None and checkpoint.is_due():
                     checkpoint.save(plan.size, whole)
     except KeyboardInterrupt as stop:
-        if checkpoint is None:
+        if checkpoint is None or checkpoint.warned:
             raise
         raise KeyboardInterrupt(f"Stopped; the same call goes on from {checkpoint.path}.") from stop
     finally:
@@ -120,17 +131,22 @@ def add_block(sums: Sums, block: int, moments: Moments, problem: Problem, plan: 
     return sums
 
 
-def _checks(total: int, last: int, parts: int) -> deque[int]:
+def _rounds(total: int, last: int) -> range:
+    """Numbers of blocks after which processes meet, so that all stop soon where one fails: whole rounds of GROUPS beyond block `last`."""
+    return range((last // GROUPS + 1) * GROUPS, total + 1, GROUPS)
+
+
+def _checks(total: int, last: int, parts: int) -> list[int]:
     """Numbers of blocks after which to look at the target: as soon as there are GROUPS groups, then ever further apart.
 
-    All groups that are not empty then hold as many blocks. Not those that any process has gone beyond already, with block `last`: they
+    At these points all non-empty groups hold equally many blocks. Points before block `last`, the furthest of any process, are skipped: they
     were looked at before the interruption.
     """
     checks, rounds = [blocks for blocks in (4, 8, 16) if blocks * parts >= GROUPS], 1
     while rounds * GROUPS <= total:
         checks.append(rounds * GROUPS)
         rounds = math.ceil(1.1 * rounds)
-    return deque(blocks for blocks in checks if last < blocks <= total)
+    return [blocks for blocks in checks if last < blocks <= total]
 
 
 def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) -> Generator[tuple[int, Moments]]:
@@ -203,7 +219,7 @@ def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: 
         raise ValueError(
             f"The function in `target` has standard error {error} after {count} networks: take a function that stays finite."
         )
-    needed = max(count, math.ceil(count * float(error / wanted) ** 2))
+    needed = max(count, math.ceil(count * min(float(error) / wanted, 1e6) ** 2))
     scatter = math.sqrt(2 / (sum(group.networks > 0 for group in sums.groups) - 1))
     later = (blocks * plan.size for blocks in checks if blocks * plan.size >= needed)
     end = next(later, plan.networks) if error > wanted else count
@@ -223,16 +239,8 @@ def gather(sums: Sums) -> Sums:
     if jax.process_count() == 1:
         return sums
     parts = [np.stack([group[i] for group in sums.groups]).astype(np.float64) for i in range(3)]
-    count, first, second = (_across(part).sum(axis=0) for part in parts)
+    count, first, second = (across(part).sum(axis=0) for part in parts)
     return Sums(tuple(Group(int(c), f, s) for c, f, s in zip(count, first, second, strict=True)), sums.parts)
-
-
-def _across(array: np.ndarray) -> np.ndarray:
-    """An array of every process, stacked; sent as words, because JAX may not have 64-bit types switched on."""
-    if jax.process_count() == 1:
-        return array[None]
-    words = multihost_utils.process_allgather(np.ascontiguousarray(array).view(np.uint32))
-    return np.asarray(words).view(array.dtype)
 
 
 def check_finite(moments: Moments, problem: Problem, first: int) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from functools import cache, reduce
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+from scipy.special import stdtrit
 
 from ..pairs import input_count, pair_table, triples
 
@@ -92,11 +92,13 @@ def _tables(pair_count: int) -> tuple[np.ndarray, np.ndarray]:
     return pair_table(inputs), triples(inputs).T
 
 
-def _unpack(k: np.ndarray) -> np.ndarray:
+def unpack_pairs(k: Float[np.ndarray, "*batch P"]) -> Float[np.ndarray, "*batch N N"]:
+    """Full matrices of packed ones."""
     return k[..., _tables(k.shape[-1])[0]]
 
 
-def _unpack_covariance(V: np.ndarray) -> np.ndarray:
+def unpack_covariances(V: Float[np.ndarray, "*batch P P"]) -> Float[np.ndarray, "*batch N N N N"]:
+    """Full covariances of packed ones."""
     table = _tables(V.shape[-1])[0]
     return V[..., table[:, :, None, None], table]
 
@@ -154,20 +156,25 @@ def quantities(sums: Group, limit: Limit, width: int) -> Quantities:
         kappa4 = D_F - (_gaussian(limit.K0 + K1) - _gaussian(limit.K0))
         excess = parts[0][2] + parts[2][0] - parts[2][2]
     return Quantities(
-        *(_unpack(k) for k in (G, S, width * K1, width * U1)),
-        *(_unpack_covariance(V) for V in (parts[0][0], parts[0][1], parts[1][1])),
-        kappa4=_unpack(width * kappa4),
-        V4_excess=None if excess is None else _unpack_covariance(excess),
+        *(unpack_pairs(k) for k in (G, S, width * K1, width * U1)),
+        *(unpack_covariances(V) for V in (parts[0][0], parts[0][1], parts[1][1])),
+        kappa4=unpack_pairs(width * kappa4),
+        V4_excess=None if excess is None else unpack_covariances(excess),
     )
 
 
 def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:
     """Value and standard error of any function of the total, deleting one group at a time.
 
-    Groups may differ in size (Busing, Meijer and van der Leeden 1999). The function may return any tree of arrays.
+    Groups may differ in size (Busing, Meijer and van der Leeden 1999). The function may return any tree of arrays of real numbers; ValueError
+    for complex ones, whose real and imaginary parts have errors of their own.
     """
     total = sums.total()
     value = function(total)
+    if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(value)):
+        raise ValueError(
+            "The function gives complex numbers, but errors are of real ones: return real and imaginary parts."
+        )
     plain = linear = square = jax.tree.map(np.zeros_like, value)
     groups = [group for group in sums.groups if group.networks]
     for group in groups:
@@ -181,49 +188,30 @@ def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:
     return value, jax.tree.map(lambda v: np.sqrt(np.maximum(v, 0)), variance)
 
 
-class Estimate(eqx.Module):
-    """The result of `estimate`: every quantity of `Quantities`, and its standard error under the same name in `stderr`.
+def least_V4_error(
+    V4: Float[np.ndarray, "*batch N N N N"], networks: int, width: int
+) -> Float[np.ndarray, "*batch N N N N"]:
+    """Standard error of V4 from B networks if their kernels were Wishart matrices, those of independent Gaussian neurons.
 
-    Layers are l, depth times t = eps^2 l; arrays are float64 NumPy arrays over the saved depths.
+    (V_pp V_qq + V_pq^2) (1 / (B - 1) + 6 / (n B)) is its square, exact for a variance. Kernels of networks scatter no less, but the
+    scatter of few networks is too small just where their V4 is.
     """
+    variance = np.einsum("...abab->...ab", V4)
+    products = variance[..., :, :, None, None] * variance[..., None, None, :, :]
+    return np.sqrt((products + V4**2) * (1 / (networks - 1) + 6 / (width * networks)))
 
-    layers: Int[np.ndarray, " T"]
-    ts: Float[np.ndarray, " T"]
-    K0: Float[np.ndarray, "T N N"]
-    G: Float[np.ndarray, "T N N"]
-    S: Float[np.ndarray, "T N N"]
-    K1: Float[np.ndarray, "T N N"]
-    U1: Float[np.ndarray, "T N N"]
-    V4: Float[np.ndarray, "T N N N N"]
-    V_GS: Float[np.ndarray, "T N N N N"]
-    V_SS: Float[np.ndarray, "T N N N N"]
-    kappa4: Float[np.ndarray, "T N N"]
-    V4_excess: Float[np.ndarray, "T N N N N"] | None
-    stderr: Quantities
-    networks: int
-    width: int
-    sums: Sums
-    limit: Limit
 
-    @staticmethod
-    def of(sums: Sums, limit: Limit, width: int, layers: np.ndarray, eps: float) -> "Estimate":
-        """The estimate that group sums amount to."""
-        value, stderr = jackknife(lambda total: quantities(total, limit, width), sums)
-        return Estimate(
-            layers=layers,
-            ts=eps**2 * layers,
-            K0=_unpack(limit.K0),
-            **value._asdict(),
-            stderr=stderr,
-            networks=sums.total().networks,
-            width=width,
-            sums=sums,
-            limit=limit,
-        )
-
-    def jackknife(self, function: Callable[[Quantities], Any]) -> tuple[Any, Any]:
-        """Value and standard error of any function of the quantities, correlations between them included.
-
-        For the relative variance at the last depth: `est.jackknife(lambda q: q.V4[-1, 0, 0, 0, 0] / q.G[-1, 0, 0] ** 2)`.
-        """
-        return jackknife(lambda total: function(quantities(total, self.limit, self.width)), self.sums)
+def interval(
+    value: Float[np.ndarray, "*shape"], error: Float[np.ndarray, "*shape"], free: Any, level: float, logarithm: bool
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
+    """Ends of confidence intervals by Student's t with `free` degrees of freedom; of covariances `logarithm` takes the variances' logarithms."""
+    if not 0 < level < 1:
+        raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
+    reach = stdtrit(free, 0.5 + 0.5 * level) * error
+    low, high = value - reach, value + reach
+    if logarithm:
+        a, b = np.indices(value.shape[-2:])
+        place = np.s_[..., a, b, a, b]
+        factor = np.exp(reach[place] / value[place])
+        low[place], high[place] = value[place] / factor, value[place] * factor
+    return low, high

@@ -4,15 +4,19 @@ Each network i gives $y_i = (g_i, (g_i - \bar g)(g_i - \bar g)^T B / (B - 1))$, 
 scatter of the y_i is their noise whatever its law; an `Estimate` holds them averaged over groups of networks.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ..checks import to_numpy
 from ..ensemble import Estimate
 from ..pairs import pairs
-from .parameters import Experiment
+from .parameters import Experiment, get_parameters, parameter_names
 
 LEAST = 16
 
@@ -37,7 +41,7 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
     if isinstance(data, Estimate):
         return _observe_estimate(data, experiment, with_V4)
     inputs, layers = experiment.K0.shape[0], len(experiment.layers)
-    G = np.asarray(data)
+    G = to_numpy(data, "data")
     if G.ndim != 4 or G.shape[1:] != (layers, inputs, inputs):
         raise ValueError(
             f"Argument `data` must be kernels of shape (networks, layers, inputs, inputs) = (networks, {layers}, {inputs}, {inputs}), "
@@ -47,6 +51,12 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
     B = len(G)
     if B < LEAST:
         raise ValueError(f"Argument `data` must hold {LEAST} networks or more to show their scatter, but holds {B}.")
+    different = len({network.tobytes() for network in G})
+    if different < LEAST or different <= B / 2:
+        raise ValueError(
+            f"Argument `data` must hold the kernels of different networks, but of its {B} networks only {different} differ: draw each with "
+            "weights of its own, and give each once."
+        )
     a, b = pairs(inputs)
     g = 0.5 * (G[..., a, b] + G[..., b, a])
     y = g.reshape(B, -1)
@@ -77,13 +87,62 @@ def _check_values(G, experiment):
     remedy = "Fit only the layers before kernels overflow, or leave out a network that is damaged."
     refuse(~np.isfinite(G), "finite", remedy)
     remedy = "Give the kernels phi @ phi.T / width themselves, not their deviations from a mean."
-    refuse(np.eye(G.shape[-1]) * G < 0, "kernels with variances on their diagonal", remedy)
+    refuse(np.eye(G.shape[-1], dtype=bool) & (G < 0), "kernels with variances on their diagonal", remedy)
+    remedy = "No neuron was active, or these entries were filled in: leave such networks or inputs out."
+    refuse(np.eye(G.shape[-1], dtype=bool) & (G == 0), "kernels with positive variances", remedy)
     # A sum over n neurons in two orders differed by 0.7 eps sqrt(n) at most, in thousands of kernels.
     variance = np.diagonal(G, axis1=2, axis2=3)
     rounding = 8 * eps * np.sqrt(experiment.width.item() * variance[..., :, None] * variance[..., None, :])
     remedy = "Check the order of its axes; if this is rounding, give the mean of G and its transpose."
     refuse(np.abs(G - G.swapaxes(2, 3)) > rounding, "symmetric", remedy)
     return G
+
+
+def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) -> None:
+    """That an Estimate is of the experiment's networks, but for the free parameters; ValueError that names what contradicts.
+
+    To fit what the networks are known not to be, give their kernels by `sample_kernels`.
+    """
+    model, remedy = estimate.model, "Give the experiment what the data were made with, or fit it as a free parameter."
+    there = {"width": estimate.width} | ({"eps": estimate.eps} if estimate.eps.ndim == 0 else {})
+    if model is not None:
+        if _kinds(model) != _kinds(experiment.model):
+            raise ValueError(
+                f"The Estimate is of networks of {' '.join(_kinds(model))}, the experiment of {' '.join(_kinds(experiment.model))}. {remedy}"
+            )
+        made_by = eqx.tree_at(lambda e: e.model, experiment, model)
+        names = [name for name in parameter_names(experiment) if name not in ("width", "eps", "K0_scale")]
+        there |= dict(zip(names, get_parameters(made_by, tuple(names)).tolist(), strict=True)) if names else {}
+    for name, value in there.items():
+        here = float(get_parameters(experiment, (name,))[0])
+        if name not in free and not np.isclose(here, float(value), rtol=1e-5, atol=0):
+            raise ValueError(
+                f"The Estimate is of networks with {name} = {float(value):.6g}, the experiment holds it at {here:.6g}. {remedy}"
+            )
+
+
+def _kinds(module):
+    """The classes that a module is made of, in order."""
+    inner = jax.tree.leaves(module, is_leaf=lambda x: x is not module and isinstance(x, eqx.Module))
+    return [type(module).__name__] + [kind for node in inner if isinstance(node, eqx.Module) for kind in _kinds(node)]
+
+
+def far_from(prediction: Float[np.ndarray, " M"], observed: Observed, experiment: Experiment) -> str | None:
+    """A sentence if a mean kernel of the data differs from a predicted one by more than ten standard errors and a tenth; else None."""
+    inputs, layers = experiment.K0.shape[0], len(experiment.layers)
+    a, b = pairs(inputs)
+    size = layers * a.size
+    error = np.sqrt(np.diagonal(observed.scatter(np.eye(observed.statistics.size)[:size])))
+    gap = np.abs(prediction[:size] - observed.statistics[:size])
+    wrong = np.where(gap > 0.1 * np.abs(observed.statistics[:size]), gap / np.maximum(error, 1e-300), 0)
+    layer, p = divmod(int(wrong.argmax()), a.size)
+    if wrong.max() <= 10:
+        return None
+    i = wrong.argmax()
+    return (
+        f"the theory has a mean G[{a[p]}, {b[p]}] of {prediction[i]:.4g} at layer {experiment.layers[layer]}, and the data "
+        f"{observed.statistics[i]:.4g} +- {error[i]:.1g}"
+    )
 
 
 def _observe_estimate(data, experiment, with_V4):
@@ -96,6 +155,10 @@ def _observe_estimate(data, experiment, with_V4):
         )
     groups = [group for group in data.sums.groups if group.networks]
     networks = np.array([group.networks for group in groups], np.float64)
+    if all(np.array_equal(group.first / group.networks, groups[0].first / groups[0].networks) for group in groups):
+        raise ValueError(
+            "The Estimate shows no scatter between its networks, so that nothing tells an error: sample different networks."
+        )
     B, shares = networks.sum(), networks / networks.sum()
     mean = np.stack([group.first[:, :P] / group.networks for group in groups])
     y = mean.reshape(len(groups), -1)

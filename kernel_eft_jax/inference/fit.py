@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from ..checks import check_kind, check_untraced
 from ..closures import Closure, HermiteTower
 from ..ensemble import Estimate
-from .data import Observed, observe
+from .data import Observed, check_same, far_from, observe
 from .fisher import Information, check_identifiable, information, rounding
 from .likelihood import Prediction, noise, predict, whitener
 from .parameters import (
@@ -148,7 +149,12 @@ def fit(
     Raises ValueError before the search: for data that are no kernels, or of other layers; for free parameters that are none
     or not positive; for those that these data cannot tell, or to no better than their own size.
     """
+    remedy = "it is a search on the host. Call it from outside."
+    check_untraced("fit", remedy, experiment, () if isinstance(data, Estimate) else data)
+    check_kind(experiment, Experiment, "experiment")
     names = check_names(experiment, free)
+    if isinstance(data, Estimate):
+        check_same(data, experiment, names)
     closure = HermiteTower() if closure is None else closure
     observed = observe(data, experiment, with_V4)
     x = np.asarray(to_coordinates(names, get_parameters(experiment, names)), np.float64)
@@ -158,8 +164,16 @@ def fit(
         return jax.tree.map(lambda part: np.asarray(part, np.float64), point)
 
     prediction = evaluate(x)
-    info = information(experiment, names, prediction, observed.networks, with_V4)
-    check_identifiable(info, with_V4)
+    info, far = (
+        information(experiment, names, prediction, observed.networks, with_V4),
+        far_from(np.asarray(prediction.statistics), observed, experiment),
+    )
+    try:
+        check_identifiable(info, with_V4)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} The start is far from the data: {far}. Start nearer." if far else str(error)
+        ) from None
     history: list[float] = []
     settled, shift, message = True, np.inf, ""
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
@@ -175,7 +189,11 @@ def fit(
     converged = settled and shift < 0.01
     if settled and not converged:
         message = f"The weights still changed the estimates by {shift:.2g} standard errors after {ROUNDS} rounds."
-    return _result(experiment, names, x, prediction, observed, with_V4, history, converged, message)
+    result = _result(experiment, names, x, prediction, observed, with_V4, history, converged, message)
+    far = far_from(np.asarray(prediction.statistics), observed, experiment)
+    if converged and far and not result.p_value < 1e-3:  # what the noise there hides
+        return result._replace(converged=False, message=f"The search ended where {far}: start nearer to the data.")
+    return result
 
 
 class Problem(NamedTuple):

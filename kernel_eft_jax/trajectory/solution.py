@@ -1,6 +1,6 @@
 """What `solve` returns: the trajectory, how accurate it is, and what made it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
@@ -9,9 +9,14 @@ from jaxtyping import Array, Float
 from ..closures import Closure, Moments
 from ..model import Model
 from ..pairs import unpack, unpack_covariance
+from ..storage import Result
+from .file import from_xarray, to_xarray
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
-class Solution(eqx.Module):
+class Solution(Result):
     """K0, V4 and K1 at the saved depths: E[G] = K0 + K1 / n, Cov(G, G) = V4 / n, up to higher orders of 1/n.
 
     `packed` holds them in pair space (entries a <= b only); the properties give full matrices. `truncation` estimates the
@@ -59,3 +64,12 @@ class Solution(eqx.Module):
     def U1(self) -> Float[Array, "T N N"] | None:
         """Width times the finite-width correction of the mean sigma-kernel; None for closures that do not carry it."""
         return None if self.packed.U1 is None else unpack(self.packed.U1)
+
+    def to_xarray(self) -> "xr.Dataset":
+        """The moments and their truncation errors over t and the inputs a, b, c, d."""
+        return to_xarray(self)
+
+    @classmethod
+    def from_xarray(cls, data: "xr.Dataset") -> "Solution":
+        """The solution that `to_xarray` gave."""
+        return from_xarray(cls, data)

@@ -1,0 +1,75 @@
+"""Labelled arrays: dimensions t (depth time), a, b, c, d (inputs), each variable with its meaning; read back by name, not by position."""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+KIND = "kernel_eft_jax_result"
+INPUTS = "abcd"
+MEANING = {
+    "K0": "mean kernel at infinite width",
+    "K1": "width times the finite-width correction of the mean kernel: n (E[G] - K0)",
+    "U1": "width times the finite-width correction of the mean sigma-kernel: n (E[S] - E_K0[s s])",
+    "V4": "width times the covariance of the kernel: n Cov(G_ab, G_cd)",
+    "V_GS": "width times the covariance of kernel and sigma-kernel: n Cov(G_ab, S_cd)",
+    "V_SS": "width times the covariance of the sigma-kernel: n Cov(S_ab, S_cd)",
+    "kappa4": "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 E[phi_a phi_b]^2)",
+    "V4_excess": "V4 at this width less V4 at infinite width, by control variates",
+    "G": "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)",
+    "S": "mean of the empirical sigma-kernel, (1/n) sum_i s(phi_i(a)) s(phi_i(b))",
+}
+
+
+def labelled(values: Mapping[str, Any], suffix: str = "", prefix: str = "") -> dict[str, Any]:
+    """Variables over (t, a, b) or (t, a, b, c, d), each with its meaning; None is left out."""
+    return {
+        name + suffix: (tuple("tabcd"[: value.ndim]), np.asarray(value), {"long_name": prefix + MEANING[name]})
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def dataset(kind: str, ts: Any, inputs: int, variables: Mapping[str, Any], attributes: dict[str, Any]) -> "xr.Dataset":
+    """A result of a class `kind` over its depth times and inputs, with the versions that made it."""
+    time = ("t", np.asarray(ts), {"long_name": "depth time, eps^2 times layer"})
+    versions = {f"version_{name}": _version(name) for name in ("kernel_eft_jax", "jax", "diffrax", "numpy")}
+    own = {KIND: kind, "variables": " ".join(["t", *variables])}
+    import xarray as xr  # half the time that importing this package would take
+
+    return xr.Dataset(
+        dict(variables), {"t": time} | dict.fromkeys(INPUTS, np.arange(inputs)), versions | own | attributes
+    )
+
+
+def check_dimensions(data: "xr.Dataset") -> None:
+    """That depth and inputs are there as dimensions, and all inputs in their order; ValueError where they were selected or sorted."""
+    remedy = "Load the file that `save` wrote, and select from the result."
+    for dimension in "t" + INPUTS:
+        if dimension not in data.sizes:
+            raise ValueError(f"It lacks the dimension {dimension}. {remedy}")
+        if dimension in INPUTS and not np.array_equal(data[dimension].values, np.arange(data.sizes["a"])):
+            raise ValueError(
+                f"Its dimension {dimension} must hold all inputs in their order, but holds {data[dimension].values}. {remedy}"
+            )
+
+
+def axes(data: "xr.Dataset", name: str, dimensions: str) -> np.ndarray:
+    """The values of a variable with its dimensions in this order, whatever their order there; ValueError if it has others."""
+    wanted, there = dimensions.split(), data[name].dims
+    if set(wanted) != set(there):
+        raise ValueError(
+            f"Its variable {name} must have the dimensions {', '.join(wanted)}, but has {', '.join(map(str, there))}."
+        )
+    return data[name].transpose(*wanted).values
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

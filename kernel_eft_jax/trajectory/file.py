@@ -1,0 +1,72 @@
+"""A Solution as a labelled Dataset and back."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import diffrax
+import jax.numpy as jnp
+import numpy as np
+
+from ..closures import Moments
+from ..pairs import pairs, unpack, unpack_covariance
+from ..storage import attribute, axes, dataset, labelled, made_by
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+OUTCOMES = (
+    "successful",
+    "max_steps_reached",
+    "dt_min_reached",
+    "max_steps_rejected",
+    "nonlinear_divergence",
+    "nonlinear_max_steps_reached",
+    "nonfinite",
+    "event_occurred",
+    "internal_error",
+)
+COMPUTED = ("ts", "packed", "truncation", "stats", "result")
+
+
+def to_xarray(solution: Any) -> "xr.Dataset":
+    """The moments and their truncation errors over t and the inputs a, b, c, d; what made them as attributes."""
+    variables = labelled(_full(solution.packed))
+    if solution.truncation is not None:
+        variables |= labelled(_full(solution.truncation), "_truncation", "estimated truncation error of ")
+    attributes: dict[str, Any] = {f"stats_{name}": np.asarray(value)[()] for name, value in solution.stats.items()}
+    attributes["result"] = next(name for name in OUTCOMES if solution.result == getattr(diffrax.RESULTS, name))
+    made = {name: getattr(solution, name) for name in _made_by(type(solution))}
+    attributes |= {name: attribute(value) for name, value in made.items() if value is not None}
+    inputs = unpack(solution.packed.K0).shape[-1]
+    return dataset(type(solution).__name__, solution.ts, inputs, variables, attributes)
+
+
+def from_xarray(cls: Any, data: "xr.Dataset") -> Any:
+    """The Solution that `to_xarray` gave."""
+    a, b = pairs(data.sizes["a"])
+    corners = {3: np.s_[:, a, b], 5: np.s_[:, a[:, None], b[:, None], a, b]}
+
+    def moments(suffix):
+        present = [name for name in Moments._fields if name + suffix in data]
+        full = {name: axes(data, name + suffix, "t a b c d" if name[0] == "V" else "t a b") for name in present}
+        return Moments(**{name: jnp.asarray(values[corners[values.ndim]]) for name, values in full.items()})
+
+    return cls(
+        ts=jnp.asarray(axes(data, "t", "t")),
+        packed=moments(""),
+        truncation=moments("_truncation") if "V4_truncation" in data else None,
+        stats={name[6:]: jnp.asarray(value) for name, value in data.attrs.items() if name.startswith("stats_")},
+        result=getattr(diffrax.RESULTS, data.attrs["result"]),
+        **made_by(data, _made_by(cls)),
+    )
+
+
+def _made_by(cls):
+    """The other fields of a Solution: what made it."""
+    return [field.name for field in fields(cls) if field.name not in COMPUTED]
+
+
+def _full(moments):
+    """Packed moments as full arrays; None where the closure carries none."""
+    unpacked = {2: unpack, 3: unpack_covariance}
+    return {n: None if m is None else unpacked[m.ndim](m) for n, m in zip(Moments._fields, moments, strict=True)}

@@ -1,0 +1,81 @@
+"""Runs in processes of their own, to be killed or to have several devices: each prints a digest of all its results."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from kernel_eft_jax.activations import Tanh
+from kernel_eft_jax.ensemble import estimate, sample_kernels
+from kernel_eft_jax.model import Model
+
+WORKER = """
+import json, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that started the tests
+import jax
+import numpy as np
+jax.config.update("jax_enable_x64", True)
+settings = json.loads(sys.argv[1])
+if "process" in settings:
+    address, processes, process = settings.pop("process")
+    jax.distributed.initialize(address, processes, process)
+from kernel_eft_jax.ensemble.checkpoint import Checkpoint
+from tests.workers import digest
+if "pause" in settings:  # so long after each block
+    pause, is_due = settings.pop("pause"), Checkpoint.is_due
+    Checkpoint.is_due = lambda file: time.sleep(pause) or is_due(file)
+print("ready", flush=True)
+print(digest(**settings), flush=True)
+"""
+ROOT = Path(__file__).parent.parent
+SHORT = {"width": 8, "depth": 6, "networks": 3333, "save_at": [0, 6]}
+LONG = {"width": 32, "depth": 40, "networks": 40_000, "save_at": [0, 20, 40]}
+
+
+def digest(wanted=None, seed=5, **settings):
+    """Of all results of a run, and its number of networks."""
+    K0 = np.array([[2.0, 0.6], [0.6, 2.0]])
+    target = None if wanted is None else (lambda q: q.K1[-1, 0, 0], wanted)
+    settings = {"eps": 0.3, "key": jax.random.key(seed), "progress": False, "target": target} | settings
+    est = estimate(Model(Tanh(), 2.0), K0, **settings)
+    parts = [np.asarray(x).tobytes() for x in jax.tree.leaves((est.G, est.stderr, est.sums.groups, est.K1))]
+    return f"{hashlib.sha256(b''.join(parts)).hexdigest()} {est.networks}"
+
+
+def of_one_draw():
+    """Kernels of single networks, and K0 and K1 of their ensemble."""
+    run = (Model(Tanh(), 2.0), np.array([[2.0, 0.6], [0.6, 2.0]]), 8, 20, 0.3, 64, jax.random.key(5))
+    est = estimate(*run, save_at=[20], progress=False)
+    return sample_kernels(*run, save_at=[20]), est.K0, est.K1
+
+
+def start_worker(settings, cache, devices=1, code=WORKER):
+    """Start a worker; compiled code is kept in `cache` from one to the next, since starting is most of what these tests do."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-c", code, json.dumps(settings)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+
+
+def finish(worker):
+    """Digest and number of networks that a worker printed."""
+    out, err = worker.communicate(timeout=300)
+    assert worker.returncode == 0, err
+    return out.splitlines()[-1]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
