@@ -18,7 +18,8 @@ def test_network_is_the_definition(key):
     net = ResNet(MODEL, width=5, depth=7, eps=0.3, key=key)
     phi = jax.random.normal(key, (3, 5))
     layers = [np.asarray(phi)]
-    for W, b in zip(np.asarray(net.W), np.asarray(net.b), strict=True):
+    (W,), (b,) = net.W, net.b
+    for W, b in zip(np.asarray(W), np.asarray(b), strict=True):
         layers.append(layers[-1] + 0.3 * (np.tanh(layers[-1]) @ W.T + b))
     assert np.allclose(net(phi), layers[-1], rtol=1e-12)
     assert np.allclose(net.trajectory(phi), layers, rtol=1e-12)
@@ -42,7 +43,7 @@ def test_gradients_reach_the_model(key):
     phi = jax.random.normal(key, (2, 6))
 
     def trace(C_W):
-        return jnp.trace(empirical_kernel(ResNet(Model(Tanh(), C_W, 0.1), 6, 4, 0.3, key=key)(phi)))
+        return jnp.trace(empirical_kernel(ResNet(Model(Tanh(), C_W, 0.1), width=6, depth=4, eps=0.3, key=key)(phi)))
 
     h = 1e-5
     assert np.isclose(jax.grad(trace)(jnp.array(1.3)), (trace(1.3 + h) - trace(1.3 - h)) / (2 * h), rtol=1e-7)
@@ -58,7 +59,7 @@ def test_one_layer_has_the_exact_law(key):
     phi = jax.random.normal(key, (3, n))
 
     def run(key):
-        return empirical_kernel(ResNet(MODEL, n, 1, eps, key=key)(phi))
+        return empirical_kernel(ResNet(MODEL, width=n, depth=1, eps=eps, key=key)(phi))
 
     G1 = np.asarray(jax.jit(jax.vmap(run))(jax.random.split(key, 100_000)))
     G, S = np.asarray(phi @ phi.T) / n, np.tanh(phi) @ np.tanh(phi).T / n
@@ -102,17 +103,17 @@ def test_factor_is_exact_at_any_rank(inputs, dtype, rank):
 
 def test_bad_arguments(key):
     with pytest.raises(ValueError, match="`width`"):
-        ResNet(MODEL, 0, 3, 0.1, key=key)
+        ResNet(MODEL, width=0, depth=3, eps=0.1, key=key)
     with pytest.raises(ValueError, match="`depth`"):
-        ResNet(MODEL, 3, 0, 0.1, key=key)
+        ResNet(MODEL, width=3, depth=0, eps=0.1, key=key)
     with pytest.raises(ValueError, match="`eps`"):
-        ResNet(MODEL, 3, 3, -0.1, key=key)
+        ResNet(MODEL, width=3, depth=3, eps=-0.1, key=key)
     with pytest.raises(ValueError, match=r"`phi0` must have shape \(inputs, 3\), but has shape \(2, 4\)"):
-        ResNet(MODEL, 3, 3, 0.1, key=key)(jnp.ones((2, 4)))
+        ResNet(MODEL, width=3, depth=3, eps=0.1, key=key)(jnp.ones((2, 4)))
     with pytest.raises(ValueError, match="smallest eigenvalue"):
         draw_inputs(jnp.array([[1.0, 2.0], [2.0, 1.0]]), 3, key=key)
 
 
 def test_no_bias_is_allowed(key):
-    net = ResNet(Model(Linear(), 1.0), 4, 3, 0.1, key=key)
-    assert (np.asarray(net.b) == 0).all()
+    net = ResNet(Model(Linear(), 1.0), width=4, depth=3, eps=0.1, key=key)
+    assert (np.asarray(net.b[0]) == 0).all()

@@ -23,7 +23,10 @@ def test_the_networks_are_those_of_sample_kernels(key):
     model = keft.Model(keft.Erf(), 1.5, 0.3)
     G = pathwise_kernels(model, K0, WIDTH, LAYERS, EPS, few(64), key)
     np.testing.assert_allclose(
-        G, sample_kernels(model, K0, WIDTH, LAYERS[-1], EPS, 64, key, save_at=LAYERS), rtol=2e-5, atol=2e-6
+        G,
+        sample_kernels(model, K0, width=WIDTH, depth=LAYERS[-1], eps=EPS, networks=64, key=key, save_at=LAYERS),
+        rtol=2e-5,
+        atol=2e-6,
     )
 
 

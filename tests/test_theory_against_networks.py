@@ -18,7 +18,9 @@ SILU = (keft.Model(keft.SiLU(), jnp.array(1.2), jnp.array(0.2)), np.array([[1.0,
 
 
 def ensemble(setting, width, networks, key):
-    return keft.estimate(*setting, width, DEPTH, EPS, networks, key, save_at=SAVE, progress=False)
+    return keft.estimate(
+        *setting, width=width, depth=DEPTH, eps=EPS, networks=networks, key=key, save_at=SAVE, progress=False
+    )
 
 
 def theory(setting, closure):
@@ -86,7 +88,9 @@ def test_theory_is_exact_for_one_layer_steps_of_order_one(key):
     K1 within 4 standard errors and V4 within 4 (0.6 %); the continuum's values are far outside.
     """
     model, K = keft.Model(keft.SiLU(), jnp.array(1.0)), np.array([[1.0]])
-    estimate = keft.estimate(model, K, 512, 3, 1.0, 60_000, key, save_at=[1, 2, 3], progress=False)
+    estimate = keft.estimate(
+        model, K, width=512, depth=3, eps=1.0, networks=60_000, key=key, save_at=[1, 2, 3], progress=False
+    )
     layers = keft.solve(model, K, [1.0, 2.0, 3.0], closure=keft.HermiteTower(40), eps=1.0)
     V4 = np.asarray(layers.V4) + estimate.V4_excess
     assert largest(estimate.V4 - V4, estimate.stderr.V4) < 4
