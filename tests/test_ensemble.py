@@ -175,7 +175,7 @@ def test_fourth_cumulant_of_a_neuron(key, model):
     are of its size. Within 4.5 errors and the next order, 4 kappa / n: six numbers, false alarm 4e-5. Depth zero has none.
     """
     eps, layers = 0.3, [0, 4, 8]
-    tower = solve(model, K0, eps**2 * np.array(layers), closure=HermiteTower(30), eps=eps)
+    tower = solve(model, K0, layers=layers, eps=eps, closure=HermiteTower(30))
     K = np.asarray(tower.K0)
     fluctuation = tower.V4 - np.einsum("tac,tbd->tabcd", K, K) - np.einsum("tad,tbc->tabcd", K, K)
     kappa4 = np.einsum("taabb->tab", fluctuation) + 2 * np.einsum("tabab->tab", fluctuation)
