@@ -25,7 +25,7 @@ from kernel_eft_jax.closures import HermiteTower
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, plan, sample_kernels
 from kernel_eft_jax.ensemble.samplers import cholesky
 from kernel_eft_jax.ensemble.statistics import jackknife
-from kernel_eft_jax.maps import Dense
+from kernel_eft_jax.maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
 from kernel_eft_jax.trajectory import solve
@@ -350,10 +350,11 @@ def test_samplers_ask_for_no_expectation(key):
         def expansion(self, k):
             raise AssertionError
 
-    for sampler in (BlockSampler(), WeightSampler()):
-        assert np.isfinite(
-            sample_kernels(Model(NoMoments(), 2.0), K0, width=3, depth=2, eps=0.3, networks=2, key=key, sampler=sampler)
-        ).all()
+    branch = [RMSNorm(), Dense(1.0), GLU(NoMoments()), RMSNorm(), Dense(1.0), NoMoments(), Dense(1.0)]
+    run = {"width": 3, "depth": 2, "eps": 0.3, "networks": 2, "key": key}
+    for model in (Model(NoMoments(), 2.0), Model(branch)):
+        for sampler in (BlockSampler(), WeightSampler()):
+            assert np.isfinite(sample_kernels(model, K0, **run, sampler=sampler)).all()
 
 
 def test_a_users_activation_and_default_layers(key):

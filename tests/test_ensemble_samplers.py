@@ -13,7 +13,8 @@ import pytest
 from kernel_eft_jax.activations import Tanh
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler
 from kernel_eft_jax.ensemble.normals import network_keys
-from kernel_eft_jax.ensemble.samplers import as_rows, draw_last, draw_rows, gram, mix
+from kernel_eft_jax.ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, gram, mix
+from kernel_eft_jax.maps import GLU, Dense
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.pairs import pairs
 
@@ -72,6 +73,21 @@ def test_increments_by_weights(key, inputs, width):
     assert len(np.unique(z)) > 0.999 * z.size  # a few agree by chance, in float32
     eta = np.sqrt(1.7 / width) * np.tanh(double(phi)) @ z[:, :-1] + np.sqrt(0.3) * z[:, -1:]
     np.testing.assert_allclose(double(outputs(WeightSampler(), phi, noise)), eta, atol=3e-5)
+
+
+@pytest.mark.parametrize("sampler", [BlockSampler(), WeightSampler()])
+def test_no_normal_is_used_twice_in_a_layer(key, sampler):
+    """The last matrix and the hidden ones, a gated one among them, at odd numbers of neurons."""
+    model = Model([Dense(1.0, ratio=3), GLU(Tanh()), Dense(1.0, ratio=7), Tanh(), Dense(1.0)])
+    keys = network_keys(key, jnp.arange(1, dtype=jnp.uint32))
+    last = draw_last(sampler, model, keys, jnp.uint32(3), 3, 5)
+    noise = [last, *draw_hidden(sampler, model, keys, jnp.uint32(3), 3, 5)]
+    block = isinstance(sampler, BlockSampler)
+    shapes = [(5, 35), (30, 5), (35, 15)]  # outputs and features: the last, then in the order of data flow
+    pairs = [(3 * m + 1) // 2 if block else (f + 1) * ((m + 1) // 2) for m, f in shapes]
+    assert [z.size for z in noise] == pairs
+    z = np.concatenate([np.concatenate([z.real.ravel(), z.imag.ravel()]) for z in noise])
+    assert len(np.unique(z)) > 0.999 * z.size
 
 
 @pytest.mark.parametrize("inputs", [1, 5, 16, 17])
