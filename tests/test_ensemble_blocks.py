@@ -10,6 +10,10 @@ a hidden neuron is N(0, C_1 G), and the mean of its square over m neurons has re
 reports; each test states how many of them it allows. Draws are fixed by the key.
 """
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -356,6 +360,28 @@ def test_a_draw_depends_on_its_key_and_number_only(key):
     assert np.array_equal(sample_kernels(model, TWO, **run, networks=3, key=key), many[:3])
     assert len(np.unique(many[:, 0, 0, 1])) > 2990
     assert not np.array_equal(sample_kernels(model, TWO, **run, networks=3, key=jax.random.split(key)[0]), many[:3])
+
+
+BITS = """
+import hashlib, jax, numpy as np
+from tests.test_ensemble_blocks import LAWS, STEPS, TWO, estimate
+run = dict(width=16, depth=4, eps=STEPS, networks=2048, key=jax.random.key(5), save_at=[2, 4], progress=False)
+for model, _ in LAWS.values():
+    sums = jax.tree.leaves(estimate(model, TWO, **run).sums)
+    print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in sums)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_any_number_of_devices_gives_the_same_bits():
+    """Hidden neurons and control variates included; a digest of each block."""
+    found = []
+    for devices in (1, 4):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        run = subprocess.run([sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, check=True)
+        found.append(run.stdout.split())
+    assert len(set(found[0])) == len(LAWS)
+    assert found[0] == found[1]
 
 
 def test_a_checkpoint_of_another_block_is_refused(key, tmp_path):
