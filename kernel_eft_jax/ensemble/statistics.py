@@ -208,13 +208,13 @@ class Estimate(eqx.Module):
     width: int
     sums: Sums
     limit: Limit
-    model: Model | None
-    sampler: Sampler | None
-    eps: Float[np.ndarray, "..."] | None
-    key: UInt32[np.ndarray, " words"] | None
+    eps: Float[np.ndarray, "..."] | None = None
+    model: Model | None = None
+    sampler: Sampler | None = None
+    key: UInt32[np.ndarray, " words"] | None = None
 
     @staticmethod
-    def of(sums, limit, width, layers, eps, model, sampler, key) -> "Estimate":
+    def of(sums, limit, width, layers, eps, model=None, sampler=None, key=None) -> "Estimate":
         """The estimate that group sums amount to."""
         value, stderr = jackknife(lambda total: quantities(total, limit, width), sums)
         return Estimate(
@@ -230,7 +230,7 @@ class Estimate(eqx.Module):
             model=model,
             sampler=sampler,
             eps=np.asarray(eps, np.float64),
-            key=np.asarray(jax.random.key_data(key)),
+            key=None if key is None else np.asarray(jax.random.key_data(key)),
         )
 
     def jackknife(self, function: Callable[[Quantities], Any]) -> tuple[Any, Any]:
