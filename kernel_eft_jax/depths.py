@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from . import checks
 from .checks import is_concrete
 
 
@@ -19,40 +20,15 @@ def check_times(ts: Any) -> Any:
     return ts
 
 
-def check_layers(layers: Any, name: str = "layers") -> tuple[int, ...]:
-    """Numbers of layers in increasing order, the input being layer 0; a single number is a list of one."""
-    if not is_concrete(layers):
-        raise ValueError(
-            f"Argument `{name}` decides how many layers there are and cannot be traced: pass whole numbers."
-        )
-    steps = np.atleast_1d(np.asarray(layers))
-    whole = steps.ndim == 1 and steps.size > 0 and steps.dtype.kind in "iuf" and (steps == np.round(steps)).all()
-    if not whole or steps[0] < 0 or (np.diff(steps) <= 0).any():
-        raise ValueError(
-            f"Argument `{name}` must be a list of whole layers, 0 or more, in increasing order, but is {layers!r}."
-        )
-    if steps[-1] >= 2**31:
-        raise ValueError(f"Argument `{name}` must be below 2^31, but is {layers!r}.")
-    return tuple(int(step) for step in steps)
-
-
-def check_eps(eps: Any, decay: Any, depth: int) -> Any:
+def check_eps(eps: Any, decay: Any, depth: int) -> Float[Array, "*layers"]:
     r"""The step of each layer: one number, or one for each of `depth` layers. Raises ValueError where c eps^2 > 1."""
-    wanted = f"Argument `eps` must be a positive number, or one for each of the {depth} layers"
-    if is_concrete(eps):
-        try:
-            eps = np.asarray(eps, np.float64)
-        except (TypeError, ValueError):
-            raise ValueError(f"{wanted}, but is {eps!r}.") from None
-    if eps.ndim > 1 or (eps.ndim == 1 and eps.shape[0] != depth):
-        raise ValueError(f"{wanted}, but has shape {eps.shape}.")
-    if is_concrete(eps):
-        if not (np.isfinite(eps).all() and (eps > 0).all()):
-            raise ValueError(f"{wanted}, but is {eps}.")
-        if is_concrete(decay) and float(decay) * float(np.max(eps, initial=0.0)) ** 2 > 1 + 1e-6:
+    values, eps = eps, checks.check_eps(eps, depth=depth)
+    if is_concrete(values) and is_concrete(decay):
+        largest = float(np.max(np.asarray(values, np.float64), initial=0.0))
+        if float(decay) * largest**2 > 1 + 1e-6:
             raise ValueError(
                 f"Arguments `eps` and `decay` leave no real skip: a^2 = 1 - decay eps^2 is negative at decay = {float(decay):.6g} and "
-                f"eps = {float(np.max(eps)):.6g}. Take decay = 1 / eps^2 or less."
+                f"eps = {largest:.6g}. Take decay = 1 / eps^2 or less."
             )
     return eps
 

@@ -34,7 +34,17 @@ def linear_moments(n, layers):
 
 @pytest.fixture(scope="module")
 def linear():
-    return keft.estimate(LINEAR, ONE, WIDTH, 4, EPS, 16_384, jax.random.key(1), save_at=[0, 1, 4], progress=False)
+    return keft.estimate(
+        LINEAR,
+        ONE,
+        width=WIDTH,
+        depth=4,
+        eps=EPS,
+        networks=16_384,
+        key=jax.random.key(1),
+        save_at=[0, 1, 4],
+        progress=False,
+    )
 
 
 def test_residual_of_a_linear_network(linear):
@@ -95,7 +105,9 @@ def test_closures_of_the_kernel_alone_have_no_residual():
 def test_source_of_the_mean_at_depth_zero():
     # 1/2 Hess : Wishart / C_W for one input is K^2 / 4 E[(s^2)''''], and (tanh^2)'''' by the recursion tanh' = 1 - tanh^2.
     model = keft.Model(keft.Tanh(), 2.0)
-    estimate = keft.estimate(model, ONE, 8, 2, 0.3, 256, jax.random.key(2), save_at=[0, 2], progress=False)
+    estimate = keft.estimate(
+        model, ONE, width=8, depth=2, eps=0.3, networks=256, key=jax.random.key(2), save_at=[0, 2], progress=False
+    )
     source, _ = keft.mean_source(estimate, model)
     x = np.linspace(-12, 12, 4801) * np.sqrt(K)
     polynomial = np.polynomial.Polynomial([0, 0, 1])

@@ -215,7 +215,8 @@ from pathlib import Path
 jax.devices()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, resource.RLIM_INFINITY))
-keft.estimate(keft.Model(keft.Linear(), 1.0), np.eye(24), 4, 40, 0.1, 1000, jax.random.key(0), progress=False)
+sizes = {"width": 4, "depth": 40, "eps": 0.1, "networks": 1000}
+keft.estimate(keft.Model(keft.Linear(), 1.0), np.eye(24), **sizes, key=jax.random.key(0), progress=False)
 """
     worker = start({}, code=code)
     _, err = worker.communicate(timeout=300)

@@ -217,8 +217,19 @@ def test_first_order_steps_find_the_same_minimum():
 
 def test_an_estimate_holds_what_its_kernels_hold(key):
     model = keft.Model(keft.Erf(), C_W, C_B)
-    G = sample_kernels(model, K0, WIDTH, LAYERS[-1], EPS, 2048, key, save_at=LAYERS)
-    est = estimate(model, K0, WIDTH, LAYERS[-1], EPS, 2048, key, save_at=LAYERS, control=False, progress=False)
+    G = sample_kernels(model, K0, width=WIDTH, depth=LAYERS[-1], eps=EPS, networks=2048, key=key, save_at=LAYERS)
+    est = estimate(
+        model,
+        K0,
+        width=WIDTH,
+        depth=LAYERS[-1],
+        eps=EPS,
+        networks=2048,
+        key=key,
+        save_at=LAYERS,
+        control=False,
+        progress=False,
+    )
     e = experiment(keft.Erf())
     by_kernels, by_moments = (fit(d, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False) for d in (G, est))
     # The same networks: only rounding in float32 differs. Errors come from 32 groups, so to 13 %.
@@ -285,7 +296,9 @@ def test_data_are_checked_at_the_door(data, words):
 
 def test_an_estimate_of_other_layers_is_refused(key):
     model = keft.Model(keft.Erf(), C_W, C_B)
-    est = estimate(model, K0, WIDTH, 4, EPS, 64, key, save_at=[2, 4], control=False, progress=False)
+    est = estimate(
+        model, K0, width=WIDTH, depth=4, eps=EPS, networks=64, key=key, save_at=[2, 4], control=False, progress=False
+    )
     with pytest.raises(ValueError, match="has layers \\(2, 4\\)"):
         fit(est, experiment(keft.Erf()), ("C_W",), progress=False)
 
@@ -295,11 +308,11 @@ def test_an_estimate_of_other_networks_is_refused(key):
     est = estimate(
         keft.Model(keft.LeakyReLU(0.2), C_W, C_B),
         K0,
-        WIDTH,
-        6,
-        EPS,
-        64,
-        key,
+        width=WIDTH,
+        depth=6,
+        eps=EPS,
+        networks=64,
+        key=key,
         save_at=LAYERS,
         control=False,
         progress=False,
@@ -375,7 +388,16 @@ def test_on_deep_networks_intervals_hold_with_the_exact_closure_and_not_without(
     e = Experiment(keft.Model(keft.Tanh(), 2.0, 0.1), K, width=width, layers=layers, eps=eps)
     tower, g_only = [], []
     for i in range(sets):
-        G = sample_kernels(e.model, K, width, 20, eps, networks, jax.random.fold_in(key, i), save_at=layers)
+        G = sample_kernels(
+            e.model,
+            K,
+            width=width,
+            depth=20,
+            eps=eps,
+            networks=networks,
+            key=jax.random.fold_in(key, i),
+            save_at=layers,
+        )
         tower.append(fit(G, e, ("C_W", "C_b"), closure=keft.HermiteTower(12), progress=False))
         g_only.append(fit(G, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False))
     for level in (0.68, 0.95):
@@ -390,7 +412,7 @@ def test_intervals_hold_where_fluctuations_are_fitted_too(key):
     K, layers, width, eps, sets, networks = np.array([[1.0, 0.2], [0.2, 0.5]]), (3, 8), 128, 0.3, 150, 400
     truth = np.array([2.0, 0.1, width])
     e = Experiment(keft.Model(keft.Tanh(), 2.0, 0.1), K, width=width, layers=layers, eps=eps)
-    G = sample_kernels(e.model, K, width, 8, eps, sets * networks, key, save_at=layers)
+    G = sample_kernels(e.model, K, width=width, depth=8, eps=eps, networks=sets * networks, key=key, save_at=layers)
     names = ("C_W", "C_b", "width")
     fits = [
         fit(part, e, names, closure=keft.HermiteTower(10), with_V4=True, progress=False) for part in np.split(G, sets)

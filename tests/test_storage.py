@@ -128,11 +128,11 @@ def test_a_saved_result_rebuilds_its_model(results, tmp_path):
     again = estimate(
         loaded.model,
         K0,
-        loaded.width,
-        4,
-        loaded.eps.item(),
-        loaded.networks,
-        loaded.key,
+        width=loaded.width,
+        depth=4,
+        eps=loaded.eps.item(),
+        networks=loaded.networks,
+        key=loaded.key,
         sampler=loaded.sampler,
         progress=False,
     )
@@ -177,7 +177,7 @@ def test_keys_arrays_and_nests_are_rebuilt():
 def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
     """Nor does a file ever run code: what it names must be a module of this package."""
     model = keft.Model(keft.Smooth(jnp.tanh), 2.0)
-    result = estimate(model, K0, 4, 2, 0.3, 64, jax.random.key(0), control=False, progress=False)
+    result = estimate(model, K0, width=4, depth=2, eps=0.3, networks=64, key=jax.random.key(0), control=False, progress=False)
     path = result.save(tmp_path / "result.nc")
     assert storage.load(path).model is None
     with pytest.raises(ValueError, match=r"holds the name of a function, .*: build the model again and pass it"):

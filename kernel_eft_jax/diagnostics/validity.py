@@ -138,7 +138,8 @@ def validity_window(
         keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(QUANTITIES)))
 
         def sample(width):
-            return estimate(model, K0, width, depth, eps, networks, next(keys), save_at=[depth], progress=progress)
+            sizes = {"width": width, "depth": depth, "eps": eps, "networks": networks}
+            return estimate(model, K0, **sizes, key=next(keys), save_at=depth, progress=progress)
 
         pilot = sample(pilot_width)
         for quantity in QUANTITIES:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 from tqdm import tqdm
 
+from ..activations import Activation
 from ..checks import (
     check_count,
     check_kernel,
@@ -25,8 +26,10 @@ from ..checks import (
     check_unstacked,
     check_untraced,
 )
+from ..depths import check_eps, squares
+from ..maps import Dense
 from ..model import Model
-from ..network import semidefinite_cholesky
+from ..network import semidefinite_cholesky, shapes, skip
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width
@@ -45,15 +48,15 @@ BLOCK_LAW = BlockSampler()
 def estimate(
     model: Model,
     K0: Float[ArrayLike, "N N"],
+    *,
     width: int,
     depth: int,
-    eps: float,
+    eps: Float[ArrayLike, "..."],
     networks: int,
     key: PRNGKeyArray,
-    *,
     sampler: Sampler = BLOCK_LAW,
     control: bool = True,
-    save_at: Sequence[int] | None = None,
+    save_at: Sequence[int] | int | None = None,
     target: tuple[Callable[[Quantities], Any], float] | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_seconds: float = 60.0,
@@ -103,14 +106,14 @@ def estimate(
 def sample_kernels(
     model: Model,
     K0: Float[ArrayLike, "N N"],
+    *,
     width: int,
     depth: int,
-    eps: float,
+    eps: Float[ArrayLike, "..."],
     networks: int,
     key: PRNGKeyArray,
-    *,
     sampler: Sampler = BLOCK_LAW,
-    save_at: Sequence[int] | None = None,
+    save_at: Sequence[int] | int | None = None,
 ) -> Float[np.ndarray, "networks T N N"]:
     """The empirical kernel G of single networks: those that `estimate` draws with the same key; see there for the arguments."""
     check_arguments("sample_kernels", model, K0, eps, key, sampler)
@@ -142,17 +145,19 @@ def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
     K0 = check_kernel(K0)
     check_sampled(K0)
     width, depth = check_count(width, "width"), check_count(depth, "depth")
-    check_positive(eps, "eps")
+    shapes(model, width)
+    eps = jnp.atleast_1d(jnp.asarray(check_eps(eps, model.decay, depth)))
     layers = np.unique(np.round(np.linspace(0, depth, 41))) if save_at is None else save_at
-    layers = jnp.asarray(check_layers(layers, "save_at", depth), dtype=jnp.int32)
-    return cast(Problem(model, sampler, semidefinite_cholesky(K0), jnp.asarray(eps), layers, None, width), jnp.float32)
+    saved = jnp.asarray(check_layers(layers, "save_at", depth), dtype=jnp.int32)
+    problem = Problem(model, sampler, semidefinite_cholesky(K0), eps, skip(model, eps), saved, None, width)
+    return cast(problem, jnp.float32)
 
 
 def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, Limit]:
     """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
-    path = infinite_width(model, k0, jnp.asarray(eps, k0.dtype), int(depth))
+    path = infinite_width(model, k0, squares(eps, int(depth), k0.dtype))
     limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in path[:2]))
     if control:
         problem = eqx.tree_at(lambda p: p.path, problem, cast(path, jnp.float32), is_leaf=lambda x: x is None)
@@ -193,8 +198,13 @@ def check_target(target: Any, limit: Limit, control: bool) -> tuple[Callable[[Qu
 
 def settings(problem: Problem, key: PRNGKeyArray) -> dict:
     """What two runs must share for one to go on from the other's sums."""
-    grid = problem.model.activation(jnp.linspace(-30, 30, 241, dtype=jnp.float32))
-    arrays = [np.asarray(x) for x in [grid, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
+    grid = jnp.linspace(-30, 30, 241, dtype=jnp.float32)
+    branch, values = problem.model.branch, []
+    for part in branch:
+        part = getattr(part, "activation", part)  # that of a GLU
+        values += [part(grid)] if isinstance(part, Activation) else []
+    arrays = [np.asarray(x) for x in [*values, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
+    eps = np.unique(np.asarray(problem.eps))
     return {
         "format": 5,
         "jax": [jax.__version__, jaxlib.version.__version__],
@@ -202,9 +212,10 @@ def settings(problem: Problem, key: PRNGKeyArray) -> dict:
         "process": [jax.process_index(), jax.process_count()],
         "width": problem.width,
         "layers": np.asarray(problem.layers).tolist(),
-        "eps": float(problem.eps),
+        "eps": eps.tolist() if eps.size > 1 else eps.item(),
         "key": np.asarray(jax.random.bits(key, (2,), jnp.uint32)).tolist(),
         "sampler": type(problem.sampler).__name__,
         "control": problem.path is not None,
+        "branch": [f"Dense(ratio={part.ratio})" if isinstance(part, Dense) else type(part).__name__ for part in branch],
         "model and inputs": hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()[:16],
     }

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, PRNGKeyArray, UInt32
 
+from ..depths import times_of_layers
 from ..model import Model
 from ..pairs import input_count
 from ..storage import Result, attribute, axes, dataset, labelled, made_by
@@ -75,7 +76,7 @@ class Estimate(Result):
         eps = np.asarray(eps, np.float64)
         return Estimate(
             layers=layers,
-            ts=eps**2 * layers if eps.ndim == 0 else np.append(0, np.cumsum(eps**2))[layers],
+            ts=times_of_layers(layers, eps),
             K0=unpack_pairs(limit.K0),
             **value._asdict(),
             stderr=stderr,

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from ..checks import check_count, check_kernel
+from ..checks import check_count, check_kernel, check_layers
 from ..closures import Closure, HermiteTower
-from ..depths import check_eps, check_layers, check_times, squares
+from ..depths import check_eps, check_times, squares
 from ..directions import forward_only, reverse_only
 from ..model import Model
 from ..pairs import pack
