@@ -217,8 +217,9 @@ def test_first_order_steps_find_the_same_minimum():
 
 def test_an_estimate_holds_what_its_kernels_hold(key):
     model = keft.Model(keft.Erf(), C_W, C_B)
-    G = sample_kernels(model, K0, WIDTH, LAYERS[-1], EPS, 2048, key, save_at=LAYERS)
-    est = estimate(model, K0, WIDTH, LAYERS[-1], EPS, 2048, key, save_at=LAYERS, control=False, progress=False)
+    run = {"width": WIDTH, "depth": LAYERS[-1], "eps": EPS, "networks": 2048, "key": key, "save_at": LAYERS}
+    G = sample_kernels(model, K0, **run)
+    est = estimate(model, K0, **run, control=False, progress=False)
     e = experiment(keft.Erf())
     by_kernels, by_moments = (fit(d, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False) for d in (G, est))
     # The same networks: only rounding in float32 differs. Errors come from 32 groups, so to 13 %.
@@ -235,9 +236,16 @@ KERNELS = np.broadcast_to(K0, (32, 3, 2, 2)) + 0.01 * np.random.default_rng(0).s
 @pytest.mark.parametrize(
     ("free", "words"),
     [
-        (("C_W", "C_b", "eps"), "`C_W`.*`eps`.*Only eps\\^2 C_W and eps\\^2 C_b enter the law"),
+        (
+            ("C_W", "C_b", "eps"),
+            r"the data tell only `C_W` \* `eps`\^2 and `C_b` \* `eps`\^2, not each.* Hold one of them fixed",
+        ),
         (("C_W", "width"), "`width` alone .*with_V4=True"),
-        (("activation.output_scale", "C_W"), "unchanged at these values: no data can tell it. Hold one of them fixed"),
+        (
+            ("activation.output_scale", "C_W"),
+            r"only `C_W` \* `activation.output_scale`\^2, not each .* Hold one of them fixed",
+        ),
+        (("activation.output_scale", "C_W", "activation.input_scale"), r"`C_W` \*.*Hold 2 of them fixed"),
         (("C_w",), "must name different parameters among .*'C_W'"),
         (("C_W", "C_W"), "must name different parameters"),
         ((), "must name different parameters"),
@@ -285,7 +293,8 @@ def test_data_are_checked_at_the_door(data, words):
 
 def test_an_estimate_of_other_layers_is_refused(key):
     model = keft.Model(keft.Erf(), C_W, C_B)
-    est = estimate(model, K0, WIDTH, 4, EPS, 64, key, save_at=[2, 4], control=False, progress=False)
+    run = {"width": WIDTH, "depth": 4, "eps": EPS, "networks": 64, "key": key, "save_at": [2, 4]}
+    est = estimate(model, K0, **run, control=False, progress=False)
     with pytest.raises(ValueError, match="has layers \\(2, 4\\)"):
         fit(est, experiment(keft.Erf()), ("C_W",), progress=False)
 
@@ -293,10 +302,11 @@ def test_an_estimate_of_other_layers_is_refused(key):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"layers": (3, 2)}, "`layers` must count layers in increasing order"),
-        ({"layers": (1.5,)}, "`layers` must be a whole number"),
+        ({"layers": (3, 2)}, "`layers` must be a list of whole layers, .* in increasing order"),
+        ({"layers": (1.5,)}, "`layers` must be a list of whole layers"),
         ({"width": 0}, "`width` must be a finite number greater than zero"),
-        ({"eps": -0.1}, "`eps` must be a finite number greater than zero"),
+        ({"eps": -0.1}, "`eps` must be a positive number"),
+        ({"eps": (0.1, 0.2)}, "`eps` must be a positive number, or one for each of the 6 layers, but has shape"),
     ],
 )
 def test_an_experiment_is_checked_at_the_door(changes, words):
@@ -318,7 +328,16 @@ def test_on_deep_networks_intervals_hold_with_the_exact_closure_and_not_without(
     e = Experiment(keft.Model(keft.Tanh(), 2.0, 0.1), K, width=width, layers=layers, eps=eps)
     tower, g_only = [], []
     for i in range(sets):
-        G = sample_kernels(e.model, K, width, 20, eps, networks, jax.random.fold_in(key, i), save_at=layers)
+        G = sample_kernels(
+            e.model,
+            K,
+            width=width,
+            depth=20,
+            eps=eps,
+            networks=networks,
+            key=jax.random.fold_in(key, i),
+            save_at=layers,
+        )
         tower.append(fit(G, e, ("C_W", "C_b"), closure=keft.HermiteTower(12), progress=False))
         g_only.append(fit(G, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False))
     for level in (0.68, 0.95):
@@ -333,7 +352,7 @@ def test_intervals_hold_where_fluctuations_are_fitted_too(key):
     K, layers, width, eps, sets, networks = np.array([[1.0, 0.2], [0.2, 0.5]]), (3, 8), 128, 0.3, 150, 400
     truth = np.array([2.0, 0.1, width])
     e = Experiment(keft.Model(keft.Tanh(), 2.0, 0.1), K, width=width, layers=layers, eps=eps)
-    G = sample_kernels(e.model, K, width, 8, eps, sets * networks, key, save_at=layers)
+    G = sample_kernels(e.model, K, width=width, depth=8, eps=eps, networks=sets * networks, key=key, save_at=layers)
     names = ("C_W", "C_b", "width")
     fits = [
         fit(part, e, names, closure=keft.HermiteTower(10), with_V4=True, progress=False) for part in np.split(G, sets)

@@ -9,46 +9,50 @@ $I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float
-from scipy import stats
-from scipy.optimize import least_squares
 from tqdm import tqdm
 
-from ..closures import Closure, HermiteTower
+from ..closures import Closure
 from ..ensemble import Estimate
+from ..trajectory.solve import EXACT
 from .data import Observed, observe
-from .fisher import Information, check_identifiable, information, rounding
-from .likelihood import Prediction, noise, predict, whitener
+from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
+from .likelihood import Prediction, exact_relations, noise, predict, whitener
 from .parameters import (
-    POSITIVE,
     Experiment,
     check_names,
     coordinate_slopes,
     from_coordinates,
     get_parameters,
+    is_bounded,
+    is_positive,
     set_parameters,
     to_coordinates,
 )
 
+if TYPE_CHECKING:
+    import optax
+
 ROUNDS = 6
 STEPS = 2000
+BROKEN = 0.1  # standard errors by which data may miss a relation that is exact in theory
 
 
-class Fit(NamedTuple):
-    """The result of `fit`.
+class Fit(eqx.Module):
+    """The result of `fit`: `values` of the free parameters `names` and their standard errors `stderr`.
 
-    `experiment` holds the estimates in place, `information` the Fisher information there; `history` is chi2 at each point
-    tried, `message` says why the search ended. `chi2` is scaled to have mean `dof` if the theory is right; a parameter at its
+    `experiment` holds the estimates in place, `closure` is the theory, `information` the Fisher information there; `history` is chi2 at
+    each point tried, `message` says why the search ended. `chi2` is scaled to have mean `dof` if the theory is right; a parameter at its
     bound counts as held there. `covariance` and the intervals are those of a search without the bound.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = eqx.field(static=True)
     values: Float[np.ndarray, " parameters"]
     covariance: Float[np.ndarray, "parameters parameters"]
     information: Information
@@ -58,13 +62,29 @@ class Fit(NamedTuple):
     converged: bool
     message: str
     experiment: Experiment
+    closure: Closure
     observed: Observed
     prediction: Prediction
 
     @property
     def stderr(self) -> Float[np.ndarray, " parameters"]:
-        """Standard errors."""
+        """Standard errors of `values`."""
         return np.sqrt(np.diagonal(self.covariance))
+
+    @property
+    def expectation_error(self) -> float:
+        """Estimated relative error of the Gaussian expectations behind the theory at the estimates."""
+        return self.information.expectation_error
+
+    @property
+    def with_V4(self) -> bool:
+        """Whether sample covariances were fitted beside mean kernels."""
+        return self.observed.statistics.size > self.prediction.covariance[..., 0, 0].size
+
+    @property
+    def expected_stderr(self) -> Float[np.ndarray, " M"]:
+        """Standard errors of the statistics of so many networks, as the theory predicts them."""
+        return np.sqrt(np.diagonal(noise(self.prediction.covariance, self.observed.networks, self.with_V4)))
 
     @property
     def chi2_per_dof(self) -> float:
@@ -74,22 +94,26 @@ class Fit(NamedTuple):
     @property
     def p_value(self) -> float:
         """Probability of a larger chi2 if the theory is right; when small, the theory is not, and intervals mislead."""
-        return float(stats.chi2.sf(self.chi2, self.dof)) if self.dof else float("nan")
+        from scipy import special
+
+        return float(special.chdtrc(self.dof, self.chi2)) if self.dof else float("nan")
 
     def interval(self, level: float = 0.95) -> Float[np.ndarray, "parameters 2"]:
-        """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for C_b."""
+        """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for variances of biases."""
         if not 0 < level < 1:
             raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
-        reach = stats.t.ppf(0.5 + 0.5 * level, len(self.observed.shares) - 1) * np.array([-1, 1])
+        from scipy import special
+
+        reach = special.stdtrit(len(self.observed.shares) - 1, 0.5 + 0.5 * level) * np.array([-1, 1])
         rows = []
         for name, value, error in zip(self.names, self.values, self.stderr, strict=True):
-            row = value * np.exp(reach * error / value) if name in POSITIVE else value + reach * error
-            rows.append(np.maximum(row, 0) if name == "C_b" else row)
+            row = value * np.exp(reach * error / value) if is_positive(name) else value + reach * error
+            rows.append(np.maximum(row, 0) if is_bounded(name) else row)
         return np.array(rows)
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """The parameters that ended at their lower bound, C_b = 0; searches inside the bounds stop a hair above it."""
+        """The variances of biases that ended at their lower bound, zero; searches inside the bounds stop a hair above it."""
         bound = _at_bound(self.names, self.values, self.stderr)
         return tuple(name for name, at_bound in zip(self.names, bound, strict=True) if at_bound)
 
@@ -103,12 +127,18 @@ class Fit(NamedTuple):
         chi2 += f", p = {self.p_value:.2g}" if self.dof else ""
         if self.p_value < 1e-3:
             chi2 += ": the theory does not describe these data, and the intervals mislead"
-        return "\n".join([*lines, chi2, self.message if self.converged else f"NOT CONVERGED. {self.message}"])
+        lines = [*lines, chi2, self.message if self.converged else f"NOT CONVERGED. {self.message}"]
+        if self.expectation_error > 1e-6:
+            lines.append(f"The theory's Gaussian expectations are right to {self.expectation_error:.1g}.")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _at_bound(names, values, stderr):
-    """Which parameters are zero to all that matters and must not be less: C_b alone."""
-    return np.array([name == "C_b" for name in names]) & (values < 1e-6 * stderr)
+    """Which parameters are zero to all that matters and must not be less."""
+    return np.array([is_bounded(name) for name in names]) & (values < 1e-6 * stderr)
 
 
 def fit(
@@ -116,9 +146,9 @@ def fit(
     experiment: Experiment,
     free: Sequence[str],
     *,
-    closure: Closure | None = None,
+    closure: Closure = EXACT,
     with_V4: bool = False,
-    optimiser: optax.GradientTransformation | None = None,
+    optimiser: "optax.GradientTransformation | None" = None,
     progress: bool = True,
 ) -> Fit:
     r"""Estimate the free parameters of an experiment from kernels of its networks; others keep the experiment's values.
@@ -126,20 +156,20 @@ def fit(
     $$\hat\theta = \arg\min_\theta\, (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta))$$
 
     `data` are kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
-    layers. Values of free parameters are where the search starts. Names: C_W, C_b, eps, width, K0_scale, and parameters
-    of the activation such as activation.slope (`parameter_names` lists them). Mean kernels are fitted; `with_V4` adds the
+    layers. Values of free parameters are where the search starts. `parameter_names` lists the names: C_W, C_b, decay, eps, width,
+    K0_scale, activation.slope for a block of one matrix, branch[1].C_W for others. Mean kernels are fitted; `with_V4` adds the
     sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself.
 
     Trust-region Gauss-Newton by SciPy; pass an optax `optimiser` for first-order steps, taken in units of the expected errors.
-    For ensembles of n^3 networks or more, what the theory neglects (1/n^2) exceeds the statistical error: no interval knows
-    that, chi2 does. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and C_W s^2): the
+    Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more: a large chi2
+    reveals them. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and C_W s^2): the
     search ends at the one on whose side it starts.
 
-    Raises ValueError before the search: for data that are no kernels, or of other layers; for free parameters that are none
-    or not positive; for those that these data cannot tell, or to no better than their own size.
+    Raises ValueError: for data that are no kernels, or of other layers; for free parameters that are none or not positive, or of which no
+    data can tell more than a combination, with that combination; where the theory is not finite or not accurate; and, after the search, for
+    those that these data tell to no better than their own size, neither at the start nor at the end.
     """
     names = check_names(experiment, free)
-    closure = HermiteTower() if closure is None else closure
     observed = observe(data, experiment, with_V4)
     x = np.asarray(to_coordinates(names, get_parameters(experiment, names)), np.float64)
 
@@ -148,24 +178,45 @@ def fit(
         return jax.tree.map(lambda part: np.asarray(part, np.float64), point)
 
     prediction = evaluate(x)
-    info = information(experiment, names, prediction, observed.networks, with_V4)
-    check_identifiable(info, with_V4)
+    check_prediction(experiment, names, prediction)
     history: list[float] = []
-    settled, shift, message = True, np.inf, ""
+    shift, settled, message = np.inf, True, ""
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
         problem = Problem(evaluate, observed, names, with_V4, rounding(experiment), history, bar)
         search = _least_squares if optimiser is None else _first_order(optimiser)
+        W = np.diag(1 / _scatter(observed)) if problem.breaks(prediction) else problem.weigh(prediction)
+        start = information(experiment, names, prediction, W)
+        refuse_lost(start, with_V4)
         for _ in range(ROUNDS):
-            W = problem.weigh(prediction)
             before, (x, settled, message) = x, search(problem, x, prediction, W)
             prediction = evaluate(x)
-            shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
-            if shift < 0.01 or not settled:
+            if not settled:
                 break
-    converged = settled and shift < 0.01
-    if settled and not converged:
+            W = problem.weigh(prediction)
+            shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
+            if shift < 0.01:
+                break
+    if settled and shift >= 0.01:
+        settled = False
         message = f"The weights still changed the estimates by {shift:.2g} standard errors after {ROUNDS} rounds."
-    return _result(experiment, names, x, prediction, observed, with_V4, history, converged, message)
+    result = _result(experiment, problem, x, prediction, closure, settled, message)
+    if start.weakest[1] > 1:
+        refuse_vague(result.information, with_V4)
+    return result
+
+
+def _scatter(observed):
+    """Standard errors of the statistics by the scatter of the replicates."""
+    change = observed.shares[:, None] * (observed.replicates - observed.statistics)
+    count = len(observed.shares)
+    error = np.sqrt(np.sum(change**2, axis=0) * count / (count - 1))
+    return np.where(error > 0, error, 1.0)
+
+
+def _at(experiment, names, x):
+    """The experiment with the parameters at coordinates x, and their values."""
+    values = from_coordinates(names, jnp.asarray(x))
+    return set_parameters(experiment, names, values.astype(experiment.K0.dtype)), np.asarray(values, np.float64)
 
 
 class Problem(NamedTuple):
@@ -183,6 +234,12 @@ class Problem(NamedTuple):
         """Whitening matrix for the noise that the theory predicts."""
         return whitener(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
 
+    def breaks(self, prediction: Prediction) -> bool:
+        """Whether the data miss relations that have no noise in theory: its kernels are far from those of the data."""
+        relations = exact_relations(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
+        missed = relations @ (prediction.statistics - self.observed.statistics)
+        return bool(np.abs(missed).max(initial=0.0) > BROKEN)
+
     def residual(self, prediction: Prediction, W: Float[np.ndarray, "rank M"]) -> Float[np.ndarray, " rank"]:
         """Deviation of theory from data in standard errors; reports chi2."""
         r = W @ (prediction.statistics - self.observed.statistics)
@@ -193,12 +250,14 @@ class Problem(NamedTuple):
 
     @property
     def bounded(self) -> np.ndarray:
-        """Which coordinates must not be less than zero: C_b; logarithms are free."""
-        return np.array([name == "C_b" for name in self.names])
+        """Which coordinates must not be less than zero: variances of biases; logarithms are free."""
+        return np.array([is_bounded(name) for name in self.names])
 
 
 def _least_squares(problem, x, prediction, W):
     """Gauss-Newton in a trust region, inside the bounds."""
+    from scipy.optimize import least_squares
+
     known = {x.tobytes(): prediction}  # SciPy asks for value and Jacobian one after the other
 
     def at(x):
@@ -260,18 +319,28 @@ def _gram(J):
     return J.T @ J
 
 
-def _result(experiment, names, x, prediction, observed, with_V4, history, converged, message):
+def _result(experiment, problem, x, prediction, closure, settled, message):
     """Errors from the scatter of the data, and chi2 scaled by what that scatter makes of its expectation."""
-    values = np.asarray(from_coordinates(names, jnp.asarray(x)), np.float64)
-    best = set_parameters(experiment, names, jnp.asarray(values, experiment.K0.dtype))
-    W = whitener(noise(prediction.covariance, observed.networks, with_V4), rounding(experiment))
+    names, observed, with_V4 = problem.names, problem.observed, problem.with_V4
+    best, values = _at(experiment, names, x)
+    W = problem.weigh(prediction)
+    info = information(best, names, prediction, W)
+    refuse_lost(info, with_V4)
     J = W @ prediction.jacobian / coordinate_slopes(names, values)
     covariance = observed.scatter(np.linalg.solve(_gram(J), J.T) @ W)
     moved = J[:, ~_at_bound(names, values, np.sqrt(np.diagonal(covariance)))]
-    residual = W @ (prediction.statistics - observed.statistics)
+    difference = prediction.statistics - observed.statistics
     remainder = np.eye(len(J)) - moved @ np.linalg.solve(_gram(moved), moved.T)  # what fitting leaves of the noise
     dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
-    chi2 = float(residual @ remainder @ residual) * dof / expected if dof else 0.0
-    info = information(best, names, prediction, observed.networks, with_V4)
-    return Fit(names, values, covariance, info, chi2, dof, history, converged, message, best, observed, prediction)
+    chi2 = float((W @ difference) @ remainder @ (W @ difference)) * dof / expected if dof else 0.0
+    if settled and problem.breaks(prediction):
+        settled = False
+        message = (
+            "The search ended where the theory leaves statistics no noise of their own, and the data differ there: these estimates are "
+            "no answer. Start from other values."
+        )
+    history = problem.history
+    return Fit(
+        names, values, covariance, info, chi2, dof, history, settled, message, best, closure, observed, prediction
+    )
