@@ -182,9 +182,9 @@ def fit(
     history: list[float] = []
     shift, settled, message = np.inf, True, ""
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
-        problem = Problem(evaluate, observed, names, with_V4, rounding(experiment), history, bar)
+        problem = LeastSquares(evaluate, observed, names, with_V4, rounding(experiment), history, bar)
         search = _least_squares if optimiser is None else _first_order(optimiser)
-        W = np.diag(1 / _scatter(observed)) if problem.breaks(prediction) else problem.weigh(prediction)
+        W = problem.weigh(prediction)
         start = information(experiment, names, prediction, W)
         refuse_lost(start, with_V4)
         for _ in range(ROUNDS):
@@ -205,21 +205,13 @@ def fit(
     return result
 
 
-def _scatter(observed):
-    """Standard errors of the statistics by the scatter of the replicates."""
-    change = observed.shares[:, None] * (observed.replicates - observed.statistics)
-    count = len(observed.shares)
-    error = np.sqrt(np.sum(change**2, axis=0) * count / (count - 1))
-    return np.where(error > 0, error, 1.0)
-
-
 def _at(experiment, names, x):
     """The experiment with the parameters at coordinates x, and their values."""
     values = from_coordinates(names, jnp.asarray(x))
     return set_parameters(experiment, names, values.astype(experiment.K0.dtype)), np.asarray(values, np.float64)
 
 
-class Problem(NamedTuple):
+class LeastSquares(NamedTuple):
     """What a search needs: theory at a point, data, and a place to report to."""
 
     evaluate: Any
@@ -235,7 +227,7 @@ class Problem(NamedTuple):
         return whitener(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
 
     def breaks(self, prediction: Prediction) -> bool:
-        """Whether the data miss relations that have no noise in theory: its kernels are far from those of the data."""
+        """Whether the data miss relations that have no noise in theory, such as between repeated inputs."""
         relations = exact_relations(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
         missed = relations @ (prediction.statistics - self.observed.statistics)
         return bool(np.abs(missed).max(initial=0.0) > BROKEN)
@@ -337,8 +329,8 @@ def _result(experiment, problem, x, prediction, closure, settled, message):
     if settled and problem.breaks(prediction):
         settled = False
         message = (
-            "The search ended where the theory leaves statistics no noise of their own, and the data differ there: these estimates are "
-            "no answer. Start from other values."
+            "In the theory some combinations of these statistics have no noise, such as differences of repeated inputs, but in the data they "
+            "differ: check K0, and start from other values."
         )
     history = problem.history
     return Fit(
