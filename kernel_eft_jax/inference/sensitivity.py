@@ -10,6 +10,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
@@ -87,7 +88,7 @@ def sensitivity(
     solution = solve(model, K0, ts, layers=layers, eps=eps, closure=closure, **options)
     K0 = check_kernel(K0)
     names = list(places(model))
-    moving_eps = eps is not None and jnp.ndim(eps) == 0
+    moving_eps = eps is not None and np.ndim(eps) == 0
     if eps is not None and no_skip(model, eps):
         names.remove("decay")
         moving_eps = False
