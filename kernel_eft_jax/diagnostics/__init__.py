@@ -2,6 +2,7 @@
 
 from .equations import CovarianceResidual as CovarianceResidual
 from .equations import MeanSource as MeanSource
+from .equations import Measured as Measured
 from .equations import covariance_residual as covariance_residual
 from .equations import driven_K1 as driven_K1
 from .equations import kurtosis as kurtosis

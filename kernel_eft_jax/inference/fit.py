@@ -9,7 +9,7 @@ $I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -23,7 +23,7 @@ from ..ensemble import Estimate
 from ..trajectory.solve import EXACT
 from .data import Observed, observe
 from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
-from .likelihood import Prediction, exact_relations, noise, predict, whitener
+from .likelihood import Prediction, noise, predict
 from .parameters import (
     Experiment,
     check_names,
@@ -35,13 +35,12 @@ from .parameters import (
     set_parameters,
     to_coordinates,
 )
+from .search import LeastSquares, first_order, gram, least_squares
 
 if TYPE_CHECKING:
     import optax
 
 ROUNDS = 6
-STEPS = 2000
-BROKEN = 0.1  # standard errors by which data may miss a relation that is exact in theory
 
 
 class Fit(eqx.Module):
@@ -183,7 +182,7 @@ def fit(
     shift, settled, message = np.inf, True, ""
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
         problem = LeastSquares(evaluate, observed, names, with_V4, rounding(experiment), history, bar)
-        search = _least_squares if optimiser is None else _first_order(optimiser)
+        search = least_squares if optimiser is None else first_order(optimiser)
         W = problem.weigh(prediction)
         start = information(experiment, names, prediction, W)
         refuse_lost(start, with_V4)
@@ -211,106 +210,6 @@ def _at(experiment, names, x):
     return set_parameters(experiment, names, values.astype(experiment.K0.dtype)), np.asarray(values, np.float64)
 
 
-class LeastSquares(NamedTuple):
-    """What a search needs: theory at a point, data, and a place to report to."""
-
-    evaluate: Any
-    observed: Observed
-    names: tuple[str, ...]
-    with_V4: bool
-    rounding: float
-    history: list[float]
-    bar: tqdm
-
-    def weigh(self, prediction: Prediction) -> Float[np.ndarray, "rank M"]:
-        """Whitening matrix for the noise that the theory predicts."""
-        return whitener(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
-
-    def breaks(self, prediction: Prediction) -> bool:
-        """Whether the data miss relations that have no noise in theory, such as between repeated inputs."""
-        relations = exact_relations(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
-        missed = relations @ (prediction.statistics - self.observed.statistics)
-        return bool(np.abs(missed).max(initial=0.0) > BROKEN)
-
-    def residual(self, prediction: Prediction, W: Float[np.ndarray, "rank M"]) -> Float[np.ndarray, " rank"]:
-        """Deviation of theory from data in standard errors; reports chi2."""
-        r = W @ (prediction.statistics - self.observed.statistics)
-        self.history.append(float(r @ r))
-        self.bar.update()
-        self.bar.set_postfix_str(f"chi2 {r @ r:.6g}")
-        return r
-
-    @property
-    def bounded(self) -> np.ndarray:
-        """Which coordinates must not be less than zero: variances of biases; logarithms are free."""
-        return np.array([is_bounded(name) for name in self.names])
-
-
-def _least_squares(problem, x, prediction, W):
-    """Gauss-Newton in a trust region, inside the bounds."""
-    from scipy.optimize import least_squares
-
-    known = {x.tobytes(): prediction}  # SciPy asks for value and Jacobian one after the other
-
-    def at(x):
-        if x.tobytes() not in known:
-            known.clear()
-            known[x.tobytes()] = problem.evaluate(x)
-        return known[x.tobytes()]
-
-    errors = np.sqrt(np.diagonal(np.linalg.inv(_gram(W @ prediction.jacobian))))
-    result = least_squares(
-        lambda x: problem.residual(at(x), W),
-        np.maximum(x, np.where(problem.bounded, 1e-3 * errors, -np.inf)),
-        lambda x: W @ at(x).jacobian,  # pyright: ignore[reportArgumentType]
-        bounds=(np.where(problem.bounded, 0.0, -np.inf), np.inf),
-        x_scale=errors,
-        ftol=1e-9,
-        xtol=1e-9,
-        gtol=1e-10,
-        max_nfev=100,
-    )
-    return result.x, result.success, f"The search ended: {result.message}"
-
-
-def _first_order(optimiser):
-    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one is left."""
-
-    def search(problem, x, prediction, W):
-        covariance = np.linalg.inv(_gram(W @ prediction.jacobian))
-        unit = np.linalg.cholesky(covariance)
-
-        def inside(x):
-            """The nearest point within the bound, in units of the expected errors."""
-            for i in np.flatnonzero(problem.bounded & (x < 0)):
-                x = x - covariance[i] * (x[i] / covariance[i, i])
-            return np.where(problem.bounded, np.maximum(x, 0), x)
-
-        z = jnp.zeros(x.size)
-        state = optimiser.init(z)
-        for _ in range(STEPS):
-            gradient = unit.T @ (W @ prediction.jacobian).T @ problem.residual(prediction, W)
-            if np.linalg.norm(np.linalg.solve(unit, inside(x - unit @ gradient) - x)) < 1e-3:
-                return x, True, "The search ended: the gradient vanishes."
-            update, state = optimiser.update(jnp.asarray(gradient, z.dtype), state, z)
-            step = inside(x + unit @ np.asarray(update, np.float64))
-            prediction = problem.evaluate(step)
-            if not all(np.isfinite(part).all() for part in prediction):
-                return x, False, "The search left the region where kernels are finite: take smaller steps."
-            x = step
-        return (
-            x,
-            False,
-            f"The search did not end within {STEPS} steps: take larger steps, or a schedule that shrinks them.",
-        )
-
-    return search
-
-
-def _gram(J):
-    return J.T @ J
-
-
 def _result(experiment, problem, x, prediction, closure, settled, message):
     """Errors from the scatter of the data, and chi2 scaled by what that scatter makes of its expectation."""
     names, observed, with_V4 = problem.names, problem.observed, problem.with_V4
@@ -319,10 +218,10 @@ def _result(experiment, problem, x, prediction, closure, settled, message):
     info = information(best, names, prediction, W)
     refuse_lost(info, with_V4)
     J = W @ prediction.jacobian / coordinate_slopes(names, values)
-    covariance = observed.scatter(np.linalg.solve(_gram(J), J.T) @ W)
+    covariance = observed.scatter(np.linalg.solve(gram(J), J.T) @ W)
     moved = J[:, ~_at_bound(names, values, np.sqrt(np.diagonal(covariance)))]
     difference = prediction.statistics - observed.statistics
-    remainder = np.eye(len(J)) - moved @ np.linalg.solve(_gram(moved), moved.T)  # what fitting leaves of the noise
+    remainder = np.eye(len(J)) - moved @ np.linalg.solve(gram(moved), moved.T)  # what fitting leaves of the noise
     dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
     chi2 = float((W @ difference) @ remainder @ (W @ difference)) * dof / expected if dof else 0.0
