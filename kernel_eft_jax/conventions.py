@@ -8,6 +8,7 @@ documentation, "Conventions"). Rules for eps give one number, or one for each la
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
@@ -197,7 +198,7 @@ def umup_eps(depth: int, multiplier: float = 1.0) -> Float[np.ndarray, " depth"]
     return unit_skip_eps(multiplier / np.sqrt(depth / 2 + np.arange(depth) * multiplier**2))
 
 
-def _one_matrix(activation, C_W, C_b=0.0, decay=0.0):
+def _one_matrix(activation: Any, C_W: Any, C_b: Any = 0.0, decay: float = 0.0) -> Model:
     if not isinstance(activation, Activation):
         raise ValueError(
             f"Argument `activation` must be an activation object such as Tanh(), or Smooth(fn) for a function of yours, but is {activation!r}."
