@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -32,7 +33,7 @@ from kernel_eft_jax.ensemble.estimate import add_theory, estimate, prepare
 from kernel_eft_jax.ensemble.normals import network_keys
 from kernel_eft_jax.ensemble.plan import block_size, plan_run
 from kernel_eft_jax.ensemble.run import results
-from kernel_eft_jax.ensemble.samplers import BlockSampler, WeightSampler
+from kernel_eft_jax.ensemble.samplers import BlockSampler, WeightSampler, draw_last
 from kernel_eft_jax.ensemble.simulate import compiled, kernels_of_networks
 from kernel_eft_jax.model import Model
 
@@ -147,8 +148,9 @@ def ceilings(inputs, width, blocks, workers, seconds):
     for name, sampler in (("normals", BlockSampler()), ("weights", WeightSampler())):
         size = blocks[name]
         keys = network_keys(jax.random.key(0), jnp.arange(size, dtype=jnp.uint32))
-        draw = lambda layer, x, keys=keys, sampler=sampler: sampler.draw(keys, layer, inputs, width) + 0 * x  # noqa: E731
-        rates[name] = alone(draw, sampler.draw(keys, jnp.uint32(0), inputs, width), size, workers, seconds)
+        draw = partial(draw_last, sampler, MODEL, keys, inputs=inputs, width=width)
+        again = lambda layer, x, draw=draw: draw(layer) + 0 * x  # noqa: E731
+        rates[name] = alone(again, draw(jnp.uint32(0)), size, workers, seconds)
     x = jnp.ones((inputs, width, blocks["normals"]), jnp.float32)
     for name, operation in (("tanh", lambda _, x: jnp.tanh(x) + 0.1), ("copy", lambda _, x: x + 1e-3)):
         rates[name] = alone(operation, x, blocks["normals"], workers, seconds)
@@ -211,7 +213,7 @@ def published(networks=20_000):
     words = io.StringIO()
     with contextlib.redirect_stderr(words):
         start = time.perf_counter()
-        est = estimate(MODEL, kernel(4), 64, 800, EPS, networks, jax.random.key(0))
+        est = estimate(MODEL, kernel(4), width=64, depth=800, eps=EPS, networks=networks, key=jax.random.key(0))
         seconds = time.perf_counter() - start
     told = words.getvalue()
     told = re.search(r"need about (?:(\d+):)?(\d+):(\d+)", told)
@@ -228,7 +230,9 @@ from benchmarks.ensemble import EPS, MODEL, digest, kernel
 from kernel_eft_jax.ensemble import estimate
 def run():
     start = time.perf_counter()
-    result = estimate(MODEL, kernel(2), 64, 40, EPS, 65_536, jax.random.key(0), save_at=[20, 40], progress=False)
+    result = estimate(
+        MODEL, kernel(2), width=64, depth=40, eps=EPS, networks=65_536, key=jax.random.key(0), save_at=[20, 40], progress=False
+    )
     return time.perf_counter() - start, result
 run()
 seconds, result = run()

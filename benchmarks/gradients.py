@@ -79,7 +79,7 @@ def fit_time():
     truth = {"C_W": 2.0, "C_b": 0.2, "K0_scale": 1.0, "activation.input_scale": 1.0}
     K0, layers, eps = np.array([[1.0, 0.3], [0.3, 0.4]]), (5, 10, 20), 0.3
     true = Experiment(keft.Model(keft.Scaled(keft.Tanh()), 2.0, 0.2), K0, width=64, layers=layers, eps=eps)
-    G = sample_kernels(true.model, K0, 64, 20, eps, 2000, jax.random.key(1), save_at=layers)
+    G = sample_kernels(true.model, K0, width=64, depth=20, eps=eps, networks=2000, key=jax.random.key(1), save_at=layers)
     start = Experiment(
         keft.Model(keft.Scaled(keft.Tanh(), 0.8), 1.0, 0.5), K0, width=64, layers=layers, eps=eps, K0_scale=0.7
     )
@@ -111,7 +111,7 @@ def coverage_table(sets=100, networks=20_000):
     closures, key = {"GOnly": keft.GOnly(), "HermiteTower(12)": keft.HermiteTower(12)}, jax.random.key(7)
     fits = {name: [] for name in closures}
     for i in range(sets):
-        G = sample_kernels(e.model, K0, width, 20, eps, networks, jax.random.fold_in(key, i), save_at=layers)
+        G = sample_kernels(e.model, K0, width=width, depth=20, eps=eps, networks=networks, key=jax.random.fold_in(key, i), save_at=layers)
         for name, closure in closures.items():
             fits[name].append(fit(G, e, ("C_W", "C_b"), closure=closure, progress=False))
     table = {}

@@ -247,11 +247,12 @@ def run_sample(arguments: argparse.Namespace) -> None:
     _check_writable(arguments.out)
     check_count(arguments.times, "--times", 2)
     model, K0 = _model(arguments), _kernel(arguments)
-    sizes = (arguments.width, arguments.depth, arguments.eps, arguments.networks, jax.random.key(arguments.seed))
+    sizes = {name: getattr(arguments, name) for name in ("width", "depth", "eps", "networks")}
     sampler = SAMPLERS[arguments.sampler]()
     control = arguments.sampler == "block"
     options = {"save_at": _layers(arguments), "target": _target(arguments, len(K0)), "checkpoint": arguments.checkpoint}
-    result = estimate(model, K0, *sizes, sampler=sampler, control=control, **options)
+    key = jax.random.key(arguments.seed)
+    result = estimate(model, K0, **sizes, key=key, sampler=sampler, control=control, **options)
     settings = {"model": model, "eps": arguments.eps, "seed": arguments.seed, "sampler": sampler}
     path = storage.save(result, arguments.out, **settings)
     _report(path, result.ts, result.G, result.V4, result.K1, result.stderr)

@@ -1,9 +1,10 @@
 r"""A residual network of finite width with real weights, at initialisation.
 
-$$\phi^{l+1} = \phi^l + \epsilon (W^l s(\phi^l) + b^l), \qquad W_{ij} \sim N(0, C_W / n), \quad b_i \sim N(0, C_b)$$
+$$\phi^{l+1} = a \phi^l + \epsilon f^l(\phi^l), \qquad f = W s(\phi) + b, \quad W_{ij} \sim N(0, C_W / m), \quad b_i \sim N(0, C_b)$$
 
-The rows of phi are inputs, its columns neurons. Networks vmap: `eqx.filter_vmap` over keys makes an ensemble. To sample
-many networks for their statistics only, `estimate` is faster by orders of magnitude and never stores weights.
+for one matrix, m the number of features that it reads; other branches as `Model` has them. The rows of phi are inputs, its columns
+neurons. Networks vmap: `eqx.filter_vmap` over keys makes an ensemble. To sample many networks for their statistics only, `estimate` is
+faster by orders of magnitude and never stores weights.
 """
 
 import equinox as eqx
@@ -11,34 +12,69 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from .checks import check_count, check_kernel, check_positive
+from .checks import check_count, check_kernel
+from .depths import check_eps
+from .maps import GLU
 from .model import Model
 
 UNROLLED = 8  # up to this many inputs, N x N algebra is written out; beyond, it is a loop or a batched product
 
 
+def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
+    """Outputs and features of each matrix of the branch. ValueError where a ratio gives no whole number of neurons."""
+    sections, found, features = model.sections, [], width
+    for section, following in zip(sections, (*sections[1:], None), strict=True):
+        ratio = section.dense.ratio
+        neurons = round(ratio * width)
+        if neurons < 1 or abs(neurons - ratio * width) > 1e-9 * neurons:
+            raise ValueError(
+                f"Argument `width` times the `ratio` of a Dense must be a whole number of neurons, but {width} x {ratio:.10g} is "
+                f"{ratio * width:.10g}: take another width, or Dense(..., ratio={max(neurons, 1)} / {width})."
+            )
+        gated = following is not None and isinstance(following.neurons, GLU)
+        found.append((2 * neurons if gated else neurons, features))
+        features = neurons
+    return tuple(found)
+
+
+def skip(model: Model, eps: Float[Array, "..."]) -> Float[Array, "..."]:
+    """a, by which a layer multiplies the stream. That c eps^2 may be 1 to rounding, and then a is 0, is what `check_eps` allows."""
+    return jnp.sqrt(jnp.maximum(model.shrink(eps**2), 0))
+
+
 class ResNet(eqx.Module):
-    """A network of `depth` residual layers of `width` neurons; weights and biases are array leaves."""
+    """A network of `depth` residual layers of `width` neurons; weights, biases and steps are array leaves, a tuple with one entry a matrix.
+
+    `eps` is one number or one a layer.
+    """
 
     model: Model
-    W: Float[Array, "depth n n"]
-    b: Float[Array, "depth n"]
-    eps: Float[Array, ""]
+    W: tuple[Float[Array, "depth outputs features"], ...]
+    b: tuple[Float[Array, "depth outputs"], ...]
+    eps: Float[Array, " depth"]
 
-    def __init__(self, model: Model, width: int, depth: int, eps: float | Float[Array, ""], *, key: PRNGKeyArray):
+    def __init__(self, model: Model, *, width: int, depth: int, eps: Float[ArrayLike, "..."], key: PRNGKeyArray):
         check_count(width, "width")
         check_count(depth, "depth")
-        check_positive(eps, "eps")
-        key_W, key_b = jax.random.split(key)
-        W, b = jax.random.normal(key_W, (depth, width, width)), jax.random.normal(key_b, (depth, width))
+        eps = check_eps(eps, model.decay, depth)
+        matrices = tuple(zip(model.sections, shapes(model, width), strict=True))
+        keys = jax.random.split(key, 2 * len(matrices))
+        W = [jax.random.normal(k, (depth, *shape)) for k, (_, shape) in zip(keys[::2], matrices, strict=True)]
+        b = [jax.random.normal(k, (depth, shape[0])) for k, (_, shape) in zip(keys[1::2], matrices, strict=True)]
         self.model = model
-        self.W = jnp.sqrt(model.C_W / width).astype(W.dtype) * W
-        self.b = jnp.sqrt(model.C_b).astype(b.dtype) * b
-        self.eps = jnp.asarray(eps, dtype=W.dtype)
+        self.W = tuple(
+            jnp.sqrt(section.dense.C_W / shape[1]).astype(z.dtype) * z
+            for z, (section, shape) in zip(W, matrices, strict=True)
+        )
+        self.b = tuple(
+            jnp.sqrt(section.dense.C_b).astype(z.dtype) * z for z, (section, _) in zip(b, matrices, strict=True)
+        )
+        self.eps = jnp.broadcast_to(jnp.asarray(eps, W[0].dtype), (depth,))
 
     def __call__(self, phi0: Float[Array, "N n"]) -> Float[Array, "N n"]:
         """Pre-activations after the last layer."""
-        return jax.lax.scan(lambda phi, layer: (self._layer(phi, *layer), None), self._check(phi0), (self.W, self.b))[0]
+        layers = self.eps, self.W, self.b
+        return jax.lax.scan(lambda phi, layer: (self._layer(phi, *layer), None), self._check(phi0), layers)[0]
 
     def trajectory(self, phi0: Float[Array, "N n"]) -> Float[Array, "depth_plus_one N n"]:
         """Pre-activations of every layer, the input first; `empirical_kernel` of it is the kernel at every depth."""
@@ -48,17 +84,19 @@ class ResNet(eqx.Module):
             return phi, phi
 
         phi0 = self._check(phi0)
-        return jnp.concatenate([phi0[None], jax.lax.scan(layer, phi0, (self.W, self.b))[1]])
+        return jnp.concatenate([phi0[None], jax.lax.scan(layer, phi0, (self.eps, self.W, self.b))[1]])
 
-    def _layer(self, phi, W, b):
-        s = self.model.activation(phi)
-        return phi + self.eps * (jnp.matmul(s, W.T, precision="highest") + b[None])
+    def _layer(self, phi, eps, weights, biases):
+        x = phi
+        for section, W, b in zip(self.model.sections, weights, biases, strict=True):
+            x = jnp.matmul(section.features(x), W.T, precision="highest") + b
+        return skip(self.model, eps) * phi + eps * x
 
     def _check(self, phi0):
-        width = self.W.shape[-1]
+        width = self.W[-1].shape[1]
         if phi0.ndim != 2 or phi0.shape[1] != width:
             raise ValueError(f"Argument `phi0` must have shape (inputs, {width}), but has shape {phi0.shape}.")
-        return phi0.astype(self.W.dtype)
+        return phi0.astype(self.eps.dtype)
 
 
 def empirical_kernel(phi: Float[Array, "*batch N n"]) -> Float[Array, "*batch N N"]:

@@ -175,6 +175,7 @@ def _read_estimate(data):
         width=int(data.attrs["width"]),
         sums=Sums(tuple(groups), int(data.attrs["parts"])),
         limit=Limit(data["limit_K0"].values, data["limit_moment"].values),
+        **dict.fromkeys(("model", "sampler", "eps", "key")),
     )
 
 

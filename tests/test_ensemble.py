@@ -25,6 +25,7 @@ from kernel_eft_jax.closures import HermiteTower
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, plan, sample_kernels
 from kernel_eft_jax.ensemble.samplers import cholesky
 from kernel_eft_jax.ensemble.statistics import jackknife
+from kernel_eft_jax.maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
 from kernel_eft_jax.trajectory import solve
@@ -75,11 +76,11 @@ def test_linear_network_at_finite_width(key, sampler):
     est = estimate(
         Model(Linear(), C_W),
         K0,
-        n,
-        depth,
-        eps,
-        80_000,
-        key,
+        width=n,
+        depth=depth,
+        eps=eps,
+        networks=80_000,
+        key=key,
         sampler=sampler,
         control=False,
         save_at=[0, 4, depth],
@@ -106,9 +107,9 @@ def test_control_variates_are_unbiased_and_better(key):
     Over four keys errors of K1 were 0.08 to 0.13 of those without control variates, of U1 0.25 to 0.40, of V4_excess 0.55 to 0.68 of V4's.
     """
     n, depth, eps, C_W = 16, 8, 0.3, 1.5
-    run = (Model(Linear(), C_W), K0, n, depth, eps, 80_000, key)
-    plain = estimate(*run, control=False, save_at=[depth], progress=False)
-    est = estimate(*run, save_at=[depth], progress=False)
+    run = {"width": n, "depth": depth, "eps": eps, "networks": 80_000, "key": key, "save_at": depth, "progress": False}
+    plain = estimate(Model(Linear(), C_W), K0, **run, control=False)
+    est = estimate(Model(Linear(), C_W), K0, **run)
     assert np.allclose(est.G, plain.G, rtol=1e-6)
     assert np.allclose(est.V4, plain.V4, rtol=1e-4)
     _, V4, kappa4 = linear_moments(K0, n, depth, eps, C_W)
@@ -132,7 +133,15 @@ def test_published_setting_of_control_variates(key):
     The error of V4_excess is 0.075 of V4's.
     """
     est = estimate(
-        Model(Tanh(), 2.0), jnp.array([[2.0]]), 128, 200, 0.1, 40_000, key, save_at=[100, 200], progress=False
+        Model(Tanh(), 2.0),
+        jnp.array([[2.0]]),
+        width=128,
+        depth=200,
+        eps=0.1,
+        networks=40_000,
+        key=key,
+        save_at=[100, 200],
+        progress=False,
     )
     K1, error = est.K1[-1, 0, 0], est.stderr.K1[-1, 0, 0]
     assert 0.001 < error < 0.003
@@ -166,11 +175,11 @@ def test_fourth_cumulant_of_a_neuron(key, model):
     are of its size. Within 4.5 errors and the next order, 4 kappa / n: six numbers, false alarm 4e-5. Depth zero has none.
     """
     eps, layers = 0.3, [0, 4, 8]
-    tower = solve(model, K0, eps**2 * np.array(layers), closure=HermiteTower(30), eps=eps)
+    tower = solve(model, K0, layers=layers, eps=eps, closure=HermiteTower(30))
     K = np.asarray(tower.K0)
     fluctuation = tower.V4 - np.einsum("tac,tbd->tabcd", K, K) - np.einsum("tad,tbc->tabcd", K, K)
     kappa4 = np.einsum("taabb->tab", fluctuation) + 2 * np.einsum("tabab->tab", fluctuation)
-    est = estimate(model, K0, 128, 8, eps, 24_000, key, save_at=layers, progress=False)
+    est = estimate(model, K0, width=128, depth=8, eps=eps, networks=24_000, key=key, save_at=layers, progress=False)
     assert (est.kappa4[0] == 0).all()
     for t in (1, 2):
         assert (est.stderr.kappa4[t] < 0.05 * kappa4[t].max()).all()
@@ -182,10 +191,10 @@ def test_fourth_cumulant_without_control_variates(key):
 
     Within 4.5 joint errors: false alarm 2e-5 for three numbers. At depth zero the cumulant is nothing, within 4.5 errors.
     """
-    run = (Model(Tanh(), 2.0, 0.1), K0, 8, 8, 0.3, 100_000)
-    keys = jax.random.split(key)
-    plain = estimate(*run, keys[0], sampler=WeightSampler(), control=False, save_at=[0, 8], progress=False)
-    est = estimate(*run, keys[1], save_at=[0, 8], progress=False)
+    run = {"width": 8, "depth": 8, "eps": 0.3, "networks": 100_000, "save_at": [0, 8], "progress": False}
+    model, keys = Model(Tanh(), 2.0, 0.1), jax.random.split(key)
+    plain = estimate(model, K0, **run, key=keys[0], sampler=WeightSampler(), control=False)
+    est = estimate(model, K0, **run, key=keys[1])
     assert (np.abs(plain.kappa4[0]) < 4.5 * plain.stderr.kappa4[0]).all()
     assert (np.abs(plain.kappa4 - est.kappa4)[1] < 4.5 * np.hypot(plain.stderr.kappa4, est.stderr.kappa4)[1]).all()
     for error in (plain.stderr.kappa4[1], est.stderr.kappa4[1]):
@@ -202,7 +211,7 @@ def test_control_variates_take_off_all_that_is_of_leading_order(key):
     1/sqrt(n), and errors grow by 8. 2048 networks tell their ratio to 10 %.
     """
     run = {"depth": 3, "eps": 0.8, "networks": 2048, "save_at": [3], "progress": False}
-    errors = [estimate(Model(Tanh(), 2.0), K0, width, key=key, **run).stderr for width in (64, 4096)]
+    errors = [estimate(Model(Tanh(), 2.0), K0, width=width, key=key, **run).stderr for width in (64, 4096)]
     for name in ("U1", "kappa4"):
         narrow, wide = (getattr(error, name)[0] for error in errors)
         assert (wide < 1.5 * narrow).all(), (name, wide / narrow)
@@ -217,11 +226,11 @@ def test_many_inputs_and_few_neurons(key, sampler):
     est = estimate(
         Model(Linear(), C_W),
         K,
-        n,
-        depth,
-        eps,
-        30_000,
-        key,
+        width=n,
+        depth=depth,
+        eps=eps,
+        networks=30_000,
+        key=key,
         sampler=sampler,
         control=False,
         save_at=[depth],
@@ -254,7 +263,9 @@ def network_kernels(model, K, n, depth, eps, networks, key):
 
     def run(key):
         key_phi, key_net = jax.random.split(key)
-        return empirical_kernel(ResNet(model, n, depth, eps, key=key_net)(draw_inputs(K, n, key=key_phi)))
+        return empirical_kernel(
+            ResNet(model, width=n, depth=depth, eps=eps, key=key_net)(draw_inputs(K, n, key=key_phi))
+        )
 
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(key, networks)))
 
@@ -270,7 +281,9 @@ def test_samplers_have_one_law(key, model):
     keys = jax.random.split(key, 4)
 
     def sample(sampler, key, eps=eps):
-        return sample_kernels(model, K0, n, depth, eps, networks, key, sampler=sampler, save_at=[depth])[:, 0]
+        return sample_kernels(
+            model, K0, width=n, depth=depth, eps=eps, networks=networks, key=key, sampler=sampler, save_at=[depth]
+        )[:, 0]
 
     samples = [
         sample(BlockSampler(), keys[0]),
@@ -300,7 +313,7 @@ def test_a_draw_depends_on_its_key_and_number_only(key):
     model = Model(Tanh(), 2.0, 0.1)
 
     def sample(networks, key=key, save_at=(2, 7)):
-        return sample_kernels(model, K0, 5, 7, 0.3, networks, key, save_at=save_at)
+        return sample_kernels(model, K0, width=5, depth=7, eps=0.3, networks=networks, key=key, save_at=save_at)
 
     all_of_them = sample(5000)
     assert all_of_them.shape == (5000, 2, 2, 2)
@@ -313,18 +326,18 @@ def test_a_draw_depends_on_its_key_and_number_only(key):
 
 
 def test_estimate_and_samples_are_the_same_networks(key):
-    run = (Model(Tanh(), 2.0), K0, 8, 5, 0.3)
-    est = estimate(*run, 1000, key, save_at=[0, 5], progress=False)
-    G = sample_kernels(*run, 1000, key, save_at=[0, 5]).astype(float)
+    run = {"width": 8, "depth": 5, "eps": 0.3, "networks": 1000, "key": key, "save_at": [0, 5]}
+    est = estimate(Model(Tanh(), 2.0), K0, **run, progress=False)
+    G = sample_kernels(Model(Tanh(), 2.0), K0, **run).astype(float)
     assert np.allclose(est.G, G.mean(axis=0), rtol=1e-6)
     assert np.allclose(est.V4[1, 0, 1, 1, 1], 8 * np.cov(G[:, 1, 0, 1], G[:, 1, 1, 1])[0, 1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["rbg", "threefry2x32"])
 def test_any_kind_of_key(kind):
-    run = (Model(Tanh(), 2.0), K0, 3, 2, 0.3)
-    one = sample_kernels(*run, 1, jax.random.key(1, impl=kind))
-    assert np.array_equal(one, sample_kernels(*run, 3, jax.random.key(1, impl=kind))[:1])
+    run = {"width": 3, "depth": 2, "eps": 0.3, "key": jax.random.key(1, impl=kind)}
+    one, three = (sample_kernels(Model(Tanh(), 2.0), K0, **run, networks=networks) for networks in (1, 3))
+    assert np.array_equal(one, three[:1])
 
 
 def test_samplers_ask_for_no_expectation(key):
@@ -337,13 +350,16 @@ def test_samplers_ask_for_no_expectation(key):
         def expansion(self, k):
             raise AssertionError
 
-    for sampler in (BlockSampler(), WeightSampler()):
-        assert np.isfinite(sample_kernels(Model(NoMoments(), 2.0), K0, 3, 2, 0.3, 2, key, sampler=sampler)).all()
+    branch = [RMSNorm(), Dense(1.0), GLU(NoMoments()), RMSNorm(), Dense(1.0), NoMoments(), Dense(1.0)]
+    run = {"width": 3, "depth": 2, "eps": 0.3, "networks": 2, "key": key}
+    for model in (Model(NoMoments(), 2.0), Model(branch)):
+        for sampler in (BlockSampler(), WeightSampler()):
+            assert np.isfinite(sample_kernels(model, K0, **run, sampler=sampler)).all()
 
 
 def test_a_users_activation_and_default_layers(key):
     model = Model(Smooth(lambda x: x / (1 + x**2)), 2.0)
-    est = estimate(model, K0, 4, 50, 0.1, 64, key, progress=False)
+    est = estimate(model, K0, width=4, depth=50, eps=0.1, networks=64, key=key, progress=False)
     assert len(est.layers) == 41
     assert (est.layers[0], est.layers[-1]) == (0, 50)
     assert est.networks == 64
@@ -354,7 +370,15 @@ def test_repeated_inputs(key):
     """Three inputs, two equal: their entries agree to rounding, control variates included."""
     repeated = np.array([0, 1, 1])
     est = estimate(
-        Model(Tanh(), 2.0), K0[np.ix_(repeated, repeated)], 8, 20, 0.2, 2000, key, save_at=[20], progress=False
+        Model(Tanh(), 2.0),
+        K0[np.ix_(repeated, repeated)],
+        width=8,
+        depth=20,
+        eps=0.2,
+        networks=2000,
+        key=key,
+        save_at=[20],
+        progress=False,
     )
     for name in ("G", "S", "K1", "U1"):
         value = getattr(est, name)[0]
@@ -387,6 +411,12 @@ def test_errors_name_the_argument(key):
         ({"save_at": [2, 1]}, "increasing"),
         ({"save_at": [0.5]}, "whole layers"),
         ({"save_at": []}, "`save_at`"),
+        ({"eps": [0.1, 0.2]}, r"or one for each of the 3 layers, but has shape \(2,\)"),
+        ({"model": Model(Tanh(), 2.0, decay=5.0), "eps": 0.5}, "leave no real skip: .* Take decay = 1 / eps"),
+        (
+            {"model": Model([Tanh(), Dense(1.0, ratio=1.6), Tanh(), Dense(1.0)])},
+            r"whole number of neurons, but 4 x 1.6 is 6.4: take another width, or Dense\(..., ratio=6 / 4\)",
+        ),
         ({"sampler": WeightSampler()}, "`control` must be False"),
         ({"target": (lambda q: q.K1[-1, 0, 0], 0.0)}, "`target`"),
         ({"target": (lambda q: q.K1[-1, 0, 0], "0.1")}, "`target` must be a function .* its standard error is '0.1'"),
@@ -415,7 +445,15 @@ def test_targets_that_are_not_finite_say_so(key):
         ValueError, match=r"has standard error nan after \d+ networks: take a function that stays finite"
     ):
         estimate(
-            Model(Tanh(), 2.0), K0, 4, 3, 0.1, 100, key, target=(lambda q: q.K1[0, 0, 0] * np.nan, 0.1), progress=False
+            Model(Tanh(), 2.0),
+            K0,
+            width=4,
+            depth=3,
+            eps=0.1,
+            networks=100,
+            key=key,
+            target=(lambda q: q.K1[0, 0, 0] * np.nan, 0.1),
+            progress=False,
         )
 
 
@@ -423,7 +461,18 @@ def test_non_finite_is_named(key):
     """A cubic activation diverges: the error says where first, and does not wait for the end."""
     model = Model(Polynomial([0.0, 0.0, 0.0, 1.0]), 2.0)
     with pytest.raises(FloatingPointError, match=r"entry \[0, 0\] of [GS] at layer [2-6], .* eps"):
-        estimate(model, K0, 4, 30, 1.0, 200, key, control=False, save_at=range(0, 31, 2), progress=False)
+        estimate(
+            model,
+            K0,
+            width=4,
+            depth=30,
+            eps=1.0,
+            networks=200,
+            key=key,
+            control=False,
+            save_at=range(0, 31, 2),
+            progress=False,
+        )
 
 
 def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
@@ -431,21 +480,22 @@ def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
     linear = Model(Linear(), 1.0)
     monkeypatch.setattr(plan, "_host_memory", lambda: 2**33)
     with pytest.raises(MemoryError, match=r"about \d+\.\d GiB of memory on the host, which has 8 GiB: .* `save_at`"):
-        estimate(linear, jnp.eye(32), 4, 40, 0.1, 1000, key, progress=False)
-    assert sample_kernels(linear, jnp.eye(32), 4, 40, 0.1, 1, key).shape == (1, 41, 32, 32)
-    large = (linear, K0, 65536, 40, 0.1, 1000, key)  # one network's weights: 48 GiB
+        estimate(linear, jnp.eye(32), width=4, depth=40, eps=0.1, networks=1000, key=key, progress=False)
+    assert sample_kernels(linear, jnp.eye(32), width=4, depth=40, eps=0.1, networks=1, key=key).shape == (1, 41, 32, 32)
+    sizes = {"depth": 40, "eps": 0.1, "networks": 1000, "key": key}
+    large = {"width": 65536, **sizes}  # one network's weights: 48 GiB
     remedy = r"blocks of 1 networks, \d+ at once. Take a smaller `width`, or `sampler=BlockSampler\(\)`"
     with pytest.raises(MemoryError, match=remedy):
-        estimate(*large, sampler=WeightSampler(), control=False, progress=False)
+        estimate(linear, K0, **large, sampler=WeightSampler(), control=False, progress=False)
     with pytest.raises(
         MemoryError, match=r"4[89](\.\d)? GiB for 1 networks at once. Take a smaller `width`, or `sampler=Block"
     ):
-        sample_kernels(*large, sampler=WeightSampler())
+        sample_kernels(linear, K0, **large, sampler=WeightSampler())
     monkeypatch.setattr(plan, "_host_memory", lambda: 2**20)
     with pytest.raises(MemoryError, match=r"at once\. Take a smaller `width` or fewer inputs"):
-        estimate(*large, progress=False)
+        estimate(linear, K0, **large, progress=False)
     with pytest.raises(MemoryError, match=r"0\.209 GiB for kernels of 1000000 .* Take fewer networks at a time"):
-        sample_kernels(linear, K0, 4, 40, 0.1, 10**6, key, save_at=range(8))
+        sample_kernels(linear, K0, width=4, depth=40, eps=0.1, networks=10**6, key=key, save_at=range(8))
 
 
 def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
@@ -461,14 +511,14 @@ def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
 
 
 def test_progress_goes_to_stderr(key, capsys):
-    run = (Model(Tanh(), 2.0), K0, 4, 3, 0.1, 100, key)
-    estimate(*run, progress=False)
+    run = {"model": Model(Tanh(), 2.0), "K0": K0, "width": 4, "depth": 3, "eps": 0.1, "networks": 100, "key": key}
+    estimate(**run, progress=False)
     assert capsys.readouterr() == ("", "")
-    estimate(*run)
+    estimate(**run)
     out, err = capsys.readouterr()
     assert out == ""
     assert "100/100" in err
     assert "networks/s" in err
     assert "100 networks in blocks of 1 need about 00:00, and" in err
-    estimate(*run, target=(lambda q: q.K1[-1, 0, 0], 1e-6))
+    estimate(**run, target=(lambda q: q.K1[-1, 0, 0], 1e-6))
     assert "it will be about" in capsys.readouterr().err

@@ -123,9 +123,10 @@ np.savez(sys.argv[1], *of_one_draw())
 
 def of_one_draw():
     """Kernels of single networks, and K0 and K1 of their ensemble."""
-    run = (Model(Tanh(), 2.0), np.array([[2.0, 0.6], [0.6, 2.0]]), 8, 20, 0.3, 64, jax.random.key(5))
-    est = estimate(*run, save_at=[20], progress=False)
-    return sample_kernels(*run, save_at=[20]), est.K0, est.K1
+    run = {"width": 8, "depth": 20, "eps": 0.3, "networks": 64, "key": jax.random.key(5), "save_at": [20]}
+    model, K0 = Model(Tanh(), 2.0), np.array([[2.0, 0.6], [0.6, 2.0]])
+    est = estimate(model, K0, **run, progress=False)
+    return sample_kernels(model, K0, **run), est.K0, est.K1
 
 
 def test_networks_are_float32_with_and_without_x64(tmp_path):
@@ -223,11 +224,11 @@ def small(key, path=None, networks=640, width=4, control=True, progress=False, *
     return estimate(
         Model(Tanh(), 2.0),
         K0,
-        width,
-        3,
-        0.3,
-        networks,
-        key,
+        width=width,
+        depth=3,
+        eps=0.3,
+        networks=networks,
+        key=key,
         control=control,
         checkpoint=path,
         save_at=[3],

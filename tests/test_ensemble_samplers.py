@@ -13,7 +13,8 @@ import pytest
 from kernel_eft_jax.activations import Tanh
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler
 from kernel_eft_jax.ensemble.normals import network_keys
-from kernel_eft_jax.ensemble.samplers import as_rows, draw_rows, gram, mix
+from kernel_eft_jax.ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, gram, mix
+from kernel_eft_jax.maps import GLU, Dense
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.pairs import pairs
 
@@ -27,12 +28,14 @@ def draw(key, inputs, width, sampler=None):
     """phi of some networks, and the random numbers of a layer."""
     keys = network_keys(key, jnp.arange(NETWORKS, dtype=jnp.uint32))
     phi = as_rows(draw_rows(keys, jnp.uint32(0), inputs, width), (inputs, width, NETWORKS))
-    return phi, sampler and sampler.draw(keys, jnp.uint32(3), inputs, width)
+    return phi, sampler and draw_last(sampler, MODEL, keys, jnp.uint32(3), inputs, width)
 
 
 @partial(jax.jit, static_argnums=0)
-def increment(sampler, phi, S, noise):
-    return sampler.increment(MODEL, phi, S, noise)
+def outputs(sampler, phi, noise):
+    """What comes out of the matrix behind tanh(phi)."""
+    last = MODEL.sections[-1]
+    return sampler.outputs(last.dense, sampler.reads(last.features(phi)), noise, (phi.shape[1], phi.shape[1]))
 
 
 def double(x):
@@ -52,11 +55,11 @@ def test_kernels_sum_over_every_neuron_once(key, inputs, width):
 def test_increments_of_the_block_law(key, inputs, width):
     """L z with NumPy's Cholesky factor of C_b + C_W S, and z the normals of the layer, each in its place once."""
     phi, noise = draw(key, inputs, width, BlockSampler())
-    S, (a, b) = np.tanh(double(phi)) @ np.tanh(double(phi)).swapaxes(1, 2) / width, pairs(inputs)
+    S = np.tanh(double(phi)) @ np.tanh(double(phi)).swapaxes(1, 2) / width
     z = double(as_rows(noise, phi.shape))
     flat = np.concatenate([np.asarray(noise).real, np.asarray(noise).imag])[: inputs * width]
     assert np.array_equal(z.astype(np.float32), np.moveaxis(flat.reshape(phi.shape), -1, 0))
-    eta = increment(BlockSampler(), phi, jnp.asarray(S[:, a, b].T, jnp.float32), noise)
+    eta = outputs(BlockSampler(), phi, noise)
     np.testing.assert_allclose(double(eta), np.linalg.cholesky(0.3 + 1.7 * S) @ z, atol=3e-4)
 
 
@@ -69,7 +72,22 @@ def test_increments_by_weights(key, inputs, width):
     assert z.shape == (NETWORKS, width + 1, width)
     assert len(np.unique(z)) > 0.999 * z.size  # a few agree by chance, in float32
     eta = np.sqrt(1.7 / width) * np.tanh(double(phi)) @ z[:, :-1] + np.sqrt(0.3) * z[:, -1:]
-    np.testing.assert_allclose(double(increment(WeightSampler(), phi, None, noise)), eta, atol=3e-5)
+    np.testing.assert_allclose(double(outputs(WeightSampler(), phi, noise)), eta, atol=3e-5)
+
+
+@pytest.mark.parametrize("sampler", [BlockSampler(), WeightSampler()])
+def test_no_normal_is_used_twice_in_a_layer(key, sampler):
+    """The last matrix and the hidden ones, a gated one among them, at odd numbers of neurons."""
+    model = Model([Dense(1.0, ratio=3), GLU(Tanh()), Dense(1.0, ratio=7), Tanh(), Dense(1.0)])
+    keys = network_keys(key, jnp.arange(1, dtype=jnp.uint32))
+    last = draw_last(sampler, model, keys, jnp.uint32(3), 3, 5)
+    noise = [last, *draw_hidden(sampler, model, keys, jnp.uint32(3), 3, 5)]
+    block = isinstance(sampler, BlockSampler)
+    shapes = [(5, 35), (30, 5), (35, 15)]  # outputs and features: the last, then in the order of data flow
+    pairs = [(3 * m + 1) // 2 if block else (f + 1) * ((m + 1) // 2) for m, f in shapes]
+    assert [z.size for z in noise] == pairs
+    z = np.concatenate([np.concatenate([z.real.ravel(), z.imag.ravel()]) for z in noise])
+    assert len(np.unique(z)) > 0.999 * z.size
 
 
 @pytest.mark.parametrize("inputs", [1, 5, 16, 17])

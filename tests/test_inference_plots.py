@@ -19,7 +19,12 @@ K0 = X @ X.T / 6
 @pytest.fixture(scope="module")
 def kernels():
     model = keft.Model(keft.Linear(), 1.5)
-    return np.asarray(keft.sample_kernels(model, K0, WIDTH, 6, EPS, NETWORKS, jax.random.key(0), save_at=LAYERS), float)
+    return np.asarray(
+        keft.sample_kernels(
+            model, K0, width=WIDTH, depth=6, eps=EPS, networks=NETWORKS, key=jax.random.key(0), save_at=LAYERS
+        ),
+        float,
+    )
 
 
 def fitted(G, with_V4, layers=LAYERS):

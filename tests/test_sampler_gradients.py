@@ -23,8 +23,40 @@ def test_the_networks_are_those_of_sample_kernels(key):
     model = keft.Model(keft.Erf(), 1.5, 0.3)
     G = pathwise_kernels(model, K0, WIDTH, LAYERS, EPS, few(64), key)
     np.testing.assert_allclose(
-        G, sample_kernels(model, K0, WIDTH, LAYERS[-1], EPS, 64, key, save_at=LAYERS), rtol=2e-5, atol=2e-6
+        G,
+        sample_kernels(model, K0, width=WIDTH, depth=LAYERS[-1], eps=EPS, networks=64, key=key, save_at=LAYERS),
+        rtol=2e-5,
+        atol=2e-6,
     )
+
+
+BLOCK = [
+    keft.RMSNorm(), keft.Dense(1.2, 0.1, ratio=1.5), keft.GLU(keft.SiLU()), keft.Dense(1.5, 0.2, ratio=0.5), keft.Erf(),
+    keft.Dense(2.0, 0.1),
+]  # fmt: skip
+
+
+def test_of_every_block(key):
+    """The same networks, and both modes against differences, in variances of every matrix, decay and an eps of each layer."""
+    eps = jnp.array([0.3, 0.5, 0.4])
+
+    def kernels(values):
+        branch = list(BLOCK)
+        branch[1], branch[3] = keft.Dense(values[0], 0.1, ratio=1.5), keft.Dense(1.5, values[1], ratio=0.5)
+        return pathwise_kernels(
+            keft.Model(branch, decay=values[2]), K0, WIDTH, (1, 3), eps.at[1].set(values[3]), few(16), key
+        )
+
+    point = jnp.array([1.2, 0.2, 0.6, 0.5])
+    sampled = sample_kernels(
+        keft.Model(BLOCK, decay=0.6), K0, width=WIDTH, depth=3, eps=eps, networks=16, key=key, save_at=[1, 3]
+    )
+    np.testing.assert_allclose(kernels(point), sampled, rtol=5e-5, atol=5e-6)
+    mean = jax.jit(lambda values: jnp.sum(jnp.mean(kernels(values), 0) ** 2))
+    forward, reverse, step = jax.jacfwd(mean)(point), jax.grad(mean)(point), 1e-6
+    np.testing.assert_allclose(reverse, forward, rtol=1e-11)
+    differences = [(mean(point + h) - mean(point - h)) / (2 * step) for h in step * jnp.eye(4)]
+    np.testing.assert_allclose(forward, differences, rtol=1e-6)
 
 
 @pytest.mark.parametrize("activation", [keft.Erf(), keft.LeakyReLU(0.2)])
@@ -69,7 +101,7 @@ def test_the_exact_closure_has_the_derivatives_of_sampled_networks(key):
         keft.Model(keft.Scaled(keft.Tanh(), 1.1), 2.0, 0.2), np.eye(1) * 2, width=32, layers=(10,), eps=0.1**0.5
     )
     sampled = pathwise_sensitivity(e, names, 40_000, key)
-    theory = keft.inference.sensitivity(e.model, e.K0, [1.0], closure=keft.HermiteTower(20), eps=0.1**0.5)
+    theory = keft.inference.sensitivity(e.model, e.K0, layers=[10], closure=keft.HermiteTower(20), eps=0.1**0.5)
     expected = np.array([theory[name].K0 + theory[name].K1 / 32 for name in names])
     assert np.all(np.abs(sampled.derivative - expected) < 4.5 * sampled.derivative_stderr)
 
@@ -105,6 +137,9 @@ def test_what_has_no_derivative_is_refused(key):
     e = Experiment(keft.Model(keft.Erf(), 1.5), K0, width=16.5, layers=LAYERS, eps=EPS)
     with pytest.raises(ValueError, match="whole number of neurons"):
         pathwise_sensitivity(e, ("C_W",), 64, key)
+    e = Experiment(keft.Model(keft.Erf(), 1.5, decay=1.0), K0, width=WIDTH, layers=LAYERS, eps=1.0)
+    with pytest.raises(ValueError, match="names eps or decay where decay eps"):
+        pathwise_sensitivity(e, ("eps",), 64, key)
 
 
 @pytest.mark.parametrize(

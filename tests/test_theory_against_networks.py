@@ -12,17 +12,18 @@ import pytest
 import kernel_eft_jax as keft
 
 EPS, DEPTH, SAVE = 0.25, 32, [4, 8, 16, 32]
-TS = EPS**2 * np.array(SAVE)
 TANH = (keft.Model(keft.Tanh(), jnp.array(2.0)), np.array([[2.0, 0.6], [0.6, 2.0]]))
 SILU = (keft.Model(keft.SiLU(), jnp.array(1.2), jnp.array(0.2)), np.array([[1.0, 0.3], [0.3, 0.5]]))
 
 
 def ensemble(setting, width, networks, key):
-    return keft.estimate(*setting, width, DEPTH, EPS, networks, key, save_at=SAVE, progress=False)
+    return keft.estimate(
+        *setting, width=width, depth=DEPTH, eps=EPS, networks=networks, key=key, save_at=SAVE, progress=False
+    )
 
 
 def theory(setting, closure):
-    return keft.solve(*setting, TS, closure=closure, eps=EPS)
+    return keft.solve(*setting, layers=SAVE, eps=EPS, closure=closure)
 
 
 def largest(difference, stderr):
@@ -86,8 +87,10 @@ def test_theory_is_exact_for_one_layer_steps_of_order_one(key):
     K1 within 4 standard errors and V4 within 4 (0.6 %); the continuum's values are far outside.
     """
     model, K = keft.Model(keft.SiLU(), jnp.array(1.0)), np.array([[1.0]])
-    estimate = keft.estimate(model, K, 512, 3, 1.0, 60_000, key, save_at=[1, 2, 3], progress=False)
-    layers = keft.solve(model, K, [1.0, 2.0, 3.0], closure=keft.HermiteTower(40), eps=1.0)
+    estimate = keft.estimate(
+        model, K, width=512, depth=3, eps=1.0, networks=60_000, key=key, save_at=[1, 2, 3], progress=False
+    )
+    layers = keft.solve(model, K, layers=[1, 2, 3], eps=1.0, closure=keft.HermiteTower(40))
     V4 = np.asarray(layers.V4) + estimate.V4_excess
     assert largest(estimate.V4 - V4, estimate.stderr.V4) < 4
     assert (np.abs(estimate.K1 - layers.K1) <= 4 * estimate.stderr.K1 + 4 * np.abs(layers.K1) / 512).all()

@@ -201,16 +201,16 @@ def _response(result: Estimate | Solution, ts: Any, c: float) -> Float[np.ndarra
 
 
 def _model_of(result: Estimate | Solution, model: Model | None) -> Model:
-    model = getattr(result, "model", None) if model is None else model
+    model = result.model if model is None else model
     if model is None:
-        raise ValueError("Argument `model` is missing: this Estimate does not know its model.")
+        raise ValueError("Argument `model` is missing, and this result comes from a file that does not hold it.")
     return model
 
 
-def _eps_of(result: Any) -> Float[np.ndarray, "..."] | None:
+def _eps_of(result: Estimate | Solution) -> Float[np.ndarray, "..."] | None:
     """The step of each layer, None in the continuum."""
-    if isinstance(result, Estimate) and not hasattr(result, "eps"):  # until Estimate knows its eps
-        return np.sqrt(np.asarray(result.ts[-1] / max(result.layers[-1], 1)))
+    if result.eps is None and isinstance(result, Estimate):
+        raise ValueError("Argument `result` is an Estimate from a file that does not hold its eps: sample it anew.")
     return None if result.eps is None else np.asarray(result.eps, np.float64)
 
 

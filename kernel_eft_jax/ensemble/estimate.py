@@ -13,9 +13,12 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 from tqdm import tqdm
 
+from ..activations import Activation
 from ..checks import check_count, check_kernel, check_positive
+from ..depths import check_eps, check_layers, squares
+from ..maps import Dense
 from ..model import Model
-from ..network import semidefinite_cholesky
+from ..network import semidefinite_cholesky, shapes, skip
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width
@@ -31,15 +34,15 @@ BLOCK_LAW = BlockSampler()
 def estimate(
     model: Model,
     K0: Float[ArrayLike, "N N"],
+    *,
     width: int,
     depth: int,
-    eps: float,
+    eps: Float[ArrayLike, "..."],
     networks: int,
     key: PRNGKeyArray,
-    *,
     sampler: Sampler = BLOCK_LAW,
     control: bool = True,
-    save_at: Sequence[int] | None = None,
+    save_at: Sequence[int] | int | None = None,
     target: tuple[Callable[[Quantities], Any], float] | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_seconds: float = 60.0,
@@ -80,20 +83,20 @@ def estimate(
     silent = not progress or jax.process_index() > 0
     with tqdm(total=networks, unit=" networks", disable=silent) as bar:
         sums = accumulate(problem, key, plan, sums, bar, goal, file)
-    return Estimate.of(sums, limit, width, np.asarray(problem.layers), float(eps))
+    return Estimate.of(sums, limit, width, np.asarray(problem.layers), np.asarray(eps), model, sampler, key)
 
 
 def sample_kernels(
     model: Model,
     K0: Float[ArrayLike, "N N"],
+    *,
     width: int,
     depth: int,
-    eps: float,
+    eps: Float[ArrayLike, "..."],
     networks: int,
     key: PRNGKeyArray,
-    *,
     sampler: Sampler = BLOCK_LAW,
-    save_at: Sequence[int] | None = None,
+    save_at: Sequence[int] | int | None = None,
 ) -> Float[np.ndarray, "networks T N N"]:
     """The empirical kernel G of single networks: those that `estimate` draws with the same key; see there for the arguments."""
     check_count(networks, "networks")
@@ -109,21 +112,22 @@ def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
     K0 = check_kernel(K0)
     check_count(width, "width")
     check_count(depth, "depth")
-    check_positive(eps, "eps")
-    layers = np.unique(np.round(np.linspace(0, depth, 41))) if save_at is None else np.asarray(save_at)
-    if layers.ndim != 1 or layers.size == 0 or (layers != np.round(layers)).any() or (np.diff(layers) <= 0).any():
-        raise ValueError(f"Argument `save_at` must be a list of increasing whole layers, but is {save_at!r}.")
-    if layers[0] < 0 or layers[-1] > depth:
+    shapes(model, width)
+    eps = jnp.atleast_1d(jnp.asarray(check_eps(eps, model.decay, depth)))
+    layers = np.unique(np.round(np.linspace(0, depth, 41))) if save_at is None else save_at
+    layers = check_layers(layers, "save_at")
+    if layers[-1] > depth:
         raise ValueError(f"Argument `save_at` must lie between 0 and the depth {depth}, but is {save_at!r}.")
-    layers = jnp.asarray(layers, dtype=jnp.int32)
-    return cast(Problem(model, sampler, semidefinite_cholesky(K0), jnp.asarray(eps), layers, None, width), jnp.float32)
+    saved = jnp.asarray(layers, dtype=jnp.int32)
+    problem = Problem(model, sampler, semidefinite_cholesky(K0), eps, skip(model, eps), saved, None, width)
+    return cast(problem, jnp.float32)
 
 
 def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, Limit]:
     """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
-    path = infinite_width(model, k0, jnp.asarray(eps, k0.dtype), int(depth))
+    path = infinite_width(model, k0, squares(eps, int(depth), k0.dtype))
     limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in path[:2]))
     if control:
         problem = eqx.tree_at(lambda p: p.path, problem, cast(path, jnp.float32), is_leaf=lambda x: x is None)
@@ -164,18 +168,24 @@ def check_target(target: Any, limit: Limit, control: bool) -> tuple[Callable[[Qu
 
 def settings(problem: Problem, key: PRNGKeyArray) -> dict:
     """What two runs must share for one to go on from the other's sums."""
-    grid = problem.model.activation(jnp.linspace(-30, 30, 241, dtype=jnp.float32))
-    arrays = [np.asarray(x) for x in [grid, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
+    grid = jnp.linspace(-30, 30, 241, dtype=jnp.float32)
+    branch, values = problem.model.branch, []
+    for part in branch:
+        part = getattr(part, "activation", part)  # that of a GLU
+        values += [part(grid)] if isinstance(part, Activation) else []
+    arrays = [np.asarray(x) for x in [*values, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
+    eps = np.unique(np.asarray(problem.eps))
     return {
-        "format": 4,
+        "format": 5,
         "jax": [jax.__version__, jaxlib.version.__version__],
         "platform": jax.local_devices()[0].device_kind,
         "process": [jax.process_index(), jax.process_count()],
         "width": problem.width,
         "layers": np.asarray(problem.layers).tolist(),
-        "eps": float(problem.eps),
+        "eps": eps.tolist() if eps.size > 1 else eps.item(),
         "key": np.asarray(jax.random.bits(key, (2,), jnp.uint32)).tolist(),
         "sampler": type(problem.sampler).__name__,
         "control": problem.path is not None,
+        "branch": [f"Dense(ratio={part.ratio})" if isinstance(part, Dense) else type(part).__name__ for part in branch],
         "model and inputs": hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()[:16],
     }

@@ -128,7 +128,7 @@ def part_count(problem: Problem, size: int) -> int:
 
 def _network(problem: Problem) -> int:
     """Bytes that one network takes on its device."""
-    numbers = problem.sampler.numbers(problem.factor.shape[0], problem.width)
+    numbers = problem.sampler.numbers(problem.model, problem.factor.shape[0], problem.width)
     return 4 * numbers * (1 if problem.path is None else 2)
 
 

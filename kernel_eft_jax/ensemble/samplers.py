@@ -1,59 +1,78 @@
-r"""Two samplers with one law: how a layer's increment eta is drawn, given s = sigma(phi).
+r"""Two samplers with one law: how the outputs u of a matrix are drawn, given the features x that it reads.
 
-$$\phi' = \phi + \epsilon \eta, \qquad \eta = W s + b \quad \text{or, given } \phi, \text{ exactly} \quad
-  \eta_i \sim N(0, \hat Q), \quad \hat Q = C_b + C_W S$$
+$$u = W x + b \quad \text{or, given } x, \text{ exactly} \quad u_i \sim N(0, C_b + C_W S), \quad S_{ab} = \frac1m \sum_j x_j(a) x_j(b)$$
 
-so that n x N normals replace n x n weights. Arrays are (inputs, neurons, networks) with networks innermost. Samplers never
-call a Gaussian expectation: they are the oracle of the theory.
+so that a few normals for each output replace a row of weights. A branch is such draws in a row; the outputs of its last matrix are the
+increment of the stream. Arrays are (inputs, neurons, networks) with networks innermost. Samplers never call a Gaussian expectation: they
+are the oracle of the theory.
 """
 
 from abc import abstractmethod
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, UInt32
 
+from ..maps import Dense
 from ..model import Model
-from ..network import UNROLLED, semidefinite_cholesky
-from ..pairs import pack, pair_table
+from ..network import UNROLLED, semidefinite_cholesky, shapes
+from ..pairs import input_count, pack, pair_table
 from .normals import Words, normals, real_and_imaginary
 
 WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products are written out with networks innermost
 
 
 class Sampler(eqx.Module):
-    """How the increments of one layer are drawn; `uses_S`: whether they depend on the sigma-kernel of the layer before."""
-
-    uses_S: ClassVar[bool]
+    """How the outputs of one matrix are drawn. A matrix has the shape (outputs, features)."""
 
     @abstractmethod
-    def draw(self, keys: Words, layer: UInt32[Array, ""], inputs: int, width: int) -> Any:
-        """The random numbers of one layer, a function of each network's key and the layer only."""
+    def pairs(self, inputs: int, shape: tuple[int, int]) -> int:
+        """Pairs of normals that a matrix takes in each layer."""
 
     @abstractmethod
-    def increment(self, model: Model, phi: Float[Array, "N n B"], S: Any, noise: Any) -> Float[Array, "N n B"]:
-        """eta from phi, S (packed, or None if it is not used) and the layer's random numbers."""
+    def draw(self, keys: Words, layer: UInt32[Array, ""], first: int, inputs: int, shape: tuple[int, int]) -> Any:
+        """The random numbers of a matrix in one layer, the pairs from number `first` on: a function of each network's key and the layer."""
 
     @abstractmethod
-    def numbers(self, inputs: int, width: int) -> int:
+    def reads(self, x: Float[Array, "N m B"]) -> Any:
+        """What a matrix is told of its features x."""
+
+    @abstractmethod
+    def kernel(self, read: Any) -> Float[Array, "P B"]:
+        """The kernel S of what `reads` gives, packed."""
+
+    @abstractmethod
+    def outputs(self, dense: Dense, read: Any, noise: Any, shape: tuple[int, int]) -> Float[Array, "N outputs B"]:
+        """What comes out of a matrix, from what it is told and its random numbers."""
+
+    @abstractmethod
+    def numbers(self, model: Model, inputs: int, width: int) -> int:
         """How many numbers a network holds in memory at once, roughly."""
 
 
 class BlockSampler(Sampler):
-    """Sample increments from their exact law given the layer before, n x N normals a layer, without weights."""
+    """Sample outputs from their exact law given the features, one normal for each output and input, without weights."""
 
-    uses_S = True
+    def pairs(self, inputs, shape):
+        return (inputs * shape[0] + 1) // 2
 
-    def draw(self, keys, layer, inputs, width) -> Complex[Array, "half B"]:
-        return draw_rows(keys, layer, inputs, width)
+    def draw(self, keys, layer, first, inputs, shape) -> Complex[Array, "half B"]:
+        return draw_rows(keys, layer, inputs, shape[0], first)
 
-    def increment(self, model, phi, S, noise):
-        inputs, z = phi.shape[0], as_rows(noise, phi.shape)
-        Q = (model.C_b + model.C_W * S)[pair_table(inputs)]
+    def reads(self, x) -> Float[Array, "P B"]:
+        return gram(x)
+
+    def kernel(self, read):
+        return read
+
+    def outputs(self, dense, read, noise, shape):
+        inputs = input_count(read.shape[0])
+        z = as_rows(noise, (inputs, shape[0], read.shape[1]))
+        Q = (dense.C_b + dense.C_W * read)[pair_table(inputs)]
         if inputs > WRITTEN_OUT:
             return mix(jax.vmap(semidefinite_cholesky, -1, -1)(Q), z)
         if inputs <= UNROLLED:
@@ -62,39 +81,76 @@ class BlockSampler(Sampler):
         L, z = jax.lax.optimization_barrier((cholesky(Q), z))
         return jax.lax.optimization_barrier(mix(L, z))
 
-    def numbers(self, inputs, width):
-        return 6 * inputs * width + 4 * inputs**2
+    def numbers(self, model, inputs, width):
+        *hidden, _ = shapes(model, width)
+        return 6 * inputs * width + 4 * inputs**2 + 3 * inputs * sum(outputs for outputs, _ in hidden)
 
 
 class WeightSampler(Sampler):
-    """Draw every layer's weights and biases and use them once: the definition of the model, n x n normals a layer."""
+    """Draw every layer's weights and biases and use them once: the definition of the model, n x n normals a matrix."""
 
-    uses_S = False
+    def pairs(self, inputs, shape):
+        return (shape[1] + 1) * ((shape[0] + 1) // 2)
 
-    def draw(self, keys, layer, inputs, width) -> Complex[Array, "B n_plus_one half"]:
-        """Column i of W and, below it, b_i: real parts for the first half of the neurons i, imaginary parts for the rest."""
-        half = (width + 1) // 2
-        index = jnp.arange((width + 1) * half, dtype=jnp.uint32)
-        return normals((keys[0][:, None], keys[1][:, None]), layer, index[None]).reshape(-1, width + 1, half)
+    def draw(self, keys, layer, first, inputs, shape) -> Complex[Array, "B features_plus_one half"]:
+        """Column j of W and, below the last, b: real parts for the first half of the outputs, imaginary parts for the rest."""
+        index = jnp.uint32(first) + jnp.arange(self.pairs(inputs, shape), dtype=jnp.uint32)
+        z = normals((keys[0][:, None], keys[1][:, None]), layer, index[None])
+        return z.reshape(-1, shape[1] + 1, (shape[0] + 1) // 2)
 
-    def increment(self, model, phi, S, noise):
-        width = phi.shape[1]
-        s = jnp.moveaxis(model.activation(phi), -1, 0)
+    def reads(self, x) -> Float[Array, "N m B"]:
+        return x
+
+    def kernel(self, read):
+        return gram(read)
+
+    def outputs(self, dense, read, noise, shape):
+        x = jnp.moveaxis(read, -1, 0)
 
         def neurons(z):
-            Ws = jnp.matmul(s, z[:, :-1], precision="highest")
-            return jnp.sqrt(model.C_W / width) * Ws + jnp.sqrt(model.C_b) * z[:, -1:]
+            Wx = jnp.matmul(x, z[:, :-1], precision="highest")
+            return jnp.sqrt(dense.C_W / shape[1]) * Wx + jnp.sqrt(dense.C_b) * z[:, -1:]
 
-        eta = jnp.concatenate([neurons(noise.real), neurons(noise.imag)], axis=2)[:, :, :width]
-        return jnp.moveaxis(eta, 0, -1)
+        u = jnp.concatenate([neurons(noise.real), neurons(noise.imag)], axis=2)[:, :, : shape[0]]
+        return jnp.moveaxis(u, 0, -1)
 
-    def numbers(self, inputs, width):
-        return 5 * inputs * width + 3 * width**2
+    def numbers(self, model, inputs, width):
+        *hidden, _ = matrices = shapes(model, width)
+        weights = sum(outputs * features for outputs, features in matrices)
+        return 5 * inputs * width + 3 * weights + 3 * inputs * sum(outputs for outputs, _ in hidden)
 
 
-def draw_rows(keys: Words, layer: UInt32[Array, ""], inputs: int, width: int) -> Complex[Array, "half B"]:
-    """The n x N standard normals of a layer, in pairs."""
-    index = jnp.arange((inputs * width + 1) // 2, dtype=jnp.uint32)
+def draw_last(sampler: Sampler, model: Model, keys: Words, layer: UInt32[Array, ""], inputs: int, width: int) -> Any:
+    """The random numbers of a layer's last matrix, whose outputs move the stream; layers count from one, the inputs being layer zero."""
+    return sampler.draw(keys, layer, 0, inputs, shapes(model, width)[-1])
+
+
+def draw_hidden(
+    sampler: Sampler, model: Model, keys: Words, layer: UInt32[Array, ""], inputs: int, width: int
+) -> tuple[Any, ...]:
+    """The random numbers of a layer's other matrices, which come after those of the last."""
+    *hidden, last = shapes(model, width)
+    noise, first = [], sampler.pairs(inputs, last)
+    for shape in hidden:
+        noise.append(sampler.draw(keys, layer, first, inputs, shape))
+        first += sampler.pairs(inputs, shape)
+    return tuple(noise)
+
+
+def read_stream(sampler: Sampler, model: Model, phi: Float[Array, "N n B"], hidden: tuple[Any, ...]) -> Any:
+    """What the last matrix of the branch is told, from the stream and the random numbers of the matrices before it."""
+    *before, last = model.sections
+    x = phi
+    for section, noise, shape in zip(before, hidden, shapes(model, phi.shape[1])[:-1], strict=True):
+        x = sampler.outputs(section.dense, sampler.reads(section.features(x)), noise, shape)
+    return sampler.reads(last.features(x))
+
+
+def draw_rows(
+    keys: Words, layer: UInt32[Array, ""], inputs: int, width: int, first: int = 0
+) -> Complex[Array, "half B"]:
+    """The n x N standard normals of a layer, in pairs; a further matrix has those from pair number `first` on."""
+    index = jnp.uint32(first) + jnp.arange((inputs * width + 1) // 2, dtype=jnp.uint32)
     return normals((keys[0][None, :], keys[1][None, :]), layer, index[:, None])
 
 

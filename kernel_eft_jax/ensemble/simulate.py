@@ -14,9 +14,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from ..model import Model
+from ..network import shapes
 from .control import Free, Path, advance, differences, start
 from .normals import network_keys
-from .samplers import Sampler, as_rows, draw_rows, gram, mix
+from .samplers import Sampler, as_rows, draw_hidden, draw_last, draw_rows, gram, mix, read_stream
 from .statistics import Moments, block_moments
 
 
@@ -26,7 +27,8 @@ class Problem(eqx.Module):
     model: Model
     sampler: Sampler
     factor: Float[Array, "N N"]
-    eps: Float[Array, ""]
+    eps: Float[Array, " steps"]  # of each layer, or one for all
+    skip: Float[Array, " steps"]
     layers: Int[Array, " T"]
     path: Path | None
     width: int = eqx.field(static=True)
@@ -40,10 +42,10 @@ def fields(problem: Problem) -> tuple[tuple[str, ...], int]:
 
 
 class State(NamedTuple):
-    """A batch of networks between two layers: pre-activations, their sigma-kernel if the next layer uses it, control."""
+    """A batch of networks between two layers: pre-activations, what the last matrix of the next layer is told, control."""
 
     phi: Float[Array, "N n B"]
-    S: Any  # Float[Array, "P B"], or None
+    read: Any
     free: Free | None
 
 
@@ -51,31 +53,37 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
     """What `measure(state, path)` gives at each saved depth, stacked."""
     model, sampler, width = problem.model, problem.sampler, problem.width
     inputs, keys = problem.factor.shape[0], network_keys(key, networks)
+    last, shape = model.sections[-1].dense, shapes(model, width)[-1]
 
     def at(layer):
         return jax.tree.map(lambda table: table[layer], problem.path)
 
-    def sigma_kernel(phi) -> Any:
-        return gram(model.activation(phi)) if sampler.uses_S else None
+    def once(function, *arguments):
+        return computed_once(problem.eps[0] > 0, function, *arguments)
+
+    def numbers(draw, layer):  # of the layer behind depth `layer`
+        return once(draw, sampler, model, keys, (layer + 1).astype(jnp.uint32), inputs, width)
 
     def step(layer, state):
-        noise = computed_once(problem.eps > 0, sampler.draw, keys, (layer + 1).astype(jnp.uint32), inputs, width)
-        phi = state.phi + problem.eps * sampler.increment(model, state.phi, state.S, noise)
+        noise, hidden = numbers(draw_last, layer), numbers(draw_hidden, layer + 1)
+        eps, a = once(lambda: [x.at[layer].get(mode="clip") for x in (problem.eps, problem.skip)])
+        phi = eps * sampler.outputs(last, state.read, noise, shape) + a * state.phi
         free = state.free
         if free is not None:
-            free = advance(free, state.S, model, at(layer), noise, problem.eps)
-        return State(phi, sigma_kernel(phi), free)
+            path = at(layer), at(layer + 1)
+            free = advance(free, sampler.kernel(state.read), model, path, (noise, hidden), eps, a)
+        return State(phi, read_stream(sampler, model, phi, hidden), free)
 
     def save(state, interval):
         state = jax.lax.fori_loop(interval[0], interval[1], step, state)
         return state, measure(state, at(interval[1]))
 
+    zero = jnp.zeros((), problem.layers.dtype)
     z = as_rows(draw_rows(keys, jnp.uint32(0), inputs, width), (inputs, width, networks.size))
-    phi = mix(problem.factor[:, :, None], z)
-    S = sigma_kernel(phi)
-    first = jnp.zeros((1,), problem.layers.dtype)
-    intervals = (jnp.concatenate([first, problem.layers[:-1]]), problem.layers)
-    return jax.lax.scan(save, State(phi, S, None if problem.path is None else start(phi, S)), intervals)[1]
+    phi, hidden = mix(problem.factor[:, :, None], z), numbers(draw_hidden, zero)
+    free = None if problem.path is None else start(phi, model, at(0), hidden)
+    first = State(phi, read_stream(sampler, model, phi, hidden), free)
+    return jax.lax.scan(save, first, (jnp.append(zero, problem.layers[:-1]), problem.layers))[1]
 
 
 def computed_once(always: Bool[Array, ""], function: Callable, *arguments: Any) -> Any:
@@ -124,8 +132,7 @@ def moments_of_blocks(
         members = block * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
 
         def measure(state, path):
-            S = gram(problem.model.activation(state.phi)) if state.S is None else state.S
-            x = gram(state.phi), S, gram(state.phi**2)
+            x = gram(state.phi), problem.sampler.kernel(state.read), gram(state.phi**2)
             if state.free is not None:
                 x = *x[:2], *differences(state.free, *x, path)
             weight = (members < networks).astype(jnp.float32)

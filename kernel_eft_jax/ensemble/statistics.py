@@ -15,9 +15,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
+from ..depths import times_of_layers
+from ..model import Model
 from ..pairs import input_count, pair_table, triples
+from .samplers import Sampler
 
 GROUPS = 32
 
@@ -184,7 +187,8 @@ def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:
 class Estimate(eqx.Module):
     """The result of `estimate`: every quantity of `Quantities`, and its standard error under the same name in `stderr`.
 
-    Layers are l, depth times t = eps^2 l; arrays are float64 NumPy arrays over the saved depths.
+    Layers are l, depth times t the sum of eps^2 over them; arrays are float64 NumPy arrays over the saved depths. `model`, `sampler`, `eps` and
+    the words of `key` are those of the run.
     """
 
     layers: Int[np.ndarray, " T"]
@@ -204,14 +208,18 @@ class Estimate(eqx.Module):
     width: int
     sums: Sums
     limit: Limit
+    model: Model | None
+    sampler: Sampler | None
+    eps: Float[np.ndarray, "..."] | None
+    key: UInt32[np.ndarray, " words"] | None
 
     @staticmethod
-    def of(sums: Sums, limit: Limit, width: int, layers: np.ndarray, eps: float) -> "Estimate":
+    def of(sums, limit, width, layers, eps, model, sampler, key) -> "Estimate":
         """The estimate that group sums amount to."""
         value, stderr = jackknife(lambda total: quantities(total, limit, width), sums)
         return Estimate(
             layers=layers,
-            ts=eps**2 * layers,
+            ts=times_of_layers(layers, eps),
             K0=_unpack(limit.K0),
             **value._asdict(),
             stderr=stderr,
@@ -219,6 +227,10 @@ class Estimate(eqx.Module):
             width=width,
             sums=sums,
             limit=limit,
+            model=model,
+            sampler=sampler,
+            eps=np.asarray(eps, np.float64),
+            key=np.asarray(jax.random.key_data(key)),
         )
 
     def jackknife(self, function: Callable[[Quantities], Any]) -> tuple[Any, Any]:

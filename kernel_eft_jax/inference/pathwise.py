@@ -1,6 +1,6 @@
 r"""Derivatives through the sampler: how the kernels of the very same random networks move with a parameter.
 
-The normals z of the block law are held while $\phi' = \phi + \epsilon L z$, $L L^T = C_b + C_W S$ moves, so the mean over
+The normals z of the block law, hidden ones too, are held while $\phi' = a \phi + \epsilon L z$, $L L^T = C_b + C_W S$ moves, so the mean over
 networks of dG/dtheta is an unbiased estimate of d E[G]/dtheta at finite width. Where S has full rank, or keeps its rank as the
 parameter moves; not for C_b at zero with more inputs than neurons, or with repeated inputs that would come apart.
 """
@@ -16,12 +16,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, UInt32
 
 from ..checks import check_count, check_kernel
+from ..depths import check_eps
 from ..ensemble import BlockSampler
 from ..ensemble.normals import network_keys
-from ..ensemble.samplers import as_rows, draw_rows, gram, mix
+from ..ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, gram, mix, read_stream
+from ..maps import Affine
 from ..model import Model
-from ..network import semidefinite_cholesky
-from ..pairs import unpack
+from ..network import semidefinite_cholesky, shapes, skip
+from ..pairs import pack, unpack
 from .parameters import Experiment, check_names, get_parameters, set_parameters
 
 BATCH = 256
@@ -32,7 +34,7 @@ def pathwise_kernels(
     K0: Float[ArrayLike, "N N"],
     width: int,
     layers: tuple[int, ...],
-    eps: Float[ArrayLike, ""],
+    eps: Float[ArrayLike, "..."],
     networks: UInt32[Array, " B"],
     key: PRNGKeyArray,
 ) -> Float[Array, "B T N N"]:
@@ -45,14 +47,19 @@ def pathwise_kernels(
     K0 = check_kernel(K0)
     dtype, inputs, depth = K0.dtype, K0.shape[0], max(layers[-1], 1)
     model = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, model)
-    eps, keys, sampler = jnp.asarray(eps, dtype), network_keys(key, networks), BlockSampler()
-    observed = np.asarray(layers)
+    eps = jnp.broadcast_to(jnp.asarray(check_eps(eps, model.decay, depth), dtype), (depth,))
+    a, keys, sampler = skip(model, eps), network_keys(key, networks), BlockSampler()
+    observed, (last, shape) = np.asarray(layers), (model.sections[-1].dense, shapes(model, width)[-1])
+
+    def draw(numbers, index):
+        noise = numbers(sampler, model, keys, (index + 1).astype(jnp.uint32), inputs, width)
+        return jax.tree.map(lambda z: jax.lax.complex(z.real.astype(dtype), z.imag.astype(dtype)), noise)
 
     def layer(carry, index):
         phi, saved = carry
-        noise = sampler.draw(keys, (index + 1).astype(jnp.uint32), inputs, width)
-        noise = jax.lax.complex(noise.real.astype(dtype), noise.imag.astype(dtype))
-        later = phi + eps * sampler.increment(model, phi, gram(model.activation(phi)), noise)
+        read = read_stream(sampler, model, phi, draw(draw_hidden, index))
+        eta = sampler.outputs(last, read, draw(draw_last, index), shape)
+        later = a[index] * phi + eps[index] * eta
         saved = jnp.where((observed == index + 1)[:, None, None], gram(later), saved)
         return (jnp.where(index < depth, later, phi), saved), None
 
@@ -94,11 +101,18 @@ def pathwise_sensitivity(
         raise ValueError(
             "Networks have a whole number of neurons: `width` must be one, and no derivative by it exists."
         )
-    if "C_b" in names and experiment.model.C_b == 0 and _biases_separate(experiment):
+    values = np.asarray(get_parameters(experiment, names))
+    no_biases = any(name.endswith("C_b") and value == 0 for name, value in zip(names, values, strict=True))
+    if no_biases and _biases_separate(experiment):
         raise ValueError(
             "Argument `free` names C_b, which is zero where some inputs depend on others but not once there are biases (opposite "
             "inputs, or more inputs than neurons): single networks have no derivative there. Start from C_b > 0, leave out "
             "the dependent inputs, or take `sensitivity`, whose mean kernels have one."
+        )
+    if {"eps", "decay"} & set(names) and not skip(experiment.model, jnp.asarray(experiment.eps)) > 0:
+        raise ValueError(
+            "Argument `free` names eps or decay where decay eps^2 = 1 and there is no skip: a = sqrt(1 - decay eps^2) has no derivative "
+            "there. Leave them out, or take `sensitivity`, whose mean kernels have one."
         )
     first, second = np.zeros(()), np.zeros(())
     for start in range(0, networks, BATCH):
@@ -111,11 +125,17 @@ def pathwise_sensitivity(
 
 
 def _biases_separate(experiment):
-    """Whether increments have independent parts, or signs, that they have only with biases."""
-    Q = np.asarray(experiment.model.Q(experiment.K0_scale * experiment.K0))
-    tolerance = 1e-6 * np.trace(Q)
-    without, with_biases = (np.linalg.matrix_rank(C, tol=tolerance, hermitian=True) for C in (Q, Q + np.trace(Q)))
-    return len(Q) > float(experiment.width) or with_biases > without
+    """Whether outputs of a matrix have independent parts, or signs, that they have only with biases."""
+    responses = experiment.model.responses(pack(experiment.K0_scale * experiment.K0))
+    covariances = [np.asarray(unpack(r.value)) for r in responses if isinstance(r, Affine)]
+    outputs = shapes(experiment.model, round(float(experiment.width)))
+
+    def separate(A, count):
+        tolerance = 1e-6 * np.trace(A)
+        without, with_biases = (np.linalg.matrix_rank(C, tol=tolerance, hermitian=True) for C in (A, A + np.trace(A)))
+        return len(A) > count or with_biases > without
+
+    return any(separate(A, shape[1]) for A, shape in zip(covariances, outputs, strict=True))
 
 
 @eqx.filter_jit

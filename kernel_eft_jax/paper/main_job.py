@@ -114,9 +114,8 @@ def main_job(
 ) -> Study:
     """Sample networks, by default of the published setting, n = 64 and 800 layers at eps = 0.05, and solve theories layer by layer."""
     K0, width, depth, eps = setting
-    sampled = estimate(
-        Model(activation, C_W), K0, width, depth, eps, networks, key, checkpoint=checkpoint, progress=progress
-    )
+    sizes = {"width": width, "depth": depth, "eps": eps, "networks": networks}
+    sampled = estimate(Model(activation, C_W), K0, **sizes, key=key, checkpoint=checkpoint, progress=progress)
     solutions = {
         name: solve(Model(theory.activation, C_W), K0[:inputs, :inputs], sampled.ts, closure=theory.closure, eps=eps)
         for name, theory in theories.items()

@@ -1,0 +1,76 @@
+r"""Networks of any branch in NumPy, with real weights: the definition of the model, and nothing of the package.
+
+$$\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi)$$
+
+Arrays are (networks, inputs, neurons). A branch is a list of functions of such arrays and of matrices, `Matrix`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import erf, expit
+
+
+class Matrix(NamedTuple):
+    """Weights N(0, C_W / features) and biases N(0, C_b), new in every layer."""
+
+    C_W: float
+    C_b: float
+    outputs: int
+
+
+def rms_norm(x):
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True))
+
+
+def layer_norm(x):
+    return rms_norm(x - x.mean(axis=-1, keepdims=True))
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def gelu(x):
+    return x * (1 + erf(x / np.sqrt(2))) / 2
+
+
+def silu(x):
+    return x * expit(x)
+
+
+def gated(s: Callable) -> Callable:
+    """Outputs u and w side by side to w s(u)."""
+
+    def glu(x):
+        u, w = np.split(x, 2, axis=-1)
+        return w * s(u)
+
+    return glu
+
+
+def apply_branch(branch: Sequence, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """f(x) with weights of its own for every network."""
+    for part in branch:
+        if isinstance(part, Matrix):
+            W = np.sqrt(part.C_W / x.shape[-1]) * rng.standard_normal((len(x), part.outputs, x.shape[-1]))
+            b = np.sqrt(part.C_b) * rng.standard_normal((len(x), 1, part.outputs))
+            x = x @ W.swapaxes(1, 2) + b
+        else:
+            x = part(x)
+    return x
+
+
+def sample_networks(branch, K0, width, steps, networks, seed, decay=0.0) -> np.ndarray:
+    """phi behind the last layer, one layer for each of the `steps` eps, from inputs N(0, K0)."""
+    rng = np.random.default_rng(seed)
+    phi = np.linalg.cholesky(K0) @ rng.standard_normal((networks, len(K0), width))
+    for eps in steps:
+        phi = np.sqrt(1 - decay * eps**2) * phi + eps * apply_branch(branch, phi, rng)
+    return phi
+
+
+def kernels(phi: np.ndarray) -> np.ndarray:
+    """G of every network."""
+    return phi @ phi.swapaxes(1, 2) / phi.shape[-1]
