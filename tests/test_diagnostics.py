@@ -163,6 +163,23 @@ def test_source_of_the_mean_at_depth_zero():
     assert source.closure[0].item() == pytest.approx(exact * estimate.V4[0].item() / (2 * K**2), rel=1e-6)
 
 
+def test_sampled_blocks_obey_the_equation_of_one_layer():
+    """Networks of a block with decay and an eps of each layer: K1 driven by U1 is K1 to rounding of float32, and V4' - V4 is what the residual says.
+
+    8,192 networks of width 8, two layers: standard error of the rate below 10 %, agreement within 4.5 of them.
+    """
+    eps, run = [0.4, 0.6], {"width": 8, "depth": 2, "networks": 8192, "key": jax.random.key(3)}
+    sampled = keft.estimate(PAIRED, ONE, **run, eps=eps, save_at=[0, 1, 2], progress=False)
+    np.testing.assert_allclose(keft.driven_K1(sampled).value, sampled.K1, rtol=1e-4, atol=1e-5)
+    residual, q, c = keft.covariance_residual(sampled).value.total, float(PAIRED.Q(ONE)[0, 0]), 0.5
+    chi = float(PAIRED.chi(ONE, ONE)[0, 0]) / K
+    V4 = float(sampled.V4[0, 0, 0, 0, 0])
+    equation = 2 * (chi - c) * V4 + 4 * K * q
+    rate, error = sampled.jackknife(lambda x: (x.V4[1] - x.V4[0]).item() / eps[0] ** 2)
+    assert abs(rate - equation - residual[0].item()) < 4.5 * error
+    assert error < 0.1 * rate
+
+
 def thinned(solution, every):
     moments = jax.tree.map(lambda x: x[::every], (solution.ts, solution.packed))
     return eqx.tree_at(lambda s: (s.ts, s.packed), solution, moments)

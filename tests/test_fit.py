@@ -429,7 +429,7 @@ def test_both_matrices_and_the_decay_of_a_block_come_back():
         (
             [keft.Dense(1.0), keft.Dense(2.0)],
             ("branch[0].C_W", "branch[1].C_W"),
-            r"the data tell only `branch\[\d\].C_W` \* `branch\[\d\].C_W`, not each parameter by itself. Hold one of them fixed",
+            r"the data tell only `branch\[0\].C_W` \* `branch\[1\].C_W`, not each parameter by itself. Hold one of them fixed",
         ),
         (
             [keft.Erf(), keft.Dense(1.5), keft.LeakyReLU(0.2), keft.Dense(2.0)],

@@ -63,7 +63,7 @@ def told_products(names: list[str], values: Float[np.ndarray, " p"], change: Flo
         if rough < SIMPLE and np.abs(exponents).max() < 9 and cost < best - 1e-6:
             best = cost
             found = [
-                _product({names[i]: 1.0} | {names[j]: e for j, e in zip(held, row, strict=True)})
+                _product(names, {names[i]: 1.0} | {names[j]: e for j, e in zip(held, row, strict=True)})
                 for i, row in zip(others, exponents, strict=True)
             ]
     return found
@@ -81,8 +81,8 @@ def in_words(
     return f"The combined change {' : '.join(f'`{names[i]}`' for i in parts)} = {ratio}"
 
 
-def _product(exponents: dict[str, float]) -> str:
-    halves = {name: round(2 * e) / 2 for name, e in exponents.items()}
+def _product(names: list[str], exponents: dict[str, float]) -> str:
+    halves = {name: round(2 * exponents[name]) / 2 for name in names if name in exponents}
 
     def factors(sign):
         powers = [(name, sign * e) for name, e in halves.items() if sign * e > 0]
