@@ -243,7 +243,7 @@ KERNELS = np.broadcast_to(K0, (32, 3, 2, 2)) + 0.01 * np.random.default_rng(0).s
         (("C_W", "width"), "`width` alone .*with_V4=True"),
         (
             ("activation.output_scale", "C_W"),
-            r"only `C_W` \* `activation.output_scale`\^2, not each .* Hold one of them fixed",
+            r"only `activation.output_scale`\^2 \* `C_W`, not each .* Hold one of them fixed",
         ),
         (("activation.output_scale", "C_W", "activation.input_scale"), r"`C_W` \*.*Hold 2 of them fixed"),
         (("C_w",), "must name different parameters among .*'C_W'"),
