@@ -79,7 +79,9 @@ def fit_time():
     truth = {"C_W": 2.0, "C_b": 0.2, "K0_scale": 1.0, "activation.input_scale": 1.0}
     K0, layers, eps = np.array([[1.0, 0.3], [0.3, 0.4]]), (5, 10, 20), 0.3
     true = Experiment(keft.Model(keft.Scaled(keft.Tanh()), 2.0, 0.2), K0, width=64, layers=layers, eps=eps)
-    G = sample_kernels(true.model, K0, width=64, depth=20, eps=eps, networks=2000, key=jax.random.key(1), save_at=layers)
+    G = sample_kernels(
+        true.model, K0, width=64, depth=20, eps=eps, networks=2000, key=jax.random.key(1), save_at=layers
+    )
     start = Experiment(
         keft.Model(keft.Scaled(keft.Tanh(), 0.8), 1.0, 0.5), K0, width=64, layers=layers, eps=eps, K0_scale=0.7
     )
