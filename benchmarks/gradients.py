@@ -29,8 +29,8 @@ PARAMETERS = ("C_W", "C_b", "activation scale", "K0[0, 0]", "K0[0, 1]")
 QUANTITIES = ("K0", "V4", "K1")
 POINT = np.array([1.8, 0.2, 1.1, 1.5, 0.4])
 MODES = {
-    "layers, forward": (jax.jacfwd, {"eps": 0.25}),
-    "layers, reverse": (jax.jacrev, {"eps": 0.25}),
+    "layers, forward": (jax.jacfwd, {"layers": [8], "eps": 0.25}),
+    "layers, reverse": (jax.jacrev, {"layers": [8], "eps": 0.25}),
     "continuum, ForwardMode": (jax.jacfwd, {"adjoint": diffrax.ForwardMode()}),
     "continuum, RecursiveCheckpoint": (jax.jacrev, {"adjoint": diffrax.RecursiveCheckpointAdjoint()}),
     "continuum, Direct, forward": (jax.jacfwd, {"adjoint": diffrax.DirectAdjoint()}),
@@ -44,9 +44,9 @@ def final(point, closure, options):
     C_W, C_b, scale, k_00, k_01 = point
     K0 = jnp.array([[k_00, k_01], [k_01, 1.0]])
     if "eps" not in options:
-        options = options | {"stepsize_controller": diffrax.PIDController(rtol=1e-11, atol=1e-11)}
+        options = options | {"ts": [0.5], "stepsize_controller": diffrax.PIDController(rtol=1e-11, atol=1e-11)}
     model = keft.Model(keft.Scaled(keft.Erf(), scale), C_W, C_b)
-    solution = keft.solve(model, K0, np.array([0.5]), closure=closure, throw=False, **options)
+    solution = keft.solve(model, K0, closure=closure, throw=False, **options)
     return jnp.stack([solution.K0[0, 0, 1], solution.V4[0, 0, 0, 0, 1], solution.K1[0, 0, 1]])
 
 
@@ -79,7 +79,9 @@ def fit_time():
     truth = {"C_W": 2.0, "C_b": 0.2, "K0_scale": 1.0, "activation.input_scale": 1.0}
     K0, layers, eps = np.array([[1.0, 0.3], [0.3, 0.4]]), (5, 10, 20), 0.3
     true = Experiment(keft.Model(keft.Scaled(keft.Tanh()), 2.0, 0.2), K0, width=64, layers=layers, eps=eps)
-    G = sample_kernels(true.model, K0, width=64, depth=20, eps=eps, networks=2000, key=jax.random.key(1), save_at=layers)
+    G = sample_kernels(
+        true.model, K0, width=64, depth=20, eps=eps, networks=2000, key=jax.random.key(1), save_at=layers
+    )
     start = Experiment(
         keft.Model(keft.Scaled(keft.Tanh(), 0.8), 1.0, 0.5), K0, width=64, layers=layers, eps=eps, K0_scale=0.7
     )
@@ -111,7 +113,8 @@ def coverage_table(sets=100, networks=20_000):
     closures, key = {"GOnly": keft.GOnly(), "HermiteTower(12)": keft.HermiteTower(12)}, jax.random.key(7)
     fits = {name: [] for name in closures}
     for i in range(sets):
-        G = sample_kernels(e.model, K0, width=width, depth=20, eps=eps, networks=networks, key=jax.random.fold_in(key, i), save_at=layers)
+        run = {"width": width, "depth": 20, "eps": eps, "networks": networks, "key": jax.random.fold_in(key, i)}
+        G = sample_kernels(e.model, K0, **run, save_at=layers)
         for name, closure in closures.items():
             fits[name].append(fit(G, e, ("C_W", "C_b"), closure=closure, progress=False))
     table = {}

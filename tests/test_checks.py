@@ -149,9 +149,12 @@ def test_kernels_of_every_kind_give_the_same_theory(kind):
         (lambda x: keft.Model(keft.Erf(), 1.0).Q(x), "K"),
         (lambda x: keft.solve(keft.Model(keft.Erf(), 1.0), x, [1.0]), "K0"),
         (lambda x: keft.draw_inputs(x, 8, key=jax.random.key(0)), "K0"),
-        (lambda x: keft.estimate(
+        (
+            lambda x: keft.estimate(
                 keft.Model(keft.Erf(), 1.0), x, width=8, depth=2, eps=0.1, networks=64, key=jax.random.key(0)
-            ), "K0"),
+            ),
+            "K0",
+        ),
         (lambda x: keft.Experiment(keft.Model(keft.Erf(), 1.0), x, width=8, layers=[1]), "K0"),
     ],
     ids=["input_kernel", "empirical_kernel", "expect", "Q", "solve", "draw_inputs", "estimate", "Experiment"],

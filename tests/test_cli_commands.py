@@ -114,7 +114,14 @@ def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
     """400 networks of the package's own sampler, read from a file as any framework would write it: truth within 4 errors."""
     K0 = np.array([[1.0, 0.3], [0.3, 1.0]])
     G = keft.sample_kernels(
-        keft.Model(keft.Tanh(), 1.5, 0.2), K0, width=64, depth=12, eps=0.3, networks=400, key=jax.random.key(0), save_at=[2, 6, 12]
+        keft.Model(keft.Tanh(), 1.5, 0.2),
+        K0,
+        width=64,
+        depth=12,
+        eps=0.3,
+        networks=400,
+        key=jax.random.key(0),
+        save_at=[2, 6, 12],
     )
     np.savez(tmp_path / "kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)
     out = tmp_path / "fit.json"
@@ -157,7 +164,9 @@ def test_fit_refuses_other_results(capsys):
     assert cli.main(["fit", "theory.nc"]) == 2
     assert "theory.nc holds a theory, and `fit` wants sampled networks" in capsys.readouterr().err
     model = keft.Model(keft.Linear(), 1.0)
-    late = keft.estimate(model, [[1.0]], width=8, depth=4, eps=0.5, networks=64, key=jax.random.key(0), save_at=[2, 4], progress=False)
+    late = keft.estimate(
+        model, [[1.0]], width=8, depth=4, eps=0.5, networks=64, key=jax.random.key(0), save_at=[2, 4], progress=False
+    )
     keft.save(late, "late.nc")
     assert cli.main(["fit", "late.nc"]) == 2
     assert "late.nc has layers [2, 4], and `fit` wants layer 0" in capsys.readouterr().err

@@ -545,7 +545,17 @@ def test_depth_and_inputs_are_counted_before_anything_is_computed(inputs, depth,
     monkeypatch.setattr(sys.modules[estimate.__module__], "infinite_width", theory)
     says = f"infinite-width values of {depth} layers and {inputs} inputs" if table else "for second moments of"
     with pytest.raises(MemoryError, match=says):
-        estimate(Model(Tanh(), 2.0), np.eye(inputs), width=4, depth=depth, eps=0.001, networks=64, key=key, save_at=[depth], progress=False)
+        estimate(
+            Model(Tanh(), 2.0),
+            np.eye(inputs),
+            width=4,
+            depth=depth,
+            eps=0.001,
+            networks=64,
+            key=key,
+            save_at=[depth],
+            progress=False,
+        )
 
 
 def test_progress_goes_to_stderr(key, capsys):

@@ -3,6 +3,8 @@
 The oracle is a linear network: K0 after l layers is K0 (1 + eps^2 C_W)^l, and K1 is zero. Its V4 is taken from `solve`.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -44,7 +46,7 @@ def test_a_fit_is_drawn_with_its_data_its_theory_and_what_is_left(kernels):
     C_W = f.values[0]
     a, b = np.triu_indices(4)
     theory = (1 + EPS**2 * C_W) ** np.array(LAYERS)[:, None] * K0[a, b]
-    solution = keft.solve(keft.Model(keft.Linear(), C_W), K0, EPS**2 * np.array(LAYERS), eps=EPS)
+    solution = keft.solve(keft.Model(keft.Linear(), C_W), K0, layers=LAYERS, eps=EPS, closure=keft.GOnly())
     V4 = np.asarray(solution.V4)[:, a, b, a, b]
     mean, error = kernels.mean(axis=0)[:, a, b], np.sqrt(V4 / (WIDTH * NETWORKS))
     curves = [line for line in top.get_lines() if line.get_linestyle() != "None" and len(line.get_ydata()) == 3]
@@ -69,7 +71,7 @@ def test_a_fit_is_drawn_with_its_data_its_theory_and_what_is_left(kernels):
     assert f"C_W = {C_W:.4g}" in title
     assert f"$p$ = {f.p_value:.2g}" in title
     assert "NOT CONVERGED" not in title
-    assert plot_fit(f._replace(converged=False)).get_suptitle().count("NOT CONVERGED") == 1
+    assert plot_fit(dataclasses.replace(f, converged=False)).get_suptitle().count("NOT CONVERGED") == 1
 
 
 def test_means_alone_have_two_panels_and_points_that_do_not_hide_each_other(kernels):

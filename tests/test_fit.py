@@ -15,7 +15,7 @@ from scipy.special import erf
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.ensemble import estimate, sample_kernels
-from kernel_eft_jax.inference import Experiment, fit, fit_record
+from kernel_eft_jax.inference import Experiment, fit, fit_record, parameter_names
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 LAYERS, EPS, WIDTH = (1, 3, 6), 0.4, 32
@@ -217,19 +217,9 @@ def test_first_order_steps_find_the_same_minimum():
 
 def test_an_estimate_holds_what_its_kernels_hold(key):
     model = keft.Model(keft.Erf(), C_W, C_B)
-    G = sample_kernels(model, K0, width=WIDTH, depth=LAYERS[-1], eps=EPS, networks=2048, key=key, save_at=LAYERS)
-    est = estimate(
-        model,
-        K0,
-        width=WIDTH,
-        depth=LAYERS[-1],
-        eps=EPS,
-        networks=2048,
-        key=key,
-        save_at=LAYERS,
-        control=False,
-        progress=False,
-    )
+    run = {"width": WIDTH, "depth": LAYERS[-1], "eps": EPS, "networks": 2048, "key": key, "save_at": LAYERS}
+    G = sample_kernels(model, K0, **run)
+    est = estimate(model, K0, **run, control=False, progress=False)
     e = experiment(keft.Erf())
     by_kernels, by_moments = (fit(d, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False) for d in (G, est))
     # The same networks: only rounding in float32 differs. Errors come from 32 groups, so to 13 %.
@@ -246,9 +236,16 @@ KERNELS = np.broadcast_to(K0, (32, 3, 2, 2)) + 0.01 * np.random.default_rng(0).s
 @pytest.mark.parametrize(
     ("free", "words"),
     [
-        (("C_W", "C_b", "eps"), "`C_W`.*`eps`.*Only eps\\^2 C_W and eps\\^2 C_b enter the law"),
+        (
+            ("C_W", "C_b", "eps"),
+            r"the data tell only `C_W` \* `eps`\^2 and `C_b` \* `eps`\^2, not each.* Hold one of them fixed",
+        ),
         (("C_W", "width"), "`width` alone .*with_V4=True"),
-        (("activation.output_scale", "C_W"), "unchanged at these values: no data can tell it. Hold one of them fixed"),
+        (
+            ("activation.output_scale", "C_W"),
+            r"only `activation.output_scale`\^2 \* `C_W`, not each .* Hold one of them fixed",
+        ),
+        (("activation.output_scale", "C_W", "activation.input_scale"), r"`C_W` \*.*Hold 2 of them fixed"),
         (("C_w",), "must name different parameters among .*'C_W'"),
         (("C_W", "C_W"), "must name different parameters"),
         ((), "must name different parameters"),
@@ -296,9 +293,8 @@ def test_data_are_checked_at_the_door(data, words):
 
 def test_an_estimate_of_other_layers_is_refused(key):
     model = keft.Model(keft.Erf(), C_W, C_B)
-    est = estimate(
-        model, K0, width=WIDTH, depth=4, eps=EPS, networks=64, key=key, save_at=[2, 4], control=False, progress=False
-    )
+    run = {"width": WIDTH, "depth": 4, "eps": EPS, "networks": 64, "key": key, "save_at": [2, 4]}
+    est = estimate(model, K0, **run, control=False, progress=False)
     with pytest.raises(ValueError, match="has layers \\(2, 4\\)"):
         fit(est, experiment(keft.Erf()), ("C_W",), progress=False)
 
@@ -363,10 +359,11 @@ def test_a_fit_is_not_traced():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"layers": (3, 2)}, "`layers` must count layers in increasing order"),
-        ({"layers": (1.5,)}, "`layers` must be a whole number"),
+        ({"layers": (3, 2)}, "`layers` must be a list of whole layers, .* in increasing order"),
+        ({"layers": (1.5,)}, "`layers` must be a list of whole layers"),
         ({"width": 0}, "`width` must be a finite number greater than zero"),
-        ({"eps": -0.1}, "`eps` must be a finite number greater than zero"),
+        ({"eps": -0.1}, "`eps` must be a positive number"),
+        ({"eps": (0.1, 0.2)}, "`eps` must be a positive number, or one for each of the 6 layers, but has shape"),
     ],
 )
 def test_an_experiment_is_checked_at_the_door(changes, words):
@@ -441,3 +438,149 @@ def test_single_precision_is_fitted_in_its_own_precision():
     fits = [fit(G, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False) for e in (e, single)]
     assert fits[1].experiment.model.C_W.dtype == jnp.float32
     np.testing.assert_allclose(fits[1].values, fits[0].values, atol=0.1 * fits[0].stderr.min())
+
+
+# --- other blocks ---------------------------------------------------------------------------------------------------
+
+
+UNLIKE = np.array([[4.0, 0.5], [0.5, 0.3]])  # variances so unlike that erf's bend tells the variance in front of it
+
+
+def two_matrices(rng, s, C_1, C_2, decay, ratio, networks):
+    """Kernels (networks, layers, N, N) of [Dense(C_1, ratio), s, Dense(C_2)] with decay, by the exact law: hidden neurons are N(0, C_1 G)."""
+    skip = np.sqrt(1 - decay * EPS**2)
+    phi = np.linalg.cholesky(UNLIKE) @ rng.standard_normal((networks, 2, WIDTH))
+    saved = []
+    for layer in range(1, LAYERS[-1] + 1):
+        G = phi @ phi.swapaxes(1, 2) / WIDTH
+        u = np.linalg.cholesky(C_1 * G) @ rng.standard_normal((networks, 2, ratio * WIDTH))
+        S = s(u) @ s(u).swapaxes(1, 2) / (ratio * WIDTH)
+        phi = skip * phi + EPS * np.linalg.cholesky(C_2 * S) @ rng.standard_normal(phi.shape)
+        if layer in LAYERS:
+            saved.append(phi @ phi.swapaxes(1, 2) / WIDTH)
+    return np.stack(saved, axis=1)
+
+
+def block_experiment(branch, decay=0.0, eps=EPS):
+    return Experiment(keft.Model(branch, decay=decay), UNLIKE, width=WIDTH, layers=LAYERS, eps=eps)
+
+
+def test_both_matrices_and_the_decay_of_a_block_come_back():
+    """2000 networks, hidden ratio 2: three parameters within 4 standard errors, and the theory fits. It takes any eps as one a layer, too."""
+    truth, names = [1.3, 2.5, 0.8], ("branch[0].C_W", "branch[2].C_W", "decay")
+    G = two_matrices(np.random.default_rng(20), erf, *truth, 2, 2000)
+    start = block_experiment([keft.Dense(0.7, ratio=2), keft.Erf(), keft.Dense(4.0)], 0.2)
+    result = fit(G, start, names, progress=False)
+    assert result.converged
+    assert np.all(np.abs(result.values - truth) < 4 * result.stderr)
+    assert np.all(result.stderr < 0.5 * np.array(truth))
+    assert result.p_value > 1e-3
+    np.testing.assert_allclose(result.experiment.model.branch[2].C_W, result.values[1])
+    each = Experiment(start.model, UNLIKE, width=WIDTH, layers=LAYERS, eps=[EPS] * LAYERS[-1])
+    np.testing.assert_allclose(fit(G, each, names, progress=False).values, result.values, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("branch", "free", "words"),
+    [
+        (
+            [keft.Dense(1.0), keft.Dense(2.0)],
+            ("branch[0].C_W", "branch[1].C_W"),
+            r"the data tell only `branch\[0\].C_W` \* `branch\[1\].C_W`, not each parameter by itself. Hold one of them fixed",
+        ),
+        (
+            [keft.Erf(), keft.Dense(1.5), keft.LeakyReLU(0.2), keft.Dense(2.0)],
+            ("branch[1].C_W", "branch[2].slope", "branch[3].C_W"),
+            r"the data tell only `branch\[\d\].C_W` \* `branch\[\d\].C_W`, not each",
+        ),
+        (
+            [keft.Dense(1.5), keft.RMSNorm(), keft.Dense(2.0)],
+            ("branch[0].C_W", "branch[2].C_W"),
+            r"`branch\[0\].C_W` alone leaves the law of the data unchanged .* Hold it fixed",
+        ),
+    ],
+    ids=["linear", "homogeneous", "norm"],
+)
+def test_what_a_block_hides_is_named(branch, free, words):
+    with pytest.raises(ValueError, match=words):
+        fit(KERNELS, block_experiment(branch), free, closure=keft.GOnly(), progress=False)
+
+
+def test_names_are_places_in_the_tree():
+    rest = ["decay", "width", "eps", "K0_scale"]
+    block = [keft.RMSNorm(), keft.Dense(1.0, ratio=2), keft.GLU(keft.LeakyReLU(0.1)), keft.Dense(2.0)]
+    names = [
+        f"branch[{i}].{name}" for i, name in ((1, "C_W"), (1, "C_b"), (2, "activation.slope"), (3, "C_W"), (3, "C_b"))
+    ]
+    assert parameter_names(block_experiment(block)) == [*names, *rest]
+    polynomial = [f"activation.coefficients[{i}]" for i in range(3)]
+    assert parameter_names(experiment(keft.Polynomial([0.0, 1.0, 0.1]))) == [*polynomial, "C_W", "C_b", *rest]
+    assert "eps" not in parameter_names(block_experiment(block, eps=[0.1] * 6))
+
+
+@pytest.mark.parametrize(
+    ("decay", "eps", "free", "words"),
+    [
+        (
+            0.0,
+            [0.1] * 6,
+            "eps",
+            "names eps, of which the experiment has one for each layer. A common factor .* C_W, C_b and decay",
+        ),
+        (1.0, 1.0, ("C_W", "decay"), "names decay, but decay eps\\^2 is 1: there is no skip"),
+    ],
+)
+def test_depth_parameters_that_cannot_move_are_refused(decay, eps, free, words):
+    e = Experiment(keft.Model(keft.Erf(), 2.0, decay=decay), K0, width=WIDTH, layers=LAYERS, eps=eps)
+    with pytest.raises(ValueError, match=words):
+        fit(KERNELS, e, free, progress=False)
+
+
+def test_a_plain_network_is_fitted():
+    """decay = eps = 1: no skip. Linear layers have E[G'] = C_W G, so that with one layer the estimate is a weighted mean."""
+    rng = np.random.default_rng(21)
+    phi = rng.standard_normal((500, 1, WIDTH))
+    phi = np.sqrt(1.7 * np.mean(phi**2, axis=2, keepdims=True)) * rng.standard_normal(phi.shape)
+    G = phi @ phi.swapaxes(1, 2) / WIDTH
+    e = Experiment(keft.Model(keft.Linear(), 1.0, decay=1.0), [[1.0]], width=WIDTH, layers=[1], eps=1.0)
+    result = fit(G[:, None], e, "C_W", closure=keft.HermiteTower(2), progress=False)
+    np.testing.assert_allclose(result.values, G.mean(), rtol=1e-6)
+    np.testing.assert_allclose(result.stderr, G.std(ddof=1) / np.sqrt(500), rtol=1e-6)
+
+
+# --- fits that cannot be right ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [1e6, 1e-6])
+def test_absurd_starts_end_at_the_same_estimate(start):
+    """At C_W = 1e6 the predicted noise is so large that any step looks small beside it; at 1e-6 C_W seems of no effect."""
+    G = block_law(np.random.default_rng(22), erf, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
+    near, far = (
+        fit(G, experiment(keft.Erf(), C_W=value), "C_W", closure=keft.GOnly(), progress=False) for value in (1.0, start)
+    )
+    assert far.converged
+    np.testing.assert_allclose(far.values, near.values, atol=0.02 * near.stderr[0])
+
+
+def test_data_that_break_an_exact_relation_are_no_success():
+    """The experiment says that both inputs are the same, the kernels say that they are not."""
+    G = block_law(np.random.default_rng(23), lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 100)
+    result = fit(G, experiment(keft.Linear(), K0=np.ones((2, 2))), "C_W", closure=keft.GOnly(), progress=False)
+    assert not result.converged
+    assert "NOT CONVERGED. In the theory some combinations of these statistics have no noise" in str(result)
+
+
+def test_a_plain_function_is_fitted_as_its_class_is():
+    G = block_law(np.random.default_rng(24), np.tanh, C_W, C_B, K0[:1, :1], WIDTH, LAYERS, EPS, 200)
+    by_class, by_function = (
+        fit(G, experiment(s, K0=K0[:1, :1]), "C_W", closure=keft.GOnly(), progress=False)
+        for s in (keft.Tanh(), keft.Smooth(lambda x: jnp.tanh(x)))
+    )
+    np.testing.assert_allclose(by_function.values, by_class.values, rtol=1e-6)
+    assert by_class.expectation_error < 1e-8
+    assert by_function.expectation_error == by_function.information.expectation_error < 1e-6
+
+
+def test_expectations_that_are_not_accurate_are_no_theory():
+    with pytest.raises(ValueError, match=r"where the theory is not accurate: .* at C_W = 1\.5"):
+        fit(KERNELS, experiment(keft.Smooth(jax.nn.elu)), "C_W", closure=keft.GOnly(), progress=False)

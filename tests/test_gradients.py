@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
+from kernel_eft_jax.pairs import unpack
 
-EPS, TS = 0.5, np.array([0.25, 0.75])
+EPS, TS, LAYERS = 0.5, np.array([0.25, 0.75]), [1, 3]
 CLOSED = [keft.Erf(), keft.ReLU()]
 ACTIVATIONS = [*CLOSED, *(pytest.param(a, marks=pytest.mark.slow) for a in (keft.GELU(), keft.Tanh()))]
 
 
-def quantities(model, K0, closure=None, **options):
-    solution = keft.solve(model, K0, TS, closure=closure or keft.GOnly(), **options)
+def quantities(model, K0, closure=None, eps=EPS):
+    solution = keft.solve(model, K0, layers=LAYERS, eps=eps, closure=closure or keft.GOnly())
     return {"K0": solution.K0, "V4": solution.V4, "K1": solution.K1}
 
 
@@ -40,7 +41,7 @@ def by_parameters(activation, closure, K0, point=POINT, direction=None):
 def _by_parameters(activation, closure, K0, point, direction):
     def values(point):
         model = keft.Model(activation, point[0], point[1])
-        return (quantities(model, point[2] * K0 + point[3] * direction, closure, eps=EPS),) * 2
+        return (quantities(model, point[2] * K0 + point[3] * direction, closure),) * 2
 
     return jax.jacfwd(values, has_aux=True)(point)
 
@@ -116,7 +117,7 @@ def test_derivatives_are_right_where_the_kernel_is_singular(activation):
 def test_reverse_mode_is_finite_and_equal_to_forward_mode_at_a_repeated_input(activation):
     def loss(point):
         model = keft.Model(activation, point[0], point[1])
-        result = quantities(model, point[2] * jnp.ones((2, 2)), eps=EPS)
+        result = quantities(model, point[2] * jnp.ones((2, 2)))
         return sum(jnp.sum(part) for part in result.values()) + 0 * point[3]
 
     forward, _ = by_parameters(activation, keft.GOnly(), np.ones((2, 2)))
@@ -136,7 +137,9 @@ def test_second_derivatives_of_a_linear_network_in_closed_form():
     def K0(point):
         model = keft.Model(keft.Linear(), point[0], point[1])
         tight = diffrax.PIDController(rtol=1e-10, atol=1e-10)
-        return keft.solve(model, [[1.2]], TS, adjoint=diffrax.DirectAdjoint(), stepsize_controller=tight).K0[:, 0, 0]
+        return keft.solve(
+            model, [[1.2]], TS, closure=keft.GOnly(), adjoint=diffrax.DirectAdjoint(), stepsize_controller=tight
+        ).K0[:, 0, 0]
 
     point = jnp.array([1.5, 0.3])
     np.testing.assert_allclose(jax.jit(jax.hessian(K0))(point), jax.hessian(exact)(point), rtol=1e-7)
@@ -150,7 +153,7 @@ def test_second_derivatives_of_a_linear_network_in_closed_form():
 def test_the_layer_recursion_has_second_derivatives_as_it_is():
     def K0(point):
         model = keft.Model(keft.Linear(), point[0], point[1])
-        return keft.solve(model, [[1.2]], TS, eps=EPS).K0[:, 0, 0]
+        return keft.solve(model, [[1.2]], layers=LAYERS, eps=EPS, closure=keft.GOnly()).K0[:, 0, 0]
 
     def exact(point):
         growth = (1 + EPS**2 * point[0]) ** np.array([1.0, 3.0])
@@ -167,7 +170,7 @@ def test_a_loss_of_all_quantities_has_second_derivatives_at_a_repeated_input(act
 
     def loss(point):
         model = keft.Model(activation, point[0], point[1])
-        result = quantities(model, point[2] * jnp.array([[1.0, 1.0, 0.3], [1.0, 1.0, 0.3], [0.3, 0.3, 0.7]]), eps=EPS)
+        result = quantities(model, point[2] * jnp.array([[1.0, 1.0, 0.3], [1.0, 1.0, 0.3], [0.3, 0.3, 0.7]]))
         return sum(jnp.sum(part**2) for part in result.values())
 
     point, h = jnp.array(POINT[:3]), 1e-4
@@ -192,7 +195,9 @@ def test_a_loss_of_all_quantities_has_second_derivatives_at_a_repeated_input(act
 )
 def test_an_adjoint_that_cannot_says_which_can(adjoint, ask, words):
     def K0(C_W):
-        return keft.solve(keft.Model(keft.Linear(), C_W), [[1.2]], TS, adjoint=adjoint).K0[-1, 0, 0]
+        return keft.solve(keft.Model(keft.Linear(), C_W), [[1.2]], TS, closure=keft.GOnly(), adjoint=adjoint).K0[
+            -1, 0, 0
+        ]
 
     with pytest.raises(TypeError, match=f"differentiates.*{words}"):
         ask(K0)(jnp.asarray(1.5))
@@ -213,9 +218,59 @@ def test_all_adjoints_give_the_derivative_of_V4_in_closed_form(adjoint, ask, tol
     """A linear network without biases has V4 = 2 (1 + 2 C_W t) K0(t)^2."""
 
     def V4(C_W):
-        solution = keft.solve(keft.Model(keft.Linear(), C_W), [[1.2]], TS, adjoint=adjoint)
+        solution = keft.solve(keft.Model(keft.Linear(), C_W), [[1.2]], TS, closure=keft.GOnly(), adjoint=adjoint)
         return solution.V4[-1, 0, 0, 0, 0]
 
     t, C_W = TS[-1], 1.5
     exact = 2 * (1.2 * np.exp(C_W * t)) ** 2 * (2 * t + 2 * t * (1 + 2 * C_W * t))
     np.testing.assert_allclose(ask(V4)(jnp.asarray(C_W)), exact, rtol=tolerance)
+
+
+# --- other blocks ------------------------------------------------------------------------------------------------------
+
+
+def gated(C_1, b_1, slope, C_2, b_2, decay):
+    gate = keft.GLU(keft.Scaled(keft.Sin(), slope))
+    return keft.Model([keft.RMSNorm(), keft.Dense(C_1, b_1, ratio=2), gate, keft.Dense(C_2, b_2)], decay=decay)
+
+
+def full_pre_activation(C_1, b_1, slope, C_2, b_2, decay):
+    erf = keft.Scaled(keft.Erf(), slope)
+    return keft.Model([erf, keft.Dense(C_1, b_1, ratio=0.5), erf, keft.RMSNorm(), keft.Dense(C_2, b_2)], decay=decay)
+
+
+@pytest.mark.parametrize(
+    ("block", "closure", "kernel"),
+    [(gated, keft.HermiteTower(2), [1.3, 0.4, 0.9]), (full_pre_activation, keft.HermiteTower(3), [1.3])],
+)
+def test_both_modes_differentiate_every_leaf_of_a_block_and_every_step(block, closure, kernel):
+    """Norm, gate, hidden ratio, biases, decay, an eps of each layer, the input kernel: against central differences of fourth order at 1e-6."""
+    point = jnp.array([1.2, 0.2, 0.9, 2.0, 0.3, 0.4, 0.3, 0.5, 0.4, *kernel])
+
+    def loss(point):
+        K0 = unpack(point[9:])
+        parts = quantities(block(*point[:6]), K0, closure, eps=point[6:9])
+        return jnp.stack([jnp.sum(part**2) for part in parts.values()])
+
+    value, forward, reverse = (jax.jit(f) for f in (loss, jax.jacfwd(loss), jax.jacrev(loss)))
+    found, step = forward(point), 1e-3
+    np.testing.assert_allclose(reverse(point), found, rtol=1e-9, atol=1e-11)
+    for i, h in enumerate(step * np.eye(point.size)):
+        near, far = value(point + h) - value(point - h), value(point + 2 * h) - value(point - 2 * h)
+        expected = (8 * near - far) / (12 * step)
+        np.testing.assert_allclose(found[:, i], expected, rtol=1e-6, atol=1e-8 * np.abs(found).max(), err_msg=str(i))
+
+
+def test_a_plain_network_has_gradients_by_its_matrices():
+    """No skip at all: a^2 = 0, where a itself has no derivative; by C_W everything has one, against central differences."""
+
+    def kernels(C_W):
+        model = keft.Model(keft.Erf(), C_W, decay=1.0)
+        solution = keft.solve(model, [[1.2]], layers=[3], eps=1.0, closure=keft.HermiteTower(4))
+        return jnp.stack([solution.K0[0, 0, 0], solution.V4[0, 0, 0, 0, 0], solution.K1[0, 0, 0]])
+
+    C_W, step = jnp.asarray(1.5), 1e-3
+    value = jax.jit(kernels)
+    near, far = value(C_W + step) - value(C_W - step), value(C_W + 2 * step) - value(C_W - 2 * step)
+    for ask in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_allclose(jax.jit(ask(kernels))(C_W), (8 * near - far) / (12 * step), rtol=1e-8)

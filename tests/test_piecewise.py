@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_eft_jax.closures.hermite_modes import frame, pair_functions
 from scipy.integrate import quad
 from scipy.stats import norm
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.closures.hermite_modes import frame, pair_functions
 
 TWINS = {
     "abs": (keft.Abs(), keft.Piecewise(jnp.abs, [0.0])),

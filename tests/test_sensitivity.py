@@ -8,13 +8,13 @@ from kernel_eft_jax.figures import plot_sensitivity
 from kernel_eft_jax.inference import sensitivity
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
-TS = np.array([0.32, 0.64])
+TS, EPS, LAYERS = np.array([0.32, 0.64]), 0.4, [2, 4]
 
 
 def test_linear_networks_in_closed_form():
     """K0' = C_b + C_W K0, so K0(t) = K e^(C_W t) + C_b (e^(C_W t) - 1) / C_W."""
     C_W, C_b = 1.5, 0.3
-    s = sensitivity(keft.Model(keft.Linear(), C_W, C_b), K0, TS)
+    s = sensitivity(keft.Model(keft.Linear(), C_W, C_b), K0, TS, closure=keft.HermiteTower(2))
     t = TS[:, None, None]
     growth = np.exp(C_W * t)
     by_C_W = t * growth * K0 + C_b * (t * growth / C_W - (growth - 1) / C_W**2)
@@ -26,13 +26,15 @@ def test_linear_networks_in_closed_form():
 
 
 def test_linear_layers_in_closed_form_and_as_elasticities():
-    """Without biases K0 = (1 + eps^2 C_W)^l K: one per cent of eps is two of C_W, one of K is one of K0 and two of V4."""
-    C_W, eps = 1.5, 0.4
-    s = sensitivity(keft.Model(keft.Linear(), C_W), [[1.2]], TS, eps=eps)
-    layers, rate = np.rint(TS / eps**2), eps**2 * C_W
+    """Without biases K0 = (1 - eps^2 c + eps^2 C_W)^l K: one per cent of eps is two of C_W at c = 0, one of K is one of K0 and two of V4."""
+    C_W, eps, layers = 1.5, EPS, np.array(LAYERS)
+    s = sensitivity(keft.Model(keft.Linear(), C_W), [[1.2]], layers=LAYERS, eps=eps, closure=keft.GOnly())
+    rate = eps**2 * C_W
     relative = layers * rate / (1 + rate)
     np.testing.assert_allclose(s.elasticity("C_W").K0[:, 0, 0], relative, rtol=1e-10)
     np.testing.assert_allclose(s.elasticity("eps").K0[:, 0, 0], 2 * relative, rtol=1e-10)
+    by_decay = -layers * eps**2 / (1 + rate) * s.solution.K0[:, 0, 0]
+    np.testing.assert_allclose(s["decay"].K0[:, 0, 0], by_decay, rtol=1e-10)
     np.testing.assert_allclose(s["eps"].K0[:, 0, 0], 2 * relative / eps * s.solution.K0[:, 0, 0], rtol=1e-10)
     np.testing.assert_allclose(s.elasticity("K0[0, 0]").K0, 1, rtol=1e-10)
     np.testing.assert_allclose(s.elasticity("K0[0, 0]").V4, 2, rtol=1e-10)
@@ -40,58 +42,87 @@ def test_linear_layers_in_closed_form_and_as_elasticities():
     np.testing.assert_array_equal(s.elasticity("C_W").K1, 0)
 
 
-def build(point):
-    C_W, C_b, input_scale, output_scale, *k = point
-    activation = keft.Scaled(keft.Sin(), input_scale, output_scale)
-    K = np.array([[k[0], k[1]], [k[1], k[2]]]) if len(k) == 3 else np.array([[k[0]]])
-    return keft.Model(activation, C_W, C_b), K
+def one_matrix(values):
+    input_scale, output_scale, C_W, C_b, decay = values
+    return keft.Model(keft.Scaled(keft.Sin(), input_scale, output_scale), C_W, C_b, decay=decay)
+
+
+def gated(values):
+    C_1, b_1, input_scale, output_scale, C_2, b_2, decay = values
+    gate = keft.GLU(keft.Scaled(keft.Sin(), input_scale, output_scale))
+    return keft.Model([keft.RMSNorm(), keft.Dense(C_1, b_1, ratio=2), gate, keft.Dense(C_2, b_2)], decay=decay)
+
+
+ONE = ("activation.input_scale", "activation.output_scale", "C_W", "C_b", "decay")
+GATED = (
+    "branch[1].C_W",
+    "branch[1].C_b",
+    "branch[2].activation.input_scale",
+    "branch[2].activation.output_scale",
+    "branch[3].C_W",
+    "branch[3].C_b",
+    "decay",
+)
+PAIR = [1.0, 0.3, 0.6]
 
 
 @pytest.mark.parametrize(
-    ("closure", "eps", "kernel"),
+    ("build", "names", "values", "closure", "eps", "kernel"),
     [
-        (keft.GOnly(), None, [1.0, 0.3, 0.6]),
-        (keft.GOnly(), 0.4, [1.0, 0.3, 0.6]),
-        (keft.HermiteTower(5), 0.4, [1.0]),
-        (keft.SigmaKernel(8), 0.4, [1.0]),
+        (one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.GOnly(), None, PAIR),
+        (one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.GOnly(), EPS, PAIR),
+        (one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.HermiteTower(5), EPS, [1.0]),
+        (gated, GATED, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.GOnly(), EPS, PAIR),
+        (gated, GATED, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.HermiteTower(2), [0.3, 0.5, 0.2, 0.4], PAIR),
     ],
 )
-def test_every_derivative_is_the_limit_of_differences(closure, eps, kernel):
-    point = np.array([1.5, 0.3, 1.1, 0.9, *kernel])
-    s = sensitivity(*build(point), TS, closure=closure, eps=eps)
-    names = ["C_W", "C_b", "activation.input_scale", "activation.output_scale", *s.names[4 : 4 + len(kernel)]]
-    assert s.names == ((*names, "eps") if eps else tuple(names))
+def test_every_derivative_is_the_limit_of_differences(build, names, values, closure, eps, kernel):
+    point = np.array([*values, *kernel, *([eps] if np.ndim(eps) == 0 and eps else [])])
 
-    def values(point, eps=eps):
-        solution = keft.solve(*build(point), TS if eps is None else np.array([2, 4]) * eps**2, closure=closure, eps=eps)
+    def at(point):
+        k = point[len(values) : len(values) + len(kernel)]
+        K = np.array([[k[0], k[1]], [k[1], k[2]]]) if len(k) == 3 else np.array([[k[0]]])
+        step = point[-1] if len(point) > len(values) + len(kernel) else eps
+        return build(point[: len(values)]), K, {"ts": TS} if eps is None else {"layers": LAYERS, "eps": step}
+
+    def solved(point):
+        model, K, how = at(point)
+        solution = keft.solve(model, K, closure=closure, **how)
         return [np.asarray(part) for part in (solution.K0, solution.V4, solution.K1)]
 
+    model, K, how = at(point)
+    s = sensitivity(model, K, closure=closure, **how)
+    entries = ["K0[0, 0]", "K0[0, 1]", "K0[1, 1]"] if len(kernel) == 3 else ["K0[0, 0]"]
+    assert s.names == (*names, *entries, *(["eps"] if np.ndim(eps) == 0 and eps else []))
+    np.testing.assert_array_equal(s.values, point)
     # Errors measured, relative to the largest derivative of each quantity: by layers 1e-10, the rest of Richardson's
     # differences (at three times the step 81 times more); in the continuum 1e-6, of the solver at its tolerance of 1e-8.
-    step, tolerance = 1e-3, 1e-9 if eps else 3e-6
-
-    def check(name, at):
-        for derivative, *points in zip(s[name], at(1), at(-1), at(2), at(-2), strict=True):
-            up, down, far_up, far_down = points
+    step, tolerance = 1e-3, 3e-6 if eps is None else 1e-9
+    largest = [np.abs(part).max() for part in solved(point)]
+    for name, shift in zip(s.names, step * np.eye(len(point)), strict=True):
+        ups = [solved(point + j * shift) for j in (1, -1, 2, -2)]
+        for derivative, size, up, down, far_up, far_down in zip(s[name], largest, *ups, strict=True):
             differences = (8 * (up - down) - (far_up - far_down)) / (12 * step)
-            atol = tolerance * np.abs(differences).max()
+            atol = tolerance * max(np.abs(differences).max(), 1e-3 * size)
             np.testing.assert_allclose(derivative, differences, rtol=0, atol=atol, err_msg=name)
 
-    for name, shift in zip(names, step * np.eye(len(point)), strict=True):
-        check(name, lambda k, shift=shift: values(point + k * shift))
-    if eps:
-        check("eps", lambda k: values(point, eps + k * step))
+
+def test_a_plain_network_has_no_derivative_by_its_skip():
+    """decay eps^2 = 1: K0 = C_W^l K. The skip a is zero, and a itself has no derivative by decay and eps there."""
+    s = sensitivity(keft.Model(keft.Linear(), 1.5, decay=1.0), [[1.2]], layers=[3], eps=1.0)
+    assert s.names == ("C_W", "C_b", "K0[0, 0]")
+    np.testing.assert_allclose(s["C_W"].K0, 3 * 1.5**2 * 1.2, rtol=1e-12)
 
 
 def test_an_unknown_name_lists_those_that_exist():
-    s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], TS, eps=0.4)
+    s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], layers=LAYERS, eps=EPS)
     with pytest.raises(KeyError, match=r"no parameter `width`; there are .*'C_W'"):
         s["width"]
 
 
 def test_sensitivities_are_drawn_where_they_matter():
     """One input's kernel does not feel the other; of a bias or an entry of zero there is no per cent: the legend says which."""
-    s = sensitivity(keft.Model(keft.Linear(), 1.5), np.diag([1.0, 0.6]), np.array([0.0, *TS]), eps=0.4)
+    s = sensitivity(keft.Model(keft.Linear(), 1.5), np.diag([1.0, 0.6]), layers=[0, *LAYERS], eps=EPS)
     assert s["C_b"].K0[-1, 0, 0] > 0.6  # t, and more
     figure = plot_sensitivity(s)
     panels = figure.axes
@@ -99,7 +130,7 @@ def test_sensitivities_are_drawn_where_they_matter():
         assert panel.get_legend_handles_labels()[1] == ["C_W", "K0[0, 0]", "eps"]
     np.testing.assert_allclose(panels[0].get_lines()[0].get_ydata(), s.elasticity("C_W").K0[:, 0, 0])
     assert [text.get_text() for text in figure.legends[0].get_texts()[-2:]] == [
-        "zero, so no relative change:\nC_b, K0[0, 1]",
+        "zero, so no relative change:\nC_b, decay, K0[0, 1]",
         "less effect:\nK0[1, 1]",
     ]
     # K1 of a linear network is zero: nothing is relative to it.
@@ -109,7 +140,7 @@ def test_sensitivities_are_drawn_where_they_matter():
 
 def test_nothing_is_drawn_relative_to_zero():
     """K1 is zero at depth zero, and a relative derivative there would be 0 / 0."""
-    s = sensitivity(keft.Model(keft.Sin(), 1.5), [[1.2]], [0.0, 0.16, 0.32], eps=0.4)
+    s = sensitivity(keft.Model(keft.Sin(), 1.5), [[1.2]], layers=[0, 1, 2], eps=EPS, closure=keft.GOnly())
     drawn = np.asarray(plot_sensitivity(s).axes[2].get_lines()[0].get_ydata())
     assert np.isnan(drawn[0])
     np.testing.assert_allclose(drawn[1:], s.elasticity("C_W").K1[1:, 0, 0])

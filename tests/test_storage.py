@@ -177,7 +177,9 @@ def test_keys_arrays_and_nests_are_rebuilt():
 def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
     """Nor does a file ever run code: what it names must be a module of this package."""
     model = keft.Model(keft.Smooth(jnp.tanh), 2.0)
-    result = estimate(model, K0, width=4, depth=2, eps=0.3, networks=64, key=jax.random.key(0), control=False, progress=False)
+    result = estimate(
+        model, K0, width=4, depth=2, eps=0.3, networks=64, key=jax.random.key(0), control=False, progress=False
+    )
     path = result.save(tmp_path / "result.nc")
     assert storage.load(path).model is None
     with pytest.raises(ValueError, match=r"holds the name of a function, .*: build the model again and pass it"):

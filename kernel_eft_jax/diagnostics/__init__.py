@@ -5,6 +5,7 @@ from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .equations import CovarianceResidual as CovarianceResidual
 from .equations import MeanSource as MeanSource
+from .equations import Measured as Measured
 from .equations import covariance_residual as covariance_residual
 from .equations import driven_K1 as driven_K1
 from .equations import kurtosis as kurtosis

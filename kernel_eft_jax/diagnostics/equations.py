@@ -1,20 +1,21 @@
 r"""The equations of the kernel-only theory, term by term, on sampled networks or on another closure's solution.
 
-One layer moves the covariance of the kernel, exactly and at any width, by
+One layer moves the covariance of the kernel, exactly and at any width, by ($a^2 = 1 - c \epsilon^2$)
 
-$$(V_4' - V_4) / \epsilon^2 = C_W (V_{GS} + V_{GS}^T) + E[\Sigma(G, \hat Q)]
-  + \epsilon^2 \left( C_W^2 V_{SS} + E[\hat Q_{ac} \hat Q_{bd} + \hat Q_{ad} \hat Q_{bc}] \right)$$
+$$V_4' = a^4 V_4 + a^2 \epsilon^2 \left( C_W (V_{GS} + V_{GS}^T) + E[\Sigma(G, \hat Q)] \right)
+  + \epsilon^4 \left( C_W^2 V_{SS} + E[\hat Q_{ac} \hat Q_{bd} + \hat Q_{ad} \hat Q_{bc}] \right)$$
 
-and its mean by C_b + C_W E[S]. The closure of Kawase and Ota (2026) puts $\chi V_4 + V_4 \chi^T$ and $\Sigma(K_0, Q(K_0))$ for the first two
-terms, nothing for the third, and $\chi K_1 + \tfrac12 \mathrm{Hess} : V_4$ for n C_W (E[S] - E_K0[ss]). Each difference is a number that needs no
-derivative in depth: one saved depth of an ensemble is enough.
+and its mean by $a^2 E[G] + \epsilon^2 (C_b + C_W E[S])$, where S is what the last matrix reads. The closure of Kawase and Ota (2026) puts
+$\chi V_4 + V_4 \chi^T$ and $\Sigma(K_0, Q(K_0))$ for the two terms of order eps^2, nothing for those of order eps^4, and the response of S to G,
+$\chi K_1 + \tfrac12 \mathrm{Hess} : V_4$ for one matrix, for n C_W (E[S] - S(K_0)). Each difference is a number that needs no derivative in
+depth: one saved depth of an ensemble is enough. For branches that begin with a matrix or a norm the closure is exact at leading order.
 
-Every function takes an `Estimate`, and gives value and standard error by the jackknife; or a `Solution`, and gives the prediction
-of its closure at leading order in 1/n, for small eps, with errors of zero.
+Every function takes an `Estimate`, and measures value and standard error by the jackknife; or a `Solution`, and gives the prediction
+of its closure at leading order in 1/n, with errors of zero. Models are those of the result unless another one is given.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -22,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ..activations import Expansion
 from ..ensemble import Estimate
+from ..maps import apply_all, carry_all
 from ..model import Model
-from ..pairs import input_count, pack, pair_table, pairs, sigma_product, triples, unpack, unpack_covariance
+from ..pairs import input_count, pack, pair_table, pairs, sigma_product, unpack, unpack_covariance
 from ..trajectory import Solution
 
 Parts = TypeVar("Parts")
@@ -36,7 +37,14 @@ _unpack_covariance: Callable[[Any], Any] = unpack_covariance
 _sigma: Callable[[Any, Any], Any] = sigma_product
 
 
-class CovarianceResidual(NamedTuple):
+class Measured(eqx.Module, Generic[Parts]):
+    """A diagnostic and its standard error, which has the same shape; zero for theories."""
+
+    value: Parts
+    stderr: Parts
+
+
+class CovarianceResidual(eqx.Module):
     """The exact rate of V4 less that of the kernel-only closure, in three parts that add up to it."""
 
     transport: Float[np.ndarray, "T N N N N"]  # C_W (V_GS + V_GS^T) - chi V4 - V4 chi^T
@@ -45,84 +53,89 @@ class CovarianceResidual(NamedTuple):
     total: Float[np.ndarray, "T N N N N"]  # the sum
 
 
-def covariance_residual(
-    result: Estimate | Solution, model: Model, K0: Float[ArrayLike, "T N N"] | None = None
-) -> tuple[CovarianceResidual, CovarianceResidual]:
-    r"""The residual of the V4 equation of the kernel-only closure, V4 that of `result`, and its standard error.
-
-    The expectations Q and chi are those of `model`, at the kernels `K0` (by default those of `result`): give a model with
-    `GaussHermite` and its own K0 to see what a quadrature rule does. For a Solution only the transport part is of leading order.
-    Raises ValueError if shapes do not fit.
-    """
-    k0 = _packed_kernels(result, K0)
-    q, slope, _ = expansions(model, k0)
-    C_W, C_b = float(model.C_W), float(model.C_b)
-    triple = triples(input_count(k0.shape[-1]))
-
-    def both_ways(response):
-        return response + np.swapaxes(response, 1, 2)
-
-    def transport(V4, V_GS):
-        return both_ways(C_W * V_GS) - both_ways(np.einsum("tps,tpsq->tpq", slope, V4[:, triple]))
-
-    def sampled(x: Any, width: int, dt: float) -> CovarianceResidual:
-        V4, V_GS, V_SS = (_pack_covariance(V) for V in (x.V4, x.V_GS, x.V_SS))
-        G, Q = _pack(x.G), C_b + C_W * _pack(x.S)
-        source = _sigma(G, Q) + C_W / width * _exchange(V_GS, both=True) - _sigma(k0, q)
-        square = 0.5 * _sigma(Q, Q) + C_W**2 / width * _exchange(V_SS, both=False)
-        parts = transport(V4, V_GS), source, dt * (C_W**2 * V_SS + square)
-        return CovarianceResidual(*(_unpack_covariance(part) for part in (*parts, sum(parts))))
-
-    if isinstance(result, Estimate):
-        step = float(result.ts[-1] / max(result.layers[-1], 1))  # eps^2
-        return result.jackknife(lambda x: sampled(x, result.width, step))
-    V4 = np.asarray(result.packed.V4)
-    part = np.zeros_like(V4)
-    if result.packed.V_GS is not None:  # else the closure is one of the kernel alone, and has none
-        part = transport(V4, np.asarray(result.packed.V_GS))
-    full, zero = _unpack_covariance(part), np.zeros_like(_unpack_covariance(part))
-    return CovarianceResidual(full, zero, zero, full), CovarianceResidual(zero, zero, zero, zero)
-
-
-class MeanSource(NamedTuple):
-    """n (E[S] - E_K0[ss]), what drives K1: dK1/dt = C_W U1."""
+class MeanSource(eqx.Module):
+    """n (E[S] - S(K0)), what drives K1: dK1/dt = C_W U1 - c K1."""
 
     exact: Float[np.ndarray, "T N N"]  # U1 itself
-    closure: Float[
-        np.ndarray, "T N N"
-    ]  # (chi K1 + 1/2 Hess : V4) / C_W, the kernel-only model of it, from K1 and V4 of the result
+    closure: Float[np.ndarray, "T N N"]  # the kernel-only model of it, from K1 and V4 of the result
+
+
+class KernelOnly(NamedTuple):
+    """What the kernel alone says at one depth: Q, chi V4, the mean correction of S, and the covariance of Q."""
+
+    q: Float[Array, " P"]
+    transport: Float[Array, "P P"]
+    m_S: Float[Array, " P"]
+    C_Q: Float[Array, "P P"]
+
+
+def covariance_residual(
+    result: Estimate | Solution, model: Model | None = None, K0: Float[ArrayLike, "T N N"] | None = None
+) -> Measured[CovarianceResidual]:
+    r"""The residual of the V4 equation of the kernel-only closure, V4 that of `result`.
+
+    The expectations Q and chi are those of `model`, at the kernels `K0` (both by default those of `result`): give a model with another
+    quadrature and its own K0 to see what a quadrature rule does. The layer part is that of the layer which follows the saved depth (of
+    the last one, where none follows), and zero in the continuum; for a Solution the source is zero, being of order 1/n.
+    Raises ValueError if shapes do not fit.
+    """
+    model = _model_of(result, model)
+    k0 = _packed_kernels(result, K0)
+    C_W, C_b, c = float(model.C_W), float(model.C_b), float(model.decay)
+    dt = _following_steps(result)[:, None, None]
+
+    def residual(G, Q, K1, V4, V_GQ, V_QQ, inverse_width) -> CovarianceResidual:
+        kernel = kernel_only(model, k0, K1, V4)
+        exact = _both_ways(V_GQ)
+        noise = _sigma(G, Q) + inverse_width * _exchange(V_GQ, both=True)
+        square = 0.5 * _sigma(Q, Q) + inverse_width * _exchange(V_QQ, both=False)
+        layer = dt * (V_QQ + square - c * (exact + noise) + c**2 * V4)
+        parts = exact - _both_ways(kernel.transport), noise - _sigma(k0, kernel.q), layer
+        return CovarianceResidual(*(_unpack_covariance(part) for part in (*parts, sum(parts))))
+
+    def sampled(x: Any) -> CovarianceResidual:
+        V4, V_GS, V_SS = (_pack_covariance(V) for V in (x.V4, x.V_GS, x.V_SS))
+        Q = C_b + C_W * _pack(x.S)
+        return residual(_pack(x.G), Q, _pack(x.K1), V4, C_W * V_GS, C_W**2 * V_SS, 1 / result.width)  # pyright: ignore
+
+    def predicted(x: Any) -> CovarianceResidual:
+        K1, V4 = np.asarray(x.packed.K1), np.asarray(x.packed.V4)
+        kernel = kernel_only(model, k0, K1, V4)
+        V_GQ, V_QQ = kernel.transport, kernel.C_Q
+        if x.packed.V_GS is not None:  # else the closure is one of the kernel alone
+            V_GQ, V_QQ = C_W * np.asarray(x.packed.V_GS), C_W**2 * np.asarray(x.packed.V_SS)
+        return residual(k0, kernel.q, K1, V4, V_GQ, V_QQ, 0.0)
+
+    return _evaluate(sampled if isinstance(result, Estimate) else predicted, result)
 
 
 def mean_source(
-    result: Estimate | Solution, model: Model, K0: Float[ArrayLike, "T N N"] | None = None
-) -> tuple[MeanSource, MeanSource]:
-    r"""The source of K1 and the kernel-only model of it, and their standard errors.
+    result: Estimate | Solution, model: Model | None = None, K0: Float[ArrayLike, "T N N"] | None = None
+) -> Measured[MeanSource]:
+    r"""The source of K1 and the kernel-only model of it.
 
-    At depth zero the neurons are independent and the exact source is 0, while the model gives $\tfrac12 \mathrm{Hess} : V_4 / C_W$ with V4 the
-    Wishart covariance: it counts the sampling noise of G itself, which does not move S. See `covariance_residual` for the arguments.
+    For one matrix the model is $(\chi K_1 + \tfrac12 \mathrm{Hess} : V_4) / C_W$. At depth zero the neurons are independent and the exact
+    source is 0, while the model has V4 the Wishart covariance: it counts the sampling noise of G itself, which does not move S. Where
+    the branch begins with a matrix or a norm it does move S, and both are the same. See `covariance_residual` for the arguments.
     """
+    model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
-    _, slope, curvature = expansions(model, k0)
-    triple = triples(input_count(k0.shape[-1]))
 
     def sources(x: Any) -> MeanSource:
-        K1, V4 = _pack(np.asarray(x.K1)), _pack_covariance(np.asarray(x.V4))
-        bend = np.einsum("tpsu,tpsu->tp", curvature, V4[:, triple[:, :, None], triple[:, None, :]])
-        closure = (np.einsum("tps,tps->tp", slope, K1[:, triple]) + 0.5 * bend) / float(model.C_W)
+        closure = kernel_only(model, k0, _pack(np.asarray(x.K1)), _pack_covariance(np.asarray(x.V4))).m_S
         exact = closure if x.U1 is None else _pack(np.asarray(x.U1))
         return MeanSource(_unpack(exact), _unpack(closure))
 
     return _evaluate(sources, result)
 
 
-def driven_K1(
-    result: Estimate | Solution, model: Model
-) -> tuple[Float[np.ndarray, "T N N"], Float[np.ndarray, "T N N"]]:
-    r"""K1 driven by the exact source, $K_1(t) = C_W \int_0^t U_1$ by the trapezoid of the saved depths, and its standard error.
+def driven_K1(result: Estimate | Solution, model: Model | None = None) -> Measured[Float[np.ndarray, "T N N"]]:
+    r"""K1 driven by the exact source, $K_1' = a^2 K_1 + \epsilon^2 C_W U_1$ layer by layer, or $\dot K_1 = C_W U_1 - c K_1$.
 
-    It must be K1 up to the spacing of the depths, which begin at zero. Raises ValueError if they do not, or if the closure of a
-    Solution does not carry U1.
+    U1 is a straight line between the saved depths, which begin at zero: it must be K1 up to their spacing, and where all layers are saved it
+    is. Raises ValueError if they do not begin at zero, or if the closure of a Solution does not carry U1.
     """
+    model = _model_of(result, model)
     ts = np.asarray(result.ts)
     if ts[0] != 0:
         raise ValueError(f"The result must begin at depth zero, but begins at t = {ts[0]:.4g}: save that depth too.")
@@ -130,17 +143,12 @@ def driven_K1(
         raise ValueError(
             "The closure of this Solution carries no U1: solve with `HermiteTower` or `SigmaKernel`, or sample."
         )
-
-    def integral(x):
-        U1 = np.asarray(x.U1)
-        steps = 0.5 * np.diff(ts)[:, None, None] * (U1[1:] + U1[:-1])
-        return float(model.C_W) * np.concatenate([np.zeros_like(U1[:1]), np.cumsum(steps, axis=0)])
-
-    return _evaluate(integral, result)
+    weights = float(model.C_W) * _response(result, ts, float(model.decay))
+    return _evaluate(lambda x: np.tensordot(weights, np.asarray(x.U1), 1), result)
 
 
-def kurtosis(result: Estimate | Solution) -> tuple[Float[np.ndarray, "T N"], Float[np.ndarray, "T N"]]:
-    r"""n times the excess kurtosis of the pre-activation of one neuron, for each input, and its standard error.
+def kurtosis(result: Estimate | Solution) -> Measured[Float[np.ndarray, "T N"]]:
+    r"""n times the excess kurtosis of the pre-activation of one neuron, for each input.
 
     Neurons are Gaussian given the fluctuating covariance, so that at leading order
     $n\, \kappa_4(\phi_a) / E[\phi_a^2]^2 = 3 (V_{4;aa,aa} - 2 K_{0;aa}^2) / K_{0;aa}^2$: three times what the covariance of the kernel has
@@ -150,30 +158,80 @@ def kurtosis(result: Estimate | Solution) -> tuple[Float[np.ndarray, "T N"], Flo
     def measured(x):
         return np.einsum("taa->ta", x.kappa4) / np.einsum("taa->ta", x.G) ** 2
 
-    if isinstance(result, Estimate):
-        return result.jackknife(measured)
-    K0 = np.einsum("taa->ta", np.asarray(result.K0))
-    predicted = 3 * (np.einsum("taaaa->ta", np.asarray(result.V4)) / K0**2 - 2)
-    return predicted, np.zeros_like(predicted)
+    def predicted(x):
+        K0 = np.einsum("taa->ta", np.asarray(x.K0))
+        return 3 * (np.einsum("taaaa->ta", np.asarray(x.V4)) / K0**2 - 2)
+
+    return _evaluate(measured if isinstance(result, Estimate) else predicted, result)
+
+
+def kernel_only(model: Model, k0: Any, K1: Any, V4: Any) -> Any:
+    """The kernel-only theory at a sequence of packed kernels, as NumPy arrays."""
+    return jax.tree.map(np.asarray, _kernel_only(model, *(jnp.asarray(x) for x in (k0, K1, V4))))
 
 
 @eqx.filter_jit
-def _expansions(model: Model, k: Float[Array, "T P"]) -> Expansion:
-    return jax.vmap(model.expansion)(k)
+def _kernel_only(model: Model, k0, K1, V4) -> KernelOnly:
+    def at(k, K1, V4):
+        *to_S, last = model.responses(k)
+        m_S, C_S = carry_all(to_S, K1, V4)
+        return KernelOnly(last.value, apply_all([*to_S, last], V4), m_S, last.carry(m_S, C_S)[1])
+
+    return jax.vmap(at)(k0, K1, V4)
 
 
-def expansions(model: Model, k: Any) -> tuple[Any, Any, Any]:
-    """Q, chi and Hess at a sequence of kernels, in pair space, as NumPy arrays."""
-    value, slope, curvature = (np.asarray(x) for x in _expansions(model, jnp.asarray(k)))
-    return value, slope, curvature
+def _response(result: Estimate | Solution, ts: Any, c: float) -> Float[np.ndarray, "T T"]:
+    """The matrix that turns a source at the saved depths, a straight line between them, into what it has driven."""
+    basis, driven = np.eye(len(ts)), np.zeros((len(ts), len(ts)))
+    eps = _eps_of(result)
+    if eps is None:
+        for i, step in enumerate(np.diff(ts)):
+            lost = np.exp(-c * step)
+            driven[i + 1] = lost * driven[i] + 0.5 * step * (lost * basis[i] + basis[i + 1])
+        return driven
+    layers = np.asarray(result.layers)
+    times = np.concatenate([[0.0], np.cumsum(np.broadcast_to(eps**2, max(int(layers[-1]), eps.size)))])
+    now = driven[0]
+    for layer in range(int(layers[-1])):
+        dt = times[layer + 1] - times[layer]
+        source = np.array([np.interp(times[layer], times[layers], line) for line in basis])
+        now = (1 - c * dt) * now + dt * source
+        driven[np.flatnonzero(layers == layer + 1)] = now
+    return driven
 
 
-def _evaluate(function: Callable[[Any], Parts], result: Estimate | Solution) -> tuple[Parts, Parts]:
+def _model_of(result: Estimate | Solution, model: Model | None) -> Model:
+    model = result.model if model is None else model
+    if model is None:
+        raise ValueError("Argument `model` is missing, and this result comes from a file that does not hold it.")
+    return model
+
+
+def _eps_of(result: Estimate | Solution) -> Float[np.ndarray, "..."] | None:
+    """The step of each layer, None in the continuum."""
+    if result.eps is None and isinstance(result, Estimate):
+        raise ValueError("Argument `result` is an Estimate from a file that does not hold its eps: sample it anew.")
+    return None if result.eps is None else np.asarray(result.eps, np.float64)
+
+
+def _following_steps(result: Any) -> Float[np.ndarray, " T"]:
+    """dt = eps^2 of the layer behind each saved depth, and of the last layer where none is behind; zero in the continuum."""
+    eps = _eps_of(result)
+    if eps is None:
+        return np.zeros(len(result.ts))
+    return np.broadcast_to(eps if eps.ndim == 0 else eps[np.minimum(result.layers, eps.size - 1)], len(result.ts)) ** 2
+
+
+def _evaluate(function: Callable[[Any], Parts], result: Estimate | Solution) -> Measured[Parts]:
     """Value and standard error of a function of the moments: by the jackknife, or of a theory, which has none."""
     if isinstance(result, Estimate):
-        return result.jackknife(function)
+        return Measured(*result.jackknife(function))
     value = function(result)
-    return value, jax.tree.map(np.zeros_like, value)
+    return Measured(value, jax.tree.map(np.zeros_like, value))
+
+
+def _both_ways(V: Any) -> Any:
+    return V + np.swapaxes(V, 1, 2)
 
 
 def _packed_kernels(result, K0) -> Any:

@@ -9,20 +9,22 @@ falls like 1/n: a pilot ensemble gives the coefficient and hence the width, and 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from ..checks import check_count, check_positive
 from ..closures import Closure, GOnly, HermiteTower, SigmaKernel
+from ..depths import check_eps
 from ..ensemble import Estimate, estimate
 from ..model import Model
+from ..pairs import pairs
 from ..trajectory import Solution, solve
 
 QUANTITIES = ("V4", "K1")
 ATTEMPTS = 3
 REFERENCE = HermiteTower(40)
-CLOSURES: Mapping[str, Closure] = {"G-only": GOnly(), "sigma-kernel": SigmaKernel()}
 
 
 class Reach(NamedTuple):
@@ -49,7 +51,7 @@ class Width(NamedTuple):
         return self.stderr <= tolerance / 2
 
 
-class Window(NamedTuple):
+class Window(eqx.Module):
     """Where the theories hold, at one tolerance: depths t* of the closures, widths n* of order 1/n.
 
     `reach[closure][quantity]` has the depths, and `widths[quantity]` the widths that were sampled: the pilot, networks of the width that
@@ -63,10 +65,16 @@ class Window(NamedTuple):
     reach: Mapping[str, Mapping[str, Reach]]
     widths: Mapping[str, tuple[Width, ...]]
 
+    @property
+    def expectation_error(self) -> float:
+        """Estimated relative error of the Gaussian expectations behind the reference."""
+        return float(self.reference.stats["expectation_error"])
+
     def record(self) -> dict[str, Any]:
         """The window as plain numbers, lists and dictionaries, as a JSON file holds them; no t* is null."""
         return {
             "tolerance": self.tolerance,
+            "expectation_error": self.expectation_error,
             "ts": self.ts.tolist(),
             "reach": {
                 closure: {
@@ -98,18 +106,27 @@ class Window(NamedTuple):
             lines.append(f"  {quantity} to order 1/n: {found} n* = {last.width} (sampled deviations: {seen})")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def closures_of(model: Model) -> Mapping[str, Closure]:
+    """The closures worth comparing for a block: that of the kernel alone, and the sigma-kernel where it is defined."""
+    one_matrix = hasattr(model, "activation") and float(model.decay) == 0
+    return {"G-only": GOnly()} | ({"sigma-kernel": SigmaKernel()} if one_matrix else {})
+
 
 def validity_window(
     model: Model,
     K0: Float[ArrayLike, "N N"],
-    depth: int,
-    eps: float,
-    tolerance: float = 0.05,
     *,
+    depth: int,
+    eps: Float[ArrayLike, "..."],
+    tolerance: float = 0.05,
     key: PRNGKeyArray | None = None,
     networks: int = 16384,
     pilot_width: int = 64,
-    closures: Mapping[str, Closure] = CLOSURES,
+    closures: Mapping[str, Closure] | None = None,
     reference: Closure = REFERENCE,
     progress: bool = True,
 ) -> Window:
@@ -117,29 +134,31 @@ def validity_window(
 
     t* is where the error of a closure first leaves the tolerance, between saved layers by a straight line. With a `key`, a pilot
     ensemble of `networks` networks of `pilot_width` measures the deviation d from order 1/n at the last depth, and
-    n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most three times.
+    n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most three times. `eps` is one
+    number or one for each layer; `closures` are by default those of the paper that are defined for the block (`closures_of`). Where the
+    branch begins with a matrix or a norm `GOnly` is exact, and its t* infinite.
 
-    Raises ValueError for arguments that make no sense, and if the reference's own truncation error is not small beside the
+    Raises ValueError for arguments that make no sense, and if the reference's own truncation error is not known or not small beside the
     tolerance: pass a higher degree. Not for tolerances below the sampling error, which `Width.stderr` states.
     """
     check_positive(tolerance, "tolerance")
     check_count(depth, "depth")
-    check_positive(eps, "eps")
-    layers = np.unique(np.round(np.linspace(0, depth, min(depth, 100) + 1)).astype(int))
-    ts = float(eps) ** 2 * layers
-    exact = solve(model, K0, ts, closure=reference, eps=eps)
+    eps = check_eps(eps, model.decay, depth)
+    layers = np.unique(np.round(np.linspace(0, depth, min(depth, 100) + 1)).astype(int)).tolist()
+    exact = solve(model, K0, layers=layers, eps=eps, closure=reference)
+    ts = np.asarray(exact.ts)
     _check_reference(exact, tolerance)
     reach: dict[str, dict[str, Reach]] = {}
-    for name, closure in closures.items():
-        errors = relative_errors(solve(model, K0, ts, closure=closure, eps=eps), exact)
+    for name, closure in (closures_of(model) if closures is None else closures).items():
+        errors = relative_errors(solve(model, K0, layers=layers, eps=eps, closure=closure), exact)
         reach[name] = {quantity: Reach(e, _leaves(ts[1:], e, tolerance)) for quantity, e in errors.items()}
     widths: dict[str, tuple[Width, ...]] = {}
     if key is not None:
         keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(QUANTITIES)))
 
         def sample(width):
-            sizes = {"width": width, "depth": depth, "eps": eps, "networks": networks}
-            return estimate(model, K0, **sizes, key=next(keys), save_at=depth, progress=progress)
+            sizes = {"width": width, "depth": depth, "networks": networks}
+            return estimate(model, K0, **sizes, eps=eps, key=next(keys), save_at=[depth], progress=progress)
 
         pilot = sample(pilot_width)
         for quantity in QUANTITIES:
@@ -193,13 +212,17 @@ def _deviation(sampled: Estimate, exact: Solution, quantity: str, tolerance: flo
 
 
 def _check_reference(exact: Solution, tolerance: float) -> None:
+    """That the reference's own truncation is known and small: a NaN is no small number."""
     if exact.truncation is None:
         return
-    missing = {q: np.max(np.abs(np.asarray(getattr(exact.truncation, q)))) for q in QUANTITIES}
-    worst = {q: float(missing[q] / np.max(unit(exact, q))) for q in QUANTITIES}
-    quantity = max(worst, key=lambda q: worst[q])
-    if worst[quantity] > tolerance / 4:
-        raise ValueError(
-            f"Argument `reference` is not exact enough: its truncation error is about {worst[quantity]:.2g} of {quantity}, and the tolerance "
-            f"{tolerance:.2g} needs a quarter of that or less. Pass a higher degree, such as reference=HermiteTower(60)."
-        )
+    a, b = pairs(exact.K0.shape[-1])
+    units = {"V4": unit(exact, "V4")[:, a[:, None], b[:, None], a, b], "K1": unit(exact, "K1")[..., 0]}
+    worst = {q: float(np.max(np.abs(np.asarray(getattr(exact.truncation, q))[1:]) / units[q][1:])) for q in QUANTITIES}
+    for quantity, error in worst.items():
+        if not error <= tolerance / 4:
+            about = f"its truncation error is about {error:.2g} of {quantity}"
+            unknown = f"its degree is too low to tell the truncation error of {quantity}"
+            raise ValueError(
+                f"Argument `reference` is not exact enough: {about if np.isfinite(error) else unknown}, and it must be at most a "
+                f"quarter of the tolerance {tolerance:.2g}. Pass a higher degree, such as reference=HermiteTower(60)."
+            )

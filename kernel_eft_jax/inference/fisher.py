@@ -7,36 +7,45 @@ parameter its eigenvectors are the directions that data tell well or badly, $1 /
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from ..checks import check_count
-from ..closures import Closure, HermiteTower
+from ..closures import Closure
+from ..trajectory.failures import LIMIT
+from ..trajectory.solve import EXACT
 from .likelihood import Prediction, noise, predict, whitener
 from .parameters import Experiment, check_names, coordinate_slopes, get_parameters, to_coordinates, typical_scales
+from .untold import explain, in_words
 
 # Directions that hold a smaller share than this of the information in the best one are lost: it is rounding error.
 LOST = 1e-11
 
 
-class Information(NamedTuple):
-    """Fisher information of named parameters; informations of independent ensembles add up."""
+class Information(eqx.Module):
+    """Fisher information of named parameters; informations of independent ensembles add up.
 
-    names: tuple[str, ...]
+    `scales` are what a change of order one of each parameter is, `expectation_error` the estimated relative error of the Gaussian
+    expectations behind it.
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
     values: Float[np.ndarray, " parameters"]
     scales: Float[np.ndarray, " parameters"]
     matrix: Float[np.ndarray, "parameters parameters"]
+    expectation_error: float
 
-    def __add__(self, other: "Information") -> "Information":  # type: ignore[override]
+    def __add__(self, other: "Information") -> "Information":
         if self.names != other.names or not np.array_equal(self.values, other.values):
             raise ValueError(
                 f"Informations add up at one point in the same parameters, but these are {self.names} at {self.values} and "
                 f"{other.names} at {other.values}."
             )
-        return self._replace(matrix=self.matrix + other.matrix)
+        error = max(self.expectation_error, other.expectation_error)
+        return Information(self.names, self.values, self.scales, self.matrix + other.matrix, error)
 
     @property
     def covariance(self) -> Float[np.ndarray, "parameters parameters"]:
@@ -44,7 +53,7 @@ class Information(NamedTuple):
 
         Raises ValueError where a direction is lost: all that is known then is `weakest`.
         """
-        if self._modes[0][0] == 0:
+        if len(self.lost):
             raise ValueError(
                 f"{self.describe()} Hold a parameter of it fixed, or add another experiment that tells it."
             )
@@ -52,7 +61,7 @@ class Information(NamedTuple):
 
     @property
     def stderr(self) -> Float[np.ndarray, " parameters"]:
-        """Expected standard error of each parameter, the others being free too."""
+        """Expected standard error of each of `values`, the other parameters being free too."""
         return np.sqrt(np.diagonal(self.covariance))
 
     @property
@@ -68,12 +77,21 @@ class Information(NamedTuple):
         direction = vectors[:, 0] * np.sign(vectors[np.abs(vectors[:, 0]).argmax(), 0])
         return direction, float(1 / np.sqrt(values[0])) if values[0] > 0 else float("inf")
 
+    @property
+    def lost(self) -> Float[np.ndarray, "directions parameters"]:
+        """The directions along which the law of the data does not change, orthonormal relative to the size of each parameter."""
+        values, vectors = self._modes
+        return vectors[:, values == 0].T
+
     def describe(self) -> str:
-        """The weakest direction in a sentence."""
+        """What the data cannot tell, by names, or else the direction that they tell worst."""
+        if len(self.lost):
+            return explain(self.names, self.values, self.scales, self.lost)
         direction, error = self.weakest
-        if np.isinf(error):
-            return f"{self._in_words(direction)} leaves the law of the data unchanged at these values: no data can tell it."
-        return f"{self._in_words(direction)} is known to {100 * error:.2g} % of its size."
+        return f"{in_words(self.names, direction, self.scales)} is known to {100 * error:.2g} % of its size."
+
+    def __repr__(self) -> str:
+        return f"Information about {', '.join(self.names)}. {self.describe()}"
 
     @property
     def _relative(self):
@@ -84,54 +102,57 @@ class Information(NamedTuple):
         values, vectors = np.linalg.eigh(self._relative)
         return np.where(values > LOST * values[-1], values, 0.0), vectors
 
-    def _in_words(self, direction) -> str:
-        # A component below a hundredth of the largest does not change what the sentence says.
-        parts = [i for i in np.argsort(-np.abs(direction)) if abs(direction[i]) > 0.01 * np.abs(direction).max()]
-        if len(parts) == 1:
-            return f"`{self.names[parts[0]]}` alone"
-        names = " : ".join(f"`{self.names[i]}`" for i in parts)
-        change = direction * self.scales
-        ratio = " : ".join(f"{change[i] / change[parts[0]]:.3g}" for i in parts)
-        return f"The combined change {names} = {ratio}"
-
 
 def fisher(
     experiment: Experiment,
     free: Sequence[str],
     networks: int,
     *,
-    closure: Closure | None = None,
+    closure: Closure = EXACT,
     with_V4: bool = False,
 ) -> Information:
     """Fisher information that `networks` networks would hold about the free parameters, at the experiment's values.
 
     Add the informations of several widths or ensembles. `with_V4` counts the sample covariances at each layer beside the
     mean kernels. Exact to leading order in 1/n with `HermiteTower`, the default; not for ensembles so large that the next
-    order shows, whose error is not statistical.
+    order shows, whose error is not statistical. What no data can tell, such as the variances of two matrices around linear units, of which
+    the law knows the product, is in `lost` and, by names, in `describe()`. Raises ValueError for free parameters that are none, and where
+    the theory is not finite or its expectations are not accurate.
     """
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
-    closure = HermiteTower() if closure is None else closure
     coordinates = to_coordinates(names, get_parameters(experiment, names))
-    return information(experiment, names, predict(experiment, names, coordinates, closure, with_V4), networks, with_V4)
+    prediction = predict(experiment, names, coordinates, closure, with_V4)
+    check_prediction(experiment, names, prediction)
+    W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
+    return information(experiment, names, prediction, W)
 
 
 def information(
-    experiment: Experiment, names: tuple[str, ...], prediction: Prediction, networks: int, with_V4: bool
+    experiment: Experiment, names: tuple[str, ...], prediction: Prediction, W: Float[np.ndarray, "rank M"]
 ) -> Information:
-    """The information in a prediction made at the experiment's own values."""
+    """The information in a prediction made at the experiment's own values, for a whitening matrix W."""
     values = np.asarray(get_parameters(experiment, names), np.float64)
-    jacobian = np.asarray(prediction.jacobian, np.float64)
-    finite = np.isfinite(jacobian).all() and all(np.isfinite(np.asarray(x)).all() for x in prediction)
-    if not finite:
+    J = W @ np.asarray(prediction.jacobian, np.float64) / coordinate_slopes(names, values)
+    scales = typical_scales(experiment, names)
+    return Information(names, values, scales, J.T @ J, float(prediction.expectation_error))
+
+
+def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction: Prediction) -> None:
+    """Raise a ValueError where the theory is not finite, or its expectations are not accurate."""
+    values = np.asarray(get_parameters(experiment, names), np.float64)
+    where = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True))
+    if not all(np.isfinite(np.asarray(x)).all() for x in prediction):
         raise ValueError(
             f"Argument `experiment` is where the theory is not finite: kernels grow without bound by layer {experiment.layers[-1]} at "
-            + ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True))
-            + ". Take smaller variances, eps or layers."
+            f"{where}. Take smaller variances, eps or layers."
         )
-    W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
-    J = W @ jacobian / coordinate_slopes(names, values)
-    return Information(names, values, typical_scales(experiment, names), J.T @ J)
+    if prediction.expectation_error > LIMIT:
+        raise ValueError(
+            f"Argument `experiment` is where the theory is not accurate: its Gaussian expectations have an estimated relative error of "
+            f"{float(prediction.expectation_error):.2g}, above {LIMIT}, at {where}. The activation bends too sharply for its variance: take "
+            "smaller variances, or a class with closed forms or with kinks for a function with kinks."
+        )
 
 
 def rounding(experiment: Experiment) -> float:
@@ -139,21 +160,29 @@ def rounding(experiment: Experiment) -> float:
     return float(1e3 * jnp.finfo(experiment.K0.dtype).eps)
 
 
-def check_identifiable(info: Information, with_V4: bool) -> None:
-    """Raise a ValueError that names the parameters which the data cannot tell apart."""
+def refuse_lost(info: Information, with_V4: bool) -> None:
+    """Raise a ValueError that names the parameters which no data can tell apart."""
+    if len(info.lost):
+        involved = np.flatnonzero(np.linalg.norm(info.lost, axis=0) > 0.01)
+        some = "it" if len(involved) == 1 else "one of them" if len(info.lost) == 1 else f"{len(info.lost)} of them"
+        hint = _hint([info.names[i] for i in involved], with_V4)
+        raise ValueError(f"{info.describe()}{hint} Hold {some} fixed, or start from other values.")
+
+
+def refuse_vague(info: Information, with_V4: bool) -> None:
+    """Raise a ValueError that names the combination which these data tell to no better than its own size."""
     direction, error = info.weakest
-    words = info._in_words(direction)
-    involved = [name for name, d in zip(info.names, direction, strict=True) if abs(d) > 0.01]
-    hint = ""
-    if "eps" in involved and "C_W" in involved:
-        hint = " Only eps^2 C_W and eps^2 C_b enter the law."
-    if "width" in involved and not with_V4:
-        hint += " The width shows in the size of fluctuations: pass with_V4=True to fit those too."
-    remedy = "Hold one of them" if len(involved) > 1 else "Hold it"
-    if np.isinf(error):
-        raise ValueError(f"{info.describe()}{hint} {remedy} fixed, or start from other values.")
     if error > 1:
+        words = in_words(info.names, direction, info.scales)
+        involved = [name for name, d in zip(info.names, direction, strict=True) if abs(d) > 0.01]
         raise ValueError(
             f"These data cannot tell all free parameters: {words[0].lower() + words[1:]} would be known to no better than "
-            f"{100 * error:.2g} % of its size.{hint} {remedy} fixed, or take more networks, depths or inputs (`fisher` says how many)."
+            f"{100 * error:.2g} % of its size.{_hint(involved, with_V4)} Hold {'one of them' if len(involved) > 1 else 'it'} fixed, or take "
+            "more networks, depths or inputs (`fisher` says how many)."
         )
+
+
+def _hint(involved, with_V4):
+    if "width" in involved and not with_V4:
+        return " The width shows in the size of fluctuations: pass with_V4=True to fit those too."
+    return ""

@@ -9,8 +9,9 @@ $I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,38 +19,40 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from ..checks import check_kind, check_untraced
-from ..closures import Closure, HermiteTower
+from ..closures import Closure
 from ..ensemble import Estimate
-from .data import Observed, check_same, far_from, observe
-from .fisher import Information, check_identifiable, information, rounding
-from .likelihood import Prediction, noise, predict, whitener
+from ..trajectory.solve import EXACT
+from .data import Observed, check_same, observe
+from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
+from .likelihood import Prediction, noise, predict
 from .parameters import (
-    POSITIVE,
     Experiment,
     check_names,
     coordinate_slopes,
     from_coordinates,
     get_parameters,
+    is_bounded,
+    is_positive,
     set_parameters,
     to_coordinates,
 )
+from .search import LeastSquares, first_order, gram, least_squares
 
 if TYPE_CHECKING:
     import optax
 
 ROUNDS = 6
-STEPS = 2000
 
 
-class Fit(NamedTuple):
-    """The result of `fit`.
+class Fit(eqx.Module):
+    """The result of `fit`: `values` of the free parameters `names` and their standard errors `stderr`.
 
-    `experiment` holds the estimates in place, `information` the Fisher information there; `history` is chi2 at each point
-    tried, `message` says why the search ended. `chi2` is scaled to have mean `dof` if the theory is right; a parameter at its
+    `experiment` holds the estimates in place, `closure` is the theory, `information` the Fisher information there; `history` is chi2 at
+    each point tried, `message` says why the search ended. `chi2` is scaled to have mean `dof` if the theory is right; a parameter at its
     bound counts as held there. `covariance` and the intervals are those of a search without the bound.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = eqx.field(static=True)
     values: Float[np.ndarray, " parameters"]
     covariance: Float[np.ndarray, "parameters parameters"]
     information: Information
@@ -59,13 +62,29 @@ class Fit(NamedTuple):
     converged: bool
     message: str
     experiment: Experiment
+    closure: Closure
     observed: Observed
     prediction: Prediction
 
     @property
     def stderr(self) -> Float[np.ndarray, " parameters"]:
-        """Standard errors."""
+        """Standard errors of `values`."""
         return np.sqrt(np.diagonal(self.covariance))
+
+    @property
+    def expectation_error(self) -> float:
+        """Estimated relative error of the Gaussian expectations behind the theory at the estimates."""
+        return self.information.expectation_error
+
+    @property
+    def with_V4(self) -> bool:
+        """Whether sample covariances were fitted beside mean kernels."""
+        return self.observed.statistics.size > self.prediction.covariance[..., 0, 0].size
+
+    @property
+    def expected_stderr(self) -> Float[np.ndarray, " M"]:
+        """Standard errors of the statistics of so many networks, as the theory predicts them."""
+        return np.sqrt(np.diagonal(noise(self.prediction.covariance, self.observed.networks, self.with_V4)))
 
     @property
     def chi2_per_dof(self) -> float:
@@ -86,7 +105,7 @@ class Fit(NamedTuple):
         return np.sqrt(np.diagonal(noise(self.prediction.covariance, self.observed.networks, with_V4)))
 
     def interval(self, level: float = 0.95) -> Float[np.ndarray, "parameters 2"]:
-        """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for C_b."""
+        """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for variances of biases."""
         if not 0 < level < 1:
             raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
         from scipy import special
@@ -94,13 +113,13 @@ class Fit(NamedTuple):
         reach = special.stdtrit(len(self.observed.shares) - 1, 0.5 + 0.5 * level) * np.array([-1, 1])
         rows = []
         for name, value, error in zip(self.names, self.values, self.stderr, strict=True):
-            row = value * np.exp(reach * error / value) if name in POSITIVE else value + reach * error
-            rows.append(np.maximum(row, 0) if name == "C_b" else row)
+            row = value * np.exp(reach * error / value) if is_positive(name) else value + reach * error
+            rows.append(np.maximum(row, 0) if is_bounded(name) else row)
         return np.array(rows)
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """The parameters that ended at their lower bound, C_b = 0; searches inside the bounds stop a hair above it."""
+        """The variances of biases that ended at their lower bound, zero; searches inside the bounds stop a hair above it."""
         bound = _at_bound(self.names, self.values, self.stderr)
         return tuple(name for name, at_bound in zip(self.names, bound, strict=True) if at_bound)
 
@@ -114,12 +133,18 @@ class Fit(NamedTuple):
         chi2 += f", p = {self.p_value:.2g}" if self.dof else ""
         if self.p_value < 1e-3:
             chi2 += ": the theory does not describe these data, and the intervals mislead"
-        return "\n".join([*lines, chi2, self.message if self.converged else f"NOT CONVERGED. {self.message}"])
+        lines = [*lines, chi2, self.message if self.converged else f"NOT CONVERGED. {self.message}"]
+        if self.expectation_error > 1e-6:
+            lines.append(f"The theory's Gaussian expectations are right to {self.expectation_error:.1g}.")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _at_bound(names, values, stderr):
-    """Which parameters are zero to all that matters and must not be less: C_b alone."""
-    return np.array([name == "C_b" for name in names]) & (values < 1e-6 * stderr)
+    """Which parameters are zero to all that matters and must not be less."""
+    return np.array([is_bounded(name) for name in names]) & (values < 1e-6 * stderr)
 
 
 def fit(
@@ -127,7 +152,7 @@ def fit(
     experiment: Experiment,
     free: Sequence[str],
     *,
-    closure: Closure | None = None,
+    closure: Closure = EXACT,
     with_V4: bool = False,
     optimiser: "optax.GradientTransformation | None" = None,
     progress: bool = True,
@@ -137,17 +162,18 @@ def fit(
     $$\hat\theta = \arg\min_\theta\, (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta))$$
 
     `data` are kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
-    layers. Values of free parameters are where the search starts. Names: C_W, C_b, eps, width, K0_scale, and parameters
-    of the activation such as activation.slope (`parameter_names` lists them). Mean kernels are fitted; `with_V4` adds the
+    layers. Values of free parameters are where the search starts. `parameter_names` lists the names: C_W, C_b, decay, eps, width,
+    K0_scale, activation.slope for a block of one matrix, branch[1].C_W for others. Mean kernels are fitted; `with_V4` adds the
     sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself.
 
     Trust-region Gauss-Newton by SciPy; pass an optax `optimiser` for first-order steps, taken in units of the expected errors.
-    For ensembles of n^3 networks or more, what the theory neglects (1/n^2) exceeds the statistical error: no interval knows
-    that, chi2 does. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and C_W s^2): the
+    Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more: a large chi2
+    reveals them. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and C_W s^2): the
     search ends at the one on whose side it starts.
 
-    Raises ValueError before the search: for data that are no kernels, or of other layers; for free parameters that are none
-    or not positive; for those that these data cannot tell, or to no better than their own size.
+    Raises ValueError: for data that are no kernels, or of other layers; for free parameters that are none or not positive, or of which no
+    data can tell more than a combination, with that combination; where the theory is not finite or not accurate; and, after the search, for
+    those that these data tell to no better than their own size, neither at the start nor at the end.
     """
     remedy = "it is a search on the host. Call it from outside."
     check_untraced("fit", remedy, experiment, () if isinstance(data, Estimate) else data)
@@ -155,7 +181,6 @@ def fit(
     names = check_names(experiment, free)
     if isinstance(data, Estimate):
         check_same(data, experiment, names)
-    closure = HermiteTower() if closure is None else closure
     observed = observe(data, experiment, with_V4)
     x = np.asarray(to_coordinates(names, get_parameters(experiment, names)), np.float64)
 
@@ -164,144 +189,61 @@ def fit(
         return jax.tree.map(lambda part: np.asarray(part, np.float64), point)
 
     prediction = evaluate(x)
-    info, far = (
-        information(experiment, names, prediction, observed.networks, with_V4),
-        far_from(np.asarray(prediction.statistics), observed, experiment),
-    )
-    try:
-        check_identifiable(info, with_V4)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} The start is far from the data: {far}. Start nearer." if far else str(error)
-        ) from None
+    check_prediction(experiment, names, prediction)
     history: list[float] = []
-    settled, shift, message = True, np.inf, ""
+    shift, settled, message = np.inf, True, ""
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
-        problem = Problem(evaluate, observed, names, with_V4, rounding(experiment), history, bar)
-        search = _least_squares if optimiser is None else _first_order(optimiser)
+        problem = LeastSquares(evaluate, observed, names, with_V4, rounding(experiment), history, bar)
+        search = least_squares if optimiser is None else first_order(optimiser)
+        W = problem.weigh(prediction)
+        start = information(experiment, names, prediction, W)
+        refuse_lost(start, with_V4)
         for _ in range(ROUNDS):
-            W = problem.weigh(prediction)
             before, (x, settled, message) = x, search(problem, x, prediction, W)
             prediction = evaluate(x)
-            shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
-            if shift < 0.01 or not settled:
+            if not settled:
                 break
-    converged = settled and shift < 0.01
-    if settled and not converged:
+            W = problem.weigh(prediction)
+            shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
+            if shift < 0.01:
+                break
+    if settled and shift >= 0.01:
+        settled = False
         message = f"The weights still changed the estimates by {shift:.2g} standard errors after {ROUNDS} rounds."
-    result = _result(experiment, names, x, prediction, observed, with_V4, history, converged, message)
-    far = far_from(np.asarray(prediction.statistics), observed, experiment)
-    if converged and far and not result.p_value < 1e-3:  # what the noise there hides
-        return result._replace(converged=False, message=f"The search ended where {far}: start nearer to the data.")
+    result = _result(experiment, problem, x, prediction, closure, settled, message)
+    if start.weakest[1] > 1:
+        refuse_vague(result.information, with_V4)
     return result
 
 
-class Problem(NamedTuple):
-    """What a search needs: theory at a point, data, and a place to report to."""
-
-    evaluate: Any
-    observed: Observed
-    names: tuple[str, ...]
-    with_V4: bool
-    rounding: float
-    history: list[float]
-    bar: tqdm
-
-    def weigh(self, prediction: Prediction) -> Float[np.ndarray, "rank M"]:
-        """Whitening matrix for the noise that the theory predicts."""
-        return whitener(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
-
-    def residual(self, prediction: Prediction, W: Float[np.ndarray, "rank M"]) -> Float[np.ndarray, " rank"]:
-        """Deviation of theory from data in standard errors; reports chi2."""
-        r = W @ (prediction.statistics - self.observed.statistics)
-        self.history.append(float(r @ r))
-        self.bar.update()
-        self.bar.set_postfix_str(f"chi2 {r @ r:.6g}")
-        return r
-
-    @property
-    def bounded(self) -> np.ndarray:
-        """Which coordinates must not be less than zero: C_b; logarithms are free."""
-        return np.array([name == "C_b" for name in self.names])
+def _at(experiment, names, x):
+    """The experiment with the parameters at coordinates x, and their values."""
+    values = from_coordinates(names, jnp.asarray(x))
+    return set_parameters(experiment, names, values.astype(experiment.K0.dtype)), np.asarray(values, np.float64)
 
 
-def _least_squares(problem, x, prediction, W):
-    """Gauss-Newton in a trust region, inside the bounds."""
-    from scipy.optimize import least_squares
-
-    known = {x.tobytes(): prediction}  # SciPy asks for value and Jacobian one after the other
-
-    def at(x):
-        if x.tobytes() not in known:
-            known.clear()
-            known[x.tobytes()] = problem.evaluate(x)
-        return known[x.tobytes()]
-
-    errors = np.sqrt(np.diagonal(np.linalg.inv(_gram(W @ prediction.jacobian))))
-    result = least_squares(
-        lambda x: problem.residual(at(x), W),
-        np.maximum(x, np.where(problem.bounded, 1e-3 * errors, -np.inf)),
-        lambda x: W @ at(x).jacobian,  # pyright: ignore[reportArgumentType]
-        bounds=(np.where(problem.bounded, 0.0, -np.inf), np.inf),
-        x_scale=errors,
-        ftol=1e-9,
-        xtol=1e-9,
-        gtol=1e-10,
-        max_nfev=100,
-    )
-    return result.x, result.success, f"The search ended: {result.message}"
-
-
-def _first_order(optimiser):
-    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one is left."""
-
-    def search(problem, x, prediction, W):
-        covariance = np.linalg.inv(_gram(W @ prediction.jacobian))
-        unit = np.linalg.cholesky(covariance)
-
-        def inside(x):
-            """The nearest point within the bound, in units of the expected errors."""
-            for i in np.flatnonzero(problem.bounded & (x < 0)):
-                x = x - covariance[i] * (x[i] / covariance[i, i])
-            return np.where(problem.bounded, np.maximum(x, 0), x)
-
-        z = jnp.zeros(x.size)
-        state = optimiser.init(z)
-        for _ in range(STEPS):
-            gradient = unit.T @ (W @ prediction.jacobian).T @ problem.residual(prediction, W)
-            if np.linalg.norm(np.linalg.solve(unit, inside(x - unit @ gradient) - x)) < 1e-3:
-                return x, True, "The search ended: the gradient vanishes."
-            update, state = optimiser.update(jnp.asarray(gradient, z.dtype), state, z)
-            step = inside(x + unit @ np.asarray(update, np.float64))
-            prediction = problem.evaluate(step)
-            if not all(np.isfinite(part).all() for part in prediction):
-                return x, False, "The search left the region where kernels are finite: take smaller steps."
-            x = step
-        return (
-            x,
-            False,
-            f"The search did not end within {STEPS} steps: take larger steps, or a schedule that shrinks them.",
-        )
-
-    return search
-
-
-def _gram(J):
-    return J.T @ J
-
-
-def _result(experiment, names, x, prediction, observed, with_V4, history, converged, message):
+def _result(experiment, problem, x, prediction, closure, settled, message):
     """Errors from the scatter of the data, and chi2 scaled by what that scatter makes of its expectation."""
-    values = np.asarray(from_coordinates(names, jnp.asarray(x)), np.float64)
-    best = set_parameters(experiment, names, jnp.asarray(values, experiment.K0.dtype))
-    W = whitener(noise(prediction.covariance, observed.networks, with_V4), rounding(experiment))
+    names, observed, with_V4 = problem.names, problem.observed, problem.with_V4
+    best, values = _at(experiment, names, x)
+    W = problem.weigh(prediction)
+    info = information(best, names, prediction, W)
+    refuse_lost(info, with_V4)
     J = W @ prediction.jacobian / coordinate_slopes(names, values)
-    covariance = observed.scatter(np.linalg.solve(_gram(J), J.T) @ W)
+    covariance = observed.scatter(np.linalg.solve(gram(J), J.T) @ W)
     moved = J[:, ~_at_bound(names, values, np.sqrt(np.diagonal(covariance)))]
-    residual = W @ (prediction.statistics - observed.statistics)
-    remainder = np.eye(len(J)) - moved @ np.linalg.solve(_gram(moved), moved.T)  # what fitting leaves of the noise
+    difference = prediction.statistics - observed.statistics
+    remainder = np.eye(len(J)) - moved @ np.linalg.solve(gram(moved), moved.T)  # what fitting leaves of the noise
     dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
-    chi2 = float(residual @ remainder @ residual) * dof / expected if dof else 0.0
-    info = information(best, names, prediction, observed.networks, with_V4)
-    return Fit(names, values, covariance, info, chi2, dof, history, converged, message, best, observed, prediction)
+    chi2 = float((W @ difference) @ remainder @ (W @ difference)) * dof / expected if dof else 0.0
+    if settled and problem.breaks(prediction):
+        settled = False
+        message = (
+            "In the theory some combinations of these statistics have no noise, such as differences of repeated inputs, but in the data they "
+            "differ: check K0, and start from other values."
+        )
+    history = problem.history
+    return Fit(
+        names, values, covariance, info, chi2, dof, history, settled, message, best, closure, observed, prediction
+    )

@@ -17,16 +17,21 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..closures import Closure
+from ..depths import squares
 from ..pairs import pack
 from .parameters import Experiment, from_coordinates, set_parameters
 
 
 class Prediction(NamedTuple):
-    """Expected statistics (M,), their Jacobian in the free coordinates, and the covariance C / n of one network's kernels."""
+    """Expected statistics (M,), their Jacobian in the free coordinates, and the covariance C / n of one network's kernels.
+
+    `expectation_error` is the estimated relative error of the Gaussian expectations behind them.
+    """
 
     statistics: Float[Array | np.ndarray, " M"]
     jacobian: Float[Array | np.ndarray, "M parameters"]
     covariance: Float[Array | np.ndarray, "T P T P"]
+    expectation_error: Float[Array | np.ndarray, ""]
 
 
 @eqx.filter_jit
@@ -41,25 +46,32 @@ def predict(
 
     def statistics(coordinates):
         e = set_parameters(experiment, names, from_coordinates(names, coordinates))
-        mean, covariance = kernel_moments(e, closure)
+        mean, covariance, error = kernel_moments(e, closure)
         y = mean.reshape(-1)
         if with_V4:
             y = jnp.concatenate([y, pack(_within(covariance)).reshape(-1)])
-        return y, (y, covariance)
+        return y, (y, covariance, error)
 
-    jacobian, (y, covariance) = jax.jacfwd(statistics, has_aux=True)(coordinates)
-    return Prediction(y, jacobian, covariance)
+    jacobian, (y, covariance, error) = jax.jacfwd(statistics, has_aux=True)(coordinates)
+    return Prediction(y, jacobian, covariance, error)
 
 
-def kernel_moments(e: Experiment, closure: Closure) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"]]:
-    """Mean and covariance, within and between the observed layers, of one network's packed kernels, to order 1/n."""
-    dtype = e.K0.dtype
-    model, observed, dt = e.model, np.asarray(e.layers), (e.eps**2).astype(dtype)
+def kernel_moments(
+    e: Experiment, closure: Closure
+) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"], Float[Array, ""]]:
+    """Mean and covariance, within and between the observed layers, of one network's packed kernels, to order 1/n.
 
-    def layer(carry, index):
-        state, memories = carry
+    And the estimated relative error of the Gaussian expectations at those layers.
+    """
+    model, observed = e.model, np.asarray(e.layers)
+    # The scan ends one layer behind the last observed one, where nothing is read any more.
+    dt = jnp.append(squares(e.eps, e.layers[-1], e.K0.dtype), jnp.zeros((), e.K0.dtype))
+    fixed = _stop_gradient(model)  # noise is not differentiated between layers
+
+    def layer(carry, x):
+        (state, memories), (index, dt) = carry, x
         moments = closure.moments(model, state)
-        fixed, frozen = jax.lax.stop_gradient((model, state))  # noise is not differentiated between layers
+        frozen = jax.lax.stop_gradient(state)
         here = observed == index
         fresh = closure.remember(fixed, frozen)
         memories = jax.tree.map(lambda m, new: jnp.where(_align(here, m), new, m), memories, fresh)
@@ -69,9 +81,16 @@ def kernel_moments(e: Experiment, closure: Closure) -> tuple[Float[Array, "T P"]
 
     start = closure.init(model, e.K0_scale * pack(e.K0))
     nothing = jax.tree.map(lambda m: jnp.zeros((observed.size, *m.shape), m.dtype), closure.remember(model, start))
-    _, saved = jax.lax.scan(layer, (start, jax.lax.stop_gradient(nothing)), jnp.arange(observed[-1] + 1))
+    _, saved = jax.lax.scan(layer, (start, jax.lax.stop_gradient(nothing)), (jnp.arange(dt.size), dt))
     K0, K1, V4, across = (y[observed] for y in saved)
-    return K0 + K1 / e.width, _join(V4, across) / e.width
+    error = jnp.max(jax.vmap(fixed.error)(jax.lax.stop_gradient(K0)))
+    return K0 + K1 / e.width, _join(V4, across) / e.width, error
+
+
+def _stop_gradient(model):
+    """The model without derivatives; activations may hold functions, which are none."""
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
 
 def _align(mask, array):
@@ -110,8 +129,18 @@ def whitener(noise: Float[np.ndarray, "M M"], rtol: float) -> Float[np.ndarray, 
 
     Those are exact relations, such as between repeated inputs, and hold no information.
     """
-    scale = np.sqrt(np.diagonal(noise))
-    scale = np.where(scale > 0, scale, 1.0)
-    values, vectors = np.linalg.eigh(noise / scale / scale[:, None])
+    scale, values, vectors = _modes(noise)
     kept = values > rtol * values[-1]
     return (vectors[:, kept] / np.sqrt(values[kept])).T / scale
+
+
+def exact_relations(noise: Float[np.ndarray, "M M"], rtol: float) -> Float[np.ndarray, "relations M"]:
+    """The combinations that `whitener` leaves out, each statistic in units of its standard error."""
+    scale, values, vectors = _modes(noise)
+    return vectors[:, values <= rtol * values[-1]].T / scale
+
+
+def _modes(noise):
+    scale = np.sqrt(np.diagonal(noise))
+    scale = np.where(scale > 0, scale, 1.0)
+    return scale, *np.linalg.eigh(noise / scale / scale[:, None])

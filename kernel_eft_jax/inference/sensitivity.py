@@ -1,9 +1,9 @@
-r"""Derivatives of trajectories by everything that they depend on.
+r"""Derivatives of trajectories by everything that they depend on: $\partial y / \partial \theta$ for each leaf of the model, the input kernel, eps.
 
-In forward mode: few parameters, many outputs. In the layer recursion the depth is a number of layers and dt = eps^2, so that
-$\partial / \partial \ln \epsilon = 2 (C_W\, \partial / \partial C_W + C_b\, \partial / \partial C_b)$: only eps^2 C_W and eps^2 C_b enter the law.
+In forward mode: few parameters, many outputs.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import diffrax
@@ -11,14 +11,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import check_kernel
 from ..closures import Closure, Moments
+from ..depths import check_layers
 from ..model import Model
 from ..pairs import pack, pairs, unpack, unpack_covariance
 from ..trajectory import Solution, solve
-from .parameters import activation_names
+from ..trajectory.solve import EXACT
+from .parameters import get_parameters, no_skip, places, set_parameters
 
 
 class Kernels(NamedTuple):
@@ -32,8 +35,8 @@ class Kernels(NamedTuple):
 class Sensitivity(eqx.Module):
     """A trajectory and its derivatives by each parameter: `sensitivity["C_W"].V4` is dV4/dC_W.
 
-    `names` are C_W, C_b, the activation's parameters, entries K0[a, b] of the input kernel (K0[b, a] moves with it), and eps
-    in the layer recursion, where the number of layers is held.
+    `names` are those of the model's leaves (C_W, activation.slope and decay, or branch[1].C_W), the entries K0[a, b] of the input kernel
+    (K0[b, a] moves with it), and eps if layers have one number in common.
     """
 
     solution: Solution
@@ -57,71 +60,59 @@ class Sensitivity(eqx.Module):
         scaled = [self.values[self.names.index(name)] * derivative for derivative in self[name]]
         return Kernels(*(jnp.where(d == 0, 0, d / y) for d, y in zip(scaled, values, strict=True)))
 
+    @property
+    def expectation_error(self) -> float:
+        """Estimated relative error of the Gaussian expectations behind the trajectory."""
+        return float(self.solution.stats["expectation_error"])
+
 
 def sensitivity(
     model: Model,
     K0: Float[ArrayLike, "N N"],
-    ts: Float[ArrayLike, " T"],
+    ts: Float[ArrayLike, " T"] | None = None,
     *,
-    closure: Closure | None = None,
-    eps: float | None = None,
+    layers: Sequence[int] | int | None = None,
+    eps: Float[ArrayLike, "..."] | None = None,
+    closure: Closure = EXACT,
     **options: Any,
 ) -> Sensitivity:
-    """Derivatives of K0, V4 and K1 by every hyperparameter and every entry of the input kernel, in forward mode.
+    """Derivatives of K0, V4 and K1 by every parameter of the model, every entry of the input kernel and eps, in forward mode.
 
-    Arguments are those of `solve`, its default closure `GOnly` among them, for speed: a parameter costs one more trajectory,
-    N(N+1)/2 of them for the input kernel. (`fit` takes `HermiteTower` by default, since its intervals need the right K1, and that
-    of `GOnly` is off by a factor of two and more: pass the tower for derivatives of K1, or of V4 where it matters.)
-    In the continuum the adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome take `jax.grad` of `solve`.
+    Arguments are those of `solve`: `ts` for the continuum, or `layers` with `eps`; a parameter costs one more trajectory, N(N+1)/2 of them
+    for the input kernel. The derivative by eps holds the number of layers; there is none for an eps of each layer, since a common factor
+    of them acts as C_W, C_b and decay together do. Where decay eps^2 is 1 there is no skip, and no derivative by decay and eps. In the
+    continuum the adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome take `jax.grad` of `solve`.
 
     Raises what `solve` raises: ValueError for bad arguments, RuntimeError for a trajectory that is not finite.
     """
+    solution = solve(model, K0, ts, layers=layers, eps=eps, closure=closure, **options)
     K0 = check_kernel(K0)
-    solution = solve(model, K0, ts, closure=closure, eps=eps, **options)
-    names = ["C_W", "C_b", *activation_names(model.activation)]
-    names += [f"K0[{a}, {b}]" for a, b in zip(*pairs(K0.shape[0]), strict=True)]
-    flat, _ = _parameters(model, K0)
+    names = list(places(model))
+    moving_eps = eps is not None and np.ndim(eps) == 0
+    if eps is not None and no_skip(model, eps):
+        names.remove("decay")
+        moving_eps = False
     if eps is None:
-        times, options = jnp.asarray(ts, K0.dtype), {"adjoint": diffrax.ForwardMode(), **options}
+        depth = {"ts": jnp.asarray(ts, K0.dtype)}
+        options = {"adjoint": diffrax.ForwardMode(), **options}
     else:
-        times = tuple(np.asarray(ts, np.float64).tolist())  # they say how many layers to compile
-    packed = jax.tree.map(lambda d: jnp.moveaxis(d, -1, 0), _derivatives(model, K0, times, closure, eps, options))
-    if eps is not None:
-        names.append("eps")
-        C_W, C_b = flat[:2]
-        by_eps = jax.tree.map(lambda d: 2 / eps * (C_W * d[0] + C_b * d[1]), packed)
-        packed = jax.tree.map(lambda d, e: jnp.concatenate([d, e[None]]), packed, by_eps)
-        flat = jnp.append(flat, jnp.asarray(eps, flat.dtype))
-    return Sensitivity(solution, tuple(names), flat, packed)
+        depth = {"layers": check_layers(layers), "eps": jnp.asarray(eps, K0.dtype)}
+    values = (get_parameters(model, names).astype(K0.dtype), pack(K0), depth["eps"] if moving_eps else None)
+    derivatives = _derivatives(model, tuple(names), values, depth, closure, options | {"throw": False})
+    names += [f"K0[{a}, {b}]" for a, b in zip(*pairs(K0.shape[0]), strict=True)] + ["eps"] * moving_eps
+    derivatives = jax.tree.map(lambda d: jnp.moveaxis(d, -1, 0), derivatives)
+    return Sensitivity(solution, tuple(names), ravel_pytree(values)[0], derivatives)
 
 
 @eqx.filter_jit
-def _derivatives(model, K0, ts, closure, eps, options):
-    """Jacobians of the packed moments, parameters last."""
-    flat, unflatten = _parameters(model, K0)
-    ts = np.asarray(ts) if isinstance(ts, tuple) else ts
+def _derivatives(model, names, values, depth, closure, options):
+    """Jacobians of the packed moments by `values`: parameters of the model, K0, and eps or None; parameters last."""
 
     def moments(values):
-        model, K0 = unflatten(values)
-        packed = solve(model, K0, ts, closure=closure, eps=eps, **(options | {"throw": False})).packed
+        inside, k, eps = values
+        how = depth | ({} if eps is None else {"eps": eps})
+        packed = solve(set_parameters(model, names, inside), unpack(k), closure=closure, **how, **options).packed
         return Moments(packed.K0, packed.V4, packed.K1)
 
-    return jax.jacfwd(moments)(flat)
-
-
-def _parameters(model, K0):
-    """All parameters as one vector, and the way back."""
-    arrays, static = eqx.partition(model.activation, eqx.is_inexact_array)
-    leaves, treedef = jax.tree.flatten(arrays)
-    parts = [model.C_W, model.C_b, *leaves, pack(K0)]
-    places = np.cumsum([np.size(part) for part in parts])[:-1]
-    flat = jnp.concatenate([jnp.ravel(part).astype(K0.dtype) for part in parts])
-
-    def unflatten(values):
-        C_W, C_b, *leaves, k = [
-            new.reshape(old.shape).astype(old.dtype) for new, old in zip(jnp.split(values, places), parts, strict=True)
-        ]
-        activation = eqx.combine(jax.tree.unflatten(treedef, leaves), static)
-        return eqx.tree_at(lambda m: (m.activation, m.C_W, m.C_b), model, (activation, C_W, C_b)), unpack(k)
-
-    return flat, unflatten
+    flat, unflatten = ravel_pytree(values)
+    return jax.jacfwd(lambda flat: moments(unflatten(flat)))(flat)

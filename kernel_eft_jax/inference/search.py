@@ -1,0 +1,116 @@
+r"""Searches for the least of $\chi^2(x) = |W (y - m(x))|^2$ inside bounds: Gauss-Newton in a trust region, or first-order steps."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from .data import Observed
+from .likelihood import Prediction, exact_relations, noise, whitener
+from .parameters import is_bounded
+
+STEPS = 2000
+BROKEN = 0.1  # standard errors by which data may miss a relation that is exact in theory
+
+
+class LeastSquares(NamedTuple):
+    """What a search needs: theory at a point, data, and a place to report to."""
+
+    evaluate: Any
+    observed: Observed
+    names: tuple[str, ...]
+    with_V4: bool
+    rounding: float
+    history: list[float]
+    bar: tqdm
+
+    def weigh(self, prediction: Prediction) -> Float[np.ndarray, "rank M"]:
+        """Whitening matrix for the noise that the theory predicts."""
+        return whitener(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
+
+    def breaks(self, prediction: Prediction) -> bool:
+        """Whether the data miss relations that have no noise in theory, such as between repeated inputs."""
+        relations = exact_relations(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
+        missed = relations @ (prediction.statistics - self.observed.statistics)
+        return bool(np.abs(missed).max(initial=0.0) > BROKEN)
+
+    def residual(self, prediction: Prediction, W: Float[np.ndarray, "rank M"]) -> Float[np.ndarray, " rank"]:
+        """Deviation of theory from data in standard errors; reports chi2."""
+        r = W @ (prediction.statistics - self.observed.statistics)
+        self.history.append(float(r @ r))
+        self.bar.update()
+        self.bar.set_postfix_str(f"chi2 {r @ r:.6g}")
+        return r
+
+    @property
+    def bounded(self) -> np.ndarray:
+        """Which coordinates must not be less than zero: variances of biases; logarithms are free."""
+        return np.array([is_bounded(name) for name in self.names])
+
+
+def least_squares(problem, x, prediction, W):
+    """Gauss-Newton in a trust region, inside the bounds."""
+    from scipy import optimize
+
+    known = {x.tobytes(): prediction}  # SciPy asks for value and Jacobian one after the other
+
+    def at(x):
+        if x.tobytes() not in known:
+            known.clear()
+            known[x.tobytes()] = problem.evaluate(x)
+        return known[x.tobytes()]
+
+    errors = np.sqrt(np.diagonal(np.linalg.inv(gram(W @ prediction.jacobian))))
+    result = optimize.least_squares(
+        lambda x: problem.residual(at(x), W),
+        np.maximum(x, np.where(problem.bounded, 1e-3 * errors, -np.inf)),
+        lambda x: W @ at(x).jacobian,  # pyright: ignore[reportArgumentType]
+        bounds=(np.where(problem.bounded, 0.0, -np.inf), np.inf),
+        x_scale=errors,
+        ftol=1e-9,
+        xtol=1e-9,
+        gtol=1e-10,
+        max_nfev=100,
+    )
+    return result.x, result.success, f"The search ended: {result.message}"
+
+
+def first_order(optimiser):
+    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one is left."""
+
+    def search(problem, x, prediction, W):
+        covariance = np.linalg.inv(gram(W @ prediction.jacobian))
+        unit = np.linalg.cholesky(covariance)
+
+        def inside(x):
+            """The nearest point within the bound, in units of the expected errors."""
+            for i in np.flatnonzero(problem.bounded & (x < 0)):
+                x = x - covariance[i] * (x[i] / covariance[i, i])
+            return np.where(problem.bounded, np.maximum(x, 0), x)
+
+        z = jnp.zeros(x.size)
+        state = optimiser.init(z)
+        for _ in range(STEPS):
+            gradient = unit.T @ (W @ prediction.jacobian).T @ problem.residual(prediction, W)
+            if np.linalg.norm(np.linalg.solve(unit, inside(x - unit @ gradient) - x)) < 1e-3:
+                return x, True, "The search ended: the gradient vanishes."
+            update, state = optimiser.update(jnp.asarray(gradient, z.dtype), state, z)
+            step = inside(x + unit @ np.asarray(update, np.float64))
+            prediction = problem.evaluate(step)
+            if not all(np.isfinite(part).all() for part in prediction):
+                return x, False, "The search left the region where kernels are finite: take smaller steps."
+            x = step
+        return (
+            x,
+            False,
+            f"The search did not end within {STEPS} steps: take larger steps, or a schedule that shrinks them.",
+        )
+
+    return search
+
+
+def gram(J):
+    """J^T J."""
+    return J.T @ J
