@@ -1,5 +1,7 @@
 """Kinks, extreme variances, and what is refused: activations that people use must be right, or say that they are not."""
 
+from itertools import pairwise
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -55,7 +57,7 @@ def test_one_input_against_adaptive_integration(name):
         exact = [
             sum(
                 quad(lambda x, p=p, k=k: s(np.sqrt(k) * x) ** 2 * p(x) * norm.pdf(x), a, b, epsabs=1e-13, limit=400)[0]
-                for a, b in zip(places[:-1], places[1:], strict=True)
+                for a, b in pairwise(places)
             )
             for p in polynomials
         ]
@@ -136,7 +138,7 @@ def test_a_closed_form_must_name_its_kinks():
 
 @pytest.mark.parametrize("make", [lambda: keft.Softplus(0.0), lambda: keft.LeakyReLU(jnp.nan), lambda: keft.CELU(0.0)])
 def test_parameters_that_make_no_function_are_refused(make):
-    with pytest.raises(ValueError, match="beta|finite|greater"):
+    with pytest.raises(ValueError, match=r"beta|finite|greater"):
         make()
 
 

@@ -98,12 +98,6 @@ class Fit(eqx.Module):
 
         return float(special.chdtrc(self.dof, self.chi2)) if self.dof else float("nan")
 
-    @property
-    def expected_stderr(self) -> Float[np.ndarray, " M"]:
-        """Standard errors of the statistics of so many networks, as the theory predicts them."""
-        with_V4 = self.observed.statistics.size > self.prediction.covariance[..., 0, 0].size
-        return np.sqrt(np.diagonal(noise(self.prediction.covariance, self.observed.networks, with_V4)))
-
     def interval(self, level: float = 0.95) -> Float[np.ndarray, "parameters 2"]:
         """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for variances of biases."""
         if not 0 < level < 1:

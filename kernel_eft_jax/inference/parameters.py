@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_kernel, check_positive, is_concrete
-from ..depths import check_eps, check_layers
+from ..checks import check_kernel, check_layers, check_positive, is_concrete
+from ..depths import check_eps
 from ..maps import Dense
 from ..model import Model
 from ..pairs import pack, unpack

@@ -14,9 +14,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_kernel
+from ..checks import check_kernel, check_layers
 from ..closures import Closure, Moments
-from ..depths import check_layers
 from ..model import Model
 from ..pairs import pack, pairs, unpack, unpack_covariance
 from ..trajectory import Solution, solve
