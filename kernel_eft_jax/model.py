@@ -7,7 +7,7 @@ One matrix is the network of Kawase and Ota (arXiv 2604.15742), f = W s(phi) + b
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -221,15 +221,35 @@ def _hess(model, K, V):
     return unpack(contract_curvature(model.expansion(pack(K)).curvature, 0.5 * (packed + packed.T)))
 
 
-def apply_slope(slope: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
-    """chi h in pair space, for h with any further axes."""
-    return jnp.einsum("ps,ps...->p...", slope, h[triples(input_count(h.shape[0]))], precision="highest")
-
-
-def contract_curvature(curvature: Float[Array, "P 3 3"], V: Float[Array, "P P"]) -> Float[Array, " P"]:
-    """Hess:V in pair space."""
-    triple = triples(input_count(V.shape[0]))
-    return jnp.einsum("pst,pst->p", curvature, V[triple[:, :, None], triple[:, None, :]], precision="highest")
+def check_branch(parts: Any) -> tuple[Part, ...]:
+    """The parts of a branch as a tuple, if they make a block; ValueError with the remedy if not."""
+    kinds = "activations, Dense, GLU and RMSNorm"
+    if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
+        raise ValueError(f"Argument `branch` must be an activation object or a list of {kinds}, but is {parts!r}.")
+    for part in parts:
+        if not isinstance(part, Part):
+            raise ValueError(f"Argument `branch` must consist of {kinds}, but holds {part!r}.")
+    if not isinstance(parts[-1], Dense):
+        raise ValueError(
+            "Argument `branch` must end in a matrix, which makes the increments independent: add Dense(C_W) at its end."
+        )
+    if parts[-1].ratio != 1:
+        raise ValueError(
+            f"The last Dense of a branch feeds the stream and has ratio 1, but has {parts[-1].ratio}: leave `ratio` out."
+        )
+    for here, behind in zip((None, *parts), parts, strict=False):
+        if isinstance(behind, GLU) and not isinstance(here, Dense):
+            raise ValueError("A GLU gates the outputs of a matrix: put a Dense directly in front of it.")
+        if isinstance(behind, Activation) and isinstance(here, RMSNorm):
+            raise ValueError(
+                "A norm directly in front of an activation scales single neurons by a fluctuating number, which is no map of "
+                "kernels: put a Dense between them."
+            )
+        if isinstance(behind, Activation) and isinstance(here, Activation | GLU):
+            raise ValueError(
+                "Two activations in a row act as one elementwise function: put a Dense between them, or take Smooth(fn) of both."
+            )
+    return tuple(parts)
 
 
 def input_kernel(

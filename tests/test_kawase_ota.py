@@ -228,7 +228,8 @@ def test_residuals_and_sources_stand_beside_the_published(study):
     """The numbers of the table are those of the diagnostics, which have oracles of their own; the rule's error is one of NumPy's."""
     item = study_of.equations_item(study)
     table = rows(item)
-    value, stderr = keft.covariance_residual(study.sampled, keft.Model(keft.Tanh(), 2.0))
+    residual = keft.covariance_residual(study.sampled, keft.Model(keft.Tanh(), 2.0))
+    value, stderr = residual.value, residual.stderr
     row = table["residual[00,00] at t = 1.95"]
     assert row.published.value == 9.3125
     assert row.converged == pytest.approx((value.total[-1].flat[0], stderr.total[-1].flat[0]))

@@ -40,8 +40,9 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
     rows, panels, results = [], {}, {}
     for name, study in studies.items():
         model, ts = keft.Model(ACTIVATIONS[name], C_W), study.sampled.ts
-        value, stderr = keft.covariance_residual(study.sampled, model)
-        tower, _ = keft.covariance_residual(study.theories[TOWER], model)
+        residual = keft.covariance_residual(study.sampled, model)
+        value, stderr = residual.value, residual.stderr
+        tower = keft.covariance_residual(study.theories[TOWER], model).value
         rows += _rows(name, study, value, stderr, tower)
         panels[name] = {
             f"{part}, networks": (ts, first(getattr(value, part)), first(getattr(stderr, part)))

@@ -27,7 +27,7 @@ def equations_item(study: Study) -> Item:
         name: keft.covariance_residual(study.sampled, model, np.asarray(study.theories[name].K0))
         for name, model in ((RULE, RULE_MODEL), (G_ONLY, MODEL))
     }
-    tower, _ = keft.covariance_residual(study.theories[TOWER], MODEL)
+    tower = keft.covariance_residual(study.theories[TOWER], MODEL).value
     sections = [_residual(study, found), _parts(found, tower), _source(study), summary_section(study)]
     figures = {
         "residual-of-V4": _residual_figure(study, found, tower),
@@ -89,11 +89,12 @@ def _parts(found, tower):
 
 def _source(study):
     published, K1 = PUBLISHED["U1_00_t0"], PUBLISHED["K1_00_T2_n64"]
-    exact, _ = keft.mean_source(study.sampled, MODEL)
-    driven = entry(*keft.driven_K1(study.sampled, MODEL))
+    exact = keft.mean_source(study.sampled, MODEL).value
+    driven = keft.driven_K1(study.sampled, MODEL)
+    driven = entry(driven.value, driven.stderr)
     bias = float(study.quadrature_bias()[-1, 0, 0])
     closure = {
-        name: entry(keft.mean_source(study.theories[name], model)[0].closure, at=0)
+        name: entry(keft.mean_source(study.theories[name], model).value.closure, at=0)
         for name, model in ((RULE, RULE_MODEL), (G_ONLY, MODEL))
     }
     (right,), (wrong,) = (tanh_squared(s, study.setting.K0[:1, 0])[0] for s in (TANH, RULE_32))
@@ -138,9 +139,10 @@ def _residual_figure(study, found, tower):
 def _source_figure(study):
     """U1 of the networks and the EFT's model of it, with the mismatch at depth zero."""
     ts, theories = study.sampled.ts, study.theories
-    sampled, stderr = keft.mean_source(study.sampled, MODEL)
-    eft, _ = keft.mean_source(theories[G_ONLY], MODEL)
-    eft_32, _ = keft.mean_source(theories[RULE], RULE_MODEL)
+    source = keft.mean_source(study.sampled, MODEL)
+    sampled, stderr = source.value, source.stderr
+    eft = keft.mean_source(theories[G_ONLY], MODEL).value
+    eft_32 = keft.mean_source(theories[RULE], RULE_MODEL).value
     fed = "G-only formula, $V_4$ and $K_1$ of networks"
     panels = {}
     for a, b in ((0, 0), (0, 1)):
@@ -158,7 +160,8 @@ def _source_figure(study):
 
 
 def _kurtosis_figure(study):
-    lines = {NETWORKS: tuple(x[:, 0] for x in keft.kurtosis(study.sampled))}
-    lines |= {name: (keft.kurtosis(study.theories[name])[0][:, 0],) for name in (TOWER, G_ONLY, SIGMA)}
+    measured = keft.kurtosis(study.sampled)
+    lines = {NETWORKS: (measured.value[:, 0], measured.stderr[:, 0])}
+    lines |= {name: (keft.kurtosis(study.theories[name]).value[:, 0],) for name in (TOWER, G_ONLY, SIGMA)}
     title = f"Excess kurtosis of one neuron, times n\n{study.setting}"
     return Drawing(title, {r"$n\,\kappa_4 / K_0^2$": {k: (study.sampled.ts, *line) for k, line in lines.items()}})

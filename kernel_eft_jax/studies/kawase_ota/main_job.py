@@ -198,7 +198,7 @@ def _what_holds(study):
 def _figures(study):
     ts, sampled, bias, (V4, V4_stderr) = study.sampled.ts, study.sampled, study.quadrature_bias(), study.V4()
     mean, mean_stderr = (x / study.setting.width for x in (sampled.K1, sampled.stderr.K1))
-    driven, _ = keft.driven_K1(sampled, MODEL)
+    driven = keft.driven_K1(sampled, MODEL).value
     K0, K1, covariance, errors = {}, {}, {}, {}
     for ab in ((0, 0), (0, 1)):
         name, at, at_pair = f"{ab[0]}{ab[1]}", (slice(None), *ab), (slice(None), *ab, *ab)

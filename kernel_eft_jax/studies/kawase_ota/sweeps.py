@@ -101,7 +101,8 @@ def _table_3(study):
     for name, model in ((RULE, RULE_MODEL), (G_ONLY, MODEL)):
         K0 = np.asarray(study.theories[name].K0)
         closures[name] = 4 * first(K0) * first(jax.vmap(model.Q)(jnp.asarray(K0)))
-        value, stderr = keft.covariance_residual(study.sampled, model, K0)
+        residual = keft.covariance_residual(study.sampled, model, K0)
+        value, stderr = residual.value, residual.stderr
         networks = closures[name] + first(value.source), first(stderr.source)
     rows = []
     for p in PUBLISHED["table_3_Sigma_0000_n256"]:
