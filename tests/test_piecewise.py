@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_eft_jax.closures.hermite_modes import frame, pair_functions
+from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions
 from scipy.integrate import quad
 from scipy.stats import norm
 
