@@ -105,7 +105,7 @@ def _lines(activation, k):
     means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (7, cases, 2)
     units = jnp.stack([jnp.ones_like(k), root, root, jnp.ones_like(k), k, root, jnp.ones_like(k)])
     gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
-    here, weights = f[:, 0], w[0] * rules
+    here, weights = f[:, 0], w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
     scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
     inner = jnp.max(gaps) * scale
