@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..quadrature import centred_rule
+from ..quadrature import REACH, centred_rule, normal_density
 from .base import Activation, Expansion, between_sides, centres, enough_points, rule
 from .summation import BEND, SLOPE, S, assemble, factors, floored, kink_bends, kinks_with_itself
 
@@ -105,10 +105,11 @@ def _lines(activation, k):
     means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (7, cases, 2)
     units = jnp.stack([jnp.ones_like(k), root, root, jnp.ones_like(k), k, root, jnp.ones_like(k)])
     gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
+    ends = jnp.max(jnp.square(units[:, None] * factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype))))
     here, weights = f[:, 0], w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
     scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
-    inner = jnp.max(gaps) * scale
+    inner = jnp.max(gaps) * scale + ends * normal_density(jnp.asarray(REACH, k.dtype))
     if activation.kinks:
         inner = inner + jnp.max(_size(_apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine)), k))
     return Lines(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
