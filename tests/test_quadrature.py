@@ -30,11 +30,11 @@ REPEATED = REPEATED.at[3, 3].multiply(1 + 1e-9)
 # --- one variable -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("width", "accuracy"), [(0.0, 1e-12), (1.0, 1e-10), (1e3, 1e-5)])
+@pytest.mark.parametrize(("width", "accuracy"), [(0.0, 1e-12), (1.0, 1e-12), (1e3, 1e-11)])
 def test_moments_of_the_centred_rule(width, accuracy):
     """E[x^2m] = (2m - 1)!!, odd moments vanish, wherever nodes crowd."""
     for centre in (0.0, -3.2, 7.0, 30.0):
-        x, w = centred_rule(jnp.array([centre]), jnp.array(width))
+        x, w = centred_rule(jnp.array([centre]), jnp.array(width), 104)
         for m in range(4):
             np.testing.assert_allclose(w @ x ** (2 * m), float(mpmath.fac2(2 * m - 1)), rtol=accuracy)
             assert abs(w @ x ** (2 * m + 1)) < accuracy * (w @ np.abs(x) ** (2 * m + 1))
