@@ -32,6 +32,7 @@ from ..pairs import input_count, triples, wick
 from .base import Closure, Moments, pair_units
 
 KINKED_DEGREE = 6
+BOUNDS = 1e4  # the accuracy that bounds of errors need, in that of the numbers themselves
 
 
 class TowerState(NamedTuple):
@@ -142,7 +143,8 @@ class HermiteTower(Closure[TowerState]):
     def units(self, model: Model, k) -> TowerState:
         unit = pair_units(k)
         square = unit[:, None] * unit
-        return TowerState(unit, unit[:, None, None, None], square, unit, unit, square, unit)
+        bounds = (BOUNDS * unit, BOUNDS * square, BOUNDS * unit)
+        return TowerState(unit, unit[:, None, None, None], square, unit, *bounds)
 
     def remember(self, model: Model, state: TowerState) -> Memory:
         product = _product(state)
