@@ -211,14 +211,16 @@ def _Q(model, K):
 
 @eqx.filter_jit
 def _chi(model, K, h):
-    return unpack(apply_slope(model.expansion(pack(K)).slope, pack(h)))
+    return unpack(apply_all(model.responses(pack(K)), pack(h)))
 
 
 @eqx.filter_jit
 def _hess(model, K, V):
     a, b = np.triu_indices(K.shape[-1])
     packed = V[a[:, None], b[:, None], a, b]
-    return unpack(contract_curvature(model.expansion(pack(K)).curvature, 0.5 * (packed + packed.T)))
+    packed = 0.5 * (packed + packed.T)
+    quiet = [r._replace(noise=jnp.zeros((), K.dtype)) if isinstance(r, Local) else r for r in model.responses(pack(K))]
+    return unpack(2 * carry_all(quiet, jnp.zeros_like(packed[0]), packed)[0])
 
 
 def check_branch(parts: Any) -> tuple[Part, ...]:
