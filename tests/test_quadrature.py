@@ -30,14 +30,14 @@ REPEATED = REPEATED.at[3, 3].multiply(1 + 1e-9)
 # --- one variable -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [0.0, 1.0, 1e3])
-def test_moments_of_the_centred_rule(width):
+@pytest.mark.parametrize(("width", "accuracy"), [(0.0, 1e-12), (1.0, 1e-12), (1e3, 1e-11)])
+def test_moments_of_the_centred_rule(width, accuracy):
     """E[x^2m] = (2m - 1)!!, odd moments vanish, wherever nodes crowd."""
     for centre in (0.0, -3.2, 7.0, 30.0):
-        x, w = centred_rule(jnp.array([centre]), jnp.array(width))
-        for m in range(7):
-            np.testing.assert_allclose(w @ x ** (2 * m), float(mpmath.fac2(2 * m - 1)), rtol=1e-7)
-            assert abs(w @ x ** (2 * m + 1)) < 1e-7 * (w @ np.abs(x) ** (2 * m + 1))
+        x, w = centred_rule(jnp.array([centre]), jnp.array(width), 104)
+        for m in range(4):
+            np.testing.assert_allclose(w @ x ** (2 * m), float(mpmath.fac2(2 * m - 1)), rtol=accuracy)
+            assert abs(w @ x ** (2 * m + 1)) < accuracy * (w @ np.abs(x) ** (2 * m + 1))
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_derivative(order):
 
 def test_hermite_means_of_sine_and_exponential():
     """E[exp(z x) he_j(x)] = exp(z^2 / 2) z^j / sqrt(j!), with z = i root for sin."""
-    j, root = np.arange(40), 1.7
+    j, root = np.arange(24), 1.0
     factor = root**j / np.sqrt([float(math.factorial(i)) for i in j])
-    x, w = centred_rule(jnp.zeros((1, 1)), jnp.array([root]), 80)
-    exponential, sine = hermite_means(jnp.stack([jnp.exp(root * x), jnp.sin(root * x)]) * w, x, 40)[:, 0]
-    np.testing.assert_allclose(exponential[:20], (np.exp(root**2 / 2) * factor)[:20], rtol=1e-10, atol=1e-10)
+    x, w = centred_rule(jnp.zeros((1, 1)), jnp.array([root]), 100)
+    exponential, sine = hermite_means(jnp.stack([jnp.exp(root * x), jnp.sin(root * x)]) * w, x, 24)[:, 0]
+    np.testing.assert_allclose(exponential[:12], (np.exp(root**2 / 2) * factor)[:12], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(sine, np.exp(-(root**2) / 2) * factor * np.sin(j * np.pi / 2), rtol=1e-10, atol=1e-10)
 
 
@@ -179,5 +179,5 @@ def test_stated_error_is_useful():
     """Small where the rule has converged, large where it cannot: beyond its range, and at kinks, wherever they lie."""
     for name in ("Tanh", "SiLU", "Softplus(2)"):
         assert stated_error(SUMMED[name].activation, VARIANCES).max() < 1e-11
-    for kinked in (jax.nn.elu, lambda x: jax.nn.relu(x - 0.013)):
+    for kinked in (jnp.abs, lambda x: jax.nn.relu(x - 0.013)):
         assert stated_error(keft.Smooth(kinked), VARIANCES).min() > 1e-3

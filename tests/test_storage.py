@@ -146,8 +146,10 @@ def every_module():
         "Polynomial": (jnp.array([0.1, third, -2e-300], jnp.float64),),
         "Softplus": (third,),
         "LeakyReLU": (jnp.float64(np.pi),),
-        "Scaled": (keft.Scaled(keft.LeakyReLU(third), 1 / 3), np.nextafter(1, 2), -np.inf),
+        "Scaled": (keft.Scaled(keft.LeakyReLU(third), 1 / 3), np.nextafter(1, 2), -1e308),
         "Model": (keft.Softplus(np.nextafter(2, 3)), third, 1e-320),
+        "Dense": (third, 1e-320),
+        "GLU": (keft.Softplus(third),),
     }
     for name in dir(keft):
         kind = getattr(keft, name)

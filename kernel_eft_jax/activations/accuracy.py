@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..quadrature import centred_rule
+from ..quadrature import REACH, centred_rule, normal_density
 from .base import Activation, Expansion, between_sides, centres, enough_points, rule
 from .summation import BEND, SLOPE, S, assemble, factors, floored, kink_bends, kinks_with_itself
 
 CAUTION = 3  # two rules are compared, and neither is exact
-ROUNDINGS = 16
+ROUNDINGS = 100
 # Given phi_a in units of its root, what phi_b has left at a correlation: where averages over the rest are tested.
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
 
@@ -99,16 +99,17 @@ def _lines(activation, k):
     finer = 3 * points // 2
     y, w = rule(activation, mean, width, points, finer)
     phi = mean[:, None] + width[:, None] * y
-    f = factors(activation, phi)  # (7, cases, M): first one input, then averages over rests
+    f = factors(activation, phi)  # (5, cases, M): first one input, then averages over rests
     halves = y.shape[1] // (points + finer)
     rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
-    means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (7, cases, 2)
-    units = jnp.stack([jnp.ones_like(k), root, root, jnp.ones_like(k), k, root, jnp.ones_like(k)])
+    means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (5, cases, 2)
+    units = jnp.stack([jnp.ones_like(k), root, k, root, jnp.ones_like(k)])
     gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
-    here, weights = f[:, 0], w[0] * rules
+    ends = jnp.max(jnp.square(units[:, None] * factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype))))
+    here, weights = f[:, 0], w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
     scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
-    inner = jnp.max(gaps) * scale
+    inner = jnp.max(gaps) * scale + ends * normal_density(jnp.asarray(REACH, k.dtype))
     if activation.kinks:
         inner = inner + jnp.max(_size(_apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine)), k))
     return Lines(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
@@ -125,7 +126,7 @@ def _deeply_graded(activation, k):
 
 def _expansions(activation, k, here, weights, means):
     """Expansions at each correlation by each of the two rules."""
-    delta = jnp.zeros((7, 7), k.dtype)
+    delta = jnp.zeros((5, 5), k.dtype)
     if activation.kinks:
         delta = kinks_with_itself(activation, jnp.sqrt(k))
         delta = delta + delta.T
@@ -133,7 +134,7 @@ def _expansions(activation, k, here, weights, means):
     product = partial(jnp.einsum, "fm,gm,rm->rfg", precision="highest")
     moments = [product(here, here, weights) + delta[None], jnp.einsum("fr,gr->rfg", means, means)]
     if not activation.kinks:  # nodes are symmetric: their two halves change places
-        opposite = jnp.reshape(jnp.flip(jnp.reshape(here, (7, 2, -1)), axis=1), here.shape)
+        opposite = jnp.reshape(jnp.flip(jnp.reshape(here, (5, 2, -1)), axis=1), here.shape)
         moments.append(product(here, opposite, weights))
     signs = jnp.asarray(_signs(activation), k.dtype)
     along = jax.vmap(lambda M, sign: Expansion(*assemble(M, k, k, sign * k)))

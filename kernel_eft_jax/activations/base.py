@@ -31,7 +31,7 @@ from ..quadrature import (
     rule_around,
 )
 
-KINKED_POINTS = 96
+KINKED_POINTS = 104
 
 
 class Expansion(NamedTuple):

@@ -1,15 +1,13 @@
 r"""Moments of one pair of inputs by quadrature, for any activation, and how wrong they are.
 
-Derivatives are taken in the logarithms of the variances at fixed correlation and in the correlation, where nothing grows at large
-variances and delta functions at kinks meet smooth functions only, and then put together. With $g = s' - s'(0)$ (a linear part of s has no
-derivative in k_aa, and would only cancel) and Price's theorem, for the pair ab and $2 k_{aa} \partial_{aa} = D_a$:
+Derivatives of orders three and four are taken off s, by parts, so that s'' is the highest: with Price's theorem, for the pair ab,
 
-$$D_a m = E[\phi g_a s_b] - k_{ab} E[g_a s'_b], \qquad 2 k_{aa} \partial_{aa} \partial_{ab} m = E[\phi s''_a s'_b] - k_{ab} E[s''_a s''_b]$$
-$$D_a (D_a - 2) m = E[(\phi^2 s'' - \phi g)_a s_b] - k_{ab} E[(2 \phi s'' - g)_a s'_b] + k_{ab}^2 E[s''_a s''_b]$$
-$$D_a D_b m = E[\phi g_a \phi g_b] - k_{ab} (E[g_a g_b] + E[\phi s''_a g_b] + E[g_a \phi s''_b]) + k_{ab}^2 E[s''_a s''_b]$$
+$$\partial_{aa} m = \tfrac12 E[s''_a s_b], \quad \partial_{ab} m = E[s'_a s'_b], \quad \partial_{aa} \partial_{bb} m = \tfrac14 E[s''_a s''_b], \quad
+  2 k_{aa} \partial_{aa} \partial_{ab} m = E[\phi s''_a s'_b] - k_{ab} E[s''_a s''_b]$$
+$$4 k_{aa}^2 \partial_{aa}^2 m = E[(\phi^2 - k_{aa}) s''_a s_b] - 2 k_{ab} E[\phi s''_a s'_b] + k_{ab}^2 E[s''_a s''_b]$$
 
-The factors are numbered as in `factors`. At kinks s'' is a delta function times the jump of s'. Where two kinks meet (one input
-with itself) that diverges; it multiplies what vanishes for every change of a kernel, and is left out.
+At kinks s'' is a delta function times the jump of s'. Where two kinks meet (one input with itself) that diverges; it multiplies what
+vanishes for every change of a kernel, and is left out.
 """
 
 from functools import partial
@@ -18,25 +16,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..quadrature import centred_rule, derivative, derivatives, normal_density, remaining_share
+from ..quadrature import centred_rule, derivatives, normal_density, remaining_share
 from .base import Activation, Expansion, at_zero, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 
-S, SLOPE, G, PHI_G, BEND, PHI_BEND, PHI2_BEND = range(7)
+S, SLOPE, BEND, PHI_BEND, PHI2_BEND = range(5)
 
 
-def factors(activation: Activation, phi: Float[Array, "*shape"]) -> Float[Array, "7 *shape"]:
-    """s, s', g, phi g, s'', phi s'', phi^2 s'' at phi, away from kinks."""
+def factors(activation: Activation, phi: Float[Array, "*shape"]) -> Float[Array, "5 *shape"]:
+    """s, s', s'', phi s'', phi^2 s'' at phi, away from kinks."""
     return jnp.stack(_factors(activation, phi))
 
 
 def _factors(activation, phi):
     s, slope, bend = derivatives(activation, 2)(phi)
-    g = slope - _slope_at_zero(activation, phi.dtype)
-    return s, slope, g, phi * g, bend, phi * bend, phi * phi * bend
-
-
-def _slope_at_zero(activation, dtype):
-    return derivative(activation, 1)(jnp.zeros((1,), dtype))[0]
+    return s, slope, bend, phi * bend, phi * phi * bend
 
 
 def floored(k: Float[Array, ""]) -> Float[Array, ""]:
@@ -112,12 +105,12 @@ def single_by_quadrature(activation: Activation, k: Float[Array, ""]) -> Expansi
     return assemble(moments, k, k, k)
 
 
-def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[Array, "7 7"]:
+def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[Array, "5 5"]:
     """Moments of one input with itself where the first factor's s'' is a delta function."""
     return _product(kink_bends(activation, root), between_sides(partial(factors, activation), activation, root.dtype))
 
 
-def averages(activation: Activation, mean: Float[Array, " X"], width: Float[Array, ""]) -> Float[Array, "7 X"]:
+def averages(activation: Activation, mean: Float[Array, " X"], width: Float[Array, ""]) -> Float[Array, "5 X"]:
     """`factors` at mean + width y averaged over y, without the delta functions at kinks."""
     y, w = rule(activation, mean, width)
     phi = mean[:, None] + width * y
@@ -130,7 +123,7 @@ def _product(a, b):
 
 
 def kink_bends(activation, root):
-    """What s'', phi s'' and phi^2 s'' weigh at each kink for phi ~ N(0, root^2), (7, C)."""
+    """What s'', phi s'' and phi^2 s'' weigh at each kink for phi ~ N(0, root^2), (5, C)."""
     c = kink_places(activation, root.dtype)
     weight = kink_jumps(activation, root.dtype) * normal_density(c / root) / root
     zeros = jnp.zeros((BEND, c.size), root.dtype)
@@ -153,19 +146,17 @@ def _kink_moments(activation, roots, k, regular):
     return moments.at[BEND, BEND].add(both)
 
 
-def assemble(M, k_aa, k_bb, k_ab):
+def assemble(
+    M: Float[Array, "5 5"], k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]
+) -> Expansion:
     """Value, slope and curvature from the moments M[i, j] of the factors of phi_a and phi_b."""
-    bends = k_ab * M[BEND, BEND]
 
-    def by_one(M):
-        once = M[PHI_G, S] - k_ab * M[G, SLOPE]
-        twice = M[PHI2_BEND, S] - M[PHI_G, S] - k_ab * (2 * M[PHI_BEND, SLOPE] - M[G, SLOPE]) + k_ab * bends
-        return once, twice, M[PHI_BEND, SLOPE] - bends
+    def by_one(M, k):
+        mixed = M[PHI_BEND, SLOPE] - k_ab * M[BEND, BEND]
+        twice = M[PHI2_BEND, S] - k * M[BEND, S] - k_ab * (M[PHI_BEND, SLOPE] + mixed)
+        return 0.5 * M[BEND, S], 0.25 * (twice / k) / k, 0.5 * mixed / k
 
-    (d_a, dd_aa, d_a_ab), (d_b, dd_bb, d_b_ab) = by_one(M), by_one(M.T)
-    dd_ab = M[PHI_G, PHI_G] - k_ab * (M[G, G] + M[PHI_BEND, G] + M[G, PHI_BEND]) + k_ab * bends
-    aa, bb, aa_bb = dd_aa / k_aa / k_aa / 4, dd_bb / k_bb / k_bb / 4, dd_ab / k_aa / k_bb / 4
-    aa_ab, bb_ab = d_a_ab / k_aa / 2, d_b_ab / k_bb / 2
+    (a, aa, aa_ab), (b, bb, bb_ab), aa_bb = by_one(M, k_aa), by_one(M.T, k_bb), 0.25 * M[BEND, BEND]
     curvature = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[BEND, BEND]]]
-    slope = jnp.stack([d_a / k_aa / 2, d_b / k_bb / 2, M[SLOPE, SLOPE]])
+    slope = jnp.stack([a, b, M[SLOPE, SLOPE]])
     return Expansion(M[S, S], slope, jnp.stack([jnp.stack(row) for row in curvature]))
