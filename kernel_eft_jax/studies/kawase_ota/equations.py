@@ -56,7 +56,9 @@ def _residual(study, found):
     noise = residual_noise(study)
     rows = []
     for t, published in RESIDUAL.items():
-        here, converged = (entry(found[name].value.total, found[name].stderr.total, study.place(t)) for name in (RULE, G_ONLY))
+        here, converged = (
+            entry(found[name].value.total, found[name].stderr.total, study.place(t)) for name in (RULE, G_ONLY)
+        )
         rows.append(Row(f"residual[00,00] at t = {t:g}", Value(published, noise[t]), here, converged))
     end, exact = (float(first(found[name].value.total)[-1]) for name in (RULE, G_ONLY))
     why = (
