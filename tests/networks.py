@@ -11,6 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import erf, expit
 
+ONE = np.array([[2.0]])
+TWO = np.array([[2.0, 0.6], [0.6, 1.2]])
+THREE = np.array([[2.0, 0.6, -0.3], [0.6, 1.2, 0.4], [-0.3, 0.4, 0.8]])
+STEPS = [0.3, 0.8, 0.5, 0.6]
+
 
 class Matrix(NamedTuple):
     """Weights N(0, C_W / features) and biases N(0, C_b), new in every layer."""
@@ -74,3 +79,12 @@ def sample_networks(branch, K0, width, steps, networks, seed, decay=0.0) -> np.n
 def kernels(phi: np.ndarray) -> np.ndarray:
     """G of every network."""
     return phi @ phi.swapaxes(1, 2) / phi.shape[-1]
+
+
+def last(est, name):
+    """A quantity at the last depth, and its standard error."""
+    return np.asarray(getattr(est, name))[-1], np.asarray(getattr(est.stderr, name))[-1]
+
+
+def within(value, error, expected, errors=4.5, slack=0.0):
+    assert (np.abs(value - expected) <= errors * error + slack).all(), (value, expected, error)

@@ -56,6 +56,8 @@ def test_covariances_are_the_towers_and_the_rest_falls_like_one_over_n(setting, 
     scaled, errors = [], []
     for width in (32, 64, 128, 256):
         estimate = ensemble(setting, width, 8_000, jax.random.fold_in(key, width))
+        assert estimate.V4_excess is not None
+        assert estimate.stderr.V4_excess is not None
         assert largest(tower.V4 + estimate.V4_excess - estimate.V4, estimate.stderr.V4) < 4.5
         scaled.append(width * estimate.V4_excess[-1, 0, 0, 0, 0])
         errors.append(width * estimate.stderr.V4_excess[-1, 0, 0, 0, 0])

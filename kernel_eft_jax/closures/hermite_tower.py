@@ -32,6 +32,7 @@ from ..pairs import input_count, triples, wick
 from .base import Closure, Moments, pair_units
 
 KINKED_DEGREE = 6
+BOUNDS = 1e4  # the accuracy that bounds of errors need, in that of the numbers themselves
 
 
 class TowerState(NamedTuple):
@@ -104,7 +105,7 @@ class HermiteTower(Closure[TowerState]):
         m_Q, C_Q = carry_all(responses, y.mean, y.with_y)
         k = shrink * state.k + dt * responses[-1].value
         u = shrink * state.u + dt * apply_all(responses, y.with_modes)
-        turn = frame(k).M @ (jnp.sqrt(shrink) * f.L)
+        turn = frame(k).M @ (_root(shrink) * f.L)
         errors, bounds = self._errors(state, read), [r.absolute() for r in responses]
         transport_error = apply_all(bounds, errors.with_h)
         m_error, C_error = carry_all(bounds, errors.mean, errors.with_y)
@@ -142,7 +143,8 @@ class HermiteTower(Closure[TowerState]):
     def units(self, model: Model, k) -> TowerState:
         unit = pair_units(k)
         square = unit[:, None] * unit
-        return TowerState(unit, unit[:, None, None, None], square, unit, unit, square, unit)
+        bounds = (BOUNDS * unit, BOUNDS * square, BOUNDS * unit)
+        return TowerState(unit, unit[:, None, None, None], square, unit, *bounds)
 
     def remember(self, model: Model, state: TowerState) -> Memory:
         product = _product(state)
@@ -154,7 +156,7 @@ class HermiteTower(Closure[TowerState]):
         responses = model.responses_of_read(read.response.value)
         with_y = _contract(read.functions.value, memory.modes) + read.response.apply(memory.response)
         k = shrink * state.k + dt * responses[-1].value
-        turned = rotate(frame(k).M @ (jnp.sqrt(shrink) * frame(state.k).L), memory.modes)
+        turned = rotate(frame(k).M @ (_root(shrink) * frame(state.k).L), memory.modes)
         return Memory(turned, shrink * memory.response + dt * apply_all(responses, with_y))
 
     def recall(self, model: Model, state: TowerState, memory: Memory):
@@ -197,6 +199,11 @@ class Read(NamedTuple):
 
     response: Local
     functions: PairFunctions
+
+
+def _root(shrink: Float[Array, ""]) -> Float[Array, ""]:
+    """a from a^2, with a finite derivative where there is no skip: plain networks are differentiated in all but a."""
+    return jnp.where(shrink > 0, jnp.sqrt(jnp.where(shrink > 0, shrink, 1.0)), 0.0)
 
 
 def polynomial_degree(activation: Activation) -> float:
