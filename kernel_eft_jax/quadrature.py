@@ -102,7 +102,9 @@ def remaining_share(
     """1 - rho^2, one where a variance is zero: from differences, which are exact for inputs that nearly repeat."""
     size = jnp.where(k_ab < 0, -k_ab, k_ab)
     safe_a, safe_b = (jnp.where(k > 0, k, 1.0) for k in (k_aa, k_bb))
-    share = (safe_a - size) / safe_a + size / safe_a * ((safe_b - size) / safe_b)
+    gap_a, gap_b, p = (safe_a - size) / safe_a, (safe_b - size) / safe_b, size / safe_a
+    alike = (jnp.abs(gap_a) < 0.5) & (jnp.abs(gap_b) < 0.5)
+    share = jnp.where(alike, gap_a + p * gap_b, 1 - p * (size / safe_b))
     return jnp.where((k_aa > 0) & (k_bb > 0), share, 1.0)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..quadrature import REACH, centred_rule, normal_density
 from .base import Activation, Expansion, between_sides, centres, enough_points, rule
-from .summation import BEND, SLOPE, S, assemble, factors, floored, kink_bends, kinks_with_itself
+from .summation import BEND, FOURTH, SLOPE, THIRD, S, assemble, factors, floored, kink_bends, kinks_with_itself
 
 CAUTION = 3  # two rules are compared, and neither is exact
 ROUNDINGS = 100
@@ -103,7 +103,8 @@ def _lines(activation, k):
     halves = y.shape[1] // (points + finer)
     rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
     means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (5, cases, 2)
-    units = jnp.stack([jnp.ones_like(k), root, k, root, jnp.ones_like(k)])
+    one = jnp.ones_like(k)
+    units = jnp.stack([one, root, k, *((root, one) if activation.kinks else (k * root, k * k))])
     gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
     ends = jnp.max(jnp.square(units[:, None] * factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype))))
     here, weights = f[:, 0], w[0][None] * rules
@@ -121,7 +122,7 @@ def _deeply_graded(activation, k):
     x, w = centred_rule(centres(activation, k.dtype) / root, 1e8 * jnp.ones_like(k), enough_points(activation))
     here, delta = factors(activation, root * x), kinks_with_itself(activation, root)
     moments = jnp.einsum("fm,gm->fg", here * w[None], here, precision="highest") + delta + delta.T
-    return Expansion(*assemble(moments, k, k, k))
+    return Expansion(*assemble(moments, k, k, k, True))
 
 
 def _expansions(activation, k, here, weights, means):
@@ -137,17 +138,22 @@ def _expansions(activation, k, here, weights, means):
         opposite = jnp.reshape(jnp.flip(jnp.reshape(here, (5, 2, -1)), axis=1), here.shape)
         moments.append(product(here, opposite, weights))
     signs = jnp.asarray(_signs(activation), k.dtype)
-    along = jax.vmap(lambda M, sign: Expansion(*assemble(M, k, k, sign * k)))
+    along = jax.vmap(lambda M, sign: Expansion(*assemble(M, k, k, sign * k, bool(activation.kinks))))
     both = jax.vmap(along, in_axes=(0, None))(jnp.stack(moments, axis=1), signs)
     return (jax.tree.map(lambda x, r=r: x[r], both) for r in (0, 1))
 
 
 def _by_parts(activation, k, f, phi, w, scale):
-    """Stein's identity for s' and for s s', which fails at a kink that is not named, and for s, which fails at a jump."""
-    once = jnp.sum((k * f[BEND] - phi * f[SLOPE]) * w)
-    twice = jnp.sum((k * (f[S] * f[BEND] + f[SLOPE] ** 2) - phi * f[S] * f[SLOPE]) * w)
+    """Stein's identity for s, s s', s' and s'': it fails at a jump, and at a kink that nobody named."""
+    s, slope, bend = f[S], f[SLOPE], f[BEND]
+    once = jnp.sum((k * bend - phi * slope) * w)
+    twice = jnp.sum((k * (s * bend + slope**2) - phi * s * slope) * w)
     if activation.kinks:
         delta = k * kink_bends(activation, jnp.sqrt(k))[BEND]
         once, twice = once + jnp.sum(delta), twice + jnp.sum(delta * between_sides(activation, activation, k.dtype))
-    jump = jnp.sum((k * f[SLOPE] - phi * f[S]) * w) / jnp.sqrt(k)
-    return jnp.abs(twice) + scale * (jnp.abs(once) + jnp.abs(jump))
+        higher = jnp.zeros_like(k)
+    else:
+        higher = jnp.abs(jnp.sum((k * k * f[FOURTH] - (phi**2 - k) * bend) * w))
+        higher = higher + jnp.abs(jnp.sum((k * f[THIRD] - phi * bend) * w)) * jnp.sqrt(k)
+    jump = jnp.sum((k * slope - phi * s) * w) / jnp.sqrt(k)
+    return jnp.abs(twice) + scale * (jnp.abs(once) + jnp.abs(jump) + higher)

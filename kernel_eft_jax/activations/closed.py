@@ -32,6 +32,9 @@ class Linear(PairActivation):
     def moment(self, k_aa, k_bb, k_ab):
         return k_ab
 
+    def gradient(self, k_aa, k_bb, k_ab):
+        return jnp.stack([0 * k_aa, 0 * k_bb, 1 + 0 * k_ab])
+
 
 class Erf(PairActivation):
     r"""$s(x) = \mathrm{erf}(x)$, $m = \frac{2}{\pi} \arcsin \frac{2 k_{ab}}{\sqrt{A B}}$, $A = 1 + 2 k_{aa}$ (Williams 1997).
