@@ -3,7 +3,8 @@ r"""Moments of one pair of inputs by quadrature, for any activation, and how wro
 With Price's theorem, for the pair ab,
 
 $$\partial_{aa} m = \tfrac12 E[s''_a s_b], \quad \partial_{ab} m = E[s'_a s'_b], \quad \partial_{aa}^2 m = \tfrac14 E[s^{(4)}_a s_b],$$
-$$\partial_{aa} \partial_{ab} m = \tfrac12 E[s^{(3)}_a s'_b], \quad \partial_{aa} \partial_{bb} m = \tfrac14 \partial_{ab}^2 m = \tfrac14 E[s''_a s''_b]$$
+$$\partial_{aa} \partial_{ab} m = \tfrac12 E[s^{(3)}_a s'_b],$$
+$$\partial_{aa} \partial_{bb} m = \tfrac14 \partial_{ab}^2 m = \tfrac14 E[s''_a s''_b]$$
 
 Where s has kinks, derivatives of orders three and four are taken off it, by parts, so that s'' is the highest:
 
@@ -140,7 +141,7 @@ def _kink_moments(activation, roots, k, regular):
     """The part of the moments where s'' of one input, or of both, is a delta function."""
     k_aa, k_bb, k_ab = k
     c, bends = kink_places(activation, k_ab.dtype), [kink_bends(activation, root) for root in roots]
-    (across, rest), (back, back_rest) = remaining(*k, regular), remaining(k_bb, k_aa, k_ab, regular)
+    (across, rest), (back, back_rest) = remaining(k_aa, k_bb, k_ab, regular), remaining(k_bb, k_aa, k_ab, regular)
     given_a = averages(activation, across * (c / roots[0]), rest)
     given_b = averages(activation, back * (c / roots[1]), back_rest)
     apart = (rest / roots[1]) ** 2 > 64 * jnp.finfo(rest.dtype).eps
