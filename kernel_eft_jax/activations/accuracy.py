@@ -22,6 +22,11 @@ ROUNDINGS = 100
 # Given phi_a in units of its root, what phi_b has left at a correlation: where averages over the rest are tested.
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
 
+# Factors that meet in a moment, first and second.
+MEETING = [(S, S), (SLOPE, SLOPE), (BEND, BEND)] + [
+    pair for x, y in ((BEND, S), (FOURTH, S), (THIRD, SLOPE)) for pair in ((x, y), (y, x))
+]
+
 
 class Lines(NamedTuple):
     """Expansions at correlations 1, 0, -1 (without kinks) by two rules, and what else quadrature can get wrong, of E[s^2]."""
@@ -110,7 +115,12 @@ def _lines(activation, k):
     here, weights = f[:, 0], w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
     scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
-    inner = jnp.max(gaps) * scale + ends * normal_density(jnp.asarray(REACH, k.dtype))
+    # A mean that is wrong by `gaps` meets the other factor of a moment, in absolute value.
+    other = units * jnp.sum(jnp.abs(here) * weights[0][None], axis=-1)
+    worst = jnp.max(gaps, axis=1)
+    inner = jnp.max(jnp.stack([other[i] * worst[j] for i, j in MEETING])) + ends * normal_density(
+        jnp.asarray(REACH, k.dtype)
+    )
     if activation.kinks:
         inner = inner + jnp.max(_size(_apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine)), k))
     return Lines(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
