@@ -143,8 +143,13 @@ class Activation(eqx.Module):
 
 
 def enough_points(activation: Activation, terms: int = 0) -> int:
-    """Nodes of half a cell, enough with Hermite polynomials below degree `terms`; kinks of near copies span eight decades."""
-    return (KINKED_POINTS if activation.kinks else POINTS) + (terms // 2 if terms > 16 else 0)
+    """Nodes of half a cell; with Hermite polynomials below degree `terms` the last digits are given for speed.
+
+    Kinks of near copies span eight decades, and need more.
+    """
+    if activation.kinks:
+        return KINKED_POINTS + terms // 2
+    return 44 + terms // 2 if terms else POINTS
 
 
 def array(value: Any) -> Array:

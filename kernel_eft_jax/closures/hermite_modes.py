@@ -11,6 +11,7 @@ So it is for psi_2 of any variance: where phi_d follows from phi_c (rho = 1 or -
 it contributes is zero but has the right derivative. For one input with itself psi_2 does not exist: its rows of L and M are zero.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -141,10 +142,12 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         x, w = outer_rule(activation, (L[0, 0], second), L[1, 0], L[1, 1], points)
         table, phi_a = hermite_polynomials(x, degree + 2) * w[None], L[0, 0] * x
         s_a, ds_a = activation(phi_a), activation.derivative(phi_a)
+        sharp = jnp.stack([s_a, ds_a, jnp.zeros_like(s_a)])
+        alone = jnp.pad(sharp[:, :, None], ((0, 0), (0, 0), (0, s.size - 1)))
+        s_b, ds_b, dds_b = alone
         if inputs > 1:
-            s_b, ds_b, dds_b = activation.smoothed_orders(L[1, 0] * x, L[1, 1], s.size)
-        else:
-            s_b, ds_b, dds_b = s_a[:, None], ds_a[:, None], None
+            averages = partial(activation.smoothed_orders, L[1, 0] * x, L[1, 1], s.size)
+            s_b, ds_b, dds_b = jax.lax.cond(same, lambda: alone, averages)
 
         def project(u, v):
             return jnp.matmul(table * u[None], v, precision="highest")
@@ -152,7 +155,7 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         bend_ab = project(ds_a, ds_b)
         bend_aa = (root * project(ds_a, s_b)[1:] - L[1, 0] * bend_ab[:-1]) / L[0, 0]
         # One input with itself has no psi_2 over which a delta function could be averaged.
-        bend_bb = bend_aa if dds_b is None else jnp.where(same, bend_aa, project(s_a, dds_b)[:-1])
+        bend_bb = jnp.where(same, bend_aa, project(s_a, dds_b)[:-1])
         places = jnp.stack([project(s_a, s_b)[:-1], bend_aa, bend_bb, 2 * bend_ab[:-1]])
         return jnp.where(exists[None], places[:, r, s], 0)
 
