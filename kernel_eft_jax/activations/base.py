@@ -53,9 +53,9 @@ class Activation(eqx.Module):
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """s(x), elementwise."""
 
-    @abstractmethod
     def pair(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Expansion:
         """E[s(phi_a) s(phi_b)] of one pair of inputs with its first and second derivatives, finite at every correlation."""
+        raise NotImplementedError(f"{type(self).__name__} gives neither `pair` nor an `expansion` of its own.")
 
     @abstractmethod
     def error(self, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
