@@ -196,7 +196,9 @@ def test_a_stack_of_models_is_called_through_vmap():
     "value", [0, 0.0, -1.0, np.nan, np.inf, np.ones(2), jnp.array(-0.5), "0.1", None, [[1], [1, 2]]]
 )
 def test_not_positive(value):
-    with pytest.raises(ValueError, match="Argument `eps` must be a finite number greater than zero, but is"):
+    with pytest.raises(
+        ValueError, match="Argument `eps` must be a positive number, or one for each of the . layers, but is"
+    ):
         check_positive(value, "eps")
 
 
