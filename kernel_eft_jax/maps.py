@@ -118,7 +118,8 @@ class Dense(KernelMap):
 
     def __init__(self, C_W: Float[ArrayLike, ""], C_b: Float[ArrayLike, ""] = 0.0, *, ratio: float = 1):
         self.C_W, self.C_b = variance("C_W", C_W), variance("C_b", C_b)
-        if isinstance(ratio, bool) or not np.isscalar(ratio) or not np.isfinite(ratio) or ratio <= 0:
+        number = isinstance(ratio, int | float | np.integer | np.floating) and not isinstance(ratio, bool)
+        if not number or not np.isfinite(ratio) or ratio <= 0:
             raise ValueError(f"Argument `ratio` must be a number greater than zero, but is {ratio!r}.")
         self.ratio = int(ratio) if ratio == int(ratio) else float(ratio)
 
@@ -211,8 +212,8 @@ class Fresh(KernelMap):
 
     def response(self, k):
         value, slope, curvature = self.neurons.expansion(k)
-        gated = isinstance(self.neurons, GLU)
-        fourth = self.neurons.products(k) if gated else products(self.neurons, k, SERIES)
+        neurons = self.neurons
+        fourth = neurons.products(k) if isinstance(neurons, GLU) else products(neurons, k, SERIES)
         return Local(value, slope, curvature, (fourth - value[:, None] * value) / self.ratio)
 
 

@@ -8,7 +8,7 @@ import pytest
 from problems import PROBLEMS, SMOOTH, Problem, line, one_input_layers, select, sigma, wick
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.closures import hermite_tower
+from kernel_eft_jax import maps
 from kernel_eft_jax.expectations.four_point import bends, products_and_noise
 from kernel_eft_jax.maps import apply_slope
 from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
@@ -47,7 +47,7 @@ def test_a_linear_network_needs_the_pseudo_inverse_only(problem):
 def test_a_wrong_response_would_be_seen(monkeypatch):
     """Negative control: with the response chi ten per cent too large, the same comparison fails."""
     problem = next(p for p in PROBLEMS if p.name == "SiLU layers")
-    monkeypatch.setattr(hermite_tower, "apply_slope", lambda slope, h: apply_slope(1.1 * slope, h))
+    monkeypatch.setattr(maps, "apply_slope", lambda slope, h: apply_slope(1.1 * slope, h))
     solution = solve(problem, keft.HermiteTower(39))  # a degree of its own: nothing compiled before is used again
     for quantity in ("V4", "K1"):
         with pytest.raises(AssertionError):

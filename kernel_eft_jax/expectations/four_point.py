@@ -32,7 +32,7 @@ Factors = tuple[tuple[int, int], ...]
 
 def products(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P P"]:
     """E[s_a s_b s_c s_d] for all pairs ab, cd."""
-    (a, b), where = pairs(input_count(k.shape[0])), _with_repeats(k)
+    (a, b), where = (index.tolist() for index in pairs(input_count(k.shape[0]))), _with_repeats(k)
     entries = [((a[p], 0), (b[p], 0), (a[r], 0), (b[r], 0)) for p, r in zip(*where, strict=True)]
     values = _Conditional(activation, k, degree)(entries)
     if len(values) == k.shape[0] ** 2:
@@ -46,13 +46,13 @@ def products_and_noise(
     r"""E[s_a s_b s_c s_d] and the noise $E[\nabla(s_a s_b) \cdot Q \nabla(s_c s_d)]$ for all pairs ab, cd."""
     inputs, count = input_count(k.shape[0]), k.shape[0]
     Q = q[pair_table(inputs)]
-    (a, b), conditional, where = pairs(inputs), _Conditional(activation, k, degree), _with_repeats(k)
-    repeated = list(zip(*where, strict=True))
+    ends, conditional, where = pairs(inputs), _Conditional(activation, k, degree), _with_repeats(k)
+    (a, b), repeated = (index.tolist() for index in ends), list(zip(*where, strict=True))
     values = conditional([((a[p], 0), (b[p], 0), (a[r], 0), (b[r], 0)) for p, r in repeated])
     noise = jnp.zeros_like(values)
     for i, j in product((0, 1), repeat=2):
         slopes = [((a[p], 1 - i), (b[p], i), (a[r], 1 - j), (b[r], j)) for p, r in repeated]
-        noise = noise + Q[(a, b)[i][where[0]], (a, b)[j][where[1]]] * conditional(slopes)
+        noise = noise + Q[ends[i][where[0]], ends[j][where[1]]] * conditional(slopes)
     result = jnp.zeros((2, count, count), k.dtype)
     if inputs >= 4:
         result = jnp.stack(_by_modes(activation, k, q, degree))

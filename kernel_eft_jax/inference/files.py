@@ -1,5 +1,6 @@
 """Kernels from a file of yours, and results as plain records: what the command line needs."""
 
+import json
 import os
 import zipfile
 import zlib
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.lib.npyio import NpzFile
 
-from ..closures import Closure
+from ..storage import describe
 from .fit import Fit
 from .parameters import get_parameters, parameter_names
 from .sensitivity import Sensitivity
@@ -50,8 +51,8 @@ def read_kernels(path: str | os.PathLike) -> tuple[Float[np.ndarray, "B T N N"],
     return arrays["G"], settings | {name: arrays[name].item() for name in ("width", "eps")}
 
 
-def fit_record(fit: Fit, closure: Closure) -> dict[str, Any]:
-    """A fit by a closure as numbers and strings, for JSON."""
+def fit_record(fit: Fit) -> dict[str, Any]:
+    """A fit as numbers and strings, for JSON."""
     rows = zip(fit.names, fit.values, fit.stderr, fit.interval(0.68), fit.interval(0.95), strict=True)
     held = tuple(name for name in parameter_names(fit.experiment) if name not in fit.names)
     return {
@@ -61,9 +62,9 @@ def fit_record(fit: Fit, closure: Closure) -> dict[str, Any]:
             for name, v, e, i68, i95 in rows
         },
         "held": dict(zip(held, get_parameters(fit.experiment, held).tolist(), strict=True)) if held else {},
-        "activation": type(fit.experiment.model.activation).__name__,
-        "closure": {"name": type(closure).__name__, **vars(closure)},
-        "with V4": fit.observed.statistics.size > fit.prediction.covariance[..., 0, 0].size,
+        "model in full": json.loads(describe(fit.experiment.model)),
+        "closure": {"name": type(fit.closure).__name__, **vars(fit.closure)},
+        "with V4": fit.with_V4,
         "covariance": fit.covariance.tolist(),
         "chi2": fit.chi2,
         "degrees of freedom": fit.dof,

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     notes = [*remarks(start.model, closure), *str(found).splitlines()[len(found.names) :]]
     result, plot = arguments.files
     if result is not None:
-        text = json.dumps(title | {"notes": notes} | inference.fit_record(found, closure), indent=1) + "\n"
+        text = json.dumps(title | {"notes": notes} | inference.fit_record(found), indent=1) + "\n"
         write(result, lambda stream: stream.write(text.encode()))
     if plot is not None:
         from ...figures import plot_fit
