@@ -20,6 +20,7 @@ from .activations import Activation, Expansion
 from .checks import is_concrete
 from .expectations.four_point import products
 from .pairs import input_count, pairs, triples, wick
+from .showing import shown_fields
 
 SERIES = 40  # terms in the correlation of what is left of two inputs given a third
 
@@ -92,6 +93,9 @@ def carry_all(
 
 class KernelMap(eqx.Module):
     """A map of kernels, with its derivatives and the noise that it adds."""
+
+    def __repr__(self) -> str:
+        return shown_fields(self)
 
     @abstractmethod
     def value(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -172,6 +176,9 @@ class GLU(eqx.Module):
             raise ValueError(
                 f"Argument `activation` of GLU must be an activation object such as SiLU(), but is {self.activation!r}."
             )
+
+    def __repr__(self) -> str:
+        return shown_fields(self)
 
     def __call__(self, x: Float[Array, "N two_m *batch"]) -> Float[Array, "N m *batch"]:
         u, w = jnp.split(x, 2, axis=1)

@@ -18,6 +18,7 @@ from .activations import Activation, Linear
 from .checks import check_array, check_features, check_kernel, check_unstacked, is_concrete
 from .maps import GLU, Dense, Fresh, KernelMap, Local, Response, RMSNorm, apply_all, carry_all, variance
 from .pairs import pack, unpack
+from .showing import shown_fields
 
 Part = Activation | GLU | RMSNorm | Dense
 
@@ -79,6 +80,9 @@ class Model(eqx.Module):
         self.decay = jnp.asarray(decay, dtype=float) if not hasattr(decay, "dtype") else jnp.asarray(decay)
         if self.decay.shape != () or (is_concrete(self.decay) and not np.isfinite(self.decay)):
             raise ValueError(f"Argument `decay` must be one finite number, but is {decay}.")
+
+    def __repr__(self) -> str:
+        return shown_fields(self)
 
     @property
     def C_W(self) -> Float[Array, ""]:

@@ -14,7 +14,7 @@ import kernel_eft_jax as keft
 PACKAGE = Path(keft.__file__).parent
 FLOORS = (
     {"checks", "writing"},
-    {"storage"},
+    {"storage", "showing"},
     {"pairs", "quadrature", "directions"},
     {"activations"},
     {"expectations", "depths"},

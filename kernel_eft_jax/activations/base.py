@@ -30,6 +30,7 @@ from ..quadrature import (
     normal_density,
     rule_around,
 )
+from ..showing import shown_fields
 
 KINKED_POINTS = 104
 
@@ -48,6 +49,9 @@ class Activation(eqx.Module):
     s is continuous, and smooth but for `kinks`, where its first derivative may jump. A subclass gives `__call__`, `pair`, `error` and,
     where there are any, `kinks`; expectations with Hermite polynomials follow from these.
     """
+
+    def __repr__(self) -> str:
+        return shown_fields(self)
 
     @abstractmethod
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ..model import Model
 from ..pairs import input_count, triples
+from ..showing import shown_fields
 
 State = TypeVar("State")
 
@@ -41,6 +42,9 @@ class Closure(eqx.Module, Generic[State]):
     A closure of your own is one class with `init`, `step`, `moments`, `units`, and for `fit` and `fisher` the three methods that say how a kernel
     is remembered by later layers.
     """
+
+    def __repr__(self) -> str:
+        return shown_fields(self)
 
     @abstractmethod
     def init(self, model: Model, k: Float[Array, " P"]) -> State:

@@ -12,6 +12,7 @@ from jaxtyping import ArrayLike, Float, Int, PRNGKeyArray, UInt32
 from ..depths import times_of_layers
 from ..model import Model
 from ..pairs import input_count
+from ..showing import shown
 from ..storage import Result, attribute, axes, dataset, labelled, made_by
 from .samplers import Sampler
 from .statistics import Group, Limit, Quantities, Sums, interval, jackknife, least_V4_error, quantities, unpack_pairs
@@ -52,6 +53,14 @@ class Estimate(Result):
     sampler: Sampler | None = None
     key_data: UInt32[np.ndarray, " words"] | None = None
     key_kind: str = eqx.field(static=True, default="")
+
+    def __repr__(self) -> str:
+        what = f"Estimate of {self.networks} networks of width {self.width}, {self.sampler!r}, for {self.model!r}"
+        lines = [what, f"  layers {self.layers.tolist()}, eps {shown(self.eps)}"]
+        for name in ("G", "V4", "K1"):
+            value, error = (np.asarray(getattr(x, name))[-1].ravel()[0] for x in (self, self.stderr))
+            lines.append(f"  {name}[00] = {value:.6g} +- {error:.1g} at the last depth")
+        return "\n".join(lines)
 
     @property
     def key(self) -> PRNGKeyArray | None:

@@ -4,11 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float
 
+from ..checks import is_concrete
 from ..closures import Closure, Moments
 from ..model import Model
 from ..pairs import unpack, unpack_covariance
+from ..showing import shown
 from ..storage import Result
 from .file import from_xarray, to_xarray
 
@@ -34,6 +37,19 @@ class Solution(Result):
     closure: Closure
     eps: Float[Array, "..."] | None
     layers: tuple[int, ...] | None = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        depth = f"layers {list(self.layers)}, eps {shown(self.eps)}" if self.layers else f"ts {shown(self.ts)}"
+        lines = [f"Solution of {self.closure!r} for {self.model!r}", f"  {depth}"]
+        if is_concrete(self.ts):
+            for name in ("K0", "V4", "K1"):
+                value, error = (
+                    np.asarray(getattr(x, name))[-1].ravel()[0] if x is not None else None
+                    for x in (self.packed, self.truncation)
+                )
+                bound = "" if error is None or name == "K0" else f" (truncation up to {error:.1g})"
+                lines.append(f"  {name}[00] = {value:.6g} at the last depth{bound}")
+        return "\n".join(lines)
 
     @property
     def K0(self) -> Float[Array, "T N N"]:
