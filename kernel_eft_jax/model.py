@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Linear
 from .checks import check_array, check_features, check_kernel, check_unstacked, is_concrete
-from .maps import GLU, Dense, Fresh, KernelMap, Local, Response, RMSNorm, variance
+from .maps import GLU, Dense, Fresh, KernelMap, Local, Response, RMSNorm, apply_all, carry_all, variance
 from .pairs import pack, unpack
 
 Part = Activation | GLU | RMSNorm | Dense
@@ -211,14 +211,17 @@ def _Q(model, K):
 
 @eqx.filter_jit
 def _chi(model, K, h):
-    return unpack(apply_slope(model.expansion(pack(K)).slope, pack(h)))
+    return unpack(apply_all(model.responses(pack(K)), pack(h)))
 
 
 @eqx.filter_jit
 def _hess(model, K, V):
     a, b = np.triu_indices(K.shape[-1])
     packed = V[a[:, None], b[:, None], a, b]
-    return unpack(contract_curvature(model.expansion(pack(K)).curvature, 0.5 * (packed + packed.T)))
+    packed = 0.5 * (packed + packed.T)
+    responses = model.responses(pack(K))
+    quiet = [r._replace(noise=jnp.zeros((), K.dtype)) if isinstance(r, Local) else r for r in responses]
+    return unpack(2 * carry_all(quiet, jnp.zeros_like(packed[0]), packed)[0])
 
 
 def check_branch(parts: Any) -> tuple[Part, ...]:

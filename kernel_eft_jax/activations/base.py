@@ -210,7 +210,9 @@ def differentiable(activation: Activation, k: tuple[Float[Array, ""], ...]) -> E
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _expansion(static, arrays, k):
     activation = eqx.combine(arrays, static)
-    return tuple(activation.single(*k) if len(k) == 1 else activation.pair(*k))
+    found = activation.single(*k) if len(k) == 1 else activation.pair(*k)
+    # In a scan JAX cannot batch the rule below where a value is constant, as the slope of Linear is, and its tangent is not.
+    return tuple(x + 0 * k[0] for x in found)
 
 
 @_expansion.defjvp

@@ -48,7 +48,7 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
             f"{part}, networks": (ts, first(getattr(value, part)), first(getattr(stderr, part)))
             for part in ("transport", "source")
         } | {"transport, theory at order 1/n": (ts, first(tower.transport))}
-        results[f"activation {name}"] = study.sampled, {"model": model, "eps": SETTING.eps}
+        results[f"activation {name}"] = study.sampled
     section = Section(
         f"The residual for other activations: one input, K0 = 1, n = {SETTING.width}, t = 1",
         "The transport part again, and here it is large: for activations that are not odd the published statement holds, and more so than for "

@@ -56,9 +56,11 @@ def _residual(study, found):
     noise = residual_noise(study)
     rows = []
     for t, published in RESIDUAL.items():
-        here, converged = (entry(found[name][0].total, found[name][1].total, study.place(t)) for name in (RULE, G_ONLY))
+        here, converged = (
+            entry(found[name].value.total, found[name].stderr.total, study.place(t)) for name in (RULE, G_ONLY)
+        )
         rows.append(Row(f"residual[00,00] at t = {t:g}", Value(published, noise[t]), here, converged))
-    end, exact = (float(first(found[name][0].total)[-1]) for name in (RULE, G_ONLY))
+    end, exact = (float(first(found[name].value.total)[-1]) for name in (RULE, G_ONLY))
     why = (
         "Published errors are not given: what stands here has the size that published neighbours show, 0.05 apart in t. With converged "
         f"expectations the residual at t = {study.sampled.ts[-1]:g} is {exact:.2f} instead of {end:.2f}. It does not vanish: that is "
@@ -68,7 +70,7 @@ def _residual(study, found):
 
 
 def _parts(found, tower):
-    value, stderr = found[G_ONLY]
+    value, stderr = found[G_ONLY].value, found[G_ONLY].stderr
     rows = [
         Row(
             f"{part}[00,00] at t = 2",
@@ -82,7 +84,7 @@ def _parts(found, tower):
     why = (
         "The transport part by the Hermite tower; the source part is zero at leading order in 1/n. Transport is "
         f"{100 * transport / total:.0f} % of the residual at t = 2: that published statement stands. Its size does not: {transport:.2f} "
-        f"instead of {first(found[RULE][0].transport)[-1]:.2f} by the rule, beside a rate of V4 of about 29."
+        f"instead of {first(found[RULE].value.transport)[-1]:.2f} by the rule, beside a rate of V4 of about 29."
     )
     return Section("Residual of the V4 equation, its parts, converged", why, rows, "order 1/n")
 
@@ -126,7 +128,7 @@ def _residual_figure(study, found, tower):
     for part, heading in (("transport", "transport"), ("source", "source"), ("total", "all")):
         lines: dict[str, tuple] = {TOWER: (ts, first(getattr(tower, part)))}
         for name in (RULE, G_ONLY):
-            value, stderr = (first(getattr(x, part)) for x in found[name])
+            value, stderr = (first(getattr(x, part)) for x in (found[name].value, found[name].stderr))
             lines[f"{NETWORKS}, {name.partition(', ')[2]}"] = (ts, value, stderr)
         panels[heading] = lines
     panels["all"][PUBLISHED_NETWORKS] = tuple(

@@ -13,7 +13,6 @@ from jaxtyping import ArrayLike, Float
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.activations import Expansion
-from kernel_eft_jax.pairs import input_count, pairs
 
 
 class GaussHermite(keft.Activation):
@@ -30,16 +29,27 @@ class GaussHermite(keft.Activation):
     def __call__(self, x):
         return self.fn(x)
 
-    def moments(self, k):
-        return self.expansion(k).value
+    def single(self, k):
+        x, w = self._rule(k.dtype)
 
-    def expansion(self, k):
-        a, b = pairs(input_count(k.shape[-1]))
-        same = a == b
-        triple = jnp.stack([k[same][a], k[same][b], k], axis=1)
-        line, plane = jax.vmap(self._line)(triple[same]), jax.vmap(self._plane)(triple[~same])
-        order = np.argsort(np.concatenate([np.flatnonzero(same), np.flatnonzero(~same)]))
-        return Expansion(*(jnp.concatenate(both)[order] for both in zip(line, plane, strict=True)))
+        def mean(variance, order=0):
+            return _derivative(lambda x: self.fn(x) ** 2, order)(jnp.sqrt(variance) * x) @ w
+
+        second = jax.grad(jax.grad(mean))(k)
+        unit = np.array([1, 0, 0], k.dtype)
+        return Expansion(mean(k), 0.5 * mean(k, 2) * unit, second * np.outer(unit, unit))
+
+    def pair(self, k_aa, k_bb, k_ab):
+        x, w = self._rule(k_aa.dtype)
+
+        def mean(k, r=0, s=0):
+            phi_a = jnp.sqrt(k[0]) * x
+            phi_b = (k[2] / k[0] * phi_a)[:, None] + jnp.sqrt(k[1] - k[2] ** 2 / k[0]) * x
+            return (_derivative(self.fn, r)(phi_a) * w) @ (_derivative(self.fn, s)(phi_b) @ w)
+
+        k = jnp.stack([k_aa, k_bb, k_ab])
+        slope = jnp.stack([0.5 * mean(k, 2, 0), 0.5 * mean(k, 0, 2), mean(k, 1, 1)])
+        return Expansion(mean(k), slope, jax.hessian(mean)(k))
 
     def error(self, k):
         """The rule against converged expectations: E[s^2] and its first derivative in k."""
@@ -54,27 +64,6 @@ class GaussHermite(keft.Activation):
     def _rule(self, dtype):
         x, w = np.polynomial.hermite_e.hermegauss(self.points)
         return x.astype(dtype), (w / np.sqrt(2 * np.pi)).astype(dtype)
-
-    def _line(self, k):
-        x, w = self._rule(k.dtype)
-
-        def mean(variance, order=0):
-            return _derivative(lambda x: self.fn(x) ** 2, order)(jnp.sqrt(variance) * x) @ w
-
-        second = jax.grad(jax.grad(mean))(k[0])
-        unit = np.array([1, 0, 0], k.dtype)
-        return mean(k[0]), 0.5 * mean(k[0], 2) * unit, second * np.outer(unit, unit)
-
-    def _plane(self, k):
-        x, w = self._rule(k.dtype)
-
-        def mean(k, r=0, s=0):
-            phi_a = jnp.sqrt(k[0]) * x
-            phi_b = (k[2] / k[0] * phi_a)[:, None] + jnp.sqrt(k[1] - k[2] ** 2 / k[0]) * x
-            return (_derivative(self.fn, r)(phi_a) * w) @ (_derivative(self.fn, s)(phi_b) @ w)
-
-        slope = jnp.stack([0.5 * mean(k, 2, 0), 0.5 * mean(k, 0, 2), mean(k, 1, 1)])
-        return mean(k), slope, jax.hessian(mean)(k)
 
 
 def _derivative(f, order):

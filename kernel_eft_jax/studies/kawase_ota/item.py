@@ -84,11 +84,11 @@ class Drawing(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One part of the study: its tables, its figures by file name, its results by file name with the settings to keep."""
+    """One part of the study: its tables, its figures by file name, its results by file name."""
 
     sections: list[Section]
     figures: Mapping[str, Drawing]
-    results: Mapping[str, tuple[keft.Estimate | keft.Solution, Mapping]]
+    results: Mapping[str, keft.Estimate | keft.Solution]
 
 
 def markdown(sections: Sequence[Section], heading: str) -> str:
@@ -131,9 +131,7 @@ def write(item: Item, out: str | os.PathLike) -> list[Path]:
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [
-        keft.save(result, out / f"{slug(name)}.nc", **settings) for name, (result, settings) in item.results.items()
-    ]
+    paths = [keft.save(result, out / f"{slug(name)}.nc") for name, result in item.results.items()]
     for name, drawing in item.figures.items():
         for suffix, columns in (("", drawing.columns), ("-stacked", 1)):
             paths += figures.save(draw(drawing, columns), out / (slug(name) + suffix))

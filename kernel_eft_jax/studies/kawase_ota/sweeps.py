@@ -39,10 +39,7 @@ def sweep_item(studies: Sweep) -> Item:
     """The tables of the sweeps, Figure 2, and the errors for each width and step."""
     sections = [_errors(studies), _widths(studies), _table_3(studies[WIDE, FINE])]
     figures = {"figure-2-steps": _figure_2(studies), "errors-by-width-and-step": _error_figure(studies)}
-    results = {
-        f"sweep n={n} eps={step}": (s.sampled, {"model": MODEL, "eps": STEPS[step][0]})
-        for (n, step), s in studies.items()
-    }
+    results = {f"sweep n={n} eps={step}": s.sampled for (n, step), s in studies.items()}
     return Item(sections, figures, results)
 
 
