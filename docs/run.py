@@ -70,7 +70,9 @@ def same(printed: str, shown: str) -> bool:
     """Whether two outputs agree: to the letter, but for sampled numbers."""
     if SAMPLED.sub("±", printed) != SAMPLED.sub("±", shown):
         return False
-    for here, there in zip(SAMPLED.findall(printed), SAMPLED.findall(shown)):
+    for here, there in zip(
+        SAMPLED.findall(printed), SAMPLED.findall(shown), strict=True
+    ):
         (value, digits, error), (known, _, known_error) = here, there
         allowed = 0.1 * float(known_error) + 1.01 * 10.0 ** -len(digits)
         gaps = float(value) - float(known), float(error) - float(known_error)

@@ -62,7 +62,11 @@ def test_sampled_numbers_are_held_to_their_errors():
     """A tenth of the error and one unit of the last digit may be rounding; more, or other text, is another number."""
     shown = "K1 0.263 ± 0.012, V4 15.2 ± 0.1\n"
     assert run.same("K1 0.265 ± 0.012, V4 15.3 ± 0.1\n", shown)
-    for other in ("K1 0.266 ± 0.012, V4 15.2 ± 0.1\n", "K1 0.263 ± 0.015, V4 15.2 ± 0.1\n", "K0 0.263 ± 0.012, V4 15.2 ± 0.1\n"):
+    for other in (
+        "K1 0.266 ± 0.012, V4 15.2 ± 0.1\n",
+        "K1 0.263 ± 0.015, V4 15.2 ± 0.1\n",
+        "K0 0.263 ± 0.012, V4 15.2 ± 0.1\n",
+    ):
         assert not run.same(other, shown)
 
 
