@@ -65,9 +65,7 @@ def chosen_pairs(inputs, count):
     model = keft.Model(keft.Tanh(), C_W=2.0)
     # One at a time: memory stays that of one problem.
     solve = jax.jit(
-        lambda kernels: jax.lax.map(
-            lambda K: keft.solve(model, K, [T], closure=keft.HermiteTower(20)).packed, kernels
-        )
+        lambda kernels: jax.lax.map(lambda K: keft.solve(model, K, [T], closure=keft.HermiteTower(20)).packed, kernels)
     )
     memory = solve.lower(kernels).compile().memory_analysis()
     jax.block_until_ready(solve(kernels))

@@ -133,11 +133,12 @@ def check_positive(value: Any, name: str) -> None:
 def check_eps(eps: Any, name: str = "eps", depth: int | None = None) -> Float[Array, "*layers"]:
     """One step for all layers, or one a layer of `depth`: finite and greater than zero; as a floating-point array."""
     values, eps = eps, check_array(eps, name)
+    layers = "each layer" if depth is None else f"each of the {depth} layers"
+    wanted = f"Argument `{name}` must be a positive number, or one for {layers}"
     if eps.ndim > 1 or (eps.ndim == 1 and eps.size != (depth or eps.size)):
-        layers = "one a layer" if depth is None else f"{depth}, one a layer"
-        raise ValueError(f"Argument `{name}` must be one number or {layers}, but has shape {eps.shape}.")
+        raise ValueError(f"{wanted}, but has shape {eps.shape}.")
     if is_concrete(values) and not (np.isfinite(values := np.asarray(values, float)) & (values > 0)).all():
-        raise ValueError(f"Argument `{name}` must be finite and greater than zero, but is {values}.")
+        raise ValueError(f"{wanted}, but is {values}.")
     return eps
 
 

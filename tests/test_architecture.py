@@ -81,6 +81,9 @@ class Unknown(keft.Activation):
     def moments(self, k):
         raise AssertionError("a sampler asked for a Gaussian expectation")
 
+    def pair(self, k_aa, k_bb, k_ab):
+        raise AssertionError("a sampler asked for a Gaussian expectation")
+
     expansion = error = moments
 
 

@@ -234,7 +234,7 @@ def test_layers_steps_keys_and_objects():
     for wrong in (0, [0.1, -1], np.inf, "0.1", None, [[0.1]], np.nan):
         with pytest.raises(ValueError, match="Argument `eps` must be "):
             check_eps(wrong)
-    with pytest.raises(ValueError, match=r"one number or 3, one a layer, but has shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"one for each of the 3 layers, but has shape \(2,\)"):
         check_eps([0.1, 0.1], depth=3)
     for key in (jax.random.key(0), jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
         assert check_key(key) is key

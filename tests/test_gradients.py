@@ -217,13 +217,16 @@ def test_an_adjoint_that_cannot_says_which_can(adjoint, ask, words):
 def test_all_adjoints_give_the_derivative_of_V4_in_closed_form(adjoint, ask, tolerance):
     """A linear network without biases has V4 = 2 (1 + 2 C_W t) K0(t)^2."""
 
-    def V4(C_W):
-        solution = keft.solve(keft.Model(keft.Linear(), C_W), [[1.2]], TS, closure=keft.GOnly(), adjoint=adjoint)
+    def V4(C_W, k):
+        K0 = jnp.reshape(k, (1, 1))
+        solution = keft.solve(keft.Model(keft.Linear(), C_W), K0, TS, closure=keft.GOnly(), adjoint=adjoint)
         return solution.V4[-1, 0, 0, 0, 0]
 
-    t, C_W = TS[-1], 1.5
-    exact = 2 * (1.2 * np.exp(C_W * t)) ** 2 * (2 * t + 2 * t * (1 + 2 * C_W * t))
-    np.testing.assert_allclose(ask(V4)(jnp.asarray(C_W)), exact, rtol=tolerance)
+    t, C_W, k = TS[-1], jnp.asarray(1.5), jnp.asarray(1.2)
+    square = (k * np.exp(C_W * t)) ** 2
+    by_C_W, by_k = 2 * square * (2 * t + 2 * t * (1 + 2 * C_W * t)), 4 * square * (1 + 2 * C_W * t) / k
+    np.testing.assert_allclose(ask(V4)(C_W, k), by_C_W, rtol=tolerance)
+    np.testing.assert_allclose(jax.jit(ask(V4, argnums=(0, 1)))(C_W, k), (by_C_W, by_k), rtol=tolerance)
 
 
 # --- other blocks ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from kernel_eft_jax.ensemble import Estimate, estimate
 
 K0 = np.array([[1.5, 0.4], [0.4, 1.0]])
 MODEL = keft.Model(keft.Sin(), C_W=1.5, C_b=0.1)
-TS = np.array([0.0, 0.25, 1.0])
+LAYERS = {"layers": [0, 1, 4], "eps": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def results():
     """One of each kind: with and without truncation errors, with and without control variates."""
     sizes = {"width": 6, "depth": 4, "eps": 0.5, "networks": 70, "key": jax.random.key(1), "progress": False}
     return {
-        "g-only": keft.solve(MODEL, K0, TS, closure=keft.GOnly(), eps=0.5),
-        "tower": keft.solve(MODEL, K0[:1, :1], TS, closure=keft.HermiteTower(4), eps=0.5),
+        "g-only": keft.solve(MODEL, K0, closure=keft.GOnly(), **LAYERS),
+        "tower": keft.solve(MODEL, K0[:1, :1], closure=keft.HermiteTower(4), **LAYERS),
         "control": estimate(MODEL, K0, **sizes),
         "plain": estimate(MODEL, K0, **sizes, control=False, save_at=[0, 3]),
     }
@@ -51,7 +51,7 @@ def test_a_loaded_estimate_can_do_what_the_original_could(results, tmp_path):
 
 
 def test_a_solution_that_failed_keeps_saying_why(tmp_path):
-    failed = keft.solve(MODEL, K0[:1, :1], TS, max_steps=1, throw=False)
+    failed = keft.solve(MODEL, K0[:1, :1], 1.0, closure=keft.GOnly(), max_steps=1, throw=False)
     assert failed.result == diffrax.RESULTS.max_steps_reached
     loaded = storage.load(storage.save(failed, tmp_path / "result.nc"))
     assert isinstance(loaded, keft.Solution)

@@ -15,12 +15,17 @@ from jaxtyping import Array, Float
 
 from ..quadrature import REACH, centred_rule, normal_density
 from .base import Activation, Expansion, between_sides, centres, enough_points, rule
-from .summation import BEND, SLOPE, S, assemble, factors, floored, kink_bends, kinks_with_itself
+from .summation import BEND, FOURTH, SLOPE, THIRD, S, assemble, factors, floored, kink_bends, kinks_with_itself
 
 CAUTION = 3  # two rules are compared, and neither is exact
 ROUNDINGS = 100
 # Given phi_a in units of its root, what phi_b has left at a correlation: where averages over the rest are tested.
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
+
+# Factors that meet in a moment, first and second.
+MEETING = [(S, S), (SLOPE, SLOPE), (BEND, BEND)] + [
+    pair for x, y in ((BEND, S), (FOURTH, S), (THIRD, SLOPE)) for pair in ((x, y), (y, x))
+]
 
 
 class Lines(NamedTuple):
@@ -103,13 +108,19 @@ def _lines(activation, k):
     halves = y.shape[1] // (points + finer)
     rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
     means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (5, cases, 2)
-    units = jnp.stack([jnp.ones_like(k), root, k, root, jnp.ones_like(k)])
+    one = jnp.ones_like(k)
+    units = jnp.stack([one, root, k, *((root, one) if activation.kinks else (k * root, k * k))])
     gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
     ends = jnp.max(jnp.square(units[:, None] * factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype))))
     here, weights = f[:, 0], w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
     scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
-    inner = jnp.max(gaps) * scale + ends * normal_density(jnp.asarray(REACH, k.dtype))
+    # A mean that is wrong by `gaps` meets the other factor of a moment, in absolute value.
+    other = units * jnp.sum(jnp.abs(here) * weights[0][None], axis=-1)
+    worst = jnp.max(gaps, axis=1)
+    inner = jnp.max(jnp.stack([other[i] * worst[j] for i, j in MEETING])) + ends * normal_density(
+        jnp.asarray(REACH, k.dtype)
+    )
     if activation.kinks:
         inner = inner + jnp.max(_size(_apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine)), k))
     return Lines(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
@@ -121,7 +132,7 @@ def _deeply_graded(activation, k):
     x, w = centred_rule(centres(activation, k.dtype) / root, 1e8 * jnp.ones_like(k), enough_points(activation))
     here, delta = factors(activation, root * x), kinks_with_itself(activation, root)
     moments = jnp.einsum("fm,gm->fg", here * w[None], here, precision="highest") + delta + delta.T
-    return Expansion(*assemble(moments, k, k, k))
+    return Expansion(*assemble(moments, k, k, k, True))
 
 
 def _expansions(activation, k, here, weights, means):
@@ -137,17 +148,22 @@ def _expansions(activation, k, here, weights, means):
         opposite = jnp.reshape(jnp.flip(jnp.reshape(here, (5, 2, -1)), axis=1), here.shape)
         moments.append(product(here, opposite, weights))
     signs = jnp.asarray(_signs(activation), k.dtype)
-    along = jax.vmap(lambda M, sign: Expansion(*assemble(M, k, k, sign * k)))
+    along = jax.vmap(lambda M, sign: Expansion(*assemble(M, k, k, sign * k, bool(activation.kinks))))
     both = jax.vmap(along, in_axes=(0, None))(jnp.stack(moments, axis=1), signs)
     return (jax.tree.map(lambda x, r=r: x[r], both) for r in (0, 1))
 
 
 def _by_parts(activation, k, f, phi, w, scale):
-    """Stein's identity for s' and for s s', which fails at a kink that is not named, and for s, which fails at a jump."""
-    once = jnp.sum((k * f[BEND] - phi * f[SLOPE]) * w)
-    twice = jnp.sum((k * (f[S] * f[BEND] + f[SLOPE] ** 2) - phi * f[S] * f[SLOPE]) * w)
+    """Stein's identity for s, s s', s' and s'': it fails at a jump, and at a kink that nobody named."""
+    s, slope, bend = f[S], f[SLOPE], f[BEND]
+    once = jnp.sum((k * bend - phi * slope) * w)
+    twice = jnp.sum((k * (s * bend + slope**2) - phi * s * slope) * w)
     if activation.kinks:
         delta = k * kink_bends(activation, jnp.sqrt(k))[BEND]
         once, twice = once + jnp.sum(delta), twice + jnp.sum(delta * between_sides(activation, activation, k.dtype))
-    jump = jnp.sum((k * f[SLOPE] - phi * f[S]) * w) / jnp.sqrt(k)
-    return jnp.abs(twice) + scale * (jnp.abs(once) + jnp.abs(jump))
+        higher = jnp.zeros_like(k)
+    else:
+        higher = jnp.abs(jnp.sum((k * k * f[FOURTH] - (phi**2 - k) * bend) * w))
+        higher = higher + jnp.abs(jnp.sum((k * f[THIRD] - phi * bend) * w)) * jnp.sqrt(k)
+    jump = jnp.sum((k * slope - phi * s) * w) / jnp.sqrt(k)
+    return jnp.abs(twice) + scale * (jnp.abs(once) + jnp.abs(jump) + higher)

@@ -53,9 +53,9 @@ class Activation(eqx.Module):
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """s(x), elementwise."""
 
-    @abstractmethod
     def pair(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Expansion:
         """E[s(phi_a) s(phi_b)] of one pair of inputs with its first and second derivatives, finite at every correlation."""
+        raise NotImplementedError(f"{type(self).__name__} gives neither `pair` nor an `expansion` of its own.")
 
     @abstractmethod
     def error(self, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -143,8 +143,13 @@ class Activation(eqx.Module):
 
 
 def enough_points(activation: Activation, terms: int = 0) -> int:
-    """Nodes of half a cell, enough with Hermite polynomials below degree `terms`; kinks of near copies span eight decades."""
-    return (KINKED_POINTS if activation.kinks else POINTS) + (terms // 2 if terms > 16 else 0)
+    """Nodes of half a cell; with Hermite polynomials below degree `terms` the last digits are given for speed.
+
+    Kinks of near copies span eight decades, and need more.
+    """
+    if activation.kinks:
+        return KINKED_POINTS + terms // 2
+    return 44 + terms // 2 if terms else POINTS
 
 
 def array(value: Any) -> Array:

@@ -32,6 +32,12 @@ class Linear(PairActivation):
     def moment(self, k_aa, k_bb, k_ab):
         return k_ab
 
+    def gradient(self, k_aa, k_bb, k_ab):
+        return jnp.stack([0 * k_aa, 0 * k_bb, 1 + 0 * k_ab])
+
+    def smoothed_orders(self, mean, width, terms):
+        return jnp.stack([smoothed_line(order, mean, width, terms) for order in range(3)])
+
 
 class Erf(PairActivation):
     r"""$s(x) = \mathrm{erf}(x)$, $m = \frac{2}{\pi} \arcsin \frac{2 k_{ab}}{\sqrt{A B}}$, $A = 1 + 2 k_{aa}$ (Williams 1997).
@@ -101,3 +107,11 @@ class GELU(PairActivation):
 
         ab = jnp.arctan2(root, -k_ab) + k_ab / root * (1 / A + 1 / B + 1 / D)
         return jnp.stack([by_one(k_bb, A, B), by_one(k_aa, B, A), ab]) / (2 * jnp.pi)
+
+
+def smoothed_line(order, mean, width, terms):
+    """`Activation.smoothed` of s(x) = x."""
+    lowest = (mean, jnp.ones_like(mean), jnp.zeros_like(mean))[order]
+    next_one = jnp.full_like(mean, width) if order == 0 else jnp.zeros_like(mean)
+    columns = jnp.stack([lowest, next_one], -1)[:, :terms]
+    return jnp.pad(columns, ((0, 0), (0, max(terms - 2, 0))))

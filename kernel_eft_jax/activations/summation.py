@@ -1,10 +1,15 @@
 r"""Moments of one pair of inputs by quadrature, for any activation, and how wrong they are.
 
-Derivatives of orders three and four are taken off s, by parts, so that s'' is the highest: with Price's theorem, for the pair ab,
+With Price's theorem, for the pair ab,
 
-$$\partial_{aa} m = \tfrac12 E[s''_a s_b], \quad \partial_{ab} m = E[s'_a s'_b], \quad \partial_{aa} \partial_{bb} m = \tfrac14 E[s''_a s''_b], \quad
-  2 k_{aa} \partial_{aa} \partial_{ab} m = E[\phi s''_a s'_b] - k_{ab} E[s''_a s''_b]$$
-$$4 k_{aa}^2 \partial_{aa}^2 m = E[(\phi^2 - k_{aa}) s''_a s_b] - 2 k_{ab} E[\phi s''_a s'_b] + k_{ab}^2 E[s''_a s''_b]$$
+$$\partial_{aa} m = \tfrac12 E[s''_a s_b], \quad \partial_{ab} m = E[s'_a s'_b], \quad \partial_{aa}^2 m = \tfrac14 E[s^{(4)}_a s_b],$$
+$$\partial_{aa} \partial_{ab} m = \tfrac12 E[s^{(3)}_a s'_b],$$
+$$\partial_{aa} \partial_{bb} m = \tfrac14 \partial_{ab}^2 m = \tfrac14 E[s''_a s''_b]$$
+
+Where s has kinks, derivatives of orders three and four are taken off it, by parts, so that s'' is the highest:
+
+$$k_{aa} E[s^{(3)}_a s'_b] = E[\phi s''_a s'_b] - k_{ab} E[s''_a s''_b], \quad
+  k_{aa}^2 E[s^{(4)}_a s_b] = E[(\phi^2 - k_{aa}) s''_a s_b] - 2 k_{ab} E[\phi s''_a s'_b] + k_{ab}^2 E[s''_a s''_b]$$
 
 At kinks s'' is a delta function times the jump of s'. Where two kinks meet (one input with itself) that diverges; it multiplies what
 vanishes for every change of a kernel, and is left out.
@@ -19,17 +24,19 @@ from jaxtyping import Array, Float
 from ..quadrature import centred_rule, derivatives, normal_density, remaining_share
 from .base import Activation, Expansion, at_zero, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 
-S, SLOPE, BEND, PHI_BEND, PHI2_BEND = range(5)
+S, SLOPE, BEND, THIRD, FOURTH = range(5)
 
 
 def factors(activation: Activation, phi: Float[Array, "*shape"]) -> Float[Array, "5 *shape"]:
-    """s, s', s'', phi s'', phi^2 s'' at phi, away from kinks."""
+    """s and its derivatives to order four at phi; with kinks s, s', s'', phi s'', phi^2 s'' away from them."""
     return jnp.stack(_factors(activation, phi))
 
 
 def _factors(activation, phi):
+    if not activation.kinks:
+        return derivatives(activation, 4)(phi)
     s, slope, bend = derivatives(activation, 2)(phi)
-    return s, slope, bend, phi * bend, phi * phi * bend
+    return [s, slope, bend, phi * bend, phi * phi * bend]
 
 
 def floored(k: Float[Array, ""]) -> Float[Array, ""]:
@@ -89,7 +96,7 @@ def pair_by_quadrature(
     moments = _product(factors(activation, roots[0] * x) * w[None], averages(activation, across * x, rest))
     if activation.kinks:
         moments = moments + _kink_moments(activation, roots, (k_aa, k_bb, k_ab), regular)
-    return assemble(moments, k_aa, k_bb, k_ab)
+    return assemble(moments, k_aa, k_bb, k_ab, bool(activation.kinks))
 
 
 def single_by_quadrature(activation: Activation, k: Float[Array, ""]) -> Expansion:
@@ -102,7 +109,7 @@ def single_by_quadrature(activation: Activation, k: Float[Array, ""]) -> Expansi
     if activation.kinks:
         meeting = kinks_with_itself(activation, root)
         moments = moments + meeting + meeting.T
-    return assemble(moments, k, k, k)
+    return assemble(moments, k, k, k, bool(activation.kinks))
 
 
 def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[Array, "5 5"]:
@@ -134,7 +141,7 @@ def _kink_moments(activation, roots, k, regular):
     """The part of the moments where s'' of one input, or of both, is a delta function."""
     k_aa, k_bb, k_ab = k
     c, bends = kink_places(activation, k_ab.dtype), [kink_bends(activation, root) for root in roots]
-    (across, rest), (back, back_rest) = remaining(*k, regular), remaining(k_bb, k_aa, k_ab, regular)
+    (across, rest), (back, back_rest) = remaining(k_aa, k_bb, k_ab, regular), remaining(k_bb, k_aa, k_ab, regular)
     given_a = averages(activation, across * (c / roots[0]), rest)
     given_b = averages(activation, back * (c / roots[1]), back_rest)
     apart = (rest / roots[1]) ** 2 > 64 * jnp.finfo(rest.dtype).eps
@@ -147,14 +154,17 @@ def _kink_moments(activation, roots, k, regular):
 
 
 def assemble(
-    M: Float[Array, "5 5"], k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]
+    M: Float[Array, "5 5"], k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], by_parts: bool
 ) -> Expansion:
     """Value, slope and curvature from the moments M[i, j] of the factors of phi_a and phi_b."""
 
     def by_one(M, k):
-        mixed = M[PHI_BEND, SLOPE] - k_ab * M[BEND, BEND]
-        twice = M[PHI2_BEND, S] - k * M[BEND, S] - k_ab * (M[PHI_BEND, SLOPE] + mixed)
-        return 0.5 * M[BEND, S], 0.25 * (twice / k) / k, 0.5 * mixed / k
+        third, fourth = M[THIRD, SLOPE], M[FOURTH, S]
+        if by_parts:
+            mixed = third - k_ab * M[BEND, BEND]
+            fourth = ((fourth - k * M[BEND, S] - k_ab * (third + mixed)) / k) / k
+            third = mixed / k
+        return 0.5 * M[BEND, S], 0.25 * fourth, 0.5 * third
 
     (a, aa, aa_ab), (b, bb, bb_ab), aa_bb = by_one(M, k_aa), by_one(M.T, k_bb), 0.25 * M[BEND, BEND]
     curvature = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[BEND, BEND]]]

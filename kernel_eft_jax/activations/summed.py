@@ -133,7 +133,9 @@ def _check_elementwise(f):
     if getattr(whole, "shape", None) != x.shape:
         shape = getattr(whole, "shape", type(whole).__name__)
         raise ValueError(f"Argument `fn` must be elementwise, but makes {shape} of an array of shape {x.shape}.")
-    each = np.stack([np.asarray(f(jnp.asarray(v[None])))[0] for v in x.ravel()]).reshape(x.shape)
+    each = np.stack([np.asarray(f(jnp.asarray(x[i : i + 1, j : j + 1]))) for i, j in np.ndindex(*x.shape)]).reshape(
+        x.shape
+    )
     if not np.allclose(np.asarray(whole), each, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise ValueError(
             "Argument `fn` must be elementwise, but what it makes of one entry depends on the others, as a softmax or a layer norm "

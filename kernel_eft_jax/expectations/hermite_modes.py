@@ -11,6 +11,7 @@ At rho = 1 or -1, where phi_d follows from phi_c, psi_2 vanishes. A tiny floor r
 so that values stay right and derivatives finite. For one input with itself psi_2 does not exist: its rows of L and M are zero.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -133,10 +134,12 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         x, w = outer_rule(activation, (L[0, 0], second), L[1, 0], L[1, 1], points)
         table, phi_a, phi_b = hermite_polynomials(x, degree + 2) * w[None], L[0, 0] * x, L[1, 0] * x
         s_a, ds_a, dds_a = derivatives(activation, 2)(phi_a)
+        sharp = jnp.stack([s_a, ds_a, jnp.zeros_like(s_a)])
+        alone = jnp.pad(sharp[:, :, None], ((0, 0), (0, 0), (0, s.size - 1)))
+        s_b, ds_b, dds_b = alone
         if inputs > 1:
-            s_b, ds_b, dds_b = activation.smoothed_orders(phi_b, L[1, 1], s.size)
-        else:
-            s_b, ds_b, dds_b = s_a[:, None], ds_a[:, None], None
+            averages = partial(activation.smoothed_orders, phi_b, L[1, 1], s.size)
+            s_b, ds_b, dds_b = jax.lax.cond(same, lambda: alone, averages)
 
         def project(u, v):
             return jnp.matmul(table * u[None], v, precision="highest")
@@ -144,7 +147,7 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         first = project(ds_a, ds_b)
         second_aa = (root * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0]
         # One input with itself has no psi_2 over which a delta function could be averaged.
-        second_bb = second_aa if dds_b is None else jnp.where(same, second_aa, project(s_a, dds_b)[:-1])
+        second_bb = jnp.where(same, second_aa, project(s_a, dds_b)[:-1])
         everything = jnp.stack([project(s_a, s_b)[:-1], second_aa, second_bb, 2 * first[:-1]])
         places = jnp.where(exists[None], everything[:, r, s], 0)
         # On the diagonal the three second derivatives are one function.

@@ -123,14 +123,16 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
     # The state in units of its own size: a rescaled problem takes the same steps and has the rescaled answer.
     units = jax.lax.stop_gradient(closure.units(model, k))
 
-    def scaled(state, power=1):
+    def scaled(state, units, power=1):
         return jax.tree.map(lambda y, unit: y * unit**power, state, units)
 
-    def rate(t, state, parameters):
-        return scaled(drift(parameters, scaled(state)), -1)
+    def rate(t, state, args):
+        parameters, units = args
+        return scaled(drift(parameters, scaled(state, units)), units, -1)
 
-    def save(t, state, parameters):
-        return read(parameters, scaled(state))
+    def save(t, state, args):
+        parameters, units = args
+        return read(parameters, scaled(state, units))
 
     # Backsolve cannot save a function of the state.
     late = isinstance(adjoint, diffrax.BacksolveAdjoint)
@@ -141,8 +143,8 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         t0=jnp.zeros_like(ts[-1]),
         t1=ts[-1],
         dt0=dt0,
-        y0=scaled(start, -1),
-        args=parameters,
+        y0=scaled(start, units, -1),
+        args=(parameters, units),  # what the rate uses it is given: Backsolve cannot see what a function encloses
         saveat=saveat,
         stepsize_controller=controller,
         adjoint=adjoint,
@@ -150,7 +152,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         throw=False,
     )
     assert out.ys is not None
-    moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, parameters) if late else out.ys
+    moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, (parameters, units)) if late else out.ys
     stats = {"num_steps": out.stats["num_steps"]}
     stats |= _expectation_error(model, moments)
     return Solution(ts, moments, truncation, stats, out.result, model, closure, None, None)
