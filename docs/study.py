@@ -25,6 +25,7 @@ BEYOND = {
 }
 STACKED = (*PUBLISHED, *BEYOND, "quadrature-bias")
 SINGLE = tuple(f"validity-{name}" for name in ("tanh", "erf", "gelu", "relu"))
+NEXT = "Next: [Where is it valid?](validity.md), for your own network."
 MARK = "<!-- everything below is written by docs/study.py -->"
 
 
@@ -44,7 +45,7 @@ def page(table: str) -> str:
         for figures in (PUBLISHED, BEYOND)
     )
     # The table's own heading becomes a section of the page.
-    return f"{by_hand}{MARK}\n\n## The published figures\n\n{published}## Beyond them\n\n{beyond}{table}"
+    return f"{by_hand}{MARK}\n\n## The published figures\n\n{published}## Beyond them\n\n{beyond}{table.rstrip()}\n\n{NEXT}\n"
 
 
 def main(results: Path) -> None:

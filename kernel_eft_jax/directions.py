@@ -1,4 +1,4 @@
-"""Identities that a derivative can pass in one direction only, and else raise a sentence.
+"""Identity functions that raise a helpful TypeError when they are differentiated in the mode that is not supported.
 
 JAX differentiates forward by pushing tangents through a program, and in reverse by recording the same linear program and
 transposing it. So an identity on tangents that fails when it is run, but not when it is transposed, marks a function as

@@ -71,7 +71,7 @@ class Model(eqx.Module):
             if C_W is None:
                 raise ValueError("Argument `C_W` is missing: the variance of the matrix behind the activation.")
             branch = (branch, Dense(C_W, 0.0 if C_b is None else C_b))
-        elif C_W is not None or C_b is not None:
+        elif check_branch(branch) and not (C_W is None and C_b is None):
             raise ValueError(
                 "Arguments `C_W` and `C_b` go with a single activation. A list of parts says them in its matrices: end it "
                 "in Dense(C_W, C_b)."

@@ -18,10 +18,10 @@ assert spec is not None
 assert spec.loader is not None
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
-WITH_CODE = [page for page in run.pages() if "```python" in page.read_text()]
+WITH_CODE = [page for page in (ROOT / "README.md", *run.pages()) if "```python" in page.read_text()]
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_shows_what_its_code_prints(page):
     # Pages are written for JAX as users have it, not for the strict dtypes of these tests.
     with jax.numpy_dtype_promotion("standard"):
@@ -56,6 +56,18 @@ def test_a_wrong_output_is_caught(tmp_path):
     page.write_text("```python\nraise KeyError\n```\n")
     with pytest.raises(KeyError):
         run.run_page(page)
+
+
+def test_sampled_numbers_are_held_to_their_errors():
+    """A tenth of the error and one unit of the last digit may be rounding; more, or other text, is another number."""
+    shown = "K1 0.263 ± 0.012, V4 15.2 ± 0.1\n"
+    assert run.same("K1 0.265 ± 0.012, V4 15.3 ± 0.1\n", shown)
+    for other in (
+        "K1 0.266 ± 0.012, V4 15.2 ± 0.1\n",
+        "K1 0.263 ± 0.015, V4 15.2 ± 0.1\n",
+        "K0 0.263 ± 0.012, V4 15.2 ± 0.1\n",
+    ):
+        assert not run.same(other, shown)
 
 
 def test_every_page_is_in_the_navigation():

@@ -47,8 +47,8 @@ class SigmaKernel(Closure[SigmaState]):
     Four-point expectations are exact to about 1e-9 where an input occurs twice; those of four different inputs are a series
     to `degree`, whose error falls like the correlation to that power. The pseudo-inverse of Cov(z, z), scaled to unit
     diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32): directions that a linear activation, the
-    diagonal or repeated inputs make redundant. Derivatives along directions that separate copies or opposites leave out what it
-    gains there: up to 1e-3 of V4, but all of K1_ab. For GELU, SiLU and ReLU it keeps V4 to 2 % at t = 1 and K1 to 20 %, since
+    diagonal or repeated inputs make redundant. Do not differentiate along a direction that separates identical or opposite inputs: the
+    derivative lacks up to 1e-3 of V4 and all of K1_ab. For GELU, SiLU and ReLU it keeps V4 to 2 % at t = 1 and K1 to 20 %, since
     S feels the mean of phi, which it does not carry itself. For blocks of one matrix without decay only; use `HermiteTower` for
     others. In a layer, free neurons flow with the kernel of its middle, which makes the noise of G exact.
     """

@@ -139,7 +139,8 @@ def lengths(problem: Problem) -> tuple[int, int]:
 def part_count(problem: Problem, size: int) -> int:
     """Parts of a block of `size` networks, a power of two.
 
-    More groups tell the standard error better; but each must hold networks enough, and all of them must be quick to leave out in turn.
+    More groups estimate the standard error better, but each needs enough networks, and the jackknife's time grows with
+    the number of groups.
     """
     group = 8 * problem.layers.size * lengths(problem)[1] ** 2  # bytes
     return power_of_two(min(8, size // 16, 2**26 // (GROUPS * group)))

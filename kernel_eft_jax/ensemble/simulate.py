@@ -87,9 +87,9 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
 
 
 def computed_once(always: Bool[Array, ""], function: Callable, *arguments: Any) -> Any:
-    """function(*arguments), not worked out again in every expression that uses it: no compiler merges code across a condition.
+    """function(*arguments), computed once: XLA does not fuse across a cond, and would else compute it in every fused loop.
 
-    `always` is true, but not known to be when the program is compiled.
+    `always` is true, which the compiler cannot know.
     """
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: function(*arguments)))
     return jax.lax.cond(always, lambda: function(*arguments), lambda: zeros)

@@ -7,8 +7,8 @@ degree m = r + s only, through the symmetric power of a 2 x 2 matrix:
 
 $$E[w^p_{rs} w^q_{il}] = \mathrm{Sym}^m(R)_{rs,il}, \qquad R = E[\psi^p \psi^{q\,T}] = M_p K M_q^T, \qquad M = L^{-1}$$
 
-So it is for psi_2 of any variance: where phi_d follows from phi_c (rho = 1 or -1) psi_2 is small beside its scale in L, and what
-it contributes is zero but has the right derivative. For one input with itself psi_2 does not exist: its rows of L and M are zero.
+At rho = 1 or -1, where phi_d follows from phi_c, psi_2 vanishes. A tiny floor replaces zero in divisions by its scale in L,
+so that values stay right and derivatives finite. For one input with itself psi_2 does not exist: its rows of L and M are zero.
 """
 
 from functools import partial
