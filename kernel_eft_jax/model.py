@@ -232,7 +232,9 @@ def check_branch(parts: Any) -> tuple[Part, ...]:
     """The parts of a branch as a tuple, if they make a block; ValueError with the remedy if not."""
     kinds = "activations, Dense, GLU and RMSNorm"
     if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
-        raise ValueError(f"Argument `branch` must be an activation object or a list of {kinds}, but is {parts!r}.")
+        raise ValueError(
+            f"Argument `branch` must be an activation object such as Tanh() or Smooth(fn), or a list of {kinds}, but is {parts!r}."
+        )
     for part in parts:
         if not isinstance(part, Part):
             raise ValueError(f"Argument `branch` must consist of {kinds}, but holds {part!r}.")

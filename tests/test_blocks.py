@@ -262,8 +262,8 @@ def test_corrections_of_the_mean_run_through_two_hidden_layers():
     ("arguments", "says"),
     [
         (([Tanh()],), "must end in a matrix.*add Dense"),
-        (([],), "must be an activation object or a list"),
-        (("tanh",), "must be an activation object or a list"),
+        (([],), "must be an activation object .* or a list"),
+        (("tanh",), "must be an activation object .* or a list"),
         (([np.tanh, Dense(1.0)],), "must consist of activations, Dense, GLU and RMSNorm"),
         (([Tanh(), Sin(), Dense(1.0)],), "Two activations in a row.*put a Dense between them"),
         (([Dense(1.0), GLU(Sin()), Sin(), Dense(1.0)],), "Two activations in a row"),

@@ -261,9 +261,9 @@ def test_work_of_the_host_is_not_traced():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: keft.Model("tanh", 2.0), r"`activation` must be an activation object such as Tanh\(\).*'tanh'"),
-        (lambda: keft.Model(jnp.tanh, 2.0), r"`activation` must be an activation object .*Smooth\(fn\)"),
-        (lambda: keft.Model(keft.Tanh, 2.0), r"`activation` must be an activation object such as Tanh\(\)"),
+        (lambda: keft.Model("tanh", 2.0), r"`branch` must be an activation object such as Tanh\(\).*'tanh'"),
+        (lambda: keft.Model(jnp.tanh, 2.0), r"`branch` must be an activation object .*Smooth\(fn\)"),
+        (lambda: keft.Model(keft.Tanh, 2.0), r"`branch` must be an activation object such as Tanh\(\)"),
         (
             lambda: keft.Model(keft.Tanh(), -2.0),
             r"`C_W` is a variance and must be finite and not negative, but is -2\.0",
