@@ -138,7 +138,7 @@ def test_what_has_no_derivative_is_refused(key):
     with pytest.raises(ValueError, match="whole number of neurons"):
         pathwise_sensitivity(e, ("C_W",), 64, key)
     e = Experiment(keft.Model(keft.Erf(), 1.5, decay=1.0), K0, width=WIDTH, layers=LAYERS, eps=1.0)
-    with pytest.raises(ValueError, match="names eps, but decay eps.2 is 1: there is no skip"):
+    with pytest.raises(ValueError, match=r"names eps, but decay eps.2 is 1: there is no skip"):
         pathwise_sensitivity(e, ("eps",), 64, key)
 
 
