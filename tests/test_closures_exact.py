@@ -126,6 +126,56 @@ def test_the_truncation_estimate_is_honest(degree):
         assert estimate / 100 < missing < estimate
 
 
+@pytest.mark.parametrize(
+    ("name", "k", "degree"), [("Tanh", 2.0, 2), ("Tanh", 2.0, 3), ("Sin", 10.0, 30), ("GELU", 1.0, 4)]
+)
+def test_truncation_bounds_what_is_missing(name, k, degree):
+    """Odd and even degrees, degrees far below the weight of s^2: the bound holds, and is within a factor of five of the truth."""
+    exact = one_input_layers(SMOOTH[name], 2.0, 0.0, k, 0.5, 8)
+    model = keft.Model(SMOOTH[name].activation, jnp.array(2.0))
+    solution = keft.solve(model, [[k]], layers=8, eps=0.5, closure=keft.HermiteTower(degree))
+    for quantity in ("V4", "K1"):
+        missing = abs(getattr(solution, quantity).item() - exact[quantity][-1])
+        assert missing < float(jnp.max(getattr(solution.truncation, quantity))) < 5 * missing, quantity
+
+
+def test_a_degree_too_low_to_tell_says_so():
+    """Second derivatives of a kinked activation have no norm: from two degrees their tail cannot be told."""
+    solution = keft.solve(
+        keft.Model(keft.ReLU(), jnp.array(2.0)), [[1.0]], layers=2, eps=0.5, closure=keft.HermiteTower(2)
+    )
+    assert np.isnan(solution.truncation.K1).all()
+    assert np.isfinite(solution.truncation.V4).all()
+
+
+def test_stiff_directions_of_the_sigma_kernel():
+    """Nearly equal inputs of ReLU forget their difference within a layer; V4_01,01 and K1_01 go to those of one input, step by step."""
+    model = keft.Model(keft.ReLU(), jnp.array(2.0))
+    found = {
+        rho: keft.solve(model, [[1.0, rho], [rho, 1.0]], layers=16, eps=0.25, closure=keft.SigmaKernel(8))
+        for rho in (0.99, 0.999, 1.0)
+    }
+    one = found[1.0]
+    for quantity, place in (("V4", (0, 0, 1, 0, 1)), ("K1", (0, 0, 1))):
+        values = [float(getattr(solution, quantity)[place]) for solution in found.values()]
+        limit = float(getattr(one, quantity)[0].ravel()[0])
+        gaps = np.abs(np.array(values) / limit - 1)
+        assert gaps[1] < 0.3 * gaps[0] < 0.1, quantity
+
+
+@pytest.mark.parametrize(
+    "closure", [keft.GOnly(), keft.HermiteTower(6), keft.SigmaKernel(6)], ids=lambda c: type(c).__name__
+)
+@pytest.mark.parametrize("size", [1e-8, 1e6])
+def test_a_rescaled_problem_has_the_rescaled_answer(closure, size):
+    """ReLU knows no scale: K0 and K1 scale with the input kernel, V4 with its square, to ten times the tolerance of the continuum."""
+    model, K = keft.Model(keft.ReLU(), jnp.array(1.5)), np.array([[1.0, 0.3], [0.3, 2.0]])
+    one, other = (keft.solve(model, s * K, 0.5, closure=closure) for s in (1.0, size))
+    for quantity, power in (("K0", 1), ("V4", 2), ("K1", 1)):
+        value, scaled = getattr(one, quantity), getattr(other, quantity) / size**power
+        np.testing.assert_allclose(scaled, value, atol=1e-7 * np.abs(value).max(), err_msg=quantity)
+
+
 def test_four_point_expectations():
     """E[s s s s], its gradient form and the second derivatives, against dense quadrature over three and over four inputs."""
     case, k = SMOOTH["Softplus(0.5)"], 0.5

@@ -333,7 +333,7 @@ def test_an_estimate_of_other_networks_is_refused(key):
     assert abs(at(C_W=1.2).values[0] - C_W) < 0.5
 
 
-def test_starts_that_are_far_from_the_data_are_named():
+def test_starts_that_are_far_from_the_data_end_at_the_truth():
     """From C_W = 1e6 the search ended at 5675 +- 3e-9; from 1e-6 it was told to take more networks."""
     rng = np.random.default_rng(3)
     data = block_law(rng, lambda x: x, C_W, 0.0, K0, WIDTH, LAYERS, EPS, 200)
@@ -341,14 +341,11 @@ def test_starts_that_are_far_from_the_data_are_named():
     def at(start):
         return fit(data, experiment(keft.Linear(), start, 0.0), ("C_W",), closure=keft.HermiteTower(2), progress=False)
 
-    with pytest.raises(
-        ValueError,
-        match=r"The start is far from the data: the theory has a mean G\[., .\] of .* at layer 6, and the data",
-    ):
-        at(1e-6)
-    found = at(1e6)
-    low, high = found.interval(0.999)[0]
-    assert low < C_W < high or (not found.converged and "start nearer to the data" in found.message), found
+    for start in (1e-6, 1e6):
+        found = at(start)
+        low, high = found.interval(0.999)[0]
+        assert found.converged, start
+        assert low < C_W < high, start
 
 
 def test_a_fit_is_not_traced():

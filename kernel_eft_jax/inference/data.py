@@ -127,24 +127,6 @@ def _kinds(module):
     return [type(module).__name__] + [kind for node in inner if isinstance(node, eqx.Module) for kind in _kinds(node)]
 
 
-def far_from(prediction: Float[np.ndarray, " M"], observed: Observed, experiment: Experiment) -> str | None:
-    """A sentence if a mean kernel of the data differs from a predicted one by more than ten standard errors and a tenth; else None."""
-    inputs, layers = experiment.K0.shape[0], len(experiment.layers)
-    a, b = pairs(inputs)
-    size = layers * a.size
-    error = np.sqrt(np.diagonal(observed.scatter(np.eye(observed.statistics.size)[:size])))
-    gap = np.abs(prediction[:size] - observed.statistics[:size])
-    wrong = np.where(gap > 0.1 * np.abs(observed.statistics[:size]), gap / np.maximum(error, 1e-300), 0)
-    layer, p = divmod(int(wrong.argmax()), a.size)
-    if wrong.max() <= 10:
-        return None
-    i = wrong.argmax()
-    return (
-        f"the theory has a mean G[{a[p]}, {b[p]}] of {prediction[i]:.4g} at layer {experiment.layers[layer]}, and the data "
-        f"{observed.statistics[i]:.4g} +- {error[i]:.1g}"
-    )
-
-
 def _observe_estimate(data, experiment, with_V4):
     P = pairs(experiment.K0.shape[0])[0].size
     layers = tuple(np.asarray(data.layers).tolist())
