@@ -87,12 +87,12 @@ class Model(eqx.Module):
     @property
     def C_W(self) -> Float[Array, ""]:
         """Variance of the last matrix, times the number of features that it reads."""
-        return self._last.C_W
+        return self.last.C_W
 
     @property
     def C_b(self) -> Float[Array, ""]:
         """Variance of the last biases."""
-        return self._last.C_b
+        return self.last.C_b
 
     @property
     def activation(self) -> Activation:
@@ -202,7 +202,8 @@ class Model(eqx.Module):
         return 1 - self.decay.astype(dt.dtype) * dt
 
     @property
-    def _last(self) -> Dense:
+    def last(self) -> Dense:
+        """The matrix that ends the branch: Qhat = C_b + C_W S, S the kernel that it reads."""
         last = self.branch[-1]
         assert isinstance(last, Dense)
         return last

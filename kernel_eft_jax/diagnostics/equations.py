@@ -81,7 +81,7 @@ def covariance_residual(
     """
     model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
-    C_W, C_b, c = float(model.C_W), float(model.C_b), float(model.decay)
+    last, C_W, c = model.last, float(model.C_W), float(model.decay)
     dt = _following_steps(result)[:, None, None]
 
     def residual(G, Q, K1, V4, V_GQ, V_QQ, inverse_width) -> CovarianceResidual:
@@ -95,7 +95,7 @@ def covariance_residual(
 
     def sampled(x: Any) -> CovarianceResidual:
         V4, V_GS, V_SS = (_pack_covariance(V) for V in (x.V4, x.V_GS, x.V_SS))
-        Q = C_b + C_W * _pack(x.S)
+        Q = np.asarray(last.value(jnp.asarray(_pack(x.S))), np.float64)
         return residual(_pack(x.G), Q, _pack(x.K1), V4, C_W * V_GS, C_W**2 * V_SS, 1 / result.width)  # pyright: ignore
 
     def predicted(x: Any) -> CovarianceResidual:

@@ -72,7 +72,7 @@ class BlockSampler(Sampler):
     def outputs(self, dense, read, noise, shape):
         inputs = input_count(read.shape[0])
         z = as_rows(noise, (inputs, shape[0], read.shape[1]))
-        Q = (dense.C_b + dense.C_W * read)[pair_table(inputs)]
+        Q = dense.value(read)[pair_table(inputs)]
         if inputs > WRITTEN_OUT:
             return mix(jax.vmap(semidefinite_cholesky, -1, -1)(Q), z)
         if inputs <= UNROLLED:
