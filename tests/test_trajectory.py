@@ -224,3 +224,11 @@ def test_a_run_that_blows_up_under_jit_raises():
 def test_running_out_of_steps_says_so():
     with pytest.raises(RuntimeError, match="Try increasing `max_steps`"):
         keft.solve(keft.Model(keft.Sin(), C_W=1.0), np.array([[1.0]]), 5.0, closure=keft.GOnly(), max_steps=2)
+
+
+def test_what_cannot_fit_is_refused_before_any_work():
+    """The state of 200 inputs at degree 30 has 20100^2 pairs of pairs with 30 x 31 modes: 3 TB, and sixteen times that in a step."""
+    with pytest.raises(
+        MemoryError, match=r"HermiteTower\(degree=30\) for 200 inputs needs about .* GiB.*pairs or quadruples"
+    ):
+        keft.solve(keft.Model(keft.Erf(), C_W=1.0), np.eye(200), 1.0)

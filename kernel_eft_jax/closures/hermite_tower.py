@@ -16,6 +16,8 @@ $$m_S = \chi_S K_1 + \tfrac12 \mathrm{Hess}_S : v + \tfrac12 \mathrm{Cov}(\xi(\n
 for E[s s]; the maps of the branch carry m_S and Cov(y, y) on to m_Q and C_Q. (K1_EFT has V4 in place of v, and no last term.)
 """
 
+import math
+import os
 from typing import NamedTuple
 
 import equinox as eqx
@@ -32,6 +34,7 @@ from ..pairs import input_count, triples, wick
 from .base import Closure, Moments, pair_units
 
 KINKED_DEGREE = 6
+COPIES = 16  # of the state, in the stages of a solver and the intermediate results of a step
 BOUNDS = 1e4  # the accuracy that bounds of errors need, in that of the numbers themselves
 
 
@@ -96,6 +99,7 @@ class HermiteTower(Closure[TowerState]):
         inputs, count = input_count(k.shape[-1]), k.shape[-1]
         J, s = modes(self._degree(model.read), inputs)
         shapes = ((count, count, J.size, s.size), (count, count), (count,), (count,), (count, count), (count,))
+        check_memory(self, inputs, COPIES * k.dtype.itemsize * math.prod(shapes[0]))
         return TowerState(k, *(jnp.zeros(shape, k.dtype) for shape in shapes))
 
     def step(self, model: Model, state: TowerState, dt) -> TowerState:
@@ -204,6 +208,17 @@ class Read(NamedTuple):
 def _root(shrink: Float[Array, ""]) -> Float[Array, ""]:
     """a from a^2, with a finite derivative where there is no skip: plain networks are differentiated in all but a."""
     return jnp.where(shrink > 0, jnp.sqrt(jnp.where(shrink > 0, shrink, 1.0)), 0.0)
+
+
+def check_memory(closure: Closure, inputs: int, need: int) -> None:
+    """That so many bytes fit the machine; raises MemoryError, with the remedy, before any work."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else need
+    if need > there:
+        raise MemoryError(
+            f"{closure!r} for {inputs} inputs needs about {need / 2**30:.3g} GiB, and the machine has {there / 2**30:.3g} GiB. K1_ab "
+            "needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: solve for pairs or quadruples of inputs, or take a "
+            "lower degree, or GOnly()."
+        )
 
 
 def polynomial_degree(activation: Activation) -> float:
