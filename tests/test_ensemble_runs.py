@@ -91,7 +91,7 @@ def run_with_kills(start, monkeypatch, path, settings, kills, seed):
         assert worker.stdout.readline() == "ready\n"
         before = time.monotonic()
         if kill == 0:
-            while not path.exists() and worker.poll() is None and time.monotonic() < before + 120:
+            while not path.exists() and worker.poll() is None:
                 time.sleep(0.01)
             begin = time.monotonic() - before
             time.sleep(rng.uniform(0, 1))
@@ -141,8 +141,7 @@ def test_twenty_kills(start, tmp_path, monkeypatch):
 def test_interrupt_saves_and_passes_on(start, tmp_path, number):
     path = tmp_path / "run.npz"
     worker = start(SHORT | {"pause": 0.1, "checkpoint": str(path), "checkpoint_seconds": 0.2})
-    deadline = time.monotonic() + 120
-    while not path.exists() and worker.poll() is None and time.monotonic() < deadline:
+    while not path.exists() and worker.poll() is None:
         time.sleep(0.05)
     first = path.stat().st_mtime_ns
     worker.send_signal(number)

@@ -1,12 +1,13 @@
 """Where results go: the suffix says the format, nothing is replaced unasked, and a file is written whole or not at all."""
 
 import argparse
-import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ..writing import write_whole
 
 FIGURES = (".png", ".pdf", ".svg")
 # The suffixes of the result that `--out` names, and of the file that is written beside it.
@@ -59,25 +60,7 @@ def write(file: Path, fill: Callable[[Any], object]) -> None:
     """Put what `fill` writes into a file, at once or not at all."""
     content = io.BytesIO()
     fill(content)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    with _named(file):
-        try:
-            with open(part, "wb") as stream:
-                stream.write(content.getbuffer())
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Errors of writing name the file that was asked for, and a full disk has no name at all."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(file)) from error
+    write_whole(file, content.getbuffer())
 
 
 def _file(option: str, text: str, suffixes: tuple[str, ...]) -> Path:
