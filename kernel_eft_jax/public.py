@@ -1,6 +1,7 @@
 """The public names of the package, in one list; `kernel_eft_jax` loads them when one is first used."""
 
 from . import conventions as conventions
+from . import recipes as recipes
 from .activations import (
     CELU,
     ELU,
@@ -30,8 +31,10 @@ from .activations import (
 )
 from .closures import Closure, GOnly, HermiteTower, SigmaKernel
 from .diagnostics import (
+    CoordinateCheck,
     WidthCheck,
     Window,
+    coordinate_check,
     covariance_residual,
     driven_K1,
     kurtosis,
@@ -58,6 +61,7 @@ __all__ = [
     "Activation",
     "BlockSampler",
     "Closure",
+    "CoordinateCheck",
     "Dense",
     "Erf",
     "Estimate",
@@ -94,6 +98,7 @@ __all__ = [
     "WidthCheck",
     "Window",
     "conventions",
+    "coordinate_check",
     "covariance_residual",
     "draw_inputs",
     "driven_K1",
@@ -106,6 +111,7 @@ __all__ = [
     "kurtosis",
     "load",
     "mean_source",
+    "recipes",
     "sample_kernels",
     "save",
     "sensitivity",

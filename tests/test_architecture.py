@@ -21,7 +21,7 @@ FLOORS = (
     {"maps"},
     {"model"},
     {"closures", "network", "conventions"},
-    {"trajectory", "ensemble"},
+    {"trajectory", "ensemble", "recipes"},
     {"diagnostics", "inference"},
     {"figures", "public"},
     {"studies"},

@@ -13,6 +13,7 @@ from .values import number, path, positive, variance, whole
 
 CLOSURES = ("hermite-tower", "sigma-kernel", "g-only")
 SAMPLERS = ("block", "weights")
+RECIPES = ("gpt2", "pre-norm", "depth-mup", "ln-scaling", "umup", "resnet-v2", "plain")
 BLOCKS = """blocks, read as the data flow; a ratio is the width of the hidden layer over that of the stream:
   --block tanh,dense:2                               one matrix: the same as --activation tanh --C_W 2
   --block dense:1,gelu,dense:2:C_b=0.1               two matrices
@@ -46,6 +47,12 @@ EXAMPLES = {
     "validity": """examples:
   kernel-eft validity --activation relu --inputs 1 --diagonal 1 --depth 100 --eps 0.1
   kernel-eft validity --tolerance 0.02 --networks 4096 --out window.pdf
+""",
+    "network": """examples:
+  kernel-eft network gpt2 --width 768 --depth 12
+  kernel-eft network plain --width 256 --depth 16 --out plain.pdf
+  kernel-eft network --block rmsnorm,dense:1:ratio=4,gelu,dense:2 --eps 0.2 --width 512 --depth 48
+  kernel-eft network pre-norm --own kernels.npz
 """,
     "paper": """examples:
   kernel-eft paper
@@ -207,6 +214,27 @@ def _add_validity(sub):
     )
 
 
+def _add_network(sub):
+    sub.add_argument(
+        "recipe", nargs="?", choices=RECIPES, help="a stack as people initialise it; or --block with --eps"
+    )
+    _add_setting(sub)
+    sub.add_argument("--width", type=whole(1, LARGEST), help="neurons of the stream (default: 512, or that of --own)")
+    sub.add_argument("--depth", type=whole(1, DEEPEST), help="number of blocks (default: 24, or that of --own)")
+    sub.add_argument("--eps", type=positive, help="step size where no recipe says it (default: 1, or that of --own)")
+    sub.add_argument(
+        "--own",
+        nargs="+",
+        type=path,
+        metavar="FILE",
+        help="kernels of networks of yours: .npz files with arrays G, K0, layers, width, eps; one file a width",
+    )
+    sub.add_argument("--tolerance", type=positive, default=0.05, help="relative error of order 1/n that is tolerable")
+    _add_ensemble(sub, networks=4096)
+    figures = ", ".join(FIGURES)
+    sub.add_argument("--out", default="network.png", help=f"figure ({figures}), with a JSON file beside it; - for none")
+
+
 def _add_solve(sub):
     _add_setting(sub)
     _add_closure(sub)
@@ -283,9 +311,13 @@ COMMANDS = {
     "compare": (_add_compare, "Hold a theory against sampled networks: differences in standard errors."),
     "fit": (_add_fit, "Estimate hyperparameters from kernels of networks, your own or sampled ones."),
     "sensitivity": (_add_sensitivity, "Derivatives of K0, V4 and K1 by every parameter and input."),
+    "network": (
+        _add_network,
+        "How the stream of your network grows, differs between seeds, and drifts with the width.",
+    ),
     "validity": (_add_validity, "How deep the closures hold, and how wide a network must be for order 1/n."),
 }
-WITH_MODEL = (_add_theory, _add_sample, _add_fit, _add_sensitivity, _add_validity)
+WITH_MODEL = (_add_theory, _add_sample, _add_fit, _add_sensitivity, _add_validity, _add_network)
 
 
 def _check_together(arguments: argparse.Namespace) -> None:
@@ -298,6 +330,14 @@ def _check_together(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"Argument `--block` holds the activations and variances itself: leave out {given('activation', 'C_W', 'C_b')[0]}."
         )
+    if arguments.command == "network":
+        own = given("block", "activation", "C_W", "C_b", "decay", "eps")
+        if arguments.recipe and own:
+            raise ValueError(
+                f"The recipe {arguments.recipe} says block and steps itself: leave out {own[0]}, or the recipe."
+            )
+        if not arguments.recipe and not given("block", "activation"):
+            raise ValueError(f"Name a recipe ({', '.join(RECIPES)}), or your block by `--block` with `--eps`.")
     if given("K0") and given("inputs", "diagonal", "off_diagonal"):
         raise ValueError(
             f"Argument `--K0` names the whole input kernel: leave out {given('inputs', 'diagonal', 'off_diagonal')[0]}."

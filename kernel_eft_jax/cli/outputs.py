@@ -17,6 +17,7 @@ KINDS = {
     "fit": ((".json",), ".png"),
     "sensitivity": ((".npz",), ".png"),
     "validity": (FIGURES, ".json"),
+    "network": (FIGURES, ".json"),
     "compare": (FIGURES, None),
 }
 CHECKPOINT = "main-job.checkpoint"  # of `kernel-eft paper --all`; there as long as a run is unfinished

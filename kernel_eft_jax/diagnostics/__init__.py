@@ -3,6 +3,8 @@
 from .comparison import Compared as Compared
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
+from .coordinates import CoordinateCheck as CoordinateCheck
+from .coordinates import coordinate_check as coordinate_check
 from .equations import CovarianceResidual as CovarianceResidual
 from .equations import MeanSource as MeanSource
 from .equations import Measured as Measured

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import ArrayLike, Float, Int
 
 from ..checks import check_array
 from ..ensemble.statistics import interval, least_V4_error
@@ -104,15 +104,25 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
     arrays, and so can `(phi @ phi.T) / n` in any framework). Raises ValueError if shapes do not fit, kernels are not finite, or
     networks are fewer than 16.
     """
+    K0 = np.asarray(theory.K0, np.float64)
+    columns: list[Any] = [
+        (width, len(G), *_moments(G, K0, width)) for width, G in check_kernels(kernels, K0.shape).items()
+    ]
+    return WidthCheck(theory, *(np.stack([np.asarray(column[i]) for column in columns]) for i in range(6)))
+
+
+def check_kernels(
+    kernels: Mapping[int, Float[ArrayLike, "B T N N"]], shape: tuple[int, ...]
+) -> dict[int, Float[np.ndarray, "B T N N"]]:
+    """Kernels of networks by their width, narrow ones first, in float64; `shape` is that of one network, (T, N, N)."""
     if not kernels:
         raise ValueError("Argument `kernels` must map widths to arrays of kernels, but is empty.")
-    K0 = np.asarray(theory.K0, np.float64)
-    columns: list[Any] = []
+    checked = {}
     for width in sorted(kernels):
         G = np.asarray(check_array(kernels[width], "kernels"), np.float64)
-        if G.ndim != 4 or G.shape[1:] != K0.shape:
+        if G.ndim != 4 or G.shape[1:] != shape:
             raise ValueError(
-                f"Argument `kernels` must hold arrays of shape (networks, {', '.join(map(str, K0.shape))}), networks first and the depths "
+                f"Argument `kernels` must hold arrays of shape (networks, {', '.join(map(str, shape))}), networks first and the depths "
                 f"and inputs of the theory after, but for width {width} the shape is {G.shape}."
             )
         if len(G) < LEAST:
@@ -121,8 +131,8 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
             )
         if not np.isfinite(G).all():
             raise ValueError(f"Argument `kernels` must be finite, but for width {width} it is not.")
-        columns.append((width, len(G), *_moments(G, K0, width)))
-    return WidthCheck(theory, *(np.stack([np.asarray(column[i]) for column in columns]) for i in range(6)))
+        checked[width] = G
+    return checked
 
 
 def check_name(quantity: str) -> str:

@@ -3,6 +3,7 @@
 Every function with `columns` places so many panels side by side; `columns=1` stacks them, legible at the width of a phone.
 """
 
+from .coordinates import plot_coordinate_check as plot_coordinate_check
 from .diagnostics import plot_width_check as plot_width_check
 from .diagnostics import plot_window as plot_window
 from .fit import plot_fit as plot_fit

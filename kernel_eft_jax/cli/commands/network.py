@@ -1,0 +1,91 @@
+"""`kernel-eft network`: how the stream of a network grows, before it is trained, into a figure and a file."""
+
+import argparse
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from ... import recipes
+from ...diagnostics import CoordinateCheck, coordinate_check
+from ...diagnostics.coordinates import COLUMNS
+from ...inference.files import read_kernels
+from ..models import describe, make_kernel, make_model
+from ..outputs import write
+from ..printing import Table, show
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """One network, with the user's own beside it if there are any."""
+    own, layers, settings = read_own(arguments.own or [])
+    stack = make_stack(arguments, settings)
+    key = jax.random.key(arguments.seed)
+    choices = {"tolerance": arguments.tolerance, "networks": arguments.networks, "progress": not arguments.quiet}
+    check = coordinate_check(**stack, layers=layers, own=own or None, key=key, **choices)
+    name = f"{arguments.recipe}: " if arguments.recipe else ""
+    title = {"model": name + describe(stack["model"]), "network": f"{stack['depth']} blocks, width {stack['width']}"}
+    table = Table(title, ["layer", *COLUMNS[: 3 + (len(stack["K0"]) > 1)]], rows(check), check.sentences())
+    figure, beside = arguments.files
+    if figure is not None:
+        from ...figures import plot_coordinate_check
+        from ..drawing import save_figure
+
+        save_figure(plot_coordinate_check(check, title=", ".join(title.values())), figure)
+    if beside is not None:
+        text = json.dumps(title | record(check), indent=1) + "\n"
+        write(beside, lambda stream: stream.write(text.encode()))
+    show(table, arguments)
+
+
+def make_stack(arguments: argparse.Namespace, settings: dict[str, Any]) -> recipes.Stack:
+    """The network of a recipe or of the options; width, depth, eps and K0 of the user's own networks where no option says another."""
+    width = arguments.width or settings.get("width", 512)
+    depth = arguments.depth or (settings["layers"][-1] if settings else 24)
+    if arguments.recipe is None:
+        eps = arguments.eps or settings.get("eps", 1.0)
+        stack = recipes.Stack(model=make_model(arguments), K0=make_kernel(arguments), width=width, depth=depth, eps=eps)
+    else:
+        stack = getattr(recipes, arguments.recipe.replace("-", "_"))(width=width, depth=depth)
+        if settings and np.ndim(stack["eps"]) == 0 and not np.isclose(stack["eps"], settings["eps"]):
+            raise ValueError(
+                f"Argument `--own`: the networks have eps = {settings['eps']:.6g}, but {arguments.recipe} of depth {depth} has "
+                f"{stack['eps']:.6g}. Give their block with --block and --eps instead."
+            )
+    given = [getattr(arguments, name) for name in ("K0", "inputs", "diagonal", "off_diagonal")]
+    if any(value is not None for value in given):
+        stack["K0"] = make_kernel(arguments)
+    elif settings:
+        stack["K0"] = settings["K0"]
+    return stack
+
+
+def read_own(files: list) -> tuple[dict[int, np.ndarray], list[int] | None, dict[str, Any]]:
+    """Kernels by their width, the layers that they share, and the settings of the first file."""
+    kernels: dict[int, np.ndarray] = {}
+    first: dict[str, Any] = {}
+    for file in files:
+        G, settings = read_kernels(file)
+        first = first or settings
+        for name in ("layers", "K0", "eps"):
+            if not np.array_equal(settings[name], first[name]):
+                raise ValueError(f"Argument `--own`: {file} has other {name} than {files[0]}: check them apart.")
+        if settings["width"] in kernels:
+            raise ValueError(f"Argument `--own`: two files hold networks of width {settings['width']}: join them.")
+        kernels[int(settings["width"])] = G
+    return kernels, (first["layers"] if first else None), first
+
+
+def rows(check: CoordinateCheck) -> list[list]:
+    """The table of a check: numbers as text, since their errors are sizes of their own."""
+    return [
+        [str(check.layers[i]), f"{mean:.5g}", f"± {spread:.3g} %", f"{drift:+.2g} %", *(f"{c:.4f}" for c in cosine)]
+        for i, (mean, spread, drift, *cosine) in check.rows()
+    ]
+
+
+def record(check: CoordinateCheck) -> dict[str, Any]:
+    """The check as plain numbers and lists."""
+    arrays = {name: getattr(check, name).tolist() for name in ("mean", "spread", "drift")}
+    enough = {quantity: sampled[-1].width for quantity, sampled in check.enough.items()}
+    return {"layers": list(check.layers), **arrays, "enough": enough, "sentences": check.sentences()}

@@ -1,0 +1,201 @@
+r"""A coordinate check that is predicted: how the stream of a network grows, before it is trained, and how much that is chance.
+
+The mean square of the stream's coordinates for input a is $G_{aa}$. At width n, to order 1/n,
+
+$$E[G_{aa}] = K_{0;aa} + K_{1;aa} / n, \qquad \mathrm{sd}[G_{aa}] = \sqrt{V_{4;aa,aa} / n}$$
+
+so theory alone says how the stream grows, how far the mean at width n is from that of infinite width (the drift), and how much networks
+of different seeds differ (the spread). Your own activations show whether your code does the same.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import ArrayLike, Float, PRNGKeyArray
+
+from ..checks import check_count, check_kernel, check_layers
+from ..model import Model
+from ..trajectory import Solution, solve
+from .validity import Width, validity_window
+from .widths import WidthCheck, check_kernels, width_check
+
+SHOWN = 24  # depths, where the caller names none
+COLUMNS = ("mean square", "seed to seed", "drift", "cosine 01")
+NOT_COVERED = (
+    "Not in these numbers: attention blocks, which add increments of their own between those of the feed-forward blocks; batch "
+    "normalisation; dropout; everything that training does."
+)
+
+
+class CoordinateCheck(eqx.Module):
+    """The predicted stream of networks of one width, and what was measured in networks of the user's own.
+
+    `theory` holds K0, V4 and K1 at the saved layers. `enough` maps "V4" and "K1" to the widths that were sampled to tell from which width on
+    order 1/n is right to `tolerance`: the last is that width, if it `confirms`; empty without a key. `own` holds the user's networks by width.
+    """
+
+    theory: Solution
+    width: int
+    tolerance: float
+    enough: Mapping[str, tuple[Width, ...]]
+    own: WidthCheck | None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The saved layers."""
+        assert self.theory.layers is not None
+        return self.theory.layers
+
+    @property
+    def mean(self) -> Float[np.ndarray, "T N"]:
+        """Mean square of the stream's coordinates, E[G_aa] = K0 + K1 / n, for each layer and input."""
+        return self.mean_at(self.width)
+
+    @property
+    def spread(self) -> Float[np.ndarray, "T N"]:
+        """Standard deviation of the mean square from seed to seed, sqrt(V4 / n), for each layer and input."""
+        return self.spread_at(self.width)
+
+    @property
+    def drift(self) -> Float[np.ndarray, "T N"]:
+        """What the finite width changes in the mean, K1 / n, for each layer and input."""
+        return _diagonal(self.theory.K1) / self.width
+
+    def mean_at(self, width: int) -> Float[np.ndarray, "T N"]:
+        """The mean square that networks of another width have."""
+        return _diagonal(self.theory.K0) + _diagonal(self.theory.K1) / width
+
+    def spread_at(self, width: int) -> Float[np.ndarray, "T N"]:
+        """Its standard deviation from seed to seed at another width."""
+        return _spread(self.theory.V4, width)
+
+    def measured(self, index: int) -> "MeasuredStream":
+        """The same of the user's networks, by their place among the widths of `own`."""
+        assert self.own is not None
+        width, networks = int(self.own.widths[index]), int(self.own.networks[index])
+        mean = _diagonal(self.theory.K0) + _diagonal(self.own.K1[index]) / width
+        spread = _spread(self.own.V4[index], width)
+        return MeasuredStream(width, networks, mean, spread / np.sqrt(networks), spread)
+
+    def __str__(self) -> str:
+        two = self.theory.K0.shape[-1] > 1
+        lines = [f"Stream of {self.layers[-1]} blocks of width {self.width}: {self.theory.model!r}"]
+        lines += [" ".join(f"{name:>14}" for name in ("layer", *COLUMNS[: 3 + two]))]
+        for i, row in self.rows():
+            cells = (f"{row[0]:.5g}", f"± {row[1]:.3g} %", f"{row[2]:+.2g} %", *(f"{c:.4f}" for c in row[3:]))
+            lines.append(" ".join(f"{cell:>14}" for cell in (self.layers[i], *cells)))
+        return "\n".join([*lines, *self.sentences()])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def rows(self) -> list[tuple[int, tuple[float, ...]]]:
+        """For up to nine saved layers, by their place: mean square, spread and drift in per cent of input 0, and the cosine of inputs 0 and 1."""
+        K0, mean, table = np.asarray(self.theory.K0, np.float64), self.mean[:, 0], []
+        for i in np.unique(np.linspace(0, len(mean) - 1, 9).astype(int)).tolist():
+            spread, drift = (100 * x[i, 0] / mean[i] for x in (self.spread, self.drift))
+            drift = drift if abs(drift) > 1e-9 else 0.0  # rounding of a drift that vanishes, as behind a norm
+            cosine = (K0[i, 0, 1] / np.sqrt(K0[i, 0, 0] * K0[i, 1, 1]),) if K0.shape[-1] > 1 else ()
+            table.append((i, (mean[i], spread, drift, *cosine)))
+        return table
+
+    def sentences(self) -> list[str]:
+        """Growth, from which width order 1/n is enough, how the user's networks compare, and what is not covered."""
+        mean = self.mean[:, 0]
+        growth = [
+            f"From the first of these layers to the last the mean square grows by a factor of {mean[-1] / mean[0]:.4g}."
+        ]
+        meaning = [
+            "Seed to seed: one standard deviation of the mean square. Drift: what this width changes of the mean at infinite width."
+        ]
+        return [*growth, *meaning, *self._enough(), *self._own(), NOT_COVERED]
+
+    def _enough(self):
+        for quantity, sampled in self.enough.items():
+            name, last = ("spread from seed to seed" if quantity == "V4" else "drift"), sampled[-1]
+            found = "from" if last.confirms(self.tolerance) else "not yet at"
+            sure = "" if last.resolves(self.tolerance) else " (perhaps: more networks would tell)"
+            yield f"For the {name}, to {100 * self.tolerance:.3g} %, order 1/n is enough {found} width {last.width}{sure}."
+
+    def _own(self):
+        for index in range(0 if self.own is None else len(self.own.widths)):
+            yours = self.measured(index)
+            predicted, spread = self.mean_at(yours.width), self.spread_at(yours.width)
+            off = np.abs(yours.mean - predicted) / np.maximum(yours.stderr, np.finfo(float).tiny)
+            i, a = np.unravel_index(off.argmax(), off.shape)
+            ratios = 100 * yours.spread[-1, 0] / yours.mean[-1, 0], 100 * spread[-1, 0] / predicted[-1, 0]
+            yield (
+                f"Your {yours.networks} networks of width {yours.width}: the mean square is {yours.mean[i, a]:.5g} ± {yours.stderr[i, a]:.2g} at "
+                f"layer {self.layers[i]}, where it is farthest from the predicted {predicted[i, a]:.5g}, by {off[i, a]:.1f} "
+                f"standard errors. Seed to seed ± {ratios[0]:.3g} % at the last layer, predicted ± {ratios[1]:.3g} %."
+            )
+
+
+class MeasuredStream(eqx.Module):
+    """Mean square of the stream in networks of the user's own, its standard error, and its spread from seed to seed."""
+
+    width: int
+    networks: int
+    mean: Float[np.ndarray, "T N"]
+    stderr: Float[np.ndarray, "T N"]
+    spread: Float[np.ndarray, "T N"]
+
+
+def coordinate_check(
+    model: Model,
+    K0: Float[ArrayLike, "N N"],
+    *,
+    width: int,
+    depth: int,
+    eps: Float[ArrayLike, "..."],
+    layers: Sequence[int] | None = None,
+    own: Mapping[int, Float[ArrayLike, "B T N N"]] | None = None,
+    key: PRNGKeyArray | None = None,
+    tolerance: float = 0.05,
+    networks: int = 4096,
+    progress: bool = True,
+) -> CoordinateCheck:
+    r"""How the stream of networks of one width grows with depth, how much that differs from seed to seed, and from which width 1/n is enough.
+
+    The exact theory at `layers`, by default up to 25 of them; no network is drawn for it. The stacks of `recipes` fit as they are:
+    `coordinate_check(**recipes.gpt2(width=768, depth=12))`.
+
+    Args:
+        model: the block.
+        K0: kernel of the inputs, where the stream starts.
+        width: neurons of the stream.
+        depth: number of blocks.
+        eps: one number, or one for each block.
+        layers: after which blocks the stream is looked at, 0 and `depth` among them where these are of interest.
+        own: kernels G of networks of your own by their width, at the same layers, one network a row (16 or more).
+        key: draws networks (`networks` of each width) to tell from which width on order 1/n is right to `tolerance`; without it that is left
+            out.
+        tolerance: relative.
+        networks: how many networks are drawn.
+        progress: whether a bar shows how far the drawing is.
+
+    Raises ValueError for arguments that make no sense, and what `solve` raises. Not for attention or trained networks: `NOT_COVERED` says
+    what is left out, and so does the printed check.
+    """
+    width, depth = check_count(width, "width"), check_count(depth, "depth")
+    evenly = np.unique(np.round(np.linspace(0, depth, SHOWN + 1))).astype(int).tolist()
+    saved = check_layers(evenly if layers is None else layers, "layers", depth)
+    K0 = check_kernel(K0)
+    kernels = None if own is None else check_kernels(own, (len(saved), *K0.shape))  # before the work
+    theory = solve(model, K0, layers=saved, eps=eps)
+    own_check = None if kernels is None else width_check(kernels, theory)
+    window = None
+    if key is not None:
+        choices = {"tolerance": tolerance, "networks": networks, "progress": progress}
+        window = validity_window(model, K0, depth=depth, eps=eps, key=key, closures={}, **choices)
+    return CoordinateCheck(theory, width, tolerance, {} if window is None else window.widths, own_check)
+
+
+def _diagonal(K):
+    """Entries aa for each layer."""
+    return np.einsum("taa->ta", np.asarray(K, np.float64))
+
+
+def _spread(V4, width):
+    return np.sqrt(np.einsum("taaaa->ta", np.asarray(V4, np.float64)) / width)

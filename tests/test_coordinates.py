@@ -1,0 +1,216 @@
+"""Recipes and the predicted coordinate check: closed forms of growth and spread, and networks that are or are not those meant."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+import kernel_eft_jax as keft
+from kernel_eft_jax import cli, figures, recipes
+
+ONE = {"K0": np.array([[1.0]])}
+EVERY = ("gpt2", "pre_norm", "depth_mup", "ln_scaling", "umup", "resnet_v2", "plain")
+HARMONIC = np.array([0, 1, 1.5, 1 + 1 / 2 + 1 / 3, 1 + 1 / 2 + 1 / 3 + 1 / 4])
+
+
+def gelu_square(variance: float) -> float:
+    """E[gelu(x)^2] for x of a variance, by adaptive quadrature with SciPy's normal distribution."""
+    sd = np.sqrt(variance)
+    value, _ = integrate.quad(
+        lambda z: (sd * z * stats.norm.cdf(sd * z)) ** 2 * stats.norm.pdf(z), -12, 12, epsabs=1e-14
+    )
+    return value
+
+
+def mean_square(check: keft.CoordinateCheck) -> np.ndarray:
+    """K0 of input 0, at each layer."""
+    return np.asarray(check.theory.K0)[:, 0, 0]
+
+
+def test_plain_relu_spreads_by_a_known_factor_a_layer():
+    """For ReLU at C_W = 2 a layer multiplies E[G^2] by 1 + 5/n and leaves E[G]: V4 = 2 + 5 l, and no drift."""
+    check = keft.coordinate_check(**(recipes.plain(width=100, depth=6) | ONE))
+    np.testing.assert_allclose(mean_square(check), 1, rtol=1e-12)
+    exact = 2 + 5 * np.arange(7)
+    V4, bound = (np.asarray(m.V4)[:, 0, 0] for m in (check.theory.packed, check.theory.truncation))
+    assert (np.abs(V4 - exact) <= bound * (1 + 1e-6)).all()
+    np.testing.assert_allclose(check.spread[:, 0], np.sqrt(exact / 100), rtol=3e-5)  # what the tower's degree leaves
+    np.testing.assert_allclose(check.drift, 0, atol=1e-8)
+
+
+def test_blocks_of_resnet_v2_double_the_mean_square():
+    check = keft.coordinate_check(**(recipes.resnet_v2(width=64, depth=3) | ONE))
+    np.testing.assert_allclose(mean_square(check), 2.0 ** np.arange(4), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("stack", "growth"),
+    [
+        (recipes.pre_norm(width=32, depth=4), gelu_square(1.0) * np.arange(5)),
+        (recipes.depth_mup(width=32, depth=4, multiplier=2.0), 4 * gelu_square(1.0) * np.arange(5) / 4),
+        (recipes.ln_scaling(width=32, depth=4), HARMONIC),
+        (recipes.umup(width=32, depth=4), np.zeros(5)),
+        (
+            recipes.gpt2(width=768, depth=4),
+            0.02**2 * 4 * 768 * gelu_square(0.02**2 * 768) * np.arange(5) / (2 * 4),
+        ),
+    ],
+    ids=["pre_norm", "depth_mup", "ln_scaling", "umup", "gpt2"],
+)
+def test_streams_behind_a_norm_grow_as_their_rule_says(stack, growth):
+    """Behind a norm every block adds eps_l^2 Q with one Q: GELU's by quadrature, one by design for ReLU and for u-muP."""
+    start = stack["K0"][0, 0]
+    theory = keft.solve(stack["model"], [[start]], layers=range(5), eps=stack["eps"], closure=keft.GOnly())
+    np.testing.assert_allclose(theory.K0[:, 0, 0], start + growth, rtol=1e-9)
+
+
+def test_gpt2_starts_as_its_embeddings():
+    """Tokens of standard deviation 0.02 plus positions of 0.01, two tokens at one position."""
+    np.testing.assert_allclose(recipes.gpt2(width=8, depth=1)["K0"], [[5e-4, 1e-4], [1e-4, 5e-4]])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_recipe_draws_networks_as_it_is(name, key):
+    """A stack is the arguments of `sample_kernels`, and an entry of it can be replaced."""
+    stack = getattr(recipes, name)(width=6, depth=2)
+    assert set(stack) == {"model", "K0", "width", "depth", "eps"}
+    G = keft.sample_kernels(**(stack | ONE), networks=2, key=key, save_at=[2])
+    assert G.shape == (2, 1, 1, 1)
+    assert np.isfinite(G).all()
+
+
+STACK = keft.recipes.Stack(
+    model=keft.Model([keft.Dense(1.0), keft.Erf(), keft.Dense(2.0)]),
+    K0=np.array([[1.0, 0.3], [0.3, 1.0]]),
+    width=32,
+    depth=4,
+    eps=0.5,
+)
+LAYERS = [0, 2, 4]
+
+
+@pytest.fixture(scope="module")
+def own():
+    """400 networks of each of two widths, drawn with real weights."""
+    keys = {16: jax.random.key(1), 32: jax.random.key(2)}
+    options = {"networks": 400, "save_at": LAYERS, "sampler": keft.WeightSampler()}
+    return {n: keft.sample_kernels(**(STACK | {"width": n}), key=key, **options) for n, key in keys.items()}
+
+
+@pytest.fixture(scope="module")
+def check(own):
+    return keft.coordinate_check(**STACK, layers=LAYERS, own=own)
+
+
+def test_own_networks_are_measured_as_numpy_would(check, own):
+    for i, n in enumerate(sorted(own)):
+        G = np.einsum("xtaa->xta", own[n].astype(np.float64))
+        measured = check.measured(i)
+        assert (measured.width, measured.networks) == (n, 400)
+        np.testing.assert_allclose(measured.mean, G.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(measured.spread, G.std(axis=0, ddof=1), rtol=1e-12)
+        np.testing.assert_allclose(measured.stderr, G.std(axis=0, ddof=1) / 20, rtol=1e-12)
+
+
+def test_networks_of_the_model_agree_with_the_prediction(check):
+    """Mean and spread of 400 networks a width: the mean to 4 standard errors at each of 6 entries (false alarms 4e-4 a width).
+
+    The spread has a standard error of 1 / sqrt(800) of itself: within 15 %, four of them and 1/n of the theory.
+    """
+    for i, n in enumerate((16, 32)):
+        measured = check.measured(i)
+        assert (np.abs(measured.mean - check.mean_at(n)) < 4 * measured.stderr).all()
+        np.testing.assert_allclose(measured.spread[0], check.spread_at(n)[0], rtol=0.15)
+        np.testing.assert_allclose(measured.spread[1:], check.spread_at(n)[1:], rtol=0.15 + 1 / n)
+
+
+def test_networks_of_other_weights_are_seen(own):
+    """C_W = 2.2 for 2: the mean at the last layer moves by 4 %, and 400 networks see that."""
+    wrong = STACK | {"model": keft.Model([keft.Dense(1.0), keft.Erf(), keft.Dense(2.2)])}
+    check = keft.coordinate_check(**wrong, layers=LAYERS, own=own)
+    measured = check.measured(1)
+    assert (np.abs(measured.mean - check.mean)[-1] > 3 * measured.stderr[-1]).any()
+
+
+def test_a_key_tells_from_which_width_on(key):
+    """The search of `validity_window`, whose last width is the answer; without a key nothing is drawn."""
+    small = STACK | {"K0": np.array([[1.0]]), "depth": 2}
+    check = keft.coordinate_check(**small, key=key, networks=512, tolerance=0.5, progress=False)
+    assert set(check.enough) == {"V4", "K1"}
+    assert f"from width {check.enough['V4'][-1].width}" in str(check)
+    assert not keft.coordinate_check(**small).enough
+
+
+def test_the_check_says_what_it_found_and_what_it_leaves_out(check):
+    text = str(check)
+    assert "Stream of 4 blocks of width 32" in text
+    assert "Your 400 networks of width 16" in text
+    assert "attention" in text
+    assert "training" in text
+    assert f"{check.mean[-1, 0]:.5g}" in text
+
+
+def test_the_figure_draws_the_prediction_and_the_networks(check):
+    """The mean against the layer, three layers against the width, and points where there are networks."""
+    figure = figures.plot_coordinate_check(check)
+    first, second = figure.axes
+    np.testing.assert_allclose(first.get_lines()[0].get_ydata(), check.mean[:, 0])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"predicted mean", "your networks", "layer 2", "layer 4"} <= set(labels)
+    points = [c.lines[0].get_ydata() for c in second.containers]
+    np.testing.assert_allclose(points[0], check.measured(0).mean[1, 0])
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def in_an_empty_directory(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
+        monkeypatch.setattr(cli, "load", load)
+
+    def test_one_command_says_all(self, own, tmp_path, capsys):
+        """Block, width, depth and step come from the options or from the user's file; figure and JSON are written."""
+        np.savez("own.npz", G=own[32][:, :, :1, :1], K0=[[1.0]], layers=LAYERS, width=32, eps=0.5)
+        words = [
+            "network",
+            "--block",
+            "dense:1,erf,dense:2",
+            "--own",
+            "own.npz",
+            "--networks",
+            "64",
+            "--tolerance",
+            "1",
+        ]
+        assert cli.main([*words, "--quiet"]) == 0, capsys.readouterr().err
+        assert cli.main([*words, "--json", "--overwrite"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["network"] == "4 blocks, width 32"
+        assert any("Your 400 networks" in note for note in printed["notes"])
+        record = json.loads((tmp_path / "network.json").read_text())
+        theory = keft.coordinate_check(**(STACK | ONE), layers=LAYERS)
+        np.testing.assert_allclose(record["mean"], theory.mean, rtol=1e-10)
+        assert (tmp_path / "network.png").stat().st_size > 1000
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["network"], "Name a recipe (gpt2, pre-norm"),
+            (["network", "gpt2", "--eps", "0.1"], "The recipe gpt2 says block and steps itself: leave out --eps"),
+            (["network", "plain", "--own", "own.npz"], "the networks have eps = 0.5, but plain of depth 4 has 1"),
+        ],
+    )
+    def test_contradictions_are_refused(self, words, sentence, own, capsys):
+        np.savez("own.npz", G=own[32], K0=STACK["K0"], layers=LAYERS, width=32, eps=0.5)
+        assert cli.main(words) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_own_networks_need_the_layers_of_the_prediction(own):
+    with pytest.raises(ValueError, match=r"Argument `kernels` must hold arrays of shape"):
+        keft.coordinate_check(**STACK, layers=[0, 4], own=own)
+    with pytest.raises(ValueError, match=r"Argument `width`"):
+        keft.coordinate_check(**(STACK | {"width": 0}))
