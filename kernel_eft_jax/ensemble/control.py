@@ -29,7 +29,7 @@ from jaxtyping import Array, Complex, Float
 from ..maps import Affine, Local, Response
 from ..model import Model
 from ..network import semidefinite_cholesky, shapes
-from ..pairs import triples, unpack
+from ..pairs import unpack
 from .samplers import as_rows, gram, mix
 
 
@@ -120,13 +120,3 @@ def read_free(
             break
         C = C - E
     return C
-
-
-def differences(
-    free: Free, G: Float[Array, "P B"], S: Float[Array, "P B"], F: Float[Array, "P B"], path: Path
-) -> tuple[Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"]]:
-    """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at the depth of `path`."""
-    aa, bb, ab = triples(free.phi.shape[0]).T
-    K, h = path.K0[:, None], free.h
-    C_F = gram(free.phi**2) + K[bb] * h[aa] + K[aa] * h[bb] + 4 * K[ab] * h[ab]
-    return G - gram(free.phi) - h, S - free.S, free.R, F - C_F
