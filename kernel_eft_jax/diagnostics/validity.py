@@ -7,7 +7,7 @@ falls like 1/n: a pilot ensemble gives the coefficient and hence the width, and 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from ..depths import check_eps
 from ..ensemble import Estimate, estimate
 from ..model import Model
 from ..pairs import pairs
+from ..showing import Shown
 from ..trajectory import Solution, solve
 
 QUANTITIES = ("V4", "K1")
@@ -27,14 +28,14 @@ ATTEMPTS = 3
 REFERENCE = HermiteTower(40)
 
 
-class Reach(NamedTuple):
+class Reach(eqx.Module):
     """Relative error of a closure's quantity at each depth but zero, and the depth time up to which it is tolerable."""
 
     error: Float[np.ndarray, " T-1"]
     t_star: float  # infinite if no saved depth is beyond it
 
 
-class Width(NamedTuple):
+class Width(eqx.Module):
     """Relative deviation of networks of one width from order 1/n at the last depth, by its worst entry."""
 
     width: int
@@ -51,7 +52,7 @@ class Width(NamedTuple):
         return self.stderr <= tolerance / 2
 
 
-class Window(eqx.Module):
+class Window(Shown):
     """Where the theories hold, at one tolerance: depths t* of the closures, widths n* of order 1/n.
 
     `reach[closure][quantity]` has the depths, and `widths[quantity]` the widths that were sampled: the pilot, networks of the width that
@@ -85,7 +86,7 @@ class Window(eqx.Module):
             },
             "widths": {
                 q: [
-                    w._asdict() | {"confirms": w.confirms(self.tolerance), "resolves": w.resolves(self.tolerance)}
+                    vars(w) | {"confirms": w.confirms(self.tolerance), "resolves": w.resolves(self.tolerance)}
                     for w in ws
                 ]
                 for q, ws in self.widths.items()
@@ -95,9 +96,10 @@ class Window(eqx.Module):
     def __str__(self) -> str:
         lines = [f"Relative errors up to {self.tolerance:.3g}, depth times up to {self.ts[-1]:.4g}:"]
         for closure, reaches in self.reach.items():
-            for quantity, (error, t_star) in reaches.items():
+            for quantity, reach in reaches.items():
+                t_star = reach.t_star
                 where = "everywhere" if np.isinf(t_star) else f"up to t* = {t_star:.3g}" if t_star else "nowhere"
-                lines.append(f"  {quantity} of {closure}: {where} (at the last depth {error[-1]:.2g})")
+                lines.append(f"  {quantity} of {closure}: {where} (at the last depth {reach.error[-1]:.2g})")
         for quantity, sampled in self.widths.items():
             seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
             last = sampled[-1]

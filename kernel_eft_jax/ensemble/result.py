@@ -12,7 +12,7 @@ from jaxtyping import ArrayLike, Float, Int, PRNGKeyArray, UInt32
 from ..depths import times_of_layers
 from ..model import Model
 from ..pairs import input_count
-from ..showing import shown
+from ..showing import Shown, shown
 from ..storage import MEANING, Result, attribute, axes, dataset, labelled, made_by
 from .observables import OBSERVABLES, Limit, Quantities, averages, estimated, quantities, unpack_pairs
 from .samplers import Sampler
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MADE_BY = ("model", "sampler", "key")
 
 
-class Estimate(Result, Quantities):
+class Estimate(Shown, Result, Quantities):
     """The result of `estimate`: every quantity of `Quantities`, and its standard error under the same name in `stderr`.
 
     Layers are l, depth times t, the sum of eps^2 over the layers; arrays are float64 NumPy arrays over the saved depths. `model`, `sampler`,
@@ -50,9 +50,9 @@ class Estimate(Result, Quantities):
     def __repr__(self) -> str:
         what = f"Estimate of {self.networks} networks of width {self.width}, {self.sampler!r}, for {self.model!r}"
         lines = [what, f"  layers {self.layers.tolist()}, eps {shown(self.eps)}"]
-        for name in ("G", "V4", "K1"):
+        for name, entry in (("G", "00"), ("V4", "00,00"), ("K1", "00")):
             value, error = (np.asarray(getattr(x, name))[-1].ravel()[0] for x in (self, self.stderr))
-            lines.append(f"  {name}[00] = {value:.6g} +- {error:.1g} at the last depth")
+            lines.append(f"  {name}[{entry}] = {value:.6g} +- {error:.1g} at the last depth")
         return "\n".join(lines)
 
     @property

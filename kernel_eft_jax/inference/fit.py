@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..checks import check_kind, check_untraced
 from ..closures import Closure
 from ..ensemble import Estimate
+from ..showing import Shown
 from ..trajectory.solve import EXACT
 from .data import Observed, check_same, observe
 from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 ROUNDS = 6
 
 
-class Fit(eqx.Module):
+class Fit(Shown):
     """The result of `fit`: `values` of the free parameters `names` and their standard errors `stderr`.
 
     `experiment` holds the estimates in place, `closure` is the theory, `information` the Fisher information there; `history` is chi2 at

@@ -7,7 +7,6 @@ parameter moves; not for C_b at zero with more inputs than neurons, or with repe
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -76,14 +75,18 @@ def pathwise_kernels(
     return unpack(jnp.moveaxis(saved, -1, 0))
 
 
-class PathwiseSensitivity(NamedTuple):
-    """Mean kernels of an ensemble and their derivatives, with standard errors."""
+class Pathwise(eqx.Module):
+    """Mean kernels of an ensemble and their derivatives by each parameter."""
 
-    names: tuple[str, ...]
     G: Float[np.ndarray, "T N N"]
-    G_stderr: Float[np.ndarray, "T N N"]
     derivative: Float[np.ndarray, "parameters T N N"]
-    derivative_stderr: Float[np.ndarray, "parameters T N N"]
+
+
+class PathwiseSensitivity(Pathwise):
+    """Mean kernels of an ensemble and their derivatives by the parameters `names`, with standard errors."""
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    stderr: Pathwise
 
 
 def pathwise_sensitivity(
@@ -121,7 +124,7 @@ def pathwise_sensitivity(
         first, second = first + x.sum(axis=1), second + (x**2).sum(axis=1)
     mean = first / networks
     error = np.sqrt(np.maximum(second / networks - mean**2, 0) / (networks - 1))
-    return PathwiseSensitivity(names, mean[0], error[0], mean[1:], error[1:])
+    return PathwiseSensitivity(mean[0], mean[1:], names, Pathwise(error[0], error[1:]))
 
 
 def _biases_separate(experiment):

@@ -18,6 +18,7 @@ from ..checks import check_kernel, check_layers
 from ..closures import Closure, Moments
 from ..model import Model
 from ..pairs import pack, pairs, unpack, unpack_covariance
+from ..showing import Shown, shown
 from ..trajectory import Solution, solve
 from ..trajectory.solve import EXACT
 from .parameters import get_parameters, no_skip, places, set_parameters
@@ -31,7 +32,7 @@ class Kernels(NamedTuple):
     K1: Float[Array, "T N N"]
 
 
-class Sensitivity(eqx.Module):
+class Sensitivity(Shown):
     """A trajectory and its derivatives by each parameter: `sensitivity["C_W"].V4` is dV4/dC_W.
 
     `names` are those of the model's leaves (C_W, activation.slope and decay, or branch[1].C_W), the entries K0[a, b] of the input kernel
@@ -42,6 +43,13 @@ class Sensitivity(eqx.Module):
     names: tuple[str, ...] = eqx.field(static=True)
     values: Float[Array, " parameters"]
     packed: Moments
+
+    def __repr__(self) -> str:
+        lines = [f"Sensitivity of K0, V4 and K1 to {len(self.names)} parameters, for {self.solution.model!r}"]
+        for name, value in zip(self.names, self.values, strict=True):
+            K0, V4, K1 = (shown(d[-1].ravel()[0]) for d in self[name])
+            lines.append(f"  {name} = {shown(value)}: d K0[00], V4[00,00], K1[00] = {K0}, {V4}, {K1} at the last depth")
+        return "\n".join(lines)
 
     def __getitem__(self, name: str) -> Kernels:
         if name not in self.names:

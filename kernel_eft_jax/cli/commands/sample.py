@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
     if result is not None:
         storage.save(found, result, model=model, eps=arguments.eps, seed=arguments.seed, sampler=sampler)
     if plot is not None:
-        from ..drawing import save_figure, trajectory
+        from ..drawing import save_figure
 
-        save_figure(trajectory(found, ", ".join(title.values())), plot)
+        save_figure(found.plot(title=", ".join(title.values())), plot)
     show(Table(title, columns(found), rows(found), ["Errors are standard errors."]), arguments)
 
 
