@@ -34,6 +34,11 @@ class Reach(eqx.Module):
     error: Float[np.ndarray, " T-1"]
     t_star: float  # infinite if no saved depth is beyond it
 
+    @property
+    def where(self) -> str:
+        """The depths at which it is tolerable, in words."""
+        return "everywhere" if np.isinf(self.t_star) else f"up to t* = {self.t_star:.3g}" if self.t_star else "nowhere"
+
 
 class Width(eqx.Module):
     """Relative deviation of networks of one width from order 1/n at the last depth, by its worst entry."""
@@ -97,9 +102,7 @@ class Window(Shown):
         lines = [f"Relative errors up to {self.tolerance:.3g}, depth times up to {self.ts[-1]:.4g}:"]
         for closure, reaches in self.reach.items():
             for quantity, reach in reaches.items():
-                t_star = reach.t_star
-                where = "everywhere" if np.isinf(t_star) else f"up to t* = {t_star:.3g}" if t_star else "nowhere"
-                lines.append(f"  {quantity} of {closure}: {where} (at the last depth {reach.error[-1]:.2g})")
+                lines.append(f"  {quantity} of {closure}: {reach.where} (at the last depth {reach.error[-1]:.2g})")
         for quantity, sampled in self.widths.items():
             seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
             last = sampled[-1]
@@ -136,12 +139,29 @@ def validity_window(
 
     t* is where the error of a closure first leaves the tolerance, between saved layers by a straight line. With a `key`, a pilot
     ensemble of `networks` networks of `pilot_width` measures the deviation d from order 1/n at the last depth, and
-    n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most three times. `eps` is one
-    number or one for each layer; `closures` are by default those of the paper that are defined for the block (`closures_of`). Where the
-    branch begins with a matrix or a norm `GOnly` is exact, and its t* infinite.
+    n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most three times. Where the
+    branch begins with a matrix or a norm `GOnly` is exact, and its t* infinite. Not for tolerances below the sampling error, which
+    `Width.stderr` states.
 
-    Raises ValueError for arguments that make no sense, and if the reference's own truncation error is not known or not small beside the
-    tolerance: pass a higher degree. Not for tolerances below the sampling error, which `Width.stderr` states.
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        depth: Number of layers.
+        eps: The step of a layer, one number or one for each layer.
+        tolerance: The largest relative error of V4 and K1 that is tolerable.
+        key: Of `jax.random`; without it nothing is sampled.
+        networks: Of each ensemble.
+        pilot_width: Neurons of the first ensemble's networks.
+        closures: Those to judge, by their names; by default those of the paper that are defined for the block (`closures_of`).
+        reference: The closure that is taken as exact at order 1/n.
+        progress: Whether ensembles show a bar.
+
+    Returns:
+        The depths by closure and quantity, and the widths that were sampled.
+
+    Raises:
+        ValueError: For arguments that make no sense, and if the reference's own truncation error is not known or not small beside the
+            tolerance: pass a higher degree.
     """
     check_positive(tolerance, "tolerance")
     check_count(depth, "depth")

@@ -110,9 +110,16 @@ class WidthCheck(AtWidths, Shown):
 def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Solution) -> WidthCheck:
     """Compare empirical kernels of networks of several widths with a theory at the same depths.
 
-    `kernels[n]` has the kernels G of the networks of width n, one network a row, at the depths of `theory` (`sample_kernels` makes such
-    arrays, and so can `(phi @ phi.T) / n` in any framework). Raises ValueError if shapes do not fit, kernels are not finite, or
-    networks are fewer than 16.
+    Args:
+        kernels: By width n the kernels G of networks, one network a row, at the depths of `theory`. `sample_kernels` makes such arrays, and
+            so can `(phi @ phi.T) / n` in any framework.
+        theory: What `solve` found at the same depths.
+
+    Returns:
+        V4 and K1 at each width with their errors, and p-values.
+
+    Raises:
+        ValueError: If shapes do not fit, kernels are not finite, or networks are fewer than 16.
     """
     if not kernels:
         raise ValueError("Argument `kernels` must map widths to arrays of kernels, but is empty.")

@@ -29,7 +29,7 @@ from jaxtyping import Array, Complex, Float
 from ..maps import Affine, Local, Response
 from ..model import Model
 from ..network import semidefinite_cholesky, shapes
-from ..pairs import unpack
+from ..pairs import triples, unpack
 from .samplers import as_rows, gram, mix
 
 
@@ -120,3 +120,22 @@ def read_free(
             break
         C = C - E
     return C
+
+
+class Differences(NamedTuple):
+    """Less their controls, all of order 1/n: G, S and F; and the sum R."""
+
+    G: Float[Array, "P B"]
+    S: Float[Array, "P B"]
+    R: Float[Array, "P B"]
+    F: Float[Array, "P B"]
+
+
+def differences(
+    free: Free, G: Float[Array, "P B"], S: Float[Array, "P B"], F: Float[Array, "P B"], path: Path
+) -> "Differences":
+    """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at the depth of `path`."""
+    aa, bb, ab = triples(free.phi.shape[0]).T
+    K, h = path.K0[:, None], free.h
+    C_F = gram(free.phi**2) + K[bb] * h[aa] + K[aa] * h[bb] + 4 * K[ab] * h[ab]
+    return Differences(G - gram(free.phi) - h, S - free.S, free.R, F - C_F)

@@ -68,16 +68,32 @@ def estimate(
     Every quantity comes with its standard error. Networks are sampled in float32. The same key gives the same bits on any number of
     devices of one kind and of processes, interrupted or not.
 
-    * `control`: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of the model. Without
-      them no Gaussian expectation is called but in the definition of K1 and U1, whose errors are then far larger.
-    * `save_at`: layers to keep, by default 41 evenly spaced ones.
-    * `target`: a function of the quantities and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run
-      ends when it is reached, or after `networks`.
-    * `checkpoint`: a file to write to, every `checkpoint_seconds` and on Ctrl-C, and to go on from if it is there, to more `networks` too. With
-      several processes each adds its number to the name.
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        width: Neurons of the stream, n.
+        depth: Number of layers.
+        eps: The step of a layer, one number or one for each layer.
+        networks: How many to sample, 64 or more.
+        key: Of `jax.random`; network i depends on the key and i alone.
+        sampler: `BlockSampler()` draws increments by their law, `WeightSampler()` weights.
+        control: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of the model. Without
+            them no Gaussian expectation is called but in the definition of K1 and U1, whose errors are then far larger.
+        save_at: Layers to keep, by default 41 evenly spaced ones.
+        target: A function of the `Quantities` and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run
+            ends when it is reached, or after `networks`.
+        checkpoint: A file to write to, every `checkpoint_seconds` and on Ctrl-C, and to go on from if it is there, to more `networks` too. With
+            several processes each adds its number to the name.
+        checkpoint_seconds: Time between two writings of the checkpoint.
+        progress: Whether to show a bar, and before the run what it needs.
 
-    Raises `ValueError` for bad arguments or a checkpoint of another run, `MemoryError` for a run that cannot fit, and
-    `FloatingPointError`, with depth and entry, for networks that turn non-finite.
+    Returns:
+        Every quantity at the saved layers, with standard errors and what made it.
+
+    Raises:
+        ValueError: For bad arguments, or a checkpoint of another run.
+        MemoryError: Before the run, if it cannot fit.
+        FloatingPointError: With depth and entry, for networks that turn non-finite.
     """
     check_arguments("estimate", model, K0, eps, key, sampler)
     networks = check_count(networks, "networks", least=2 * GROUPS)
@@ -117,7 +133,26 @@ def sample_kernels(
     sampler: Sampler = BLOCK_LAW,
     save_at: Sequence[int] | int | None = None,
 ) -> Float[np.ndarray, "networks T N N"]:
-    """The empirical kernel G of single networks: those that `estimate` draws with the same key; see there for the arguments."""
+    """The empirical kernel G of single networks: those that `estimate` draws with the same key.
+
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        width: Neurons of the stream, n.
+        depth: Number of layers.
+        eps: The step of a layer, one number or one for each layer.
+        networks: How many to sample.
+        key: Of `jax.random`; network i depends on the key and i alone.
+        sampler: `BlockSampler()` draws increments by their law, `WeightSampler()` weights.
+        save_at: Layers to keep, by default 41 evenly spaced ones.
+
+    Returns:
+        G of each network at each saved layer, float32.
+
+    Raises:
+        ValueError: For bad arguments.
+        MemoryError: If the kernels cannot fit.
+    """
     check_arguments("sample_kernels", model, K0, eps, key, sampler)
     networks = check_count(networks, "networks")
     problem = prepare(model, K0, width, depth, eps, sampler, save_at)

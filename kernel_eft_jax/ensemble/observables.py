@@ -16,19 +16,17 @@ from jaxtyping import Array, Float
 
 from ..pairs import input_count, pair_table, triples
 from ..storage import MEANING
-from .control import Free, Path
-from .samplers import gram
 from .statistics import Group
 
 
 class Networks(NamedTuple):
-    """A batch of networks at one depth: pre-activations, kernels, and with control variates the free neurons and the infinite width."""
+    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and those less their controls if there are any."""
 
     phi: Float[Array, "N n B"]
     G: Float[Array, "P B"]
     S: Float[Array, "P B"]
-    free: Any  # a Free
-    path: Any  # a Path at this depth
+    F: Float[Array, "P B"]
+    less: Any  # Differences, or None
 
 
 class Average(NamedTuple):
@@ -38,23 +36,13 @@ class Average(NamedTuple):
     of: Callable[[Networks], Float[Array, "P B"]]
 
 
-def _less_control_of_F(x: Networks) -> Float[Array, "P B"]:
-    free: Free = x.free
-    path: Path = x.path
-    aa, bb, ab = triples(x.phi.shape[0]).T
-    K, h = path.K0[:, None], free.h
-    C_F = gram(free.phi**2) + K[bb] * h[aa] + K[aa] * h[bb] + 4 * K[ab] * h[ab]
-    return gram(x.phi**2) - C_F
-
-
 G = Average("G", lambda x: x.G)
 S = Average("S", lambda x: x.S)
-F = Average("F", lambda x: gram(x.phi**2))  # the mean over neurons of phi_a^2 phi_b^2
-# With control variates (see `control`), all of order 1/n:
-D_G = Average("G - C_G", lambda x: x.G - gram(x.free.phi) - x.free.h)
-D_S = Average("S - C_S", lambda x: x.S - x.free.S)
-R = Average("R", lambda x: x.free.R)
-D_F = Average("F - C_F", _less_control_of_F)
+F = Average("F", lambda x: x.F)
+D_G = Average("G - C_G", lambda x: x.less.G)
+D_S = Average("S - C_S", lambda x: x.less.S)
+R = Average("R", lambda x: x.less.R)
+D_F = Average("F - C_F", lambda x: x.less.F)
 
 
 class Limit(NamedTuple):

@@ -178,7 +178,8 @@ def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) 
 def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
     """Seconds a network takes in this process: from ever more layers of the first blocks, whose results are thrown away.
 
-    The layers are an argument of the compiled program, which is ready for the run then.
+    The layers are an argument of the compiled program, which is ready for the run then. The bar's own estimate would be that of the first
+    blocks, which come late in deep networks and together with compilation: too late to choose fewer networks.
     """
     depth, count = int(problem.layers[-1]), plan.workers * jax.local_device_count()
 

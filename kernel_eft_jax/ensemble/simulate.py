@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from ..model import Model
 from ..network import shapes
-from .control import Free, Path, advance, start
+from .control import Free, Path, advance, differences, start
 from .normals import network_keys
 from .observables import Networks, averages
 from .samplers import Sampler, as_rows, draw_hidden, draw_last, draw_rows, gram, mix, read_stream
@@ -131,7 +131,9 @@ def moments_of_blocks(
         members = block * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
 
         def measure(state, path):
-            seen = Networks(state.phi, gram(state.phi), problem.sampler.kernel(state.read), state.free, path)
+            x = gram(state.phi), problem.sampler.kernel(state.read), gram(state.phi**2)
+            less = None if state.free is None else differences(state.free, *x, path)
+            seen = Networks(state.phi, *x, less)
             asked, squared = averages(problem.control)
             weight = (members < networks).astype(jnp.float32)
             x, squared = jnp.concatenate([average.of(seen) for average in asked]), squared * len(seen.G)

@@ -37,11 +37,23 @@ def pathwise_kernels(
     networks: UInt32[Array, " B"],
     key: PRNGKeyArray,
 ) -> Float[Array, "B T N N"]:
-    """The kernels that `sample_kernels` draws, network by number, differentiable in model, K0 and eps, in both modes.
+    """The kernels G that `sample_kernels` draws, network by number, differentiable in model, K0 and eps, in both modes.
 
     Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. It computes in the precision of
     K0; for statistics without derivatives `estimate` is faster. Derivatives are not those of the law where C_b is zero and
     biases would separate what depends on each other: opposite inputs, or more inputs than neurons.
+
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        width: Neurons of the stream, n.
+        layers: Numbers of the layers to keep.
+        eps: The step of a layer, one number or one for each layer.
+        networks: Numbers of the networks.
+        key: Of `jax.random`.
+
+    Returns:
+        G of each network at each of the layers.
     """
     K0 = check_kernel(K0)
     dtype, inputs, depth = K0.dtype, K0.shape[0], max(layers[-1], 1)

@@ -85,12 +85,26 @@ def sensitivity(
 ) -> Sensitivity:
     """Derivatives of K0, V4 and K1 by every parameter of the model, every entry of the input kernel and eps, in forward mode.
 
-    Arguments are those of `solve`: `ts` for the continuum, or `layers` with `eps`; a parameter costs one more trajectory, N(N+1)/2 of them
-    for the input kernel. The derivative by eps holds the number of layers; there is none for an eps of each layer, since a common factor
-    of them acts as C_W, C_b and decay together do. Where decay eps^2 is 1 there is no skip, and no derivative by decay and eps. In the
-    continuum the adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome take `jax.grad` of `solve`.
+    A parameter costs one more trajectory, N(N+1)/2 of them for the input kernel. The derivative by eps holds the number of layers; there is
+    none for an eps of each layer, since a common factor of them acts as C_W, C_b and decay together do. Where decay eps^2 is 1 there is no
+    skip, and no derivative by decay and eps. In the continuum the adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome
+    take `jax.grad` of `solve`.
 
-    Raises what `solve` raises: ValueError for bad arguments, RuntimeError for a trajectory that is not finite.
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        ts: Depth times of the continuum; or
+        layers: numbers of layers, with `eps`.
+        eps: The step of a layer, one number or one for each layer.
+        closure: The theory.
+        **options: Other arguments of `solve`.
+
+    Returns:
+        The trajectory, and its derivatives by each parameter.
+
+    Raises:
+        ValueError: For bad arguments.
+        RuntimeError: For a trajectory that is not finite.
     """
     solution = solve(model, K0, ts, layers=layers, eps=eps, closure=closure, **options)
     K0 = check_kernel(K0)
