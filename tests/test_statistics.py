@@ -149,7 +149,7 @@ def test_intervals_hold_for_few_networks(width, networks):
     """Kernels of n Gaussian neurons: n Cov(G, G) is known, 2 in units of the square of the mean. 4000 samples, one at each depth.
 
     95 % of them within 1 %, three standard errors; up to 3 % more often is allowed. Two standard errors hold in 81 to 93 %, though the
-    standard error is right on average, within 6 %: three standard errors of the scatter of V4 at width 1, whose kurtosis is about 6.
+    standard error is right on average, within 7 %: three standard errors of the scatter of V4 at width 1, whose kurtosis is 9.
     """
     G = np.random.default_rng(width + networks).chisquare(width, (networks, 4000, 1)) / width
     sums, limit = stream_in_groups(np.concatenate([G, G, G], axis=-1)), Limit(np.ones((4000, 1)), np.ones((4000, 1)))
@@ -160,7 +160,7 @@ def test_intervals_hold_for_few_networks(width, networks):
     assert np.mean(np.abs(est.V4 - 2) < 2 * est.stderr.V4) < held
     for name in ("G", "V4"):  # the error itself is right on average: its square is the variance
         scatter = np.std(getattr(est, name), ddof=1)
-        assert np.sqrt(np.mean(getattr(est.stderr, name) ** 2)) == pytest.approx(scatter, rel=0.06), name
+        assert np.sqrt(np.mean(getattr(est.stderr, name) ** 2)) == pytest.approx(scatter, rel=0.07), name
     low, high = est.interval("G", 0.68)
     assert ((low < est.G) & (high > est.G)).all()
     with pytest.raises(ValueError, match="must be one of G, S"):
