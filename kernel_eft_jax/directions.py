@@ -3,6 +3,9 @@
 JAX differentiates forward by pushing tangents through a program, and in reverse by recording the same linear program and
 transposing it. So an identity on tangents that fails when it is run, but not when it is transposed, marks a function as
 differentiable in reverse mode only, and the other way round.
+
+Without these functions JAX speaks of a custom_vjp function, or proposes lax.scan, where the remedy is another `adjoint`. What is public above
+primitives does not do it: `linear_call` runs its function already when it is recorded.
 """
 
 import functools

@@ -45,7 +45,15 @@ def skip(model: Model, eps: Float[Array, "..."]) -> Float[Array, "..."]:
 class ResNet(eqx.Module):
     """A network of `depth` residual layers of `width` neurons; weights, biases and steps are array leaves, a tuple with one entry a matrix.
 
-    `eps` is one number or one a layer.
+    Args:
+        model: The block.
+        width: Neurons of the stream, n.
+        depth: Number of layers.
+        eps: The step of a layer, one number or one for each layer.
+        key: Of `jax.random`, for weights and biases.
+
+    Raises:
+        ValueError: For sizes that are no whole numbers of neurons, and for decay eps^2 > 1.
     """
 
     model: Model

@@ -1,7 +1,9 @@
-"""Objects in one line, with their numbers: `print(model)` shows what the model is."""
+"""Objects in one line, with their numbers: `print(model)` shows what the model is; results in a table and a figure."""
 
+import html
+import importlib
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -9,9 +11,32 @@ import numpy as np
 
 from .checks import is_concrete
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = f"{__name__.split('.')[0]}.figures"  # a higher floor, looked up by name when a figure is asked for
+
+
+class Shown(eqx.Module):
+    """A result that shows itself: in a few lines of text, as a table in a notebook, as a figure."""
+
+    def plot(self, **options: Any) -> "Figure":
+        """The figure of this result, by the function for its class in `kernel_eft_jax.figures`, which takes the options. Loads Matplotlib."""
+        return importlib.import_module(FIGURES).plot(self, **options)
+
+    def _repr_html_(self) -> str:
+        """The lines of `repr` as a table, cut at " = "."""
+        rows = []
+        for line in map(html.escape, repr(self).split("\n")):
+            name, equals, value = line.strip().partition(" = ")
+            cells = f"<td>{name}</td><td>{value}</td>" if equals else f'<td colspan="2"><pre>{line}</pre></td>'
+            rows.append(f"<tr>{cells}</tr>")
+        return f"<table>{''.join(rows)}</table>"
+
 
 def shown(value: Any) -> str:
-    """A value in short: modules by their fields, arrays by their numbers, or by their shape where those are many or traced."""
+    """A value in short: modules by their fields, functions by their names, arrays by their numbers, or by their shape where those are many or
+    traced."""
     if isinstance(value, eqx.Module) and type(value).__repr__ is not eqx.Module.__repr__:
         return repr(value)
     if isinstance(value, tuple | list):
@@ -20,6 +45,8 @@ def shown(value: Any) -> str:
         if not is_concrete(value) or value.size > 12 or value.dtype.kind not in "biuf":
             return f"{value.dtype}{list(value.shape)}"
         return f"{float(value):.6g}" if value.ndim == 0 else str(np.asarray(value).round(6).tolist())
+    if callable(value) and not isinstance(value, eqx.Module):
+        return getattr(value, "__name__", repr(value))
     return repr(value)
 
 

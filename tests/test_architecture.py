@@ -72,6 +72,17 @@ def test_every_import_is_seen():
     assert imported_rooms(PACKAGE / "cli" / "commands" / "theory.py") >= {"storage", "trajectory"}
 
 
+LOOKED_UP = {"showing.py", "storage/results.py", "storage/values.py"}
+
+
+def test_only_these_files_look_a_higher_floor_up_by_name():
+    """When they are called, not when they are imported: figures for `plot`, and the public classes that a file names."""
+    found = {
+        str(path.relative_to(PACKAGE)) for path in FILES if room(path) != "cli" and "import_module(" in path.read_text()
+    }
+    assert found == LOOKED_UP
+
+
 class Unknown(keft.Activation):
     """An activation that can be applied, but whose expectations nobody knows."""
 

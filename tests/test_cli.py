@@ -1,6 +1,5 @@
 """The command line: what it computes, what it writes, and one clear sentence for every mistake."""
 
-import importlib
 import json
 
 import jax
@@ -8,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+from commands import in_an_empty_directory as in_an_empty_directory
+from commands import run
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli, storage
@@ -25,17 +26,6 @@ def load_solution(path: str) -> keft.Solution:
 
 def activation(text: str) -> keft.Activation:
     return models.make_model(read(["theory", "--activation", text])).activation
-
-
-def run(command: str) -> int:
-    return cli.main(command.split())
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
-    monkeypatch.setattr(cli, "load", load)
 
 
 def test_theory_in_the_continuum(capsys):

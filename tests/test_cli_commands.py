@@ -1,29 +1,21 @@
 """Commands that end in more than a trajectory: the study, validity, fits and sensitivities."""
 
 import dataclasses
-import importlib
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from commands import in_an_empty_directory as in_an_empty_directory
+from commands import run
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli
+from kernel_eft_jax.cli.commands.fit import read_data
 from kernel_eft_jax.diagnostics import compare
 from kernel_eft_jax.studies import kawase_ota
-
-
-def run(command: str) -> int:
-    return cli.main(command.split())
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
-    monkeypatch.setattr(cli, "load", load)
 
 
 def test_interrupting_ends_quietly(monkeypatch, capsys):
@@ -157,6 +149,18 @@ def test_fit_takes_what_sample_writes(sampler, capsys):
         assert abs(record["parameters"][name]["value"] - truth) < 4 * record["parameters"][name]["stderr"]
     assert {"eps", "width"} <= record["held"].keys()
     np.testing.assert_allclose([record["held"]["eps"], record["held"]["width"]], [0.4, 16], rtol=1e-12)
+
+
+def test_fit_takes_the_steps_that_each_layer_had(key):
+    """Steps of 0.5 and 0.1 are not two of one size, whatever their sum of squares."""
+    model, eps = keft.Model(keft.Linear(), 1.0), [0.5, 0.1]
+    sizes = {"width": 4, "depth": 2, "networks": 64, "save_at": [0, 1, 2]}
+    keft.estimate(model, [[1.0]], **sizes, eps=eps, key=key, progress=False).save("sample.nc")
+    _, settings, own = read_data(Path("sample.nc"))
+    experiment = keft.Experiment(own, **settings)
+    np.testing.assert_allclose(experiment.eps, eps)
+    theory = keft.solve(model, [[1.0]], layers=[1, 2], eps=eps)
+    np.testing.assert_allclose(keft.solve(own, [[1.0]], layers=[1, 2], eps=experiment.eps).K0, theory.K0, rtol=1e-6)
 
 
 def test_fit_refuses_other_results(capsys):

@@ -340,7 +340,7 @@ def test_moments_by_width_are_those_of_numpy(wishart_theory):
         G = kernels[n][:, 0].reshape(500, 4)
         np.testing.assert_allclose(check.V4[i, 0].reshape(4, 4), n * np.cov(G.T), rtol=1e-12)
         np.testing.assert_allclose(check.K1[i, 0].ravel(), n * (G.mean(0) - PAIR.ravel()), rtol=1e-12)
-        np.testing.assert_allclose(check.K1_stderr[i, 0].ravel(), n * G.std(0, ddof=1) / 500**0.5, rtol=1e-12)
+        np.testing.assert_allclose(check.stderr.K1[i, 0].ravel(), n * G.std(0, ddof=1) / 500**0.5, rtol=1e-12)
 
 
 def test_p_values_are_those_of_chance(wishart_theory):

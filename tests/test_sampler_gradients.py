@@ -87,10 +87,10 @@ def test_a_linear_network_has_the_exact_derivatives_at_every_width(key):
 
     point, step = np.array([C_W, C_b, 1.0, EPS]), 1e-5
     exact = [(mean(*(point + h)) - mean(*(point - h))) / (2 * step) for h in step * np.eye(4)]
-    assert np.all(np.abs(sampled.derivative - exact) <= 4.5 * sampled.derivative_stderr + 1e-8)
-    assert np.all(np.abs(sampled.G - mean(*point)) <= 4.5 * sampled.G_stderr)
+    assert np.all(np.abs(sampled.derivative - exact) <= 4.5 * sampled.stderr.derivative + 1e-8)
+    assert np.all(np.abs(sampled.G - mean(*point)) <= 4.5 * sampled.stderr.G)
     # And the test can see an error of 5 % in the derivative by C_W at the last layer.
-    assert sampled.derivative_stderr[0, -1, 0, 0] < 0.05 / 4.5 * exact[0][-1, 0, 0]
+    assert sampled.stderr.derivative[0, -1, 0, 0] < 0.05 / 4.5 * exact[0][-1, 0, 0]
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_the_exact_closure_has_the_derivatives_of_sampled_networks(key):
     sampled = pathwise_sensitivity(e, names, 40_000, key)
     theory = keft.inference.sensitivity(e.model, e.K0, layers=[10], closure=keft.HermiteTower(20), eps=0.1**0.5)
     expected = np.array([theory[name].K0 + theory[name].K1 / 32 for name in names])
-    assert np.all(np.abs(sampled.derivative - expected) < 4.5 * sampled.derivative_stderr)
+    assert np.all(np.abs(sampled.derivative - expected) < 4.5 * sampled.stderr.derivative)
 
 
 def test_repeated_inputs_and_fewer_neurons_than_inputs_have_finite_derivatives(key):
@@ -158,5 +158,5 @@ def test_no_bias_where_biases_separate_inputs_has_no_pathwise_derivative(K0, wid
     else:
         # One layer adds eps^2 C_b to the mean kernel.
         found = pathwise_sensitivity(e, ("C_b",), 4096, key)
-        assert np.all(np.abs(found.derivative - EPS**2) < 4.5 * found.derivative_stderr)
-        assert np.all(found.derivative_stderr < 0.02 * EPS**2)
+        assert np.all(np.abs(found.derivative - EPS**2) < 4.5 * found.stderr.derivative)
+        assert np.all(found.stderr.derivative < 0.02 * EPS**2)

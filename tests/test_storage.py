@@ -196,7 +196,7 @@ def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
 
 def test_settings_of_every_kind_are_kept(results, tmp_path):
     settings = {
-        "control": True,
+        "quiet": True,
         "nothing": None,
         "seed": np.int64(3),
         "C_W": np.float64(0.5),
@@ -210,7 +210,7 @@ def test_settings_of_every_kind_are_kept(results, tmp_path):
     with xr.open_dataset(path) as data:
         kept = {name: data.attrs[name] for name in settings}
     assert kept == {
-        "control": "True",
+        "quiet": "True",
         "nothing": "None",
         "seed": 3,
         "C_W": 0.5,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import check_positive, is_concrete
+from ..showing import shown
 from .base import array, finite
 from .summed import OfFunction, Summed
 
@@ -29,6 +30,9 @@ class Piecewise(OfFunction):
         self.places = tuple(sorted({float(c) for c in kinks}))
         if not self.places or not np.isfinite(self.places).all():
             raise ValueError(f"Argument `kinks` must hold one finite number or more, but is {kinks}.")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown(self.function)}, kinks={list(self.places)})"
 
     def __check_init__(self):
         if not all(is_concrete(leaf) for leaf in jax.tree.leaves(self.fn)):

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import is_concrete
+from ..showing import shown
 from .accuracy import quadrature_error
 from .base import Activation, array, finite
 from .summation import pair_by_quadrature, single_by_quadrature
@@ -108,9 +109,17 @@ class OfFunction(Summed):
         leaves, structure = jax.tree.flatten(rest)
         self.rest = tuple(leaves), structure
 
-    def __call__(self, x):
+    @property
+    def function(self) -> Callable[[Array], Array]:
+        """The function, whole."""
         leaves, structure = self.rest
-        return eqx.combine(self.fn, jax.tree.unflatten(structure, leaves))(x)
+        return eqx.combine(self.fn, jax.tree.unflatten(structure, leaves))
+
+    def __call__(self, x):
+        return self.function(x)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown(self.function)})"
 
     def __check_init__(self):
         if all(is_concrete(leaf) for leaf in jax.tree.leaves(self)):

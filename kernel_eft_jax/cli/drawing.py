@@ -6,32 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..diagnostics import Comparison
-from ..ensemble import Estimate
 from ..figures import Line, plot_panels
-from ..trajectory import Solution
 from .outputs import write
-from .results import error
 
 SYMBOLS = {"G": "E[G_{00}]", "V4": "V_{4;00,00}", "K1": "K_{1;00}"}
-
-
-def trajectory(result: Solution | Estimate, title: str) -> Figure:
-    """K0 or E[G], V4 and K1 against depth, of one input and of a pair of inputs if there are two."""
-    mean = ("G", "E[G_{%s}]") if isinstance(result, Estimate) else ("K0", "K_{0;%s}")
-    inputs = range(min(2, result.K0.shape[-1]))
-    entries = [(0, b) for b in inputs]
-    panels = {}
-    for name, symbol in (mean, ("V4", "V_{4;%s}"), ("K1", "K_{1;%s}")):
-        double = name == "V4"
-        lines = {f"inputs {a}{b}": line(result, name, (a, b, a, b) if double else (a, b)) for a, b in entries}
-        panels[f"${symbol % ('ab,ab' if double else 'ab')}$"] = lines
-    return plot_panels(panels, title=title)
-
-
-def line(result: Solution | Estimate, name: str, entry: tuple[int, ...]) -> Line:
-    """One entry against depth: points with standard errors, or a curve."""
-    stderr = error(result, name)[:, *entry] if isinstance(result, Estimate) else None
-    return Line(np.asarray(result.ts), np.asarray(getattr(result, name))[:, *entry], stderr)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -48,7 +26,8 @@ def comparison(found: Comparison, title: str) -> Figure:
 
 
 def _values(found, name):
-    theory, sampled, stderr = (values.reshape(len(found.ts), -1)[:, 0] for values in found.quantities[name])
+    one = found.quantities[name]
+    theory, sampled, stderr = (x.reshape(len(found.ts), -1)[:, 0] for x in (one.theory, one.sampled, one.stderr))
     return {"theory": Line(found.ts, theory), "sampled": Line(found.ts, sampled, stderr)}
 
 

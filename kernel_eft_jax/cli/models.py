@@ -16,13 +16,14 @@ from .. import activations, closures
 from ..activations import Activation
 from ..maps import GLU, Dense, RMSNorm
 from ..model import Model, Part
+from .arguments import CLOSURES
 from .blocks import Layer, parse_block, parse_layer
 from .kernel_file import read_kernel
 
 PLACES = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
 ALIASES = {"swish": "silu", "identity": "linear"}
 K1_EFT = "K1 is K1_EFT of the kernel-only closure: about twice what networks have at the paper's settings; use hermite-tower."
-CLOSURES = {"g-only": closures.GOnly, "sigma-kernel": closures.SigmaKernel, "hermite-tower": closures.HermiteTower}
+CLOSURE_OF = {name: getattr(closures, "".join(map(str.capitalize, name.split("-")))) for name in CLOSURES}
 
 
 def option_name(cls: type) -> str:
@@ -128,7 +129,7 @@ def make_kernel(arguments: argparse.Namespace) -> np.ndarray:
 def make_closure(arguments: argparse.Namespace) -> closures.Closure:
     """The closure of --closure and --degree."""
     options = [] if arguments.degree is None else [arguments.degree]
-    return CLOSURES[arguments.closure](*options)
+    return CLOSURE_OF[arguments.closure](*options)
 
 
 def describe(model: Model) -> str:
@@ -143,7 +144,7 @@ def describe(model: Model) -> str:
 
 def describe_closure(closure: closures.Closure | None) -> str:
     """A closure with its degree; a file may hold one that this package does not know."""
-    name = next((name for name, cls in CLOSURES.items() if type(closure) is cls), None)
+    name = next((name for name, cls in CLOSURE_OF.items() if type(closure) is cls), None)
     if closure is None or name is None:
         return "closure not known"
     settings = ", ".join(f"{f.name} {getattr(closure, f.name)}" for f in fields(closure))

@@ -4,7 +4,6 @@ The mean kernel of a theory is $K_0 + K_1 / n$ at the width n of the networks. W
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -16,7 +15,7 @@ from ..trajectory import Solution
 QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
 
 
-class Compared(NamedTuple):
+class Compared(eqx.Module):
     """One quantity at the common depths, by a theory and sampled."""
 
     theory: Float[np.ndarray, "T *entry"]
@@ -31,7 +30,7 @@ class Compared(NamedTuple):
             return np.where(gap == 0, 0.0, gap / self.stderr)
 
 
-class Comparison(NamedTuple):
+class Comparison(eqx.Module):
     """What `compare` found: the common depths, and each quantity there."""
 
     layers: Int[np.ndarray, " T"]

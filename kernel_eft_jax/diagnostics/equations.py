@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ..depths import times_of_layers
 from ..ensemble import Estimate
 from ..maps import apply_all, carry_all
 from ..model import Model
@@ -183,14 +184,13 @@ def _kernel_only(model: Model, k0, K1, V4) -> KernelOnly:
 def _response(result: Estimate | Solution, ts: Any, c: float) -> Float[np.ndarray, "T T"]:
     """The matrix that turns a source at the saved depths, a straight line between them, into what it has driven."""
     basis, driven = np.eye(len(ts)), np.zeros((len(ts), len(ts)))
-    eps = _eps_of(result)
-    if eps is None:
+    if result.eps is None:
         for i, step in enumerate(np.diff(ts)):
             lost = np.exp(-c * step)
             driven[i + 1] = lost * driven[i] + 0.5 * step * (lost * basis[i] + basis[i + 1])
         return driven
     layers = np.asarray(result.layers)
-    times = np.concatenate([[0.0], np.cumsum(np.broadcast_to(eps**2, max(int(layers[-1]), eps.size)))])
+    times = times_of_layers(np.arange(layers[-1] + 1), np.asarray(result.eps))
     now = driven[0]
     for layer in range(int(layers[-1])):
         dt = times[layer + 1] - times[layer]
@@ -207,18 +207,11 @@ def _model_of(result: Estimate | Solution, model: Model | None) -> Model:
     return model
 
 
-def _eps_of(result: Estimate | Solution) -> Float[np.ndarray, "..."] | None:
-    """The step of each layer, None in the continuum."""
-    if result.eps is None and isinstance(result, Estimate):
-        raise ValueError("Argument `result` is an Estimate from a file that does not hold its eps: sample it anew.")
-    return None if result.eps is None else np.asarray(result.eps, np.float64)
-
-
 def _following_steps(result: Any) -> Float[np.ndarray, " T"]:
     """dt = eps^2 of the layer behind each saved depth, and of the last layer where none is behind; zero in the continuum."""
-    eps = _eps_of(result)
-    if eps is None:
+    if result.eps is None:
         return np.zeros(len(result.ts))
+    eps = np.asarray(result.eps, np.float64)
     return np.broadcast_to(eps if eps.ndim == 0 else eps[np.minimum(result.layers, eps.size - 1)], len(result.ts)) ** 2
 
 

@@ -7,7 +7,7 @@ falls like 1/n: a pilot ensemble gives the coefficient and hence the width, and 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from ..depths import check_eps
 from ..ensemble import Estimate, estimate
 from ..model import Model
 from ..pairs import pairs
+from ..showing import Shown
 from ..trajectory import Solution, solve
 
 QUANTITIES = ("V4", "K1")
@@ -27,14 +28,19 @@ ATTEMPTS = 3
 REFERENCE = HermiteTower(40)
 
 
-class Reach(NamedTuple):
+class Reach(eqx.Module):
     """Relative error of a closure's quantity at each depth but zero, and the depth time up to which it is tolerable."""
 
     error: Float[np.ndarray, " T-1"]
     t_star: float  # infinite if no saved depth is beyond it
 
+    @property
+    def where(self) -> str:
+        """The depths at which it is tolerable, in words."""
+        return "everywhere" if np.isinf(self.t_star) else f"up to t* = {self.t_star:.3g}" if self.t_star else "nowhere"
 
-class Width(NamedTuple):
+
+class Width(eqx.Module):
     """Relative deviation of networks of one width from order 1/n at the last depth, by its worst entry."""
 
     width: int
@@ -51,7 +57,7 @@ class Width(NamedTuple):
         return self.stderr <= tolerance / 2
 
 
-class Window(eqx.Module):
+class Window(Shown):
     """Where the theories hold, at one tolerance: depths t* of the closures, widths n* of order 1/n.
 
     `reach[closure][quantity]` has the depths, and `widths[quantity]` the widths that were sampled: the pilot, networks of the width that
@@ -85,7 +91,7 @@ class Window(eqx.Module):
             },
             "widths": {
                 q: [
-                    w._asdict() | {"confirms": w.confirms(self.tolerance), "resolves": w.resolves(self.tolerance)}
+                    vars(w) | {"confirms": w.confirms(self.tolerance), "resolves": w.resolves(self.tolerance)}
                     for w in ws
                 ]
                 for q, ws in self.widths.items()
@@ -95,9 +101,8 @@ class Window(eqx.Module):
     def __str__(self) -> str:
         lines = [f"Relative errors up to {self.tolerance:.3g}, depth times up to {self.ts[-1]:.4g}:"]
         for closure, reaches in self.reach.items():
-            for quantity, (error, t_star) in reaches.items():
-                where = "everywhere" if np.isinf(t_star) else f"up to t* = {t_star:.3g}" if t_star else "nowhere"
-                lines.append(f"  {quantity} of {closure}: {where} (at the last depth {error[-1]:.2g})")
+            for quantity, reach in reaches.items():
+                lines.append(f"  {quantity} of {closure}: {reach.where} (at the last depth {reach.error[-1]:.2g})")
         for quantity, sampled in self.widths.items():
             seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
             last = sampled[-1]
@@ -134,12 +139,29 @@ def validity_window(
 
     t* is where the error of a closure first leaves the tolerance, between saved layers by a straight line. With a `key`, a pilot
     ensemble of `networks` networks of `pilot_width` measures the deviation d from order 1/n at the last depth, and
-    n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most three times. `eps` is one
-    number or one for each layer; `closures` are by default those of the paper that are defined for the block (`closures_of`). Where the
-    branch begins with a matrix or a norm `GOnly` is exact, and its t* infinite.
+    n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most three times. Where the
+    branch begins with a matrix or a norm `GOnly` is exact, and its t* infinite. Not for tolerances below the sampling error, which
+    `Width.stderr` states.
 
-    Raises ValueError for arguments that make no sense, and if the reference's own truncation error is not known or not small beside the
-    tolerance: pass a higher degree. Not for tolerances below the sampling error, which `Width.stderr` states.
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        depth: Number of layers.
+        eps: The step of a layer, one number or one for each layer.
+        tolerance: The largest relative error of V4 and K1 that is tolerable.
+        key: Of `jax.random`; without it nothing is sampled.
+        networks: Of each ensemble.
+        pilot_width: Neurons of the first ensemble's networks.
+        closures: Those to judge, by their names; by default those of the paper that are defined for the block (`closures_of`).
+        reference: The closure that is taken as exact at order 1/n.
+        progress: Whether ensembles show a bar.
+
+    Returns:
+        The depths by closure and quantity, and the widths that were sampled.
+
+    Raises:
+        ValueError: For arguments that make no sense, and if the reference's own truncation error is not known or not small beside the
+            tolerance: pass a higher degree.
     """
     check_positive(tolerance, "tolerance")
     check_count(depth, "depth")

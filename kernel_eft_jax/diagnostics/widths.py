@@ -6,28 +6,34 @@ do, from any framework: arrays of kernels go in.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
 from ..checks import check_array
 from ..ensemble.statistics import interval, least_V4_error
+from ..showing import Shown
 from ..trajectory import Solution
 
 LEAST = 16
 
 
-class WidthCheck(NamedTuple):
+class AtWidths(eqx.Module):
+    """V4 and K1 of sampled kernels at each width, or their standard errors."""
+
+    V4: Float[np.ndarray, "W T N N N N"]
+    K1: Float[np.ndarray, "W T N N"]
+
+
+class WidthCheck(AtWidths, Shown):
     """V4 and K1 of sampled kernels at each width, standard errors, and the theory that they should approach."""
 
+    stderr: AtWidths
     theory: Solution
     widths: Int[np.ndarray, " W"]
     networks: Int[np.ndarray, " W"]
-    V4: Float[np.ndarray, "W T N N N N"]
-    V4_stderr: Float[np.ndarray, "W T N N N N"]
-    K1: Float[np.ndarray, "W T N N"]
-    K1_stderr: Float[np.ndarray, "W T N N"]
 
     def p_value(self, quantity: str = "V4") -> float:
         r"""Probability of differences from the theory at least this large, at the last depth, if they are c / n and noise.
@@ -54,7 +60,7 @@ class WidthCheck(NamedTuple):
 
     def interval(self, quantity: str = "V4", level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of confidence intervals, of the shape of the quantity: in the logarithm for variances in V4, else symmetric."""
-        value, error = getattr(self, check_name(quantity)), getattr(self, f"{quantity}_stderr")
+        value, error = (getattr(x, check_name(quantity)) for x in (self, self.stderr))
         free = (self.networks - 1).reshape(-1, *(1,) * (value.ndim - 1))
         return interval(value, error, free, level, logarithm=quantity == "V4")
 
@@ -62,7 +68,7 @@ class WidthCheck(NamedTuple):
         """Differences of K1 from the theory and their errors, (W, P)."""
         a, b = np.triu_indices(self.K1.shape[-1])
         theory = np.asarray(self.theory.K1, np.float64)[-1, a, b]
-        return self.K1[:, -1, a, b] - theory, self.K1_stderr[:, -1, a, b]
+        return self.K1[:, -1, a, b] - theory, self.stderr.K1[:, -1, a, b]
 
     def _stable_V4(self):
         """Differences of V4 from the theory, as logarithms of variances and artanh of correlations, and their errors, (W, entries).
@@ -75,7 +81,7 @@ class WidthCheck(NamedTuple):
         place = np.s_[..., a[:, None], b[:, None], a, b]
         V, theory = self.V4[:, -1][place], np.asarray(self.theory.V4, np.float64)[-1][place]
         variances, right = np.einsum("wpp->wp", V), np.diagonal(theory)
-        error = np.einsum("wpp->wp", self.V4_stderr[:, -1][place]) / variances
+        error = np.einsum("wpp->wp", self.stderr.V4[:, -1][place]) / variances
         k = np.maximum((self.networks[:, None] * error**2 - 2) / 3, 0)
         correlations = V[:, p, q] / np.sqrt(variances[:, p] * variances[:, q])
         expected = theory[p, q] / np.sqrt(right[p] * right[q])
@@ -87,28 +93,40 @@ class WidthCheck(NamedTuple):
 
     def __str__(self) -> str:
         head = f"{'n':>8} {'networks':>10} {'V4[00,00]':>20} {'K1[00]':>20}"
+        columns = self.widths, self.networks, self.V4, self.stderr.V4, self.K1, self.stderr.K1
         rows = [
             f"{n:8d} {count:10d} {_pm(V[-1, 0, 0, 0, 0], dV[-1, 0, 0, 0, 0]):>20} {_pm(k[-1, 0, 0], dk[-1, 0, 0]):>20}"
-            for n, count, V, dV, k, dk in zip(*self[1:], strict=True)
+            for n, count, V, dV, k, dk in zip(*columns, strict=True)
         ]
         V4, K1 = float(self.theory.V4[-1, 0, 0, 0, 0]), float(self.theory.K1[-1, 0, 0])
         last = f"{'theory':>8} {'':>10} {V4:>20.5g} {K1:>20.4g}"
         verdict = [f"p = {self.p_value(q):.2g} for {q}" for q in ("V4", "K1")] if len(self.widths) > 1 else []
         return "\n".join([head, *rows, last, *verdict])
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Solution) -> WidthCheck:
     """Compare empirical kernels of networks of several widths with a theory at the same depths.
 
-    `kernels[n]` has the kernels G of the networks of width n, one network a row, at the depths of `theory` (`sample_kernels` makes such
-    arrays, and so can `(phi @ phi.T) / n` in any framework). Raises ValueError if shapes do not fit, kernels are not finite, or
-    networks are fewer than 16.
+    Args:
+        kernels: By width n the kernels G of networks, one network a row, at the depths of `theory`. `sample_kernels` makes such arrays, and
+            so can `(phi @ phi.T) / n` in any framework.
+        theory: What `solve` found at the same depths.
+
+    Returns:
+        V4 and K1 at each width with their errors, and p-values.
+
+    Raises:
+        ValueError: If shapes do not fit, kernels are not finite, or networks are fewer than 16.
     """
     K0 = np.asarray(theory.K0, np.float64)
     columns: list[Any] = [
         (width, len(G), *_moments(G, K0, width)) for width, G in check_kernels(kernels, K0.shape).items()
     ]
-    return WidthCheck(theory, *(np.stack([np.asarray(column[i]) for column in columns]) for i in range(6)))
+    widths, networks, V4, V4_stderr, K1, K1_stderr = (np.stack(column) for column in zip(*columns, strict=True))
+    return WidthCheck(V4, K1, AtWidths(V4_stderr, K1_stderr), theory, widths, networks)
 
 
 def check_kernels(

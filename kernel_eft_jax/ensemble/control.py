@@ -122,11 +122,20 @@ def read_free(
     return C
 
 
+class Differences(NamedTuple):
+    """Less their controls, all of order 1/n: G, S and F; and the sum R."""
+
+    G: Float[Array, "P B"]
+    S: Float[Array, "P B"]
+    R: Float[Array, "P B"]
+    F: Float[Array, "P B"]
+
+
 def differences(
     free: Free, G: Float[Array, "P B"], S: Float[Array, "P B"], F: Float[Array, "P B"], path: Path
-) -> tuple[Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"]]:
+) -> "Differences":
     """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at the depth of `path`."""
     aa, bb, ab = triples(free.phi.shape[0]).T
     K, h = path.K0[:, None], free.h
     C_F = gram(free.phi**2) + K[bb] * h[aa] + K[aa] * h[bb] + 4 * K[ab] * h[ab]
-    return G - gram(free.phi) - h, S - free.S, free.R, F - C_F
+    return Differences(G - gram(free.phi) - h, S - free.S, free.R, F - C_F)

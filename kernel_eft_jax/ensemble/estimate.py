@@ -33,13 +33,14 @@ from ..network import semidefinite_cholesky, shapes, skip
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width
+from .observables import OBSERVABLES, Limit, Quantities, averages, estimated, lengths, quantities
 from .plan import check_run, sample_size
 from .processes import compare, together
 from .result import Estimate
 from .run import accumulate, begin, terminable
 from .samplers import BlockSampler, Sampler
 from .simulate import Problem, compiled, kernels_of_networks
-from .statistics import GROUPS, Group, Limit, Quantities, quantities
+from .statistics import GROUPS, Group
 
 BLOCK_LAW = BlockSampler()
 
@@ -67,16 +68,32 @@ def estimate(
     Every quantity comes with its standard error. Networks are sampled in float32. The same key gives the same bits on any number of
     devices of one kind and of processes, interrupted or not.
 
-    * `control`: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of the model. Without
-      them no Gaussian expectation is called but in the definition of K1 and U1, whose errors are then far larger.
-    * `save_at`: layers to keep, by default 41 evenly spaced ones.
-    * `target`: a function of the quantities and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run
-      ends when it is reached, or after `networks`.
-    * `checkpoint`: a file to write to, every `checkpoint_seconds` and on Ctrl-C, and to go on from if it is there, to more `networks` too. With
-      several processes each adds its number to the name.
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        width: Neurons of the stream, n.
+        depth: Number of layers.
+        eps: The step of a layer, one number or one for each layer.
+        networks: How many to sample, 64 or more.
+        key: Of `jax.random`; network i depends on the key and i alone.
+        sampler: `BlockSampler()` draws increments by their law, `WeightSampler()` weights.
+        control: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of the model. Without
+            them no Gaussian expectation is called but in the definition of K1 and U1, whose errors are then far larger.
+        save_at: Layers to keep, by default 41 evenly spaced ones.
+        target: A function of the `Quantities` and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run
+            ends when it is reached, or after `networks`.
+        checkpoint: A file to write to, every `checkpoint_seconds` and on Ctrl-C, and to go on from if it is there, to more `networks` too. With
+            several processes each adds its number to the name.
+        checkpoint_seconds: Time between two writings of the checkpoint.
+        progress: Whether to show a bar, and before the run what it needs.
 
-    Raises `ValueError` for bad arguments or a checkpoint of another run, `MemoryError` for a run that cannot fit, and
-    `FloatingPointError`, with depth and entry, for networks that turn non-finite.
+    Returns:
+        Every quantity at the saved layers, with standard errors and what made it.
+
+    Raises:
+        ValueError: For bad arguments, or a checkpoint of another run.
+        MemoryError: Before the run, if it cannot fit.
+        FloatingPointError: With depth and entry, for networks that turn non-finite.
     """
     check_arguments("estimate", model, K0, eps, key, sampler)
     networks = check_count(networks, "networks", least=2 * GROUPS)
@@ -91,7 +108,7 @@ def estimate(
     goal, wanted = None, None
     if target is not None:
         function, wanted = check_target(target, limit, control)
-        goal = (lambda total: function(quantities(total, limit, problem.width))), wanted
+        goal = (lambda total: function(quantities(total, limit, problem.width, control))), wanted
     same = settings(problem, key)
     file = None if checkpoint is None else Checkpoint(checkpoint, same, checkpoint_seconds)
     compare(same | {"process": "any", "networks": networks, "target": wanted, "checkpoint": file is not None})
@@ -100,7 +117,8 @@ def estimate(
         plan, sums = begin(problem, networks, file)
         with tqdm(total=networks, unit=" networks", disable=silent) as bar:
             sums = accumulate(problem, key, plan, sums, bar, goal, file)
-    return Estimate.of(sums, limit, problem.width, np.asarray(problem.layers), np.asarray(eps), model, sampler, key)
+    layers = np.asarray(problem.layers)
+    return Estimate.of(sums, limit, problem.width, layers, np.asarray(eps), control, model, sampler, key)
 
 
 def sample_kernels(
@@ -115,7 +133,26 @@ def sample_kernels(
     sampler: Sampler = BLOCK_LAW,
     save_at: Sequence[int] | int | None = None,
 ) -> Float[np.ndarray, "networks T N N"]:
-    """The empirical kernel G of single networks: those that `estimate` draws with the same key; see there for the arguments."""
+    """The empirical kernel G of single networks: those that `estimate` draws with the same key.
+
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        width: Neurons of the stream, n.
+        depth: Number of layers.
+        eps: The step of a layer, one number or one for each layer.
+        networks: How many to sample.
+        key: Of `jax.random`; network i depends on the key and i alone.
+        sampler: `BlockSampler()` draws increments by their law, `WeightSampler()` weights.
+        save_at: Layers to keep, by default 41 evenly spaced ones.
+
+    Returns:
+        G of each network at each saved layer, float32.
+
+    Raises:
+        ValueError: For bad arguments.
+        MemoryError: If the kernels cannot fit.
+    """
     check_arguments("sample_kernels", model, K0, eps, key, sampler)
     networks = check_count(networks, "networks")
     problem = prepare(model, K0, width, depth, eps, sampler, save_at)
@@ -158,7 +195,7 @@ def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
     path = infinite_width(model, k0, squares(eps, int(depth), k0.dtype))
-    limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in path[:2]))
+    limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in (path.K0, path.S)))
     if control:
         problem = eqx.tree_at(lambda p: p.path, problem, cast(path, jnp.float32), is_leaf=lambda x: x is None)
     return problem, limit
@@ -180,14 +217,16 @@ def check_target(target: Any, limit: Limit, control: bool) -> tuple[Callable[[Qu
     if np.asarray(wanted).dtype.kind not in "fiu":
         raise ValueError(f"Argument `target` must be {example}, but its standard error is {wanted!r}.")
     check_positive(wanted, "target")
-    x = np.random.default_rng(0).uniform(1, 2, (3, len(limit.K0), (6 if control else 3) * limit.K0.shape[1]))
-    y = x[..., : (3 if control else 2) * limit.K0.shape[1]]
+    means, squared = lengths(limit.K0.shape[1], control)
+    x = np.random.default_rng(0).uniform(1, 2, (3, len(limit.K0), means))
+    y = x[..., :squared]
     total = Group(len(x), x.sum(axis=0), np.einsum("ktm,ktn->tmn", y, y))
     try:
         with np.errstate(all="ignore"):
-            value = np.asarray(function(quantities(total, limit, 1)))
+            value = np.asarray(function(quantities(total, limit, 1, control)))
     except Exception as error:
-        hint = "" if control else " Without control variates `V4_excess` is None."
+        lacking = [name for name in OBSERVABLES if name not in estimated(control)]
+        hint = f" Without control variates {', '.join(f'`{name}`' for name in lacking)} is None." if lacking else ""
         raise ValueError(f"The function in `target` fails: {type(error).__name__}: {error}.{hint}") from error
     if value.shape != () or value.dtype.kind not in "fiu":
         raise ValueError(
@@ -215,7 +254,8 @@ def settings(problem: Problem, key: PRNGKeyArray) -> dict:
         "eps": eps.tolist() if eps.size > 1 else eps.item(),
         "key": np.asarray(jax.random.bits(key, (2,), jnp.uint32)).tolist(),
         "sampler": type(problem.sampler).__name__,
-        "control": problem.path is not None,
+        "control": problem.control,
+        "averages": [average.name for average in averages(problem.control)[0]],
         "branch": [f"Dense(ratio={part.ratio})" if isinstance(part, Dense) else type(part).__name__ for part in branch],
         "model and inputs": hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()[:16],
     }

@@ -13,8 +13,9 @@ import equinox as eqx
 import jax
 
 from ..pairs import pairs
+from .observables import lengths
 from .samplers import WeightSampler
-from .simulate import Problem, fields
+from .simulate import Problem
 from .statistics import GROUPS
 
 CGROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
@@ -52,7 +53,7 @@ def power_of_two(number: int) -> int:
 def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
     """Divide a run, into blocks of `size` networks if that is given; raise `MemoryError` if it cannot fit."""
     depths, devices = problem.layers.size, jax.local_device_count()
-    means, moments = lengths(problem)
+    means, moments = _lengths(problem)
     size = size or block_size(problem, networks)
     parts = part_count(problem, size)
     workers = max(1, 2 * _cores() // devices) if _on_cpu() else 2  # twice as many fill each other's gaps
@@ -129,27 +130,24 @@ def smaller_network(problem: Problem) -> str:
     return "Take a smaller `width` or fewer inputs."
 
 
-def lengths(problem: Problem) -> tuple[int, int]:
-    """Of the vector x whose mean is taken, and of its first part, which has second moments."""
-    names, squared = fields(problem)
-    pair_count = len(pairs(problem.factor.shape[0])[0])
-    return len(names) * pair_count, squared * pair_count
-
-
 def part_count(problem: Problem, size: int) -> int:
     """Parts of a block of `size` networks, a power of two.
 
     More groups estimate the standard error better, but each needs enough networks, and the jackknife's time grows with
     the number of groups.
     """
-    group = 8 * problem.layers.size * lengths(problem)[1] ** 2  # bytes
+    group = 8 * problem.layers.size * _lengths(problem)[1] ** 2  # bytes
     return power_of_two(min(8, size // 16, 2**26 // (GROUPS * group)))
+
+
+def _lengths(problem):
+    return lengths(len(pairs(problem.factor.shape[0])[0]), problem.control)
 
 
 def _network(problem: Problem) -> int:
     """Bytes that one network takes on its device."""
     numbers = problem.sampler.numbers(problem.model, problem.factor.shape[0], problem.width)
-    return 4 * numbers * (1 if problem.path is None else 2)
+    return 4 * numbers * (2 if problem.control else 1)
 
 
 def _block_memory() -> int:

@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from ..pairs import pairs
 from .checkpoint import Checkpoint
+from .observables import averages
 from .plan import Plan, amount, plan_run
 from .processes import across, meet
-from .simulate import Problem, compiled, fields, moments_of_blocks
+from .simulate import Problem, compiled, moments_of_blocks
 from .statistics import GROUPS, Group, Moments, Sums, jackknife
 
 Target = tuple[Callable[[Group], Any], float]
@@ -177,7 +178,8 @@ def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) 
 def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
     """Seconds a network takes in this process: from ever more layers of the first blocks, whose results are thrown away.
 
-    The layers are an argument of the compiled program, which is ready for the run then.
+    The layers are an argument of the compiled program, which is ready for the run then. The bar's own estimate would be that of the first
+    blocks, which come late in deep networks and together with compilation: too late to choose fewer networks.
     """
     depth, count = int(problem.layers[-1]), plan.workers * jax.local_device_count()
 
@@ -253,8 +255,9 @@ def check_finite(moments: Moments, problem: Problem, first: int) -> None:
         return
     t, m = bad[0]
     a, b = pairs(problem.factor.shape[0])
-    field, p = divmod(int(m), len(a))
+    number, p = divmod(int(m), len(a))
+    name = averages(problem.control)[0][number].name
     raise FloatingPointError(
-        f"The ensemble turned non-finite: entry [{a[p]}, {b[p]}] of {fields(problem)[0][field]} at layer {problem.layers[t]}, in the block of "
+        f"The ensemble turned non-finite: entry [{a[p]}, {b[p]}] of {name} at layer {problem.layers[t]}, in the block of "
         f"networks from number {first} on. Variances grow with depth: take a smaller eps, depth or C_W."
     )

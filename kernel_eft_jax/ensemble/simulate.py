@@ -17,6 +17,7 @@ from ..model import Model
 from ..network import shapes
 from .control import Free, Path, advance, differences, start
 from .normals import network_keys
+from .observables import Networks, averages
 from .samplers import Sampler, as_rows, draw_hidden, draw_last, draw_rows, gram, mix, read_stream
 from .statistics import Moments, block_moments
 
@@ -33,12 +34,10 @@ class Problem(eqx.Module):
     path: Path | None
     width: int = eqx.field(static=True)
 
-
-def fields(problem: Problem) -> tuple[tuple[str, ...], int]:
-    """Names of what is averaged at each saved depth, each packed, and how many of the first have second moments."""
-    if problem.path is None:
-        return ("G", "S", "F"), 2
-    return ("G", "S", "G - C_G", "S - C_S", "R", "F - C_F"), 3
+    @property
+    def control(self) -> bool:
+        """Whether there are control variates."""
+        return self.path is not None
 
 
 class State(NamedTuple):
@@ -133,10 +132,11 @@ def moments_of_blocks(
 
         def measure(state, path):
             x = gram(state.phi), problem.sampler.kernel(state.read), gram(state.phi**2)
-            if state.free is not None:
-                x = *x[:2], *differences(state.free, *x, path)
+            less = None if state.free is None else differences(state.free, *x, path)
+            seen = Networks(state.phi, *x, less)
+            asked, squared = averages(problem.control)
             weight = (members < networks).astype(jnp.float32)
-            x, squared = jnp.concatenate(x), fields(problem)[1] * len(x[0])
+            x, squared = jnp.concatenate([average.of(seen) for average in asked]), squared * len(seen.G)
             x = jnp.moveaxis(x.reshape(-1, parts, size // parts), 1, 0)
             return jax.vmap(block_moments, (0, None, 0))(x, squared, weight.reshape(parts, -1))
 

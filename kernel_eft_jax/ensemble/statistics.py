@@ -1,14 +1,13 @@
 r"""Streaming moments of kernels, and their errors by the jackknife.
 
-Per network and saved depth the vector x = (G, S, F), with F the mean over neurons of phi_a^2 phi_b^2, or with control variates
-(G, S, D_G, D_S, R, D_F), D_G = G - C_G and so on (see `control`), each packed: means of all, second moments of G, S and D_G.
+Per network and saved depth a vector x of what `observables` asks for, each packed: means of all, second moments of the first.
 Parts of blocks of networks are reduced where they are sampled, about their means, in float32, and added in float64, in fixed order, to
 GROUPS groups or a multiple of that. So memory does not grow with the number of networks, nothing cancels, and leaving out one group
 at a time gives the standard error of any function of the moments, which g groups tell to one part in sqrt(2 (g - 1)).
 """
 
 from collections.abc import Callable
-from functools import cache, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import stdtrit
-
-from ..pairs import input_count, pair_table, triples
 
 GROUPS = 32
 
@@ -83,84 +80,6 @@ class Sums(NamedTuple):
     def total(self) -> Group:
         """All groups together."""
         return reduce(Group.plus, self.groups)
-
-
-@cache  # asked for some ten times a group by every jackknife
-def _tables(pair_count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`pair_table`, and the columns of `triples`."""
-    inputs = input_count(pair_count)
-    return pair_table(inputs), triples(inputs).T
-
-
-def unpack_pairs(k: Float[np.ndarray, "*batch P"]) -> Float[np.ndarray, "*batch N N"]:
-    """Full matrices of packed ones."""
-    return k[..., _tables(k.shape[-1])[0]]
-
-
-def unpack_covariances(V: Float[np.ndarray, "*batch P P"]) -> Float[np.ndarray, "*batch N N N N"]:
-    """Full covariances of packed ones."""
-    table = _tables(V.shape[-1])[0]
-    return V[..., table[:, :, None, None], table]
-
-
-def _gaussian(k: np.ndarray) -> np.ndarray:
-    """E[phi_a^2 phi_b^2] of Gaussians of covariance k, packed."""
-    aa, bb, ab = _tables(k.shape[-1])[1]
-    return k[:, aa] * k[:, bb] + 2 * k[:, ab] ** 2
-
-
-class Quantities(NamedTuple):
-    """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays.
-
-    With control variates K1 and U1 are n E[R] and n E[D_S]: unbiased, and far less noisy than the differences that define them.
-    kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2 E[G_ab]^2) with
-    F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates take its noise, and the cancellation, off that too.
-    `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)): added to the exact infinite-width V4 of
-    the same layers it gives V4 with far smaller error. Without control variates it is None.
-    """
-
-    G: Float[np.ndarray, "T N N"]  # E[G]
-    S: Float[np.ndarray, "T N N"]  # E[S]
-    K1: Float[np.ndarray, "T N N"]  # n (E[G] - K0)
-    U1: Float[np.ndarray, "T N N"]  # n (E[S] - E_K0[ss])
-    V4: Float[np.ndarray, "T N N N N"]  # n Cov(G_ab, G_cd)
-    V_GS: Float[np.ndarray, "T N N N N"]  # n Cov(G_ab, S_cd)
-    V_SS: Float[np.ndarray, "T N N N N"]  # n Cov(S_ab, S_cd)
-    kappa4: Float[np.ndarray, "T N N"]  # n times the joint cumulant of phi_a, phi_a, phi_b, phi_b of one neuron
-    V4_excess: Float[np.ndarray, "T N N N N"] | None
-
-
-class Limit(NamedTuple):
-    """K0 and E_K0[ss] at the saved depths: the values at infinite width."""
-
-    K0: Float[np.ndarray, "T P"]
-    moment: Float[np.ndarray, "T P"]
-
-
-def quantities(sums: Group, limit: Limit, width: int) -> Quantities:
-    """The estimates from the total of all groups, or of all but one."""
-    count, first, second = sums
-    pair_count = limit.K0.shape[-1]
-    mean = first / count
-    squared = mean[:, : second.shape[-1]]
-    covariance = width * (second - count * squared[:, :, None] * squared[:, None, :]) / (count - 1)
-    parts = [
-        np.split(rows, second.shape[-1] // pair_count, axis=2)
-        for rows in np.split(covariance, second.shape[-1] // pair_count, axis=1)
-    ]
-    G, S, *rest = np.split(mean, first.shape[-1] // pair_count, axis=1)
-    if len(rest) == 1:
-        U1, K1, kappa4, excess = S - limit.moment, G - limit.K0, rest[0] - _gaussian(G), None
-    else:
-        _, U1, K1, D_F = rest
-        kappa4 = D_F - (_gaussian(limit.K0 + K1) - _gaussian(limit.K0))
-        excess = parts[0][2] + parts[2][0] - parts[2][2]
-    return Quantities(
-        *(unpack_pairs(k) for k in (G, S, width * K1, width * U1)),
-        *(unpack_covariances(V) for V in (parts[0][0], parts[0][1], parts[1][1])),
-        kappa4=unpack_pairs(width * kappa4),
-        V4_excess=None if excess is None else unpack_covariances(excess),
-    )
 
 
 def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:

@@ -28,7 +28,7 @@ def plot_window(window: Window, title: str = "Where the theories hold", *, colum
 def _reaches(ax: Axes, window: Window, quantity: str) -> None:
     """The error of each closure by depth, and where it leaves the tolerance."""
     for style, (name, reaches) in zip(CURVES[1:], window.reach.items(), strict=False):
-        error, t_star = reaches[quantity]
+        error, t_star = reaches[quantity].error, reaches[quantity].t_star
         ax.plot(window.ts, error, label=name, **style)
         if 0 < t_star < np.inf:
             ax.plot(t_star, window.tolerance, "o", color=style["color"], markersize=8)
@@ -81,7 +81,7 @@ def plot_width_check(
     figure, axes = grid(2, columns, title)
     for ax, quantity, symbol, place in zip(axes, ("V4", "K1"), ("V_4", "K_1"), (pair, entry), strict=True):
         ax.plot(ts, np.asarray(getattr(check.theory, quantity))[:, *place], label="theory", color=COLOURS[0])
-        value, error = (getattr(check, name)[..., *place] for name in (quantity, f"{quantity}_stderr"))
+        value, error = (getattr(x, quantity)[..., *place] for x in (check, check.stderr))
         for i, n in enumerate(check.widths):
             shift = 0.012 * np.ptp(ts) * (i - 0.5 * (len(check.widths) - 1))
             points = POINTS[1:][i % (len(COLOURS) - 1)]

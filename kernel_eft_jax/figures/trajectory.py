@@ -50,6 +50,18 @@ def plot_panels(
     return figure
 
 
+def plot_result(result: Estimate | Solution, title: str = "", *, columns: int = 3) -> Figure:
+    """K0 or E[G], V4 and K1 against depth, of one input and of a pair of inputs if there are two."""
+    mean = ("G", "E[G_{%s}]") if isinstance(result, Estimate) else ("K0", "K_{0;%s}")
+    entries = [(0, b) for b in range(min(2, result.K0.shape[-1]))]
+    panels = {}
+    for name, symbol in (mean, ("V4", "V_{4;%s}"), ("K1", "K_{1;%s}")):
+        twice = 2 if name == "V4" else 1
+        lines = {f"inputs {a}{b}": _line(result, name, (a, b) * twice) for a, b in entries}
+        panels[f"${symbol % ','.join(['ab'] * twice)}$"] = lines
+    return plot_panels(panels, title=title, columns=columns)
+
+
 def plot_trajectories(
     results: Mapping[str, Estimate | Solution], entry: tuple[int, int] = (0, 0), *, title: str, columns: int = 2
 ) -> Figure:

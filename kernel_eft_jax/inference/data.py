@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..checks import to_numpy
-from ..ensemble import Estimate
+from ..ensemble import Estimate, observables
 from ..pairs import pairs
 from .parameters import Experiment, get_parameters, parameter_names
 
@@ -129,6 +129,7 @@ def _kinds(module):
 
 def _observe_estimate(data, experiment, with_V4):
     P = pairs(experiment.K0.shape[0])[0].size
+    of_G = observables.place(observables.G, P, data.control)
     layers = tuple(np.asarray(data.layers).tolist())
     if layers != experiment.layers or data.K0.shape[-1] != experiment.K0.shape[0]:
         raise ValueError(
@@ -142,11 +143,11 @@ def _observe_estimate(data, experiment, with_V4):
             "The Estimate shows no scatter between its networks, so that nothing tells an error: sample different networks."
         )
     B, shares = networks.sum(), networks / networks.sum()
-    mean = np.stack([group.first[:, :P] / group.networks for group in groups])
+    mean = np.stack([group.first[:, of_G] / group.networks for group in groups])
     y = mean.reshape(len(groups), -1)
     if with_V4:
         centre = np.tensordot(shares, mean, 1)
-        second = np.stack([group.second[:, :P, :P] / group.networks for group in groups])
+        second = np.stack([group.second[:, of_G, of_G] / group.networks for group in groups])
         cross = mean[..., :, None] * centre[:, None, :]
         second = second - cross - np.swapaxes(cross, -1, -2) + centre[:, :, None] * centre[:, None, :]
         p, q = np.triu_indices(P)

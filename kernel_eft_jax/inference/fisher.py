@@ -113,11 +113,22 @@ def fisher(
 ) -> Information:
     """Fisher information that `networks` networks would hold about the free parameters, at the experiment's values.
 
-    Add the informations of several widths or ensembles. `with_V4` counts the sample covariances at each layer beside the
-    mean kernels. Exact to leading order in 1/n with `HermiteTower`, the default; not for ensembles so large that the next
-    order shows, whose error is not statistical. What no data can tell, such as the variances of two matrices around linear units, of which
-    the law knows the product, is in `lost` and, by names, in `describe()`. Raises ValueError for free parameters that are none, and where
-    the theory is not finite or its expectations are not accurate.
+    Add the informations of several widths or ensembles. Exact to leading order in 1/n with `HermiteTower`, the default; not for ensembles
+    so large that the next order shows, whose error is not statistical. What no data can tell, such as the variances of two matrices around
+    linear units, of which the law knows the product, is in `lost` and, by names, in `describe()`.
+
+    Args:
+        experiment: The networks, with the values at which the information is taken.
+        free: Names of the free parameters, as `parameter_names` lists them.
+        networks: How many would be observed.
+        closure: The theory.
+        with_V4: Whether the sample covariances at each layer count beside the mean kernels.
+
+    Returns:
+        The information, with the errors that it promises and the directions that it does not tell.
+
+    Raises:
+        ValueError: For free parameters that are none, and where the theory is not finite or its expectations are not accurate.
     """
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..checks import check_kind, check_untraced
 from ..closures import Closure
 from ..ensemble import Estimate
+from ..showing import Shown
 from ..trajectory.solve import EXACT
 from .data import Observed, check_same, observe
 from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 ROUNDS = 6
 
 
-class Fit(eqx.Module):
+class Fit(Shown):
     """The result of `fit`: `values` of the free parameters `names` and their standard errors `stderr`.
 
     `experiment` holds the estimates in place, `closure` is the theory, `information` the Fisher information there; `history` is chi2 at
@@ -155,19 +156,29 @@ def fit(
 
     $$\hat\theta = \arg\min_\theta\, (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta))$$
 
-    `data` are kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
-    layers. Values of free parameters are where the search starts. `parameter_names` lists the names: C_W, C_b, decay, eps, width,
-    K0_scale, activation.slope for a block of one matrix, branch[1].C_W for others. Mean kernels are fitted; `with_V4` adds the
-    sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself.
-
-    Trust-region Gauss-Newton by SciPy; pass an optax `optimiser` for first-order steps, taken in units of the expected errors.
+    Trust-region Gauss-Newton by SciPy, or first-order steps of optax.
     Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more: a large chi2
     reveals them. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and C_W s^2): the
     search ends at the one on whose side it starts.
 
-    Raises ValueError: for data that are no kernels, or of other layers; for free parameters that are none or not positive, or of which no
-    data can tell more than a combination, with that combination; where the theory is not finite or not accurate; and, after the search, for
-    those that these data tell to no better than their own size, neither at the start nor at the end.
+    Args:
+        data: Kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those layers.
+        experiment: The networks; the values of free parameters are where the search starts.
+        free: Names of the free parameters, as `parameter_names` lists them: C_W, C_b, decay, eps, width, K0_scale, activation.slope for a
+            block of one matrix, branch[1].C_W for others.
+        closure: The theory.
+        with_V4: Whether to fit the sample covariances at each layer beside the mean kernels. They tell the width, at the price of an error of
+            order 1/n in V4 itself.
+        optimiser: Of optax, for first-order steps, taken in units of the expected errors.
+        progress: Whether to show a bar.
+
+    Returns:
+        The estimates with their errors, and the experiment with the estimates in place.
+
+    Raises:
+        ValueError: For data that are no kernels, or of other layers; for free parameters that are none or not positive, or of which no data
+            can tell more than a combination, with that combination; where the theory is not finite or not accurate; and, after the search,
+            for those that these data tell to no better than their own size, neither at the start nor at the end.
     """
     remedy = "it is a search on the host. Call it from outside."
     check_untraced("fit", remedy, experiment, () if isinstance(data, Estimate) else data)

@@ -27,11 +27,20 @@ Tree = TypeVar("Tree", "Experiment", Model)
 class Experiment(eqx.Module):
     """Networks of one width, observed after some of their layers: what decides the law of the observed kernels G.
 
-    `K0_scale` times `K0` is the kernel of the pre-activations at depth zero, of which `layers` counts from; `width` is n, `eps`
-    the step of a layer: one number, or one for each layer up to the last observed one. All but `layers` are array leaves, free to be
-    fitted, but for an `eps` of each layer: a common factor of them moves the law as C_W, C_b and decay together do, so free those.
-    Raises ValueError for a kernel that is none, for layers not in increasing order, for width, eps or K0_scale that are not positive, and
-    for decay eps^2 > 1.
+    All but `layers` are array leaves, free to be fitted, but for an `eps` of each layer: a common factor of them moves the law as C_W, C_b
+    and decay together do, so free those.
+
+    Args:
+        model: The block.
+        K0: Times `K0_scale`, the kernel of the pre-activations at depth zero.
+        width: Neurons of the stream, n.
+        layers: The observed layers, in increasing order, counted from depth zero.
+        eps: The step of a layer, one number or one for each layer up to the last observed one.
+        K0_scale: A factor of the input kernel, for inputs of unknown scale.
+
+    Raises:
+        ValueError: For a kernel that is none, for layers not in increasing order, for width, eps or K0_scale that are not positive, and
+            for decay eps^2 > 1.
     """
 
     model: Model

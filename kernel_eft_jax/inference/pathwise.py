@@ -7,7 +7,6 @@ parameter moves; not for C_b at zero with more inputs than neurons, or with repe
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,11 +37,23 @@ def pathwise_kernels(
     networks: UInt32[Array, " B"],
     key: PRNGKeyArray,
 ) -> Float[Array, "B T N N"]:
-    """The kernels that `sample_kernels` draws, network by number, differentiable in model, K0 and eps, in both modes.
+    """The kernels G that `sample_kernels` draws, network by number, differentiable in model, K0 and eps, in both modes.
 
     Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. It computes in the precision of
     K0; for statistics without derivatives `estimate` is faster. Derivatives are not those of the law where C_b is zero and
     biases would separate what depends on each other: opposite inputs, or more inputs than neurons.
+
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        width: Neurons of the stream, n.
+        layers: Numbers of the layers to keep.
+        eps: The step of a layer, one number or one for each layer.
+        networks: Numbers of the networks.
+        key: Of `jax.random`.
+
+    Returns:
+        G of each network at each of the layers.
     """
     K0 = check_kernel(K0)
     dtype, inputs, depth = K0.dtype, K0.shape[0], max(layers[-1], 1)
@@ -76,14 +87,18 @@ def pathwise_kernels(
     return unpack(jnp.moveaxis(saved, -1, 0))
 
 
-class PathwiseSensitivity(NamedTuple):
-    """Mean kernels of an ensemble and their derivatives, with standard errors."""
+class Pathwise(eqx.Module):
+    """Mean kernels of an ensemble and their derivatives by each parameter."""
 
-    names: tuple[str, ...]
     G: Float[np.ndarray, "T N N"]
-    G_stderr: Float[np.ndarray, "T N N"]
     derivative: Float[np.ndarray, "parameters T N N"]
-    derivative_stderr: Float[np.ndarray, "parameters T N N"]
+
+
+class PathwiseSensitivity(Pathwise):
+    """Mean kernels of an ensemble and their derivatives by the parameters `names`, with standard errors."""
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    stderr: Pathwise
 
 
 def pathwise_sensitivity(
@@ -121,7 +136,7 @@ def pathwise_sensitivity(
         first, second = first + x.sum(axis=1), second + (x**2).sum(axis=1)
     mean = first / networks
     error = np.sqrt(np.maximum(second / networks - mean**2, 0) / (networks - 1))
-    return PathwiseSensitivity(names, mean[0], error[0], mean[1:], error[1:])
+    return PathwiseSensitivity(mean[0], mean[1:], names, Pathwise(error[0], error[1:]))
 
 
 def _biases_separate(experiment):

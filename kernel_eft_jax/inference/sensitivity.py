@@ -18,6 +18,7 @@ from ..checks import check_kernel, check_layers
 from ..closures import Closure, Moments
 from ..model import Model
 from ..pairs import pack, pairs, unpack, unpack_covariance
+from ..showing import Shown, shown
 from ..trajectory import Solution, solve
 from ..trajectory.solve import EXACT
 from .parameters import get_parameters, no_skip, places, set_parameters
@@ -31,7 +32,7 @@ class Kernels(NamedTuple):
     K1: Float[Array, "T N N"]
 
 
-class Sensitivity(eqx.Module):
+class Sensitivity(Shown):
     """A trajectory and its derivatives by each parameter: `sensitivity["C_W"].V4` is dV4/dC_W.
 
     `names` are those of the model's leaves (C_W, activation.slope and decay, or branch[1].C_W), the entries K0[a, b] of the input kernel
@@ -42,6 +43,13 @@ class Sensitivity(eqx.Module):
     names: tuple[str, ...] = eqx.field(static=True)
     values: Float[Array, " parameters"]
     packed: Moments
+
+    def __repr__(self) -> str:
+        lines = [f"Sensitivity of K0, V4 and K1 to {len(self.names)} parameters, for {self.solution.model!r}"]
+        for name, value in zip(self.names, self.values, strict=True):
+            K0, V4, K1 = (shown(d[-1].ravel()[0]) for d in self[name])
+            lines.append(f"  {name} = {shown(value)}: d K0[00], V4[00,00], K1[00] = {K0}, {V4}, {K1} at the last depth")
+        return "\n".join(lines)
 
     def __getitem__(self, name: str) -> Kernels:
         if name not in self.names:
@@ -77,12 +85,26 @@ def sensitivity(
 ) -> Sensitivity:
     """Derivatives of K0, V4 and K1 by every parameter of the model, every entry of the input kernel and eps, in forward mode.
 
-    Arguments are those of `solve`: `ts` for the continuum, or `layers` with `eps`; a parameter costs one more trajectory, N(N+1)/2 of them
-    for the input kernel. The derivative by eps holds the number of layers; there is none for an eps of each layer, since a common factor
-    of them acts as C_W, C_b and decay together do. Where decay eps^2 is 1 there is no skip, and no derivative by decay and eps. In the
-    continuum the adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome take `jax.grad` of `solve`.
+    A parameter costs one more trajectory, N(N+1)/2 of them for the input kernel. The derivative by eps holds the number of layers; there is
+    none for an eps of each layer, since a common factor of them acts as C_W, C_b and decay together do. Where decay eps^2 is 1 there is no
+    skip, and no derivative by decay and eps. In the continuum the adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome
+    take `jax.grad` of `solve`.
 
-    Raises what `solve` raises: ValueError for bad arguments, RuntimeError for a trajectory that is not finite.
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at layer 0.
+        ts: Depth times of the continuum; or
+        layers: numbers of layers, with `eps`.
+        eps: The step of a layer, one number or one for each layer.
+        closure: The theory.
+        **options: Other arguments of `solve`.
+
+    Returns:
+        The trajectory, and its derivatives by each parameter.
+
+    Raises:
+        ValueError: For bad arguments.
+        RuntimeError: For a trajectory that is not finite.
     """
     solution = solve(model, K0, ts, layers=layers, eps=eps, closure=closure, **options)
     K0 = check_kernel(K0)

@@ -1,7 +1,19 @@
 """Results in files: `save` one as labelled netCDF, `load` it back, with the model that made it."""
 
-from .labels import axes, dataset, labelled
+from .labels import MEANING, axes, dataset, labelled
 from .results import Result, load, save
 from .values import attribute, describe, made_by, rebuild
 
-__all__ = ["Result", "attribute", "axes", "dataset", "describe", "labelled", "load", "made_by", "rebuild", "save"]
+__all__ = [
+    "MEANING",
+    "Result",
+    "attribute",
+    "axes",
+    "dataset",
+    "describe",
+    "labelled",
+    "load",
+    "made_by",
+    "rebuild",
+    "save",
+]

@@ -11,24 +11,22 @@ if TYPE_CHECKING:
 
 KIND = "kernel_eft_jax_result"
 INPUTS = "abcd"
-MEANING = {
+MEANING = {  # of what theories and networks both know
     "K0": "mean kernel at infinite width",
     "K1": "width times the finite-width correction of the mean kernel: n (E[G] - K0)",
     "U1": "width times the finite-width correction of the mean sigma-kernel: n (E[S] - E_K0[s s])",
     "V4": "width times the covariance of the kernel: n Cov(G_ab, G_cd)",
     "V_GS": "width times the covariance of kernel and sigma-kernel: n Cov(G_ab, S_cd)",
     "V_SS": "width times the covariance of the sigma-kernel: n Cov(S_ab, S_cd)",
-    "kappa4": "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 E[phi_a phi_b]^2)",
-    "V4_excess": "V4 at this width less V4 at infinite width, by control variates",
-    "G": "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)",
-    "S": "mean of the empirical sigma-kernel, (1/n) sum_i s(phi_i(a)) s(phi_i(b))",
 }
 
 
-def labelled(values: Mapping[str, Any], suffix: str = "", prefix: str = "") -> dict[str, Any]:
+def labelled(
+    values: Mapping[str, Any], meaning: Mapping[str, str] = MEANING, suffix: str = "", prefix: str = ""
+) -> dict[str, Any]:
     """Variables over (t, a, b) or (t, a, b, c, d), each with its meaning; None is left out."""
     return {
-        name + suffix: (tuple("tabcd"[: value.ndim]), np.asarray(value), {"long_name": prefix + MEANING[name]})
+        name + suffix: (tuple("tabcd"[: value.ndim]), np.asarray(value), {"long_name": prefix + meaning[name]})
         for name, value in values.items()
         if value is not None
     }

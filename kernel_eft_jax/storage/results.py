@@ -45,9 +45,19 @@ class Result(eqx.Module):
 def save(result: Result, path: str | os.PathLike, **settings: Any) -> Path:
     """Write a result to a netCDF file, replacing it in one step, never in part.
 
-    A result knows what made it: model, closure or sampler, eps, width, key. `settings` are notes of yours, kept as attributes: numbers and
-    text as they are, anything else as its text. Raises ValueError for a setting with a name that the file itself uses, and OSError, with a
-    sentence, if the file cannot be written; an old file is then untouched.
+    A result knows what made it: model, closure or sampler, eps, width, key.
+
+    Args:
+        result: A `Solution` or an `Estimate`.
+        path: The file.
+        **settings: Notes of yours, kept as attributes: numbers and text as they are, anything else as its text.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ValueError: For a setting with a name that the file itself uses.
+        OSError: With a sentence, if the file cannot be written; an old file is then untouched.
     """
     if not isinstance(result, Result):
         raise ValueError(f"Argument `result` must be a Solution or an Estimate, but is {result!r:.200}.")
@@ -66,7 +76,14 @@ def save(result: Result, path: str | os.PathLike, **settings: Any) -> Path:
 def load(path: str | os.PathLike) -> Any:
     """Read back what `save` wrote; a result's model is the one that made it, or None for functions that no file can hold.
 
-    Raises ValueError for a file that is damaged, by one bit or by more, or holds something else.
+    Args:
+        path: The file.
+
+    Returns:
+        The `Solution` or the `Estimate`.
+
+    Raises:
+        ValueError: For a file that is damaged, by one bit or by more, or holds something else.
     """
     content = Path(path).expanduser().read_bytes()
     content, seal = content[: -len(SEAL) - DIGITS], content[-len(SEAL) - DIGITS :]

@@ -32,7 +32,7 @@ def to_xarray(solution: Any) -> "xr.Dataset":
     """The moments and their truncation errors over t and the inputs a, b, c, d; what made them as attributes."""
     variables = labelled(_full(solution.packed))
     if solution.truncation is not None:
-        variables |= labelled(_full(solution.truncation), "_truncation", "estimated truncation error of ")
+        variables |= labelled(_full(solution.truncation), suffix="_truncation", prefix="estimated truncation error of ")
     attributes: dict[str, Any] = {f"stats_{name}": np.asarray(value)[()] for name, value in solution.stats.items()}
     attributes["result"] = next(name for name in OUTCOMES if solution.result == getattr(diffrax.RESULTS, name))
     made = {name: getattr(solution, name) for name in _made_by(type(solution))}

@@ -11,7 +11,7 @@ from ..checks import is_concrete
 from ..closures import Closure, Moments
 from ..model import Model
 from ..pairs import unpack, unpack_covariance
-from ..showing import shown
+from ..showing import Shown, shown
 from ..storage import Result
 from .file import from_xarray, to_xarray
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-class Solution(Result):
+class Solution(Shown, Result):
     """K0, V4 and K1 at the saved depths: E[G] = K0 + K1 / n, Cov(G, G) = V4 / n, up to higher orders of 1/n.
 
     `packed` holds them in pair space (entries a <= b only); the properties give full matrices. `truncation` estimates the
@@ -42,13 +42,13 @@ class Solution(Result):
         depth = f"layers {list(self.layers)}, eps {shown(self.eps)}" if self.layers else f"ts {shown(self.ts)}"
         lines = [f"Solution of {self.closure!r} for {self.model!r}", f"  {depth}"]
         if is_concrete(self.ts):
-            for name in ("K0", "V4", "K1"):
+            for name, entry in (("K0", "00"), ("V4", "00,00"), ("K1", "00")):
                 value, error = (
                     np.asarray(getattr(x, name))[-1].ravel()[0] if x is not None else None
                     for x in (self.packed, self.truncation)
                 )
                 bound = "" if error is None or name == "K0" else f" (truncation up to {error:.1g})"
-                lines.append(f"  {name}[00] = {value:.6g} at the last depth{bound}")
+                lines.append(f"  {name}[{entry}] = {value:.6g} at the last depth{bound}")
         return "\n".join(lines)
 
     @property

@@ -46,8 +46,8 @@ def rows(found: Comparison) -> list[list]:
     """Each quantity at four depths."""
     shown = np.unique(np.linspace(0, len(found.ts) - 1, SHOWN).astype(int))
     table = []
-    for name, (theory, sampled, stderr) in found.quantities.items():
-        deviation = found.quantities[name].deviation
+    for name, one in found.quantities.items():
+        theory, sampled, stderr, deviation = one.theory, one.sampled, one.stderr, one.deviation
         corner = (0,) * (theory.ndim - 1)
         for i in shown:
             worst = tuple(int(a) for a in np.unravel_index(np.abs(deviation[i]).argmax(), deviation[i].shape))

@@ -78,9 +78,8 @@ def read_data(path: Path) -> tuple[Any, dict[str, Any], Model | None]:
         raise ValueError(
             f"{path} has layers {layers}, and `fit` wants layer 0 for the input kernel and later ones: sample them again."
         )
-    eps = np.sqrt(result.ts[-1] / layers[-1])
-    settings = {"K0": result.K0[0], "layers": layers, "width": result.width, "eps": eps}
-    return result, settings, getattr(result, "model", None)
+    settings = {"K0": result.K0[0], "layers": layers, "width": result.width, "eps": result.eps}
+    return result, settings, result.model
 
 
 def starting_model(arguments: argparse.Namespace, own: Model | None) -> Model:

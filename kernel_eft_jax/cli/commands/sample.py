@@ -7,7 +7,7 @@ import jax
 from ... import storage
 from ...checks import check_positive
 from ...ensemble import BlockSampler, WeightSampler, estimate
-from ...ensemble.statistics import Quantities
+from ...ensemble.observables import estimated
 from ..depths import describe_depths, saved_layers
 from ..models import describe, make_kernel, make_model
 from ..printing import Table, show
@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
     if result is not None:
         storage.save(found, result, model=model, eps=arguments.eps, seed=arguments.seed, sampler=sampler)
     if plot is not None:
-        from ..drawing import save_figure, trajectory
+        from ..drawing import save_figure
 
-        save_figure(trajectory(found, ", ".join(title.values())), plot)
+        save_figure(found.plot(title=", ".join(title.values())), plot)
     show(Table(title, columns(found), rows(found), ["Errors are standard errors."]), arguments)
 
 
@@ -55,10 +55,10 @@ def target(arguments: argparse.Namespace, inputs: int):
     if arguments.target is None:
         return None
     (name, _, text), error = arguments.target[0].partition(":"), arguments.target[1]
-    names = [n for n in Quantities._fields if n != "V4_excess" or arguments.sampler == "block"]
-    if name not in names:
-        raise ValueError(f"Argument `--target` must name one of {', '.join(names)}, but names {name!r}.")
-    rank = 4 if name.startswith("V") else 2
+    known = estimated(control=arguments.sampler == "block")
+    if name not in known:
+        raise ValueError(f"Argument `--target` must name one of {', '.join(known)}, but names {name!r}.")
+    rank = len(known[name].axes.split())
     place = text.split(",") if text else ["0"] * rank
     if len(place) != rank or not all(i.isdecimal() and int(i) < inputs for i in place):
         example = ",".join(["0"] * rank)

@@ -22,9 +22,9 @@ def run(arguments: argparse.Namespace) -> None:
     if result is not None:
         storage.save(solution, result, model=model, closure=closure, depth=title["depth"], notes=" ".join(notes))
     if plot is not None:
-        from ..drawing import save_figure, trajectory
+        from ..drawing import save_figure
 
-        save_figure(trajectory(solution, ", ".join(title.values())), plot)
+        save_figure(solution.plot(title=", ".join(title.values())), plot)
     show(Table(title, columns(solution, bool(notes)), rows(solution), [*notes, *errors(solution)]), arguments)
 
 

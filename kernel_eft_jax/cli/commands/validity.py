@@ -4,7 +4,6 @@ import argparse
 import json
 
 import jax
-import numpy as np
 
 from ...closures import HermiteTower
 from ...diagnostics import Window, validity_window
@@ -35,10 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
     title = {"reference": describe_closure(reference), "model": describe(model), "depth": describe_depths(arguments)}
     figure, record = arguments.files
     if figure is not None:
-        from ...figures import plot_window
         from ..drawing import save_figure
 
-        save_figure(plot_window(window, f"{title['model']}, {title['depth']}"), figure)
+        save_figure(window.plot(title=f"{title['model']}, {title['depth']}"), figure)
     if record is not None:
         text = json.dumps(title | window.record(), indent=1) + "\n"
         write(record, lambda stream: stream.write(text.encode()))
@@ -49,9 +47,8 @@ def rows(window: Window) -> list[list]:
     """Up to which depth each closure holds, and from which width order 1/n."""
     table = []
     for closure, reaches in window.reach.items():
-        for quantity, (error, t_star) in reaches.items():
-            where = "everywhere" if np.isinf(t_star) else f"up to t* = {t_star:.3g}" if t_star else "nowhere"
-            table.append([quantity, closure, where, f"{error[-1]:.2g}"])
+        for quantity, reach in reaches.items():
+            table.append([quantity, closure, reach.where, f"{reach.error[-1]:.2g}"])
     for quantity, sampled in window.widths.items():
         last = sampled[-1]
         enough = "from" if last.resolves(window.tolerance) else "perhaps (take more networks) from"

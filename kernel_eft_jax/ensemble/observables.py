@@ -1,0 +1,224 @@
+r"""What `estimate` measures: a field of `Quantities` is all that there is to say about a quantity.
+
+Its shape, its meaning, its formula in means and covariances over networks and, where control variates help, the formula with those. What is
+averaged over networks, and of which averages second moments are kept, is what the formulas ask for; errors, files, targets and the command line
+follow from the fields. So a new quantity is one field, and what it asks of a network one `Average`.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..pairs import input_count, pair_table, triples
+from ..storage import MEANING
+from .statistics import Group
+
+
+class Networks(NamedTuple):
+    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and those less their controls if there are any."""
+
+    phi: Float[Array, "N n B"]
+    G: Float[Array, "P B"]
+    S: Float[Array, "P B"]
+    F: Float[Array, "P B"]
+    less: Any  # Differences, or None
+
+
+class Average(NamedTuple):
+    """What is averaged over networks: a number of each network and pair of inputs."""
+
+    name: str
+    of: Callable[[Networks], Float[Array, "P B"]]
+
+
+G = Average("G", lambda x: x.G)
+S = Average("S", lambda x: x.S)
+F = Average("F", lambda x: x.F)
+D_G = Average("G - C_G", lambda x: x.less.G)
+D_S = Average("S - C_S", lambda x: x.less.S)
+R = Average("R", lambda x: x.less.R)
+D_F = Average("F - C_F", lambda x: x.less.F)
+
+
+class Limit(NamedTuple):
+    """K0 and E_K0[ss] at the saved depths, packed: the values at infinite width."""
+
+    K0: Float[np.ndarray, "T P"]
+    S: Float[np.ndarray, "T P"]
+
+
+class Averages(NamedTuple):
+    """What formulas are made of: means over networks, n times their covariances, the width n and the infinite width; all packed."""
+
+    total: Group
+    limit: Limit
+    n: int
+    control: bool
+
+    def mean(self, x: Average) -> Float[np.ndarray, "T P"]:
+        """E[x]."""
+        return self.total.first[:, self._place(x)] / self.total.networks
+
+    def covariance(self, x: Average, y: Average) -> Float[np.ndarray, "T P P"]:
+        """n Cov(x, y), unbiased."""
+        count, second = self.total.networks, self.total.second[:, self._place(x), self._place(y)]
+        return self.n * (second - count * self.mean(x)[:, :, None] * self.mean(y)[:, None, :]) / (count - 1)
+
+    def _place(self, x: Average) -> slice:
+        return place(x, self.limit.K0.shape[-1], self.control)
+
+
+Formula = Callable[[Averages], Float[np.ndarray, "T P"] | Float[np.ndarray, "T P P"]]
+
+
+class Observable(NamedTuple):
+    """One quantity: of which inputs, what it means, its formula, and the one with control variates if that is another."""
+
+    axes: str
+    meaning: str
+    plain: Formula | None
+    controlled: Formula | None
+
+    def formula(self, control: bool) -> Any:
+        """The formula of a run with or without control variates; None if there is none."""
+        return self.controlled if control and self.controlled is not None else self.plain
+
+
+def observable(axes: str, meaning: str, plain: Formula | None, controlled: Formula | None = None) -> dict[str, Any]:
+    """The metadata of a field of `Quantities`."""
+    return {"observable": Observable(axes, meaning, plain, controlled)}
+
+
+class Quantities(eqx.Module):
+    """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays.
+
+    With control variates K1 and U1 are n E[R] and n E[S - C_S]: unbiased, and far less noisy than the differences that define them.
+    kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2 E[G_ab]^2) with
+    F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates take its noise, and the cancellation, off that too.
+    `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)): added to the exact infinite-width V4 of
+    the same layers it gives V4 with far smaller error. Without control variates it is None.
+    """
+
+    G: Float[np.ndarray, "T N N"] = eqx.field(
+        metadata=observable("a b", "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)", lambda x: x.mean(G))
+    )
+    S: Float[np.ndarray, "T N N"] = eqx.field(
+        metadata=observable(
+            "a b", "mean of the empirical sigma-kernel, (1/n) sum_i s(phi_i(a)) s(phi_i(b))", lambda x: x.mean(S)
+        )
+    )
+    K1: Float[np.ndarray, "T N N"] = eqx.field(
+        metadata=observable("a b", MEANING["K1"], lambda x: x.n * (x.mean(G) - x.limit.K0), lambda x: x.n * x.mean(R))
+    )
+    U1: Float[np.ndarray, "T N N"] = eqx.field(
+        metadata=observable("a b", MEANING["U1"], lambda x: x.n * (x.mean(S) - x.limit.S), lambda x: x.n * x.mean(D_S))
+    )
+    V4: Float[np.ndarray, "T N N N N"] = eqx.field(
+        metadata=observable("a b c d", MEANING["V4"], lambda x: x.covariance(G, G))
+    )
+    V_GS: Float[np.ndarray, "T N N N N"] = eqx.field(
+        metadata=observable("a b c d", MEANING["V_GS"], lambda x: x.covariance(G, S))
+    )
+    V_SS: Float[np.ndarray, "T N N N N"] = eqx.field(
+        metadata=observable("a b c d", MEANING["V_SS"], lambda x: x.covariance(S, S))
+    )
+    kappa4: Float[np.ndarray, "T N N"] = eqx.field(
+        metadata=observable(
+            "a b",
+            "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 E[phi_a phi_b]^2)",
+            lambda x: x.n * (x.mean(F) - gaussian(x.mean(G))),
+            lambda x: x.n * (x.mean(D_F) - (gaussian(x.limit.K0 + x.mean(R)) - gaussian(x.limit.K0))),
+        )
+    )
+    V4_excess: Float[np.ndarray, "T N N N N"] | None = eqx.field(
+        metadata=observable(
+            "a b c d",
+            "V4 at this width less V4 at infinite width, by control variates",
+            None,
+            lambda x: x.covariance(G, D_G) + x.covariance(D_G, G) - x.covariance(D_G, D_G),
+        )
+    )
+
+
+OBSERVABLES: dict[str, Observable] = {field.name: field.metadata["observable"] for field in fields(Quantities)}
+
+
+def estimated(control: bool) -> dict[str, Observable]:
+    """The quantities that a run with or without control variates gives."""
+    return {name: entry for name, entry in OBSERVABLES.items() if entry.formula(control) is not None}
+
+
+def quantities(total: Group, limit: Limit, width: int, control: bool) -> Quantities:
+    """The estimates from the total of all groups, or of all but one."""
+    x, unpacked = Averages(total, limit, width, control), {"a b": unpack_pairs, "a b c d": unpack_covariances}
+    found: dict[str, Any] = dict.fromkeys(OBSERVABLES)
+    for name, entry in estimated(control).items():
+        found[name] = unpacked[entry.axes](entry.formula(control)(x))
+    return Quantities(**found)
+
+
+class _Asked(NamedTuple):
+    """Stands in for `Averages`, and notes what a formula asks for."""
+
+    means: list[Average]
+    squared: list[Average]
+    n: int = 1
+    limit: Limit = Limit(np.zeros((1, 1)), np.zeros((1, 1)))
+
+    def mean(self, x: Average) -> np.ndarray:
+        self.means.append(x)
+        return np.zeros((1, 1))
+
+    def covariance(self, x: Average, y: Average) -> np.ndarray:
+        self.squared.extend((x, y))
+        return np.zeros((1, 1, 1))
+
+
+@cache
+def averages(control: bool) -> tuple[tuple[Average, ...], int]:
+    """What is averaged in a run with or without control variates, and of how many of the first second moments are kept."""
+    asked: Any = _Asked([], [])
+    for entry in estimated(control).values():
+        entry.formula(control)(asked)
+    return tuple(dict.fromkeys([*asked.squared, *asked.means])), len(set(asked.squared))
+
+
+def place(x: Average, pair_count: int, control: bool) -> slice:
+    """Where an average is in the sums."""
+    first = averages(control)[0].index(x) * pair_count
+    return slice(first, first + pair_count)
+
+
+def lengths(pair_count: int, control: bool) -> tuple[int, int]:
+    """Of the vector of all averages, and of its first part, which has second moments."""
+    found, squared = averages(control)
+    return len(found) * pair_count, squared * pair_count
+
+
+@cache  # asked for some ten times a group by every jackknife
+def _tables(pair_count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`pair_table`, and the columns of `triples`."""
+    inputs = input_count(pair_count)
+    return pair_table(inputs), triples(inputs).T
+
+
+def unpack_pairs(k: Float[np.ndarray, "*batch P"]) -> Float[np.ndarray, "*batch N N"]:
+    """Full matrices of packed ones."""
+    return k[..., _tables(k.shape[-1])[0]]
+
+
+def unpack_covariances(V: Float[np.ndarray, "*batch P P"]) -> Float[np.ndarray, "*batch N N N N"]:
+    """Full covariances of packed ones."""
+    table = _tables(V.shape[-1])[0]
+    return V[..., table[:, :, None, None], table]
+
+
+def gaussian(k: Float[np.ndarray, "T P"]) -> Float[np.ndarray, "T P"]:
+    """E[phi_a^2 phi_b^2] of Gaussians of covariance k, packed."""
+    aa, bb, ab = _tables(k.shape[-1])[1]
+    return k[:, aa] * k[:, bb] + 2 * k[:, ab] ** 2
