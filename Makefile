@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: paper test pages slow lint format lowest docs study clean
+.PHONY: paper test pages slow lint format lowest docs study benchmarks clean
 
 paper: $(VENV)/installed
 	$(BIN)/kernel-eft paper --overwrite
@@ -50,6 +50,11 @@ study: $(VENV)/installed
 	for s in tanh erf gelu relu; do $(BIN)/kernel-eft validity --activation $$s --inputs 1 --diagonal 1 --depth 100 \
 		--eps 0.1 --out results/validity-$$s.png --overwrite || exit 1; done
 	$(BIN)/python docs/study.py results
+
+# The benchmarks of a CPU, on an idle machine, and what changed since the results that are committed.
+benchmarks: $(VENV)/installed
+	for b in closures ensemble gradients; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+	$(BIN)/python benchmarks/compare.py
 
 clean:
 	rm -rf $(VENV) results site .cache .pytest_cache .hypothesis .ruff_cache
