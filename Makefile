@@ -7,13 +7,19 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: paper test slow lint format lowest docs study clean
+.PHONY: paper test pages slow lint format lowest docs study benchmarks clean
 
 paper: $(VENV)/installed
 	$(BIN)/kernel-eft paper --overwrite
 
+PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --nbmake tests notebooks
+	$(BIN)/python $(PYTEST)
+
+# The code of the pages, of the README and of the notebooks.
+pages: $(VENV)/installed-dev
+	$(BIN)/python $(PYTEST) --nbmake tests/pages notebooks
 
 slow: $(VENV)/installed-dev
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow
@@ -32,7 +38,7 @@ lowest: $(VENV)/installed-dev
 	$(PIP) install uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/lowest
 	$(BIN)/uv pip install --quiet --python $(VENV)/lowest/bin/python --resolution lowest-direct -e '.[test]'
-	$(VENV)/lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(VENV)/lowest/bin/python $(PYTEST)
 
 # The documentation, into site/: open site/index.html in a browser.
 docs: $(VENV)/installed-docs
@@ -44,6 +50,11 @@ study: $(VENV)/installed
 	for s in tanh erf gelu relu; do $(BIN)/kernel-eft validity --activation $$s --inputs 1 --diagonal 1 --depth 100 \
 		--eps 0.1 --out results/validity-$$s.png --overwrite || exit 1; done
 	$(BIN)/python docs/study.py results
+
+# The benchmarks of a CPU, on an idle machine, and what changed since the results that are committed.
+benchmarks: $(VENV)/installed
+	for b in closures ensemble gradients; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+	$(BIN)/python benchmarks/compare.py
 
 clean:
 	rm -rf $(VENV) results site .cache .pytest_cache .hypothesis .ruff_cache

@@ -5,26 +5,39 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import settings
 from jaxtyping import Array
 
-# Most of the time of these tests is compilation, and this halves it: less polished machine code for the same formulas, whose
-# results differ by rounding. `make slow` compiles as users do, and so does XLA_FLAGS= before any command.
-QUICK = ("--xla_backend_optimization_level=1", "--xla_cpu_use_fusion_emitters=false")
+# Compilation costs more than anything else here, and this halves it: less polished machine code for the same formulas, whose
+# results differ by rounding. Level 0 compiles faster still, but its samplers take twice as long. `make slow` compiles as users do,
+# and so does XLA_FLAGS= before any command.
+QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 
-def accepted(flag: str) -> bool:
-    """Whether the installed XLA has a flag; it ends the process at one that it does not know."""
-    environment = os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+def accepted(flags: str) -> bool:
+    """Whether the installed XLA has these flags; it ends the process at one that it does not know."""
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     ask = [sys.executable, "-c", "import jax; jax.devices()"]
     return subprocess.run(ask, env=environment, capture_output=True).returncode == 0
 
 
 if "XLA_FLAGS" not in os.environ:  # workers inherit what the first process found
-    os.environ["XLA_FLAGS"] = " ".join(filter(accepted, QUICK))
+    os.environ["XLA_FLAGS"] = QUICK if accepted(QUICK) else ""
+
+# Programs are compiled once for all files, workers, processes and runs, small ones too: JAX forgets them at the end of a file.
+CACHE = {
+    "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    for name, value in CACHE.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 jax.config.update("jax_enable_x64", True)
 # Mixed dtypes are errors: a float32 ensemble must not turn into float64 half way, nor the other way round.

@@ -11,18 +11,22 @@ K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 TS, EPS, LAYERS = np.array([0.32, 0.64]), 0.4, [2, 4]
 
 
-def test_linear_networks_in_closed_form():
+@pytest.mark.parametrize("closure", [keft.GOnly(), keft.HermiteTower(2)], ids=["two inputs", "one input"])
+def test_linear_networks_in_closed_form(closure):
     """K0' = C_b + C_W K0, so K0(t) = K e^(C_W t) + C_b (e^(C_W t) - 1) / C_W."""
-    C_W, C_b = 1.5, 0.3
-    s = sensitivity(keft.Model(keft.Linear(), C_W, C_b), K0, TS, closure=keft.HermiteTower(2))
+    C_W, C_b, N = 1.5, 0.3, 2 if isinstance(closure, keft.GOnly) else 1
+    K = K0[:N, :N]
+    s = sensitivity(keft.Model(keft.Linear(), C_W, C_b), K, TS, closure=closure)
     t = TS[:, None, None]
     growth = np.exp(C_W * t)
-    by_C_W = t * growth * K0 + C_b * (t * growth / C_W - (growth - 1) / C_W**2)
-    by_C_b = np.broadcast_to((growth - 1) / C_W, (2, 2, 2))
+    by_C_W = t * growth * K + C_b * (t * growth / C_W - (growth - 1) / C_W**2)
+    by_C_b = np.broadcast_to((growth - 1) / C_W, (2, N, N))
     np.testing.assert_allclose(s["C_W"].K0, by_C_W, rtol=1e-6)
     np.testing.assert_allclose(s["C_b"].K0, by_C_b, rtol=1e-6)
-    np.testing.assert_allclose(s["K0[0, 1]"].K0, growth * np.array([[0, 1], [1, 0]]), rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(s["K0[1, 1]"].K0, growth * np.array([[0, 0], [0, 1]]), rtol=1e-6, atol=1e-12)
+    for i, j in zip(*np.triu_indices(N), strict=True):
+        entry = np.zeros((N, N))
+        entry[i, j] = entry[j, i] = 1
+        np.testing.assert_allclose(s[f"K0[{i}, {j}]"].K0, growth * entry, rtol=1e-6, atol=1e-12)
 
 
 def test_linear_layers_in_closed_form_and_as_elasticities():
