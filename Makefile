@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: paper test slow lint format lowest docs study clean
+.PHONY: paper test slow lint format lowest docs serve study clean
 
 paper: $(VENV)/installed
 	$(BIN)/kernel-eft paper --overwrite
@@ -34,9 +34,14 @@ lowest: $(VENV)/installed-dev
 	$(BIN)/uv pip install --quiet --python $(VENV)/lowest/bin/python --resolution lowest-direct -e '.[test]'
 	$(VENV)/lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-# The documentation, into site/: open site/index.html in a browser.
+# The documentation, into site/. It is made of files that need no server and no network, search included.
 docs: $(VENV)/installed-docs
 	$(BIN)/python -m zensical build --clean --strict
+	@echo "To read it, open site/index.html in a browser, or type: make serve"
+
+serve: docs
+	@echo "Reading site/ at http://127.0.0.1:8000 (Ctrl-C ends it)"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
 # The figures and tables of the pages on the published study.
 study: $(VENV)/installed
