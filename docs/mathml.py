@@ -20,7 +20,9 @@ CLOSING = {"}", ")", "]", r"\}", r"\right", r"\end"}
 BREAKS = {"=", "+", "-", r"\to", r"\sim", r"\approx", r"\le", r"\text"}
 # A sign behind one of these belongs to what follows it.
 SIGNED = {"=", "_", "^", ",", r"\to", r"\sim", r"\approx", r"\le", ""}
-LEADING = re.compile(r"<mo[^>]*>")  # at the start of a formula a sign would have no space around it
+LEADING = re.compile(
+    r"<mo[^>]*>"
+)  # at the start of a formula a sign would have no space around it
 CONVERTER = LatexToMathML()
 
 
@@ -45,13 +47,9 @@ def pieces(source: str) -> list[list[str]]:
 def convert(source: str, whole: str, display: bool) -> str:
     """MathML of one piece; raises ValueError with the whole formula if it is not LaTeX that can be set."""
     try:
-        formula = CONVERTER.convert_with_local_state(
-            source, displaystyle=display
-        )
+        formula = CONVERTER.convert_with_local_state(source, displaystyle=display)
     except LatexError as error:
-        raise ValueError(
-            f"The formula {whole!r} cannot be set: {error}"
-        ) from error
+        raise ValueError(f"The formula {whole!r} cannot be set: {error}") from error
     if source.lstrip()[:1] in ("=", "+", "-"):
         formula = LEADING.sub('<mo form="infix">', formula, count=1)
     return formula.replace('<math display="block">', '<math displaystyle="true">')
@@ -63,7 +61,9 @@ def to_mathml(found: re.Match) -> str:
     if found[1] == "span":
         return f'<span class="formula">{convert(source, source, False)}</span>'
     parts = (
-        "<wbr>".join(convert(piece, source, True) for piece in part if piece.strip())
+        "<wbr>".join(
+            convert(piece, source, True) for piece in part if piece.strip()
+        )
         for part in pieces(source)
     )
     return f'<div class="formula">{" ".join(f"<span>{part}</span>" for part in parts)}</div>'
