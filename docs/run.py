@@ -8,8 +8,8 @@ The ```python blocks of a page are one script, run in order in an empty folder. 
 several processes or of other frameworks, ```sh) are not run, and show no output.
 
 A sampled number is shown with its standard error, `0.263 ± 0.012`: what the code prints may differ from it by a tenth of
-that error and one unit of the last digit, since another release of JAX rounds differently. A picture is named where it
-is shown, and not compared.
+that error and one unit of the last digit, since another release of JAX rounds differently. A number of the size of
+rounding is shown as `≈ 3e-13`, and held to a factor of ten. A picture is named where it is shown, and not compared.
 """
 
 import argparse
@@ -31,6 +31,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 PICTURE = re.compile(r"gallery/([\w-]+\.png)")
+ROUNDING = re.compile(r"≈ (\d\.?\d*e[+-]\d+)")
 SAMPLED = re.compile(r"(-?\d+\.?(\d*)) ± (\d+\.?\d*)")
 
 
@@ -79,9 +80,16 @@ def wrong(blocks: list[Block]) -> list[Block]:
 
 
 def same(printed: str, shown: str) -> bool:
-    """Whether two outputs agree: to the letter, but for sampled numbers."""
-    if SAMPLED.sub("±", printed) != SAMPLED.sub("±", shown):
+    """Whether two outputs agree: to the letter, but for sampled numbers and those of the size of rounding."""
+    if ROUNDING.sub("≈", SAMPLED.sub("±", printed)) != ROUNDING.sub(
+        "≈", SAMPLED.sub("±", shown)
+    ):
         return False
+    for here, there in zip(
+        ROUNDING.findall(printed), ROUNDING.findall(shown), strict=True
+    ):
+        if not 0.1 <= float(here) / float(there) <= 10:
+            return False
     for here, there in zip(
         SAMPLED.findall(printed), SAMPLED.findall(shown), strict=True
     ):
