@@ -1,13 +1,16 @@
 """Puts the results of the study into the pages: tables and figures of paper.md, figures of validity.md and quadrature.md.
 
-make study                       computes them and calls this
-python docs/study.py RESULTS     from results that are there
+make study                       computes the study and calls this
+python docs/study.py RESULTS     from results that are there; draws the windows of validity.md, which are not in them
 """
 
 import sys
 import textwrap
 from pathlib import Path
 
+import jax
+import kernel_eft_jax as keft
+from kernel_eft_jax.figures import plot_window
 from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
@@ -62,8 +65,18 @@ BEYOND = {
         "small.",
     ),
 }
-STACKED = (*PUBLISHED, *BEYOND, "quadrature-bias")
-SINGLE = tuple(f"validity-{name}" for name in ("tanh", "erf", "gelu", "relu"))
+WINDOWS = {
+    "tanh": keft.Tanh(),
+    "erf": keft.Erf(),
+    "gelu": keft.GELU(),
+    "relu": keft.ReLU(),
+}
+STACKED = (
+    *PUBLISHED,
+    *BEYOND,
+    "quadrature-bias",
+    *(f"validity-{name}" for name in WINDOWS),
+)
 NEXT = "Next: [Where is it valid?](validity.md), for your own network."
 MARK = "<!-- everything below is written by docs/study.py -->"
 
@@ -87,10 +100,30 @@ def page(table: str) -> str:
     return f"{by_hand}{MARK}\n\n## The published figures\n\n{published}## Beyond them\n\n{beyond}{table.rstrip()}\n\n{NEXT}\n"
 
 
+def draw_window(results: Path, name: str) -> None:
+    """The window of one activation at the setting that validity.md names, with its panels side by side and stacked."""
+    window = keft.validity_window(
+        keft.Model(WINDOWS[name], C_W=2.0),
+        [[1.0]],
+        depth=100,
+        eps=0.1,
+        tolerance=0.05,
+        reference=keft.HermiteTower(40),
+        key=jax.random.key(0),
+    )
+    title = f"{name}, C_W = 2, K0 = 1, 100 layers of eps = 0.1"
+    for columns, suffix in ((3, ""), (1, "-stacked")):
+        figure = plot_window(window, title, columns=columns)
+        figure.savefig(results / f"validity-{name}{suffix}.png", dpi=200)
+
+
 def main(results: Path) -> None:
+    jax.config.update("jax_enable_x64", True)
+    for name in WINDOWS:
+        draw_window(results, name)
     (DOCS / "study").mkdir(exist_ok=True)
     names = [f"{name}{suffix}" for name in STACKED for suffix in ("", "-stacked")]
-    for name in (*names, *SINGLE):
+    for name in names:
         with Image.open(results / f"{name}.png") as image:
             half = image.resize(
                 (image.width // 2, image.height // 2), Image.Resampling.LANCZOS
