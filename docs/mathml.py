@@ -17,7 +17,8 @@ FOUND = re.compile(
 TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
 OPENING = {"{", "(", "[", r"\{", r"\left", r"\begin"}
 CLOSING = {"}", ")", "]", r"\}", r"\right", r"\end"}
-BREAKS = {"=", "+", "-", r"\to", r"\sim", r"\approx", r"\le", r"\text"}
+SIGNS = ("=", "+", "-", r"\to", r"\sim", r"\approx", r"\le")
+BREAKS = {*SIGNS, r"\text"}
 # A sign behind one of these belongs to what follows it.
 SIGNED = {"=", "_", "^", ",", r"\to", r"\sim", r"\approx", r"\le", ""}
 LEADING = re.compile(
@@ -50,7 +51,7 @@ def convert(source: str, whole: str, display: bool) -> str:
         formula = CONVERTER.convert_with_local_state(source, displaystyle=display)
     except LatexError as error:
         raise ValueError(f"The formula {whole!r} cannot be set: {error}") from error
-    if source.lstrip()[:1] in ("=", "+", "-"):
+    if source.lstrip().startswith(SIGNS):
         formula = LEADING.sub('<mo form="infix">', formula, count=1)
     return formula.replace('<math display="block">', '<math displaystyle="true">')
 
