@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: paper test pages slow lint format lowest docs study benchmarks clean
+.PHONY: paper test pages slow lint format lowest docs serve study benchmarks clean
 
 paper: $(VENV)/installed
 	$(BIN)/kernel-eft paper --overwrite
@@ -40,15 +40,18 @@ lowest: $(VENV)/installed-dev
 	$(BIN)/uv pip install --quiet --python $(VENV)/lowest/bin/python --resolution lowest-direct -e '.[test]'
 	$(VENV)/lowest/bin/python $(PYTEST)
 
-# The documentation, into site/: open site/index.html in a browser.
+# The documentation, into site/. It is made of files that need no server and no network, search included.
 docs: $(VENV)/installed-docs
 	$(BIN)/python -m zensical build --clean --strict
+	@echo "To read it, open site/index.html in a browser, or type: make serve"
+
+serve: docs
+	@echo "Reading site/ at http://127.0.0.1:8000 (Ctrl-C ends it)"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
 # The figures and tables of the pages on the published study.
 study: $(VENV)/installed
 	$(BIN)/kernel-eft paper --all --out results --overwrite
-	for s in tanh erf gelu relu; do $(BIN)/kernel-eft validity --activation $$s --inputs 1 --diagonal 1 --depth 100 \
-		--eps 0.1 --out results/validity-$$s.png --overwrite || exit 1; done
 	$(BIN)/python docs/study.py results
 
 # The benchmarks of a CPU, on an idle machine, and what changed since the results that are committed.

@@ -1,6 +1,7 @@
-"""Formulas as MathML at build time: the site needs no script and no network to show them.
+r"""Formulas as MathML at build time: the site needs no script and no network to show them.
 
-A Python-Markdown extension. It takes what `pymdownx.arithmatex` (generic) found, in pages and docstrings alike.
+A Python-Markdown extension. It takes what `pymdownx.arithmatex` (generic) found, in pages and docstrings alike. A
+display is set in pieces, split in front of its relations, sums and \qquad, so that a narrow screen can break it there.
 """
 
 import html
@@ -13,21 +14,60 @@ from math_core import LatexError, LatexToMathML
 FOUND = re.compile(
     r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL
 )
+TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
+OPENING = {"{", "(", "[", r"\{", r"\left", r"\begin"}
+CLOSING = {"}", ")", "]", r"\}", r"\right", r"\end"}
+SIGNS = ("=", "+", "-", r"\to", r"\sim", r"\approx", r"\le")
+BREAKS = {*SIGNS, r"\text"}
+# A sign behind one of these belongs to what follows it.
+SIGNED = {"=", "_", "^", ",", r"\to", r"\sim", r"\approx", r"\le", ""}
+LEADING = re.compile(
+    r"<mo[^>]*>"
+)  # at the start of a formula a sign would have no space around it
 CONVERTER = LatexToMathML()
 
 
-def to_mathml(found: re.Match) -> str:
-    """One formula; raises ValueError with the formula if it is not LaTeX that can be set."""
-    tag, source = found[1], html.unescape(found[2]).strip()
+def pieces(source: str) -> list[list[str]]:
+    r"""The parts of a display between \qquad, each as its pieces: they begin with a relation, a sign, or a word."""
+    parts, depth, previous, sized = [[""]], 0, "", False
+    for token in TOKEN.findall(source):
+        if not sized:  # the bracket behind \left or \right belongs to it
+            depth += (token in OPENING) - (token in CLOSING)
+        sized = token in (r"\left", r"\right")
+        if token == r"\qquad" and depth == 0:
+            parts.append([""])
+            previous = ""
+            continue
+        if token in BREAKS and depth == 0 and previous not in SIGNED:
+            parts[-1].append("")
+        parts[-1][-1] += token
+        previous = previous if token.isspace() else token
+    return parts
+
+
+def convert(source: str, whole: str, display: bool) -> str:
+    """MathML of one piece; raises ValueError with the whole formula if it is not LaTeX that can be set."""
     try:
-        formula = CONVERTER.convert_with_local_state(
-            source, displaystyle=tag == "div"
-        )
+        formula = CONVERTER.convert_with_local_state(source, displaystyle=display)
     except LatexError as error:
-        raise ValueError(
-            f"The formula {source!r} cannot be set: {error}"
-        ) from error
-    return f'<{tag} class="formula">{formula}</{tag}>'
+        raise ValueError(f"The formula {whole!r} cannot be set: {error}") from error
+    if source.lstrip().startswith(SIGNS):
+        formula = LEADING.sub('<mo form="infix">', formula, count=1)
+    return formula.replace('<math display="block">', '<math displaystyle="true">')
+
+
+def to_mathml(found: re.Match) -> str:
+    """One formula of a page."""
+    source = html.unescape(found[2]).strip()
+    if found[1] == "span":
+        return f'<span class="formula">{convert(source, source, False)}</span>'
+    parts = (
+        "<wbr>".join(
+            convert(piece, source, True) for piece in part if piece.strip()
+        )
+        for part in pieces(source)
+    )
+    return f'<div class="formula">{" ".join(f"<span>{part}</span>" for part in parts)}</div>'
 
 
 class Formulas(Postprocessor):

@@ -1,14 +1,15 @@
-"""Runs the code of the pages: what a page shows as output is what its code prints.
+"""Runs the code of the pages: what a page shows as output, or as a picture of gallery/, is what its code prints or draws.
 
     python docs/run.py            check every page, or those named
-    python docs/run.py --write    put what the code prints into the pages
+    python docs/run.py --write    put what the code prints into the pages, and the pictures into gallery/
 
-The ```python blocks of a page are one script, run in order in an empty folder. A block that prints is followed by a ```text block with
-what it printed, to the letter: so print few digits. Blocks with
-another label (```py for a program of several processes, ```sh) are not run, and show no output.
+The ```python blocks of a page are one script, run in order in an empty folder. A block that prints is followed by a
+```text block with what it printed, to the letter: so print few digits. Blocks with another label (```py for programs of
+several processes or of other frameworks, ```sh) are not run, and show no output.
 
-A sampled number is shown with its standard error, `0.263 ± 0.012`: what the code prints may differ from it by a tenth of that error and
-one unit of the last digit, since another release of JAX rounds differently.
+A sampled number is shown with its standard error, `0.263 ± 0.012`: what the code prints may differ from it by a tenth of
+that error and one unit of the last digit, since another release of JAX rounds differently. A number of the size of
+rounding is shown as `≈ 3e-13`, and held to a factor of ten. A picture is named where it is shown, and not compared.
 """
 
 import argparse
@@ -22,11 +23,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 DOCS = Path(__file__).resolve().parent
 FENCE = re.compile(
     r"^```python\n(.*?)^```\n(?:\n*^```text\n(.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
+PICTURE = re.compile(r"gallery/([\w-]+\.png)")
+ROUNDING = re.compile(r"≈ (\d\.?\d*e[+-]\d+)")
 SAMPLED = re.compile(r"(-?\d+\.?(\d*)) ± (\d+\.?\d*)")
 
 
@@ -44,8 +49,8 @@ def pages() -> list[Path]:
     return sorted(DOCS.rglob("*.md"))
 
 
-def run_page(page: Path) -> list[Block]:
-    """Run a page's code in one namespace; an exception carries the page and the line."""
+def run_page(page: Path, *, keep: bool = False) -> list[Block]:
+    """Run a page's code in one namespace; an exception carries the page and the line. `keep` its pictures in gallery/."""
     text, namespace, blocks = page.read_text(), {"__name__": page.stem}, []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for match in FENCE.finditer(text):
@@ -58,6 +63,14 @@ def run_page(page: Path) -> list[Block]:
             ):
                 exec(code, namespace)
             blocks.append(Block(line, match[1], match[2], output.getvalue()))
+        for name in sorted(set(PICTURE.findall(text))):
+            with (
+                Image.open(name) as image
+            ):  # not there: the page shows a picture that its code does not draw
+                if keep:
+                    image.convert("RGB").quantize(128).save(
+                        DOCS / "gallery" / name, optimize=True
+                    )
     return blocks
 
 
@@ -67,9 +80,16 @@ def wrong(blocks: list[Block]) -> list[Block]:
 
 
 def same(printed: str, shown: str) -> bool:
-    """Whether two outputs agree: to the letter, but for sampled numbers."""
-    if SAMPLED.sub("±", printed) != SAMPLED.sub("±", shown):
+    """Whether two outputs agree: to the letter, but for sampled numbers and those of the size of rounding."""
+    if ROUNDING.sub("≈", SAMPLED.sub("±", printed)) != ROUNDING.sub(
+        "≈", SAMPLED.sub("±", shown)
+    ):
         return False
+    for here, there in zip(
+        ROUNDING.findall(printed), ROUNDING.findall(shown), strict=True
+    ):
+        if not 0.1 <= float(here) / float(there) <= 10:
+            return False
     for here, there in zip(
         SAMPLED.findall(printed), SAMPLED.findall(shown), strict=True
     ):
@@ -109,7 +129,7 @@ def main() -> int:
     failed = 0
     for page in [path.resolve() for path in arguments.pages] or pages():
         start = time.perf_counter()
-        blocks = run_page(page)
+        blocks = run_page(page, keep=arguments.write)
         differences = wrong(blocks)
         print(
             f"{page.relative_to(DOCS.parent)}: {len(blocks)} blocks, {time.perf_counter() - start:.1f} s"

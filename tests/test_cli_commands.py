@@ -97,8 +97,8 @@ def test_validity_of_linear_networks(tmp_path, capsys):
     ]
     assert cli.main(["validity", *options, "--networks", "256", "--degree", "2", "--out", str(out)]) == 0
     printed, record = capsys.readouterr().out, json.loads(out.with_suffix(".json").read_text())
-    assert record["reach"]["G-only"]["V4"]["t_star"] is None
-    assert re.search(r"V4 +G-only +everywhere", printed)
+    assert record["reach"]["GOnly"]["V4"]["t_star"] is None
+    assert re.search(r"V4 +GOnly +everywhere", printed)
     assert out.stat().st_size > 10_000
     assert json.loads(out.with_suffix(".json").read_text())["reference"] == "hermite-tower of degree 2"
 

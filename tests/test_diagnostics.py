@@ -112,8 +112,8 @@ def test_where_a_branch_begins_with_a_matrix_or_a_norm_the_kernel_alone_is_exact
         source = keft.mean_source(tower).value
         np.testing.assert_allclose(source.closure, source.exact, atol=1e-9 * np.abs(source.exact).max())
     window = keft.validity_window(model, K0, depth=3, eps=[0.3, 0.5, 0.4], tolerance=1e-6, progress=False)
-    assert [reach.t_star for reach in window.reach["G-only"].values()] == [np.inf, np.inf]
-    assert list(window.reach) == ["G-only"]
+    assert [reach.t_star for reach in window.reach["GOnly"].values()] == [np.inf, np.inf]
+    assert list(window.reach) == ["GOnly"]
 
 
 @pytest.mark.parametrize(

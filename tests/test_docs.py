@@ -58,6 +58,57 @@ def test_sampled_numbers_are_held_to_their_errors():
         assert not run.same(other, shown)
 
 
+def test_numbers_of_the_size_of_rounding_are_held_to_a_factor_of_ten():
+    """`≈ 3e-13` may be anything from 3e-14 to 3e-12 elsewhere, and nothing else."""
+    shown = "error ≈ 3e-13 of E[s s]\n"
+    for near in ("error ≈ 3e-13 of E[s s]\n", "error ≈ 1e-12 of E[s s]\n", "error ≈ 4e-14 of E[s s]\n"):
+        assert run.same(near, shown)
+    for far in ("error ≈ 4e-12 of E[s s]\n", "error ≈ 2e-14 of E[s s]\n", "error ≈ 3e-13 of E[s]\n"):
+        assert not run.same(far, shown)
+
+
+def test_a_picture_of_the_gallery_is_drawn_by_the_page(tmp_path):
+    """A page that shows gallery/x.png and does not save x.png raises, and names it."""
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\n```\n\n![x](gallery/missing.png)\n")
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        run.run_page(page)
+
+
+@pytest.mark.parametrize("page", run.pages(), ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_page_ends_with_a_next_step(page):
+    """The last paragraph begins with `Next:` and has a link to another page that is there."""
+    last = page.read_text().rstrip().split("\n\n")[-1]
+    assert last.startswith("Next: ")
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", last)
+    assert links
+    for link in links:
+        assert (page.parent / link).is_file(), link
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_output_says_only_true(page):
+    """An output shows numbers or sentences, which the reader can judge, and not the verdict of a comparison."""
+    for _, shown in run.FENCE.findall(page.read_text()):
+        assert not re.search(r"(^|: )(True|False)\b", shown), shown
+
+
+def test_displays_stand_apart():
+    """Between two displays there is a blank line: without it they are read as one formula, which stops the build of the site."""
+    for path in (*run.pages(), *(ROOT / "kernel_eft_jax").rglob("*.py")):
+        assert not re.search(r"\S\$\$\n[ \t]*\$\$\S", path.read_text()), path
+
+
+def test_citations_name_the_version():
+    """The page, CITATION.cff and the package say the same version."""
+    for path, pattern in (
+        (DOCS / "citation.md", r"version = \{(.*)\}"),
+        (ROOT / "CITATION.cff", r"^version: (.*)$"),
+        (ROOT / "pyproject.toml", r"^version = \"(.*)\"$"),
+    ):
+        assert re.findall(pattern, path.read_text(), re.MULTILINE) == [keft.__version__], path
+
+
 def test_every_page_is_in_the_navigation():
     site = tomllib.loads((ROOT / "zensical.toml").read_text())
 

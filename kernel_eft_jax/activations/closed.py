@@ -84,6 +84,7 @@ class GELU(PairActivation):
 
     $$2\pi m = k_{ab} \theta + \frac{1}{\sqrt{D}} \left(d + \frac{k_{ab}^2}{A} + \frac{k_{ab}^2}{B}\right), \qquad
       2\pi \frac{\partial m}{\partial k_{ab}} = \theta + \frac{k_{ab}}{\sqrt{D}} \left(\frac{1}{A} + \frac{1}{B} + \frac{1}{D}\right)$$
+
     $$2\pi \frac{\partial m}{\partial k_{aa}}
       = \frac{1}{\sqrt{D}} \left(\frac{k_{bb} + d}{2 A} \left(1 + \frac{B}{D}\right) - \frac{k_{ab}^2}{A^2}\right)$$
     """

@@ -118,7 +118,7 @@ class Window(Shown):
 def closures_of(model: Model) -> Mapping[str, Closure]:
     """The closures worth comparing for a block: that of the kernel alone, and the sigma-kernel where it is defined."""
     one_matrix = hasattr(model, "activation") and float(model.decay) == 0
-    return {"G-only": GOnly()} | ({"sigma-kernel": SigmaKernel()} if one_matrix else {})
+    return {"GOnly": GOnly()} | ({"SigmaKernel": SigmaKernel()} if one_matrix else {})
 
 
 def validity_window(

@@ -57,7 +57,7 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
         rows,
         "theory",
     )
-    title = f"Residual of the kernel-only equation for $V_4$, $K_0 = 1$, $C_W = 2$, $n = {SETTING.width}$"
+    title = f"Residual of the equation of GOnly for $V_4$, $K_0 = 1$, $C_W = 2$, $n = {SETTING.width}$"
     return Item(
         [section], {"residual-by-activation": Drawing(title, panels, ylabel=r"$dV_4/dt$ less the equation")}, results
     )

@@ -82,7 +82,7 @@ def _parts(found, tower):
     ]
     transport, total = (float(first(getattr(value, part))[-1]) for part in ("transport", "total"))
     why = (
-        "The transport part by the Hermite tower; the source part is zero at leading order in 1/n. Transport is "
+        "The transport part by HermiteTower; the source part is zero at leading order in 1/n. Transport is "
         f"{100 * transport / total:.0f} % of the residual at t = 2: that published statement stands. Its size does not: {transport:.2f} "
         f"instead of {first(found[RULE].value.transport)[-1]:.2f} by the rule, beside a rate of V4 of about 29."
     )
@@ -145,7 +145,7 @@ def _source_figure(study):
     sampled, stderr = source.value, source.stderr
     eft = keft.mean_source(theories[G_ONLY], MODEL).value
     eft_32 = keft.mean_source(theories[RULE], RULE_MODEL).value
-    fed = "G-only formula, $V_4$ and $K_1$ of networks"
+    fed = "GOnly formula, $V_4$ and $K_1$ of networks"
     panels = {}
     for a, b in ((0, 0), (0, 1)):
         jump = eft.closure[0, a, b]

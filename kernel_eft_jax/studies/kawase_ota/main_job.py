@@ -143,7 +143,7 @@ def _theory(study):
         f"gives E[tanh^2] too large by {value_32 - value:.1e}, and E[(tanh^2)''], which is chi, as {bend_32:.4f} where it is {bend:.4f}: that "
         "is the whole difference to the last column."
     )
-    return Section("Theory of the kernel alone", why, rows)
+    return Section("Theory of the kernel alone (GOnly)", why, rows)
 
 
 def _sampled(study):
@@ -182,7 +182,7 @@ def _what_holds(study):
             Row(f"K1_mic less the error of K0; here {name}", K1, Value(K1s[name])),
         ]
     why = (
-        f"With converged expectations the G-only V4 is off by {100 * (V4s[G_ONLY] / V4s[TOWER] - 1):.1f} % at infinite width (published: -12 % "
+        f"With converged expectations the V4 of GOnly is off by {100 * (V4s[G_ONLY] / V4s[TOWER] - 1):.1f} % at infinite width (published: -12 % "
         f"of the sampled one at n = 64), and its K1_EFT is {K1s[G_ONLY] / K1s[TOWER]:.1f} times too large (published: 1.2). The theories that "
         "go beyond it agree with the published networks."
     )

@@ -43,7 +43,7 @@ def quadrature_item(study: Study) -> Item:
     )
     section = Section("The published code, with 64 points in place of 32", why, rows, "published code")
     results = {
-        f"theory-G-only-{rule.points}-points": solutions[name]
+        f"theory-GOnly-{rule.points}-points": solutions[name]
         for name, rule in RULES.items()
         if isinstance(rule, GaussHermite)
     }

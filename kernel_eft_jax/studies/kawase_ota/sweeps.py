@@ -88,7 +88,7 @@ def _widths(studies):
         for p in PUBLISHED["V4_0000_T2_by_width"]
     ]
     limit = entry(studies[WIDE, FINE].theories[TOWER].V4).value
-    why = f"At infinite width these layers have {limit:.3f} (Hermite tower): what is left falls like 1/n."
+    why = f"At infinite width these layers have {limit:.3f} (HermiteTower): what is left falls like 1/n."
     return Section("Sampled V4 does not depend on the width, up to 1/n", why, rows)
 
 
@@ -142,4 +142,4 @@ def _error_figure(studies):
             )
             for (n, step), study in studies.items()
         }
-    return Drawing("Error of the G-only $V_4$ against networks of every width and step", panels, ylabel="per cent")
+    return Drawing("Error of $V_4$ of GOnly against networks of every width and step", panels, ylabel="per cent")
