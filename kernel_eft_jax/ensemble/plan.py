@@ -149,7 +149,8 @@ def part_count(problem: Problem, size: int) -> int:
 def _network(problem: Problem) -> int:
     """Bytes that one network takes on its device."""
     numbers = problem.sampler.numbers(problem.model, problem.factor.shape[0], problem.width)
-    return 4 * numbers * (1 if problem.path is None else 2)
+    copies = 0 if problem.path is None else min(2, problem.factor.shape[0])
+    return 4 * numbers * (1 + copies)
 
 
 def _block_memory() -> int:
