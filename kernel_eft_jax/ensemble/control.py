@@ -1,4 +1,4 @@
-r"""The control variate: a copy of each network that interacts with nothing, and its linear response.
+r"""The control variates: free copies of each network, which interact with nothing, and their linear response.
 
 Independent neurons driven by the network's own normals, hidden ones too, but with the deterministic covariances of infinite width, have
 kernels of exactly known mean. Along the same path runs the linear response h of the infinite-width limit: with $E_S$ the kernel that the
@@ -17,6 +17,12 @@ gives K1 without the noise of the increments: several times smaller an error tha
 $F_{ab} = \frac1n \sum_i \phi_i(a)^2 \phi_i(b)^2$ has a control of its own, of mean $K_{aa} K_{bb} + 2 K_{ab}^2$ (K for K0):
 
 $$C_F = F_\text{free} + K_{bb} h_{aa} + K_{aa} h_{bb} + 4 K_{ab} h_{ab}$$
+
+**Which normals.** The network's outputs are L z. A free copy of all inputs takes $L_0 U z$, with U the rotation that brings it near to L
+(`turned`), so that no input comes first. A free copy of one input alone can follow the network more closely, in the very direction of that
+input's outputs: $\sqrt{Q_{aa} / \hat Q_{aa}}\, (L z)_a$. One input's copy knows nothing of pairs, but with X for $C_S$, R or $C_F$ of all inputs and
+$\Delta_a = X^\text{alone}_{aa} - X_{aa}$, of mean zero, any $X_{ab} + w \Delta_a + w' \Delta_b$ has the mean that $X_{ab}$ has. With
+$w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ that is the copy alone for b = a and for repeated inputs, and the copy of all for unlike ones.
 """
 
 from typing import Any, NamedTuple
@@ -167,9 +173,11 @@ def free_outputs(
         if inputs == 1:
             joint.append(mix(L0[:, :, None], z))
             continue
-        joint.append(mix(turned(L0, inverse, read.L), z, full=True))
         deviations = jnp.sqrt(jnp.sum(L0**2, axis=1))[:, None, None]
-        alone.append(mix(deviations * unit_rows(read.L), z)[:, None])
+        found = turned(L0, inverse, read.L), deviations * unit_rows(read.L)
+        turned_L0, rows = jax.lax.optimization_barrier(found)  # else they are worked out again for every neuron
+        joint.append(mix(turned_L0, z, full=True))
+        alone.append(mix(rows, z)[:, None])
     return tuple(joint), tuple(alone)
 
 
@@ -196,19 +204,29 @@ def read_free(
 def differences(
     control: Control, G: Float[Array, "P B"], S: Float[Array, "P B"], F: Float[Array, "P B"], limits: Limits
 ) -> tuple[Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"], Float[Array, "P B"]]:
-    """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at one depth; of pairs aa the last three by the copy of a alone.
+    """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at one depth.
 
-    G - C_G is that of all inputs throughout: the covariance of C_G is known for them.
+    G - C_G is that of all inputs together: the covariance of C_G is known for them. To the others the copies of each input alone are added.
     """
     C_G, *parts = uses(control.joint, limits.joint)
     if control.alone is not None:
-        inputs = len(control.alone.phi)
-        a, b = np.triu_indices(inputs)
-        place = np.where(a == b, len(a) + a, np.arange(len(a)))
         _, *each = jax.vmap(uses)(control.alone, limits.alone)
-        parts = [jnp.concatenate([x, y[:, 0]])[place] for x, y in zip(parts, each, strict=True)]
+        aa, bb, ab = triples(len(control.alone.phi)).T
+        K, E = limits.joint.K0[:, None], limits.joint.S[:, None]
+        near = 0.5 * ratio(K[ab], K[aa]) * ratio(K[ab], K[bb])
+        by_S = near * ratio(E[ab], E[aa]), near * ratio(E[ab], E[bb])
+        by_F = near * ratio(K[bb], K[aa]), near * ratio(K[aa], K[bb])
+        diagonal, inputs = np.unique(aa), np.triu_indices(len(control.alone.phi))
+        for i, (weights, alone) in enumerate(zip((by_S, by_S, by_F), each, strict=True)):
+            gain = alone[:, 0] - parts[i][diagonal]
+            parts[i] = parts[i] + sum(w * gain[place] for w, place in zip(weights, inputs, strict=True))
     C_S, R, C_F = parts
     return G - C_G, S - C_S, R, F - C_F
+
+
+def ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
+    """x / y, and zero where y is."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
 
 
 def uses(free: Free, path: Path) -> tuple[Float[Array, "P B"], ...]:

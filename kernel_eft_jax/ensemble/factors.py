@@ -32,7 +32,8 @@ def gram(s: Float[Array, "N n B"]) -> Float[Array, "P B"]:
             jnp.concatenate([reduce(add, (x[a, i] * x[a:, i] for i in range(8))), rest[a] * rest[a:]], axis=1)
             for a in range(inputs)
         ]
-        return jnp.sum(jnp.concatenate(sums), axis=1) / width
+        # The barrier keeps the compiler from cutting the sum of one input into eight passes.
+        return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(sums)), axis=1) / width
     s = jnp.moveaxis(s, -1, 0)
     return pack(jnp.matmul(s, s.mT, precision="highest")).T / width
 
