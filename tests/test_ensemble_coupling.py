@@ -52,7 +52,9 @@ def test_the_rotation_is_the_orthogonal_part_to_first_order(key):
     for size in (1e-2, 1e-3):
         left, _, right = np.linalg.svd(np.eye(4) + size * noise)
         L = (L0 @ (np.eye(4) + size * noise))[:, :, None]
-        U = np.linalg.solve(L0, np.asarray(turned(jnp.asarray(L0), lower_inverse(jnp.asarray(L0)), jnp.asarray(L)))[..., 0])
+        U = np.linalg.solve(
+            L0, np.asarray(turned(jnp.asarray(L0), lower_inverse(jnp.asarray(L0)), jnp.asarray(L)))[..., 0]
+        )
         assert np.abs(U - left @ right).max() < 10 * size**2
 
 

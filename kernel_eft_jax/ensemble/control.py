@@ -150,9 +150,7 @@ def advance(
     if control.alone is None:
         return Control(joint, None)
     S = read.S[np.diagonal(pair_table(len(control.alone.phi))), None]
-    return Control(
-        joint, jax.vmap(move)(control.alone, S, increments_alone[0], before.alone, behind.alone, x_alone)
-    )
+    return Control(joint, jax.vmap(move)(control.alone, S, increments_alone[0], before.alone, behind.alone, x_alone))
 
 
 def free_outputs(
@@ -182,7 +180,11 @@ def free_outputs(
 
 
 def read_free(
-    phi: Float[Array, "N n B"], h: Float[Array, "P B"], model: Model, path: Path, hidden: tuple[Float[Array, "N m B"], ...]
+    phi: Float[Array, "N n B"],
+    h: Float[Array, "P B"],
+    model: Model,
+    path: Path,
+    hidden: tuple[Float[Array, "N m B"], ...],
 ) -> Float[Array, "P B"]:
     """C_S of free neurons phi, hidden ones too, and response h."""
     x, C, responses, last = phi, h, iter(path.responses), len(hidden)

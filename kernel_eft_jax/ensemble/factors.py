@@ -135,9 +135,7 @@ def unit_rows(L: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
     return L * scale[:, None] + jnp.where(some, 0, 1)[:, None].astype(L.dtype) * own
 
 
-def turned(
-    L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array, "N N B"]
-) -> Float[Array, "N N B"]:
+def turned(L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
     r"""L0 U with U orthogonal, near to L: of all factors of $L_0 L_0^T$ one that hardly depends on the order of inputs.
 
     $$U = (1 - A)^{-1} (1 + A), \qquad A = \tfrac14 (M - M^T), \qquad M = L_0^{-1} L$$

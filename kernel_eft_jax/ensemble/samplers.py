@@ -140,9 +140,7 @@ def draw_hidden(
     return tuple(noise)
 
 
-def read_stream(
-    sampler: Sampler, model: Model, phi: Float[Array, "N n B"], hidden: tuple[Any, ...]
-) -> tuple[Any, ...]:
+def read_stream(sampler: Sampler, model: Model, phi: Float[Array, "N n B"], hidden: tuple[Any, ...]) -> tuple[Any, ...]:
     """What each matrix of the branch is told, from the stream and the random numbers of the matrices before the last."""
     reads, stream = [], (lambda: phi)
     for section, noise, shape in zip(model.sections, (*hidden, None), shapes(model, phi.shape[1]), strict=True):
