@@ -168,8 +168,8 @@ def test_both_samplers_agree_on_near_copies(key):
 def test_factors_from_features(key, inputs, C_b):
     """L L^T = C_b + C_W S in directions that are 1e-3 and 1e-4 of the inputs, to 1 and 5 %: float32 features, NumPy's QR in float64.
 
-    The last inputs are near-copies of the first, and of each other; without biases one is repeated, which is exact. Other networks in the
-    batch change no bit.
+    The last inputs are near-copies of the first, and of each other; in another network the second and the last repeat the first, which is exact,
+    and others come between. Other networks in the batch change no bit.
     """
     m, networks = 2 * inputs + 6, 3
     x = np.array(jax.random.normal(key, (inputs, m, networks), jnp.float32))
@@ -178,6 +178,7 @@ def test_factors_from_features(key, inputs, C_b):
     x[-1, :, 2] = x[0, :, 2]
     if inputs > 2:
         x[-2, :, 1] = x[0, :, 1] + np.float32(1e-4) * noise[-2, :, 1]
+    x[1, :, 2] = x[0, :, 2]
     dense = Dense(jnp.float32(1.7), jnp.float32(C_b))
 
     def factor(x):
@@ -195,5 +196,6 @@ def test_factors_from_features(key, inputs, C_b):
     if inputs > 2:
         np.testing.assert_allclose(L[-2, -2, 1], R[-2], rtol=0.05)
     assert np.array_equal(L[-1, :, 2], L[0, :, 2])
+    assert np.array_equal(L[1, :, 2], L[0, :, 2])
     alone = np.concatenate([x[..., :1]] * 3, axis=-1)
     assert np.array_equal(factor(alone)[..., 0], L[..., 0])

@@ -86,7 +86,7 @@ def features_factor(
     """
     Q = dense.value(S)[pair_table(input_count(S.shape[0]))]
     L, diagonal = factor(Q), jnp.diagonal(Q).T
-    doubtful = jnp.any(jnp.diagonal(L).T ** 2 < DOUBTFUL * jnp.finfo(Q.dtype).eps * diagonal, axis=0)
+    doubtful = jnp.any(DOUBTFUL * jnp.finfo(Q.dtype).eps * diagonal > jnp.diagonal(L).T ** 2, axis=0)
     return jax.lax.cond(
         jnp.any(doubtful), lambda: jnp.where(doubtful, orthogonalised(dense, Q, features()), L), lambda: L
     )
@@ -98,16 +98,18 @@ def orthogonalised(dense: Dense, Q: Float[Array, "N N B"], x: Float[Array, "N m 
     Every round takes off the inputs before, but for those whose rest is doubtful. With y the rest, x = C y, the factor of Q is C times the
     factor of the kernel of y, for any C: so C is held fixed in derivatives.
     """
-    inputs, eps, table = Q.shape[0], jnp.finfo(Q.dtype).eps, pair_table(Q.shape[0])
+    table, floor = pair_table(Q.shape[0]), (10 * Q.shape[0] * jnp.finfo(Q.dtype).eps) ** 2 * jnp.diagonal(Q).T
+    C_W, C_b = dense.C_W.astype(Q.dtype), dense.C_b.astype(Q.dtype)
     y, bias = x, jnp.ones_like(x[:, :1])
-    total, rest = jnp.broadcast_to(jnp.eye(inputs, dtype=Q.dtype)[:, :, None], Q.shape), Q
+    total, rest = jnp.broadcast_to(jnp.eye(Q.shape[0], dtype=Q.dtype)[:, :, None], Q.shape), Q
     for _ in range(2):
         C, inverse = jax.tree.map(jax.lax.stop_gradient, eliminate(rest))
-        total = mix(total, C)
-        y, bias = mix(inverse, y), mix(inverse, bias)
-        rest = (dense.C_W.astype(Q.dtype) * gram(y) + dense.C_b.astype(Q.dtype) * gram(bias))[table]
-    seen = jnp.diagonal(rest).T > (10 * inputs * eps) ** 2 * jnp.diagonal(Q).T
-    return mix(total, factor(jnp.where(seen[:, None] & seen[None], rest, 0)))
+        total, y, bias = mix(total, C), mix(inverse, y), mix(inverse, bias)
+        rest = (C_W * gram(y) + C_b * gram(bias))[table]
+        seen = jnp.diagonal(rest).T > floor  # what is only rounding must not be taken for a direction
+        y, bias = jnp.where(seen[:, None], y, 0), jnp.where(seen[:, None], bias, 0)
+        rest = jnp.where(seen[:, None] & seen[None], rest, 0)
+    return mix(total, factor(rest))
 
 
 def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Array, "N N B"]]:

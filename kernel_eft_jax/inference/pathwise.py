@@ -18,8 +18,8 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, UInt32
 from ..checks import check_count, check_kernel
 from ..depths import check_eps
 from ..ensemble import BlockSampler
-from ..ensemble.normals import network_keys
 from ..ensemble.factors import gram, mix
+from ..ensemble.normals import network_keys
 from ..ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, read_stream
 from ..maps import Affine
 from ..model import Model
