@@ -28,7 +28,7 @@ from scipy.stats import ks_2samp
 from kernel_eft_jax.activations import Linear, Polynomial, ReLU, Smooth, Tanh
 from kernel_eft_jax.closures import HermiteTower
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, plan, sample_kernels
-from kernel_eft_jax.ensemble.samplers import cholesky
+from kernel_eft_jax.ensemble.factors import cholesky
 from kernel_eft_jax.ensemble.statistics import jackknife
 from kernel_eft_jax.maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model

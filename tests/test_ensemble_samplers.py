@@ -12,8 +12,9 @@ import pytest
 
 from kernel_eft_jax.activations import Tanh
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler
+from kernel_eft_jax.ensemble.factors import gram, mix
 from kernel_eft_jax.ensemble.normals import network_keys
-from kernel_eft_jax.ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, gram, mix
+from kernel_eft_jax.ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows
 from kernel_eft_jax.maps import GLU, Dense
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.pairs import pairs
@@ -35,7 +36,8 @@ def draw(key, inputs, width, sampler=None):
 def outputs(sampler, phi, noise):
     """What comes out of the matrix behind tanh(phi)."""
     last = MODEL.sections[-1]
-    return sampler.outputs(last.dense, sampler.reads(last.features(phi)), noise, (phi.shape[1], phi.shape[1]))
+    read = sampler.reads(last.dense, lambda: last.features(phi))
+    return sampler.outputs(last.dense, read, noise, (phi.shape[1], phi.shape[1]))
 
 
 def double(x):

@@ -1,4 +1,4 @@
-r"""The control variate: a copy of each network that interacts with nothing, and its linear response.
+r"""The control variates: free copies of each network, which interact with nothing, and their linear response.
 
 Independent neurons driven by the network's own normals, hidden ones too, but with the deterministic covariances of infinite width, have
 kernels of exactly known mean. Along the same path runs the linear response h of the infinite-width limit: with $E_S$ the kernel that the
@@ -17,6 +17,12 @@ gives K1 without the noise of the increments: several times smaller an error tha
 $F_{ab} = \frac1n \sum_i \phi_i(a)^2 \phi_i(b)^2$ has a control of its own, of mean $K_{aa} K_{bb} + 2 K_{ab}^2$ (K for K0):
 
 $$C_F = F_\text{free} + K_{bb} h_{aa} + K_{aa} h_{bb} + 4 K_{ab} h_{ab}$$
+
+**Which normals.** The network's outputs are L z. A free copy of all inputs takes $L_0 U z$, with U the rotation that brings it near to L
+(`turned`), so that no input comes first. A free copy of one input alone can follow the network more closely, in the very direction of that
+input's outputs: $\sqrt{Q_{aa} / \hat Q_{aa}}\, (L z)_a$. One input's copy knows nothing of pairs, but with X for $C_S$, R or $C_F$ of all inputs and
+$\Delta_a = X^\text{alone}_{aa} - X_{aa}$, of mean zero, any $X_{ab} + w \Delta_a + w' \Delta_b$ has the mean that $X_{ab}$ has. With
+$w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ that is the copy alone for b = a and for repeated inputs, and the copy of all for unlike ones.
 """
 
 from typing import Any, NamedTuple
@@ -24,36 +30,61 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Float
+import numpy as np
+from jaxtyping import Array, Float
 
 from ..maps import Affine, Local, Response
 from ..model import Model
 from ..network import semidefinite_cholesky, shapes
-from ..pairs import triples, unpack
-from .samplers import as_rows, gram, mix
+from ..pairs import input_count, pair_table, triples, unpack
+from .factors import gram, lower_inverse, mix, turned, unit_rows
+from .samplers import Read, as_rows
 
 
 class Path(NamedTuple):
-    """The network of infinite width, layer by layer: K0, the kernel E_S that the last matrix reads, the responses of all maps from K0 to
-    Q, without curvature and noise, and the factors of the covariances of every matrix's outputs."""
+    """The network of infinite width, layer by layer: K0, the kernel E_S that the last matrix reads, and the responses of all maps from K0 to
+    Q, without curvature and noise."""
 
     K0: Float[Array, "layers P"]
     S: Float[Array, "layers P"]
     responses: list[Any]
-    factors: list[Float[Array, "layers N N"]]
+
+    def of_each(self) -> "Path":
+        """The same of networks of one input, for every input: a further axis behind the layers."""
+        inputs = input_count(self.K0.shape[-1])
+        diagonal = np.diagonal(pair_table(inputs))
+
+        def alone(response):
+            value = response.value[:, diagonal, None]
+            if isinstance(response, Affine):
+                return Affine(value, jnp.broadcast_to(response.scale[:, None], value.shape[:2]))
+            zero = jnp.zeros(value.shape[:2], value.dtype)
+            return Local(value, response.slope[:, diagonal, None], zero, zero)
+
+        return Path(self.K0[:, diagonal, None], self.S[:, diagonal, None], [alone(r) for r in self.responses])
+
+
+class Limits(NamedTuple):
+    """What control variates need of infinite width: the path of all inputs, that of each alone if there are several, and for each matrix the
+    factors of the covariances of its outputs with their inverses."""
+
+    joint: Path
+    alone: Path | None
+    factors: list[tuple[Float[Array, "layers N N"], Float[Array, "layers N N"]]]
 
 
 @eqx.filter_jit
-def infinite_width(model: Model, k0: Float[Array, " P"], dt: Float[Array, " depth"]) -> Path:
+def infinite_width(model: Model, k0: Float[Array, " P"], dt: Float[Array, " depth"]) -> Limits:
     """All depths of the recursion K0' = a^2 K0 + dt Q(K0), dt = eps^2 of each layer."""
 
     def layer(k, dt):
         responses = model.responses(k)
         factors = [semidefinite_cholesky(unpack(r.value)) for r in responses if isinstance(r, Affine)]
-        path = Path(k, responses[-2].value, [first_order(r) for r in responses], factors)
-        return model.shrink(dt) * k + dt * responses[-1].value, path
+        path = Path(k, responses[-2].value, [first_order(r) for r in responses])
+        return model.shrink(dt) * k + dt * responses[-1].value, (path, [(L, lower_inverse(L)) for L in factors])
 
-    return jax.lax.scan(layer, k0, jnp.append(dt, 0))[1]  # after the last depth comes no layer
+    path, factors = jax.lax.scan(layer, k0, jnp.append(dt, 0))[1]  # after the last depth comes no layer
+    return Limits(path, path.of_each() if input_count(k0.size) > 1 else None, factors)
 
 
 def first_order(response: Response) -> Response:
@@ -63,7 +94,7 @@ def first_order(response: Response) -> Response:
 
 
 class Free(NamedTuple):
-    """State of the control: the free neurons, C_S, the linear response, and the sum R."""
+    """State of a free copy: its neurons, C_S, the linear response, and the sum R."""
 
     phi: Float[Array, "N n B"]
     S: Float[Array, "P B"]
@@ -71,29 +102,81 @@ class Free(NamedTuple):
     R: Float[Array, "P B"]
 
 
-def start(phi: Float[Array, "N n B"], model: Model, path: Path, hidden: tuple[Complex[Array, "half B"], ...]) -> Free:
+class Control(NamedTuple):
+    """A free copy of all inputs, and one of each input alone, a further axis in front; None for one input."""
+
+    joint: Free
+    alone: Free | None
+
+
+def start(
+    phi: Float[Array, "N n B"], model: Model, limits: Limits, reads: tuple[Read, ...], hidden: tuple[Any, ...]
+) -> Control:
     """At depth zero the free neurons are the network's own, and nothing responds."""
-    zero = jnp.zeros((path.K0.shape[0], phi.shape[2]), phi.dtype)
-    return Free(phi, read_free(phi, zero, model, path, hidden), zero, zero)
+
+    def begin(phi, path, x):
+        zero = jnp.zeros((path.K0.shape[0], phi.shape[2]), phi.dtype)
+        return Free(phi, read_free(phi, zero, model, path, x), zero, zero)
+
+    x, each = free_outputs(limits.factors, reads, hidden, shapes(model, phi.shape[1]))
+    if limits.alone is None:
+        return Control(begin(phi, limits.joint, x), None)
+    return Control(begin(phi, limits.joint, x), jax.vmap(begin)(phi[:, None], limits.alone, each))
 
 
 def advance(
-    free: Free,
-    S: Float[Array, "P B"],
+    control: Control,
     model: Model,
-    path: tuple[Path, Path],
-    noise: tuple[Complex[Array, "half B"], tuple[Complex[Array, "half B"], ...]],
+    limits: tuple[Limits, Limits],
+    reads: tuple[Read, tuple[Read, ...]],
+    noise: tuple[Any, tuple[Any, ...]],
     eps: Float[Array, ""],
     a: Float[Array, ""],
-) -> Free:
-    """One layer, with S of the network before it, the path before and behind it, and the normals of the last matrix in it and of the hidden
-    neurons behind it."""
-    before, behind = path
-    phi = a * free.phi + eps * mix(before.factors[-1][:, :, None], as_rows(noise[0], free.phi.shape))
+) -> Control:
+    """One layer. In pairs: infinite width before and behind it; what its last matrix was told, and all matrices behind it; their normals."""
+    (before, behind), (read, reads), (noise, hidden) = limits, reads, noise
+    matrices = shapes(model, control.joint.phi.shape[1])
+    increments, increments_alone = free_outputs(before.factors[-1:], (read,), (noise,), matrices[-1:])
+    x, x_alone = free_outputs(behind.factors, reads, hidden, matrices)
     step = eps**2 * model.C_W
-    h = a**2 * free.h + step * (free.S - before.S[:, None])
-    R = a**2 * free.R + step * (S - free.S)
-    return Free(phi, read_free(phi, h, model, behind, noise[1]), h, R)
+
+    def move(free, S, increments, before, behind, x):
+        phi = a * free.phi + eps * increments
+        h = a**2 * free.h + step * (free.S - before.S[:, None])
+        R = a**2 * free.R + step * (S - free.S)
+        return Free(phi, read_free(phi, h, model, behind, x), h, R)
+
+    joint = move(control.joint, read.S, increments[0], before.joint, behind.joint, x)
+    if control.alone is None:
+        return Control(joint, None)
+    S = read.S[np.diagonal(pair_table(len(control.alone.phi))), None]
+    return Control(joint, jax.vmap(move)(control.alone, S, increments_alone[0], before.alone, behind.alone, x_alone))
+
+
+def free_outputs(
+    factors: list[tuple[Float[Array, "N N"], Float[Array, "N N"]]],
+    reads: tuple[Read, ...],
+    noise: tuple[Any, ...],
+    shapes: tuple[tuple[int, int], ...],
+) -> tuple[tuple[Float[Array, "N m B"], ...], tuple[Float[Array, "N 1 m B"], ...]]:
+    """Outputs of matrices in the free copies, from the network's normals: of all inputs, and of each alone.
+
+    Both have covariances of infinite width, whatever the network: given L, rows of unit length and orthogonal matrices make normals of
+    normals. An input alone takes its outputs of the network itself, rescaled.
+    """
+    joint, alone = [], []
+    for (L0, inverse), read, numbers, shape in zip(factors, reads, noise, shapes, strict=False):
+        inputs = read.L.shape[0]
+        z = as_rows(numbers, (inputs, shape[0], read.L.shape[2]))
+        if inputs == 1:
+            joint.append(mix(L0[:, :, None], z))
+            continue
+        deviations = jnp.sqrt(jnp.sum(L0**2, axis=1))[:, None, None]
+        found = turned(L0, inverse, read.L), deviations * unit_rows(read.L)
+        turned_L0, rows = jax.lax.optimization_barrier(found)  # else they are worked out again for every neuron
+        joint.append(mix(turned_L0, z, full=True))
+        alone.append(mix(rows, z)[:, None])
+    return tuple(joint), tuple(alone)
 
 
 def read_free(
@@ -101,22 +184,20 @@ def read_free(
     h: Float[Array, "P B"],
     model: Model,
     path: Path,
-    hidden: tuple[Complex[Array, "half B"], ...],
+    hidden: tuple[Float[Array, "N m B"], ...],
 ) -> Float[Array, "P B"]:
-    """C_S of free neurons phi and response h, with the normals of the hidden neurons."""
-    x, C, responses = phi, h, iter(path.responses)
-    outputs, networks = [shape[0] for shape in shapes(model, phi.shape[1])], phi.shape[2]
+    """C_S of free neurons phi, hidden ones too, and response h."""
+    x, C, responses, last = phi, h, iter(path.responses), len(hidden)
     for i, section in enumerate(model.sections):
         if i:
             C = next(responses).apply(C)  # through the matrix in front
-            z = as_rows(hidden[i - 1], (phi.shape[0], outputs[i - 1], networks))
-            x = mix(path.factors[i - 1][:, :, None], z)
+            x = hidden[i - 1]
         response = next(responses)
         C, E = gram(section.neurons(x)) + response.apply(C), response.value[:, None]
         for _ in section.norms:
             response = next(responses)
             C, E = response.value[:, None] + response.apply(C - E), response.value[:, None]
-        if i == len(outputs) - 1:
+        if i == last:
             break
         C = C - E
     return C
@@ -132,10 +213,36 @@ class Differences(NamedTuple):
 
 
 def differences(
-    free: Free, G: Float[Array, "P B"], S: Float[Array, "P B"], F: Float[Array, "P B"], path: Path
-) -> "Differences":
-    """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at the depth of `path`."""
+    control: Control, G: Float[Array, "P B"], S: Float[Array, "P B"], F: Float[Array, "P B"], limits: Limits
+) -> Differences:
+    """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at one depth.
+
+    G - C_G is that of all inputs together: the covariance of C_G is known for them. To the others the copies of each input alone are added.
+    """
+    C_G, *parts = uses(control.joint, limits.joint)
+    if control.alone is not None:
+        _, *each = jax.vmap(uses)(control.alone, limits.alone)
+        aa, bb, ab = triples(len(control.alone.phi)).T
+        K, E = limits.joint.K0[:, None], limits.joint.S[:, None]
+        near = 0.5 * ratio(K[ab], K[aa]) * ratio(K[ab], K[bb])
+        by_S = near * ratio(E[ab], E[aa]), near * ratio(E[ab], E[bb])
+        by_F = near * ratio(K[bb], K[aa]), near * ratio(K[aa], K[bb])
+        diagonal, inputs = np.unique(aa), np.triu_indices(len(control.alone.phi))
+        for i, (weights, alone) in enumerate(zip((by_S, by_S, by_F), each, strict=True)):
+            gain = alone[:, 0] - parts[i][diagonal]
+            parts[i] = parts[i] + sum(w * gain[place] for w, place in zip(weights, inputs, strict=True))
+    C_S, R, C_F = parts
+    return Differences(G - C_G, S - C_S, R, F - C_F)
+
+
+def ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
+    """x / y, and zero where y is."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+
+
+def uses(free: Free, path: Path) -> tuple[Float[Array, "P B"], ...]:
+    """C_G, C_S, R and C_F of a free copy."""
     aa, bb, ab = triples(free.phi.shape[0]).T
     K, h = path.K0[:, None], free.h
     C_F = gram(free.phi**2) + K[bb] * h[aa] + K[aa] * h[bb] + 4 * K[ab] * h[ab]
-    return Differences(G - gram(free.phi) - h, S - free.S, free.R, F - C_F)
+    return gram(free.phi) + h, free.S, free.R, C_F

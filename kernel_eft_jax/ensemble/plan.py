@@ -147,7 +147,8 @@ def _lengths(problem):
 def _network(problem: Problem) -> int:
     """Bytes that one network takes on its device."""
     numbers = problem.sampler.numbers(problem.model, problem.factor.shape[0], problem.width)
-    return 4 * numbers * (2 if problem.control else 1)
+    copies = min(2, problem.factor.shape[0]) if problem.control else 0
+    return 4 * numbers * (1 + copies)
 
 
 def _block_memory() -> int:

@@ -8,9 +8,9 @@ are the oracle of the theory.
 """
 
 from abc import abstractmethod
-from functools import reduce
-from operator import add
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,11 +19,9 @@ from jaxtyping import Array, Complex, Float, UInt32
 
 from ..maps import Dense
 from ..model import Model
-from ..network import UNROLLED, semidefinite_cholesky, shapes
-from ..pairs import input_count, pack, pair_table
+from ..network import UNROLLED, shapes
+from .factors import WRITTEN_OUT, features_factor, gram, mix
 from .normals import Words, normals, real_and_imaginary
-
-WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products are written out with networks innermost
 
 
 class Sampler(eqx.Module):
@@ -38,8 +36,8 @@ class Sampler(eqx.Module):
         """The random numbers of a matrix in one layer, the pairs from number `first` on: a function of each network's key and the layer."""
 
     @abstractmethod
-    def reads(self, x: Float[Array, "N m B"]) -> Any:
-        """What a matrix is told of its features x."""
+    def reads(self, dense: Dense, features: Callable[[], Float[Array, "N m B"]]) -> Any:
+        """What a matrix is told of its features, which a function gives: they may be computed more than once, and need not be kept."""
 
     @abstractmethod
     def kernel(self, read: Any) -> Float[Array, "P B"]:
@@ -54,6 +52,13 @@ class Sampler(eqx.Module):
         """How many numbers a network holds in memory at once, roughly."""
 
 
+class Read(NamedTuple):
+    """What a matrix is told of its features by the block law: their kernel S, and the factor L of C_b + C_W S."""
+
+    S: Float[Array, "P B"]
+    L: Float[Array, "N N B"]
+
+
 class BlockSampler(Sampler):
     """Sample outputs from their exact law given the features, one normal for each output and input, without weights."""
 
@@ -63,22 +68,20 @@ class BlockSampler(Sampler):
     def draw(self, keys, layer, first, inputs, shape) -> Complex[Array, "half B"]:
         return draw_rows(keys, layer, inputs, shape[0], first)
 
-    def reads(self, x) -> Float[Array, "P B"]:
-        return gram(x)
+    def reads(self, dense, features) -> Read:
+        S = gram(features())
+        return Read(S, features_factor(dense, S, features))
 
     def kernel(self, read):
-        return read
+        return read.S
 
     def outputs(self, dense, read, noise, shape):
-        inputs = input_count(read.shape[0])
-        z = as_rows(noise, (inputs, shape[0], read.shape[1]))
-        Q = dense.value(read)[pair_table(inputs)]
-        if inputs > WRITTEN_OUT:
-            return mix(jax.vmap(semidefinite_cholesky, -1, -1)(Q), z)
-        if inputs <= UNROLLED:
-            return mix(cholesky(Q), z)
-        # Barriers, here and below: without them the compiler works out factors and normals again for every neuron.
-        L, z = jax.lax.optimization_barrier((cholesky(Q), z))
+        inputs = read.L.shape[0]
+        z = as_rows(noise, (inputs, shape[0], read.L.shape[2]))
+        if not UNROLLED < inputs <= WRITTEN_OUT:
+            return mix(read.L, z)
+        # Barriers, here and in `cholesky`: without them the compiler works out factors and normals again for every neuron.
+        L, z = jax.lax.optimization_barrier((read.L, z))
         return jax.lax.optimization_barrier(mix(L, z))
 
     def numbers(self, model, inputs, width):
@@ -98,8 +101,8 @@ class WeightSampler(Sampler):
         z = normals((keys[0][:, None], keys[1][:, None]), layer, index[None])
         return z.reshape(-1, shape[1] + 1, (shape[0] + 1) // 2)
 
-    def reads(self, x) -> Float[Array, "N m B"]:
-        return x
+    def reads(self, dense, features) -> Float[Array, "N m B"]:
+        return features()
 
     def kernel(self, read):
         return gram(read)
@@ -137,13 +140,13 @@ def draw_hidden(
     return tuple(noise)
 
 
-def read_stream(sampler: Sampler, model: Model, phi: Float[Array, "N n B"], hidden: tuple[Any, ...]) -> Any:
-    """What the last matrix of the branch is told, from the stream and the random numbers of the matrices before it."""
-    *before, last = model.sections
-    x = phi
-    for section, noise, shape in zip(before, hidden, shapes(model, phi.shape[1])[:-1], strict=True):
-        x = sampler.outputs(section.dense, sampler.reads(section.features(x)), noise, shape)
-    return sampler.reads(last.features(x))
+def read_stream(sampler: Sampler, model: Model, phi: Float[Array, "N n B"], hidden: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What each matrix of the branch is told, from the stream and the random numbers of the matrices before the last."""
+    reads, stream = [], (lambda: phi)
+    for section, noise, shape in zip(model.sections, (*hidden, None), shapes(model, phi.shape[1]), strict=True):
+        reads.append(sampler.reads(section.dense, lambda section=section, x=stream: section.features(x())))
+        stream = partial(sampler.outputs, section.dense, reads[-1], noise, shape)
+    return tuple(reads)
 
 
 def draw_rows(
@@ -159,51 +162,3 @@ def as_rows(noise: Complex[Array, "half B"], shape: tuple[int, ...]) -> Float[Ar
     if shape[0] % 2 == 0:  # the same, cut between inputs: then the compiler sees through it
         return jnp.concatenate([x.reshape(shape[0] // 2, *shape[1:]) for x in (noise.real, noise.imag)])
     return real_and_imaginary(noise, shape[0] * shape[1], axis=0).reshape(shape)
-
-
-def gram(s: Float[Array, "N n B"]) -> Float[Array, "P B"]:
-    r"""$\frac1n \sum_i s_i(a) s_i(b)$ of every network, packed."""
-    inputs, width, networks = s.shape
-    if inputs <= WRITTEN_OUT:
-        # Neurons in eight parts, summed elementwise: as wide as vectors are, which a reduction over all of them is not.
-        rows = width // 8
-        x, rest = s[:, : 8 * rows].reshape(inputs, 8, rows, networks), s[:, 8 * rows :]
-        sums = [
-            jnp.concatenate([reduce(add, (x[a, i] * x[a:, i] for i in range(8))), rest[a] * rest[a:]], axis=1)
-            for a in range(inputs)
-        ]
-        return jnp.sum(jnp.concatenate(sums), axis=1) / width
-    s = jnp.moveaxis(s, -1, 0)
-    return pack(jnp.matmul(s, s.mT, precision="highest")).T / width
-
-
-def cholesky(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
-    """`semidefinite_cholesky` of every network, written out with networks innermost: several times faster for 16 inputs.
-
-    Not for many more: compile time grows like their square.
-    """
-    inputs, columns = Q.shape[0], []
-    Q = rest = jax.lax.optimization_barrier(Q)
-    for first in range(0, inputs, UNROLLED):
-        panel = [rest[j:, j] for j in range(min(UNROLLED, inputs - first))]
-        for j, column in enumerate(panel):
-            for k in range(j):
-                column = column - panel[k][j - k :] * panel[k][j - k]
-            regular = column[0] > 10 * inputs * jnp.finfo(Q.dtype).eps * Q[first + j, first + j]
-            panel[j] = column * jnp.where(regular, 1 / jnp.sqrt(jnp.where(regular, column[0], 1)), 0)
-        panel = jax.lax.optimization_barrier(panel)
-        below = [column[len(panel) - j :] for j, column in enumerate(panel)]
-        rest = rest[len(panel) :, len(panel) :] - sum(x[:, None] * x[None] for x in below)
-        rest = jax.lax.optimization_barrier(rest)
-        columns += panel
-    return jnp.stack([jnp.pad(column, ((j, 0), (0, 0))) for j, column in enumerate(columns)], axis=1)
-
-
-def mix(L: Float[Array, "N N #B"], z: Float[Array, "N n B"]) -> Float[Array, "N n B"]:
-    """L z for every network, L lower triangular."""
-    inputs = z.shape[0]
-    if inputs <= WRITTEN_OUT:
-        return jnp.stack(
-            [sum(L[a, b][None] * z[b] for b in range(1, a + 1)) + L[a, 0][None] * z[0] for a in range(inputs)]
-        )
-    return jnp.moveaxis(jnp.matmul(jnp.moveaxis(L, -1, 0), jnp.moveaxis(z, -1, 0), precision="highest"), 0, -1)

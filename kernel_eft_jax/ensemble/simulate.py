@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from ..model import Model
 from ..network import shapes
-from .control import Free, Path, advance, differences, start
+from .control import Control, Limits, advance, differences, start
+from .factors import gram, mix
 from .normals import network_keys
 from .observables import Networks, averages
-from .samplers import Sampler, as_rows, draw_hidden, draw_last, draw_rows, gram, mix, read_stream
+from .samplers import Sampler, as_rows, draw_hidden, draw_last, draw_rows, read_stream
 from .statistics import Moments, block_moments
 
 
@@ -31,7 +32,7 @@ class Problem(eqx.Module):
     eps: Float[Array, " steps"]  # of each layer, or one for all
     skip: Float[Array, " steps"]
     layers: Int[Array, " T"]
-    path: Path | None
+    path: Limits | None
     width: int = eqx.field(static=True)
 
     @property
@@ -45,7 +46,7 @@ class State(NamedTuple):
 
     phi: Float[Array, "N n B"]
     read: Any
-    free: Free | None
+    control: Control | None
 
 
 def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"], measure: Callable) -> Any:
@@ -67,11 +68,11 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
         noise, hidden = numbers(draw_last, layer), numbers(draw_hidden, layer + 1)
         eps, a = once(lambda: [x.at[layer].get(mode="clip") for x in (problem.eps, problem.skip)])
         phi = eps * sampler.outputs(last, state.read, noise, shape) + a * state.phi
-        free = state.free
-        if free is not None:
-            path = at(layer), at(layer + 1)
-            free = advance(free, sampler.kernel(state.read), model, path, (noise, hidden), eps, a)
-        return State(phi, read_stream(sampler, model, phi, hidden), free)
+        reads, control = read_stream(sampler, model, phi, hidden), state.control
+        if control is not None:
+            limits = at(layer), at(layer + 1)
+            control = advance(control, model, limits, (state.read, reads), (noise, hidden), eps, a)
+        return State(phi, reads[-1], control)
 
     def save(state, interval):
         state = jax.lax.fori_loop(interval[0], interval[1], step, state)
@@ -80,8 +81,9 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
     zero = jnp.zeros((), problem.layers.dtype)
     z = as_rows(draw_rows(keys, jnp.uint32(0), inputs, width), (inputs, width, networks.size))
     phi, hidden = mix(problem.factor[:, :, None], z), numbers(draw_hidden, zero)
-    free = None if problem.path is None else start(phi, model, at(0), hidden)
-    first = State(phi, read_stream(sampler, model, phi, hidden), free)
+    reads = read_stream(sampler, model, phi, hidden)
+    control = None if problem.path is None else start(phi, model, at(0), reads, hidden)
+    first = State(phi, reads[-1], control)
     return jax.lax.scan(save, first, (jnp.append(zero, problem.layers[:-1]), problem.layers))[1]
 
 
@@ -132,7 +134,7 @@ def moments_of_blocks(
 
         def measure(state, path):
             x = gram(state.phi), problem.sampler.kernel(state.read), gram(state.phi**2)
-            less = None if state.free is None else differences(state.free, *x, path)
+            less = None if state.control is None else differences(state.control, *x, path)
             seen = Networks(state.phi, *x, less)
             asked, squared = averages(problem.control)
             weight = (members < networks).astype(jnp.float32)

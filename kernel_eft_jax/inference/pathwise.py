@@ -17,8 +17,9 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, UInt32
 from ..checks import check_count, check_kernel
 from ..depths import check_eps
 from ..ensemble import BlockSampler
+from ..ensemble.factors import gram, mix
 from ..ensemble.normals import network_keys
-from ..ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, gram, mix, read_stream
+from ..ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, read_stream
 from ..maps import Affine
 from ..model import Model
 from ..network import semidefinite_cholesky, shapes, skip
@@ -68,7 +69,7 @@ def pathwise_kernels(
 
     def layer(carry, index):
         phi, saved = carry
-        read = read_stream(sampler, model, phi, draw(draw_hidden, index))
+        *_, read = read_stream(sampler, model, phi, draw(draw_hidden, index))
         eta = sampler.outputs(last, read, draw(draw_last, index), shape)
         later = a[index] * phi + eps[index] * eta
         saved = jnp.where((observed == index + 1)[:, None, None], gram(later), saved)
