@@ -88,7 +88,7 @@ def same(printed: str, shown: str) -> bool:
     for here, there in zip(
         ROUNDING.findall(printed), ROUNDING.findall(shown), strict=True
     ):
-        if not 0.1 <= float(here) / float(there) <= 10:
+        if not 0.1 * float(there) <= float(here) <= 10 * float(there):
             return False
     for here, there in zip(
         SAMPLED.findall(printed), SAMPLED.findall(shown), strict=True
