@@ -17,7 +17,7 @@ from ..model import Model
 from ..network import shapes
 from .control import Free, Path, advance, differences, start
 from .normals import network_keys
-from .observables import Networks, averages
+from .observables import Networks, recorded
 from .samplers import Sampler, as_rows, draw_hidden, draw_last, draw_rows, gram, mix, read_stream
 from .statistics import Moments, block_moments
 
@@ -134,7 +134,7 @@ def moments_of_blocks(
             x = gram(state.phi), problem.sampler.kernel(state.read), gram(state.phi**2)
             less = None if state.free is None else differences(state.free, *x, path)
             seen = Networks(state.phi, *x, less)
-            asked, squared = averages(problem.control)
+            asked, squared = recorded(problem.control)
             weight = (members < networks).astype(jnp.float32)
             x, squared = jnp.concatenate([average.of(seen) for average in asked]), squared * len(seen.G)
             x = jnp.moveaxis(x.reshape(-1, parts, size // parts), 1, 0)
