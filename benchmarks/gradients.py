@@ -102,7 +102,7 @@ def fit_time():
         "truth": truth,
         "values": dict(zip(result.names, result.values.tolist(), strict=True)),
         "stderr": dict(zip(result.names, result.stderr.tolist(), strict=True)),
-        "chi2 per degree of freedom": result.chi2_per_dof,
+        "chi2 per degree of freedom": result.chi2 / result.dof,
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernel_eft_jax.ensemble import Estimate
-from kernel_eft_jax.ensemble.observables import Limit, averages
+from kernel_eft_jax.ensemble.observables import Limit, recorded
 from kernel_eft_jax.ensemble.statistics import GROUPS, Moments, Sums, block_moments, jackknife
 
 SIZE = 8
@@ -48,15 +48,15 @@ def test_moments_lose_no_digits(key):
 
 
 def estimate_of(x, limit, control=False):
-    """The estimate of these averages, in the order of `averages`."""
-    sums = stream(x, averages(control)[1])
+    """The estimate of these averages, in the order of `recorded`."""
+    sums = stream(x, recorded(control)[1])
     return Estimate.of(sums, limit, width=10, layers=np.array([0, 4]), eps=0.5, control=control)
 
 
 def test_quantities_are_their_definitions(key):
     """G and S of one pair, with their differences from controls, or with F: every field against NumPy."""
-    assert [average.name for average in averages(True)[0]] == ["G", "S", "G - C_G", "R", "S - C_S", "F - C_F"]
-    assert [average.name for average in averages(False)[0]] == ["G", "S", "F"]
+    assert [average.name for average in recorded(True)[0]] == ["G", "S", "G - C_G", "R", "S - C_S", "F - C_F"]
+    assert [average.name for average in recorded(False)[0]] == ["G", "S", "F"]
     x = np.asarray(jax.random.normal(key, (500, 2, 6), jnp.float32)).cumsum(axis=-1)
     limit = Limit(K0=np.array([[0.1], [0.2]]), S=np.array([[0.3], [0.4]]))
     est = estimate_of(x, limit, control=True)

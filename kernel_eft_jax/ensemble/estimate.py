@@ -33,7 +33,7 @@ from ..network import semidefinite_cholesky, shapes, skip
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width
-from .observables import OBSERVABLES, Limit, Quantities, averages, estimated, lengths, quantities
+from .observables import OBSERVABLES, Limit, Quantities, estimated, lengths, quantities, recorded
 from .plan import check_run, sample_size
 from .processes import compare, together
 from .result import Estimate
@@ -255,7 +255,7 @@ def settings(problem: Problem, key: PRNGKeyArray) -> dict:
         "key": np.asarray(jax.random.bits(key, (2,), jnp.uint32)).tolist(),
         "sampler": type(problem.sampler).__name__,
         "control": problem.control,
-        "averages": [average.name for average in averages(problem.control)[0]],
+        "averages": [average.name for average in recorded(problem.control)[0]],
         "branch": [f"Dense(ratio={part.ratio})" if isinstance(part, Dense) else type(part).__name__ for part in branch],
         "model and inputs": hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()[:16],
     }

@@ -52,7 +52,7 @@ class Limit(NamedTuple):
     S: Float[np.ndarray, "T P"]
 
 
-class Averages(NamedTuple):
+class Sampled(NamedTuple):
     """What formulas are made of: means over networks, n times their covariances, the width n and the infinite width; all packed."""
 
     total: Group
@@ -73,7 +73,7 @@ class Averages(NamedTuple):
         return place(x, self.limit.K0.shape[-1], self.control)
 
 
-Formula = Callable[[Averages], Float[np.ndarray, "T P"] | Float[np.ndarray, "T P P"]]
+Formula = Callable[[Sampled], Float[np.ndarray, "T P"] | Float[np.ndarray, "T P P"]]
 
 
 class Observable(NamedTuple):
@@ -89,7 +89,7 @@ class Observable(NamedTuple):
         return self.controlled if control and self.controlled is not None else self.plain
 
 
-def observable(axes: str, meaning: str, plain: Formula | None, controlled: Formula | None = None) -> dict[str, Any]:
+def measured(axes: str, meaning: str, plain: Formula | None, controlled: Formula | None = None) -> dict[str, Any]:
     """The metadata of a field of `Quantities`."""
     return {"observable": Observable(axes, meaning, plain, controlled)}
 
@@ -105,30 +105,30 @@ class Quantities(eqx.Module):
     """
 
     G: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=observable("a b", "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)", lambda x: x.mean(G))
+        metadata=measured("a b", "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)", lambda x: x.mean(G))
     )
     S: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=observable(
+        metadata=measured(
             "a b", "mean of the empirical sigma-kernel, (1/n) sum_i s(phi_i(a)) s(phi_i(b))", lambda x: x.mean(S)
         )
     )
     K1: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=observable("a b", MEANING["K1"], lambda x: x.n * (x.mean(G) - x.limit.K0), lambda x: x.n * x.mean(R))
+        metadata=measured("a b", MEANING["K1"], lambda x: x.n * (x.mean(G) - x.limit.K0), lambda x: x.n * x.mean(R))
     )
     U1: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=observable("a b", MEANING["U1"], lambda x: x.n * (x.mean(S) - x.limit.S), lambda x: x.n * x.mean(D_S))
+        metadata=measured("a b", MEANING["U1"], lambda x: x.n * (x.mean(S) - x.limit.S), lambda x: x.n * x.mean(D_S))
     )
     V4: Float[np.ndarray, "T N N N N"] = eqx.field(
-        metadata=observable("a b c d", MEANING["V4"], lambda x: x.covariance(G, G))
+        metadata=measured("a b c d", MEANING["V4"], lambda x: x.covariance(G, G))
     )
     V_GS: Float[np.ndarray, "T N N N N"] = eqx.field(
-        metadata=observable("a b c d", MEANING["V_GS"], lambda x: x.covariance(G, S))
+        metadata=measured("a b c d", MEANING["V_GS"], lambda x: x.covariance(G, S))
     )
     V_SS: Float[np.ndarray, "T N N N N"] = eqx.field(
-        metadata=observable("a b c d", MEANING["V_SS"], lambda x: x.covariance(S, S))
+        metadata=measured("a b c d", MEANING["V_SS"], lambda x: x.covariance(S, S))
     )
     kappa4: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=observable(
+        metadata=measured(
             "a b",
             "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 E[phi_a phi_b]^2)",
             lambda x: x.n * (x.mean(F) - gaussian(x.mean(G))),
@@ -136,7 +136,7 @@ class Quantities(eqx.Module):
         )
     )
     V4_excess: Float[np.ndarray, "T N N N N"] | None = eqx.field(
-        metadata=observable(
+        metadata=measured(
             "a b c d",
             "V4 at this width less V4 at infinite width, by control variates",
             None,
@@ -155,7 +155,7 @@ def estimated(control: bool) -> dict[str, Observable]:
 
 def quantities(total: Group, limit: Limit, width: int, control: bool) -> Quantities:
     """The estimates from the total of all groups, or of all but one."""
-    x, unpacked = Averages(total, limit, width, control), {"a b": unpack_pairs, "a b c d": unpack_covariances}
+    x, unpacked = Sampled(total, limit, width, control), {"a b": unpack_pairs, "a b c d": unpack_covariances}
     found: dict[str, Any] = dict.fromkeys(OBSERVABLES)
     for name, entry in estimated(control).items():
         found[name] = unpacked[entry.axes](entry.formula(control)(x))
@@ -163,7 +163,7 @@ def quantities(total: Group, limit: Limit, width: int, control: bool) -> Quantit
 
 
 class _Asked(NamedTuple):
-    """Stands in for `Averages`, and notes what a formula asks for."""
+    """Stands in for `Sampled`, and notes what a formula asks for."""
 
     means: list[Average]
     squared: list[Average]
@@ -180,7 +180,7 @@ class _Asked(NamedTuple):
 
 
 @cache
-def averages(control: bool) -> tuple[tuple[Average, ...], int]:
+def recorded(control: bool) -> tuple[tuple[Average, ...], int]:
     """What is averaged in a run with or without control variates, and of how many of the first second moments are kept."""
     asked: Any = _Asked([], [])
     for entry in estimated(control).values():
@@ -190,13 +190,13 @@ def averages(control: bool) -> tuple[tuple[Average, ...], int]:
 
 def place(x: Average, pair_count: int, control: bool) -> slice:
     """Where an average is in the sums."""
-    first = averages(control)[0].index(x) * pair_count
+    first = recorded(control)[0].index(x) * pair_count
     return slice(first, first + pair_count)
 
 
 def lengths(pair_count: int, control: bool) -> tuple[int, int]:
     """Of the vector of all averages, and of its first part, which has second moments."""
-    found, squared = averages(control)
+    found, squared = recorded(control)
     return len(found) * pair_count, squared * pair_count
 
 

@@ -14,7 +14,7 @@ from ..model import Model
 from ..pairs import input_count
 from ..showing import Shown, shown
 from ..storage import MEANING, Result, attribute, axes, dataset, labelled, made_by
-from .observables import OBSERVABLES, Limit, Quantities, averages, estimated, quantities, unpack_pairs
+from .observables import OBSERVABLES, Limit, Quantities, estimated, quantities, recorded, unpack_pairs
 from .samplers import Sampler
 from .statistics import Group, Sums, interval, jackknife, least_V4_error
 
@@ -136,7 +136,7 @@ class Estimate(Shown, Result, Quantities):
                     "sum_first",
                     "group t x",
                     [g.first for g in groups],
-                    f"sum of x = {_averages(self.control)} over the networks of a group",
+                    f"sum of x = {_names(self.control)} over the networks of a group",
                 ),
                 (
                     "sum_second",
@@ -147,7 +147,7 @@ class Estimate(Shown, Result, Quantities):
             )
         }
         attributes = {"networks": self.networks, "width": self.width, "parts": self.sums.parts}
-        attributes |= {"control": str(self.control), "averages": _averages(self.control)}
+        attributes |= {"control": str(self.control), "averages": _names(self.control)}
         attributes |= {name: attribute(getattr(self, name)) for name in MADE_BY if getattr(self, name) is not None}
         return dataset("Estimate", self.ts, self.K0.shape[-1], variables, attributes)
 
@@ -156,7 +156,7 @@ class Estimate(Shown, Result, Quantities):
         """The estimate that `to_xarray` gave."""
 
         control = data.attrs["control"] == "True"
-        if data.attrs["averages"] != _averages(control):
+        if data.attrs["averages"] != _names(control):
             raise ValueError("Another version of this package made it, which averages other things: make it again.")
 
         def quantities(suffix="") -> dict[str, Any]:
@@ -189,9 +189,9 @@ class Estimate(Shown, Result, Quantities):
         )
 
 
-def _averages(control):
+def _names(control):
     """The names of what is averaged, in the order of the sums."""
-    return ", ".join(average.name for average in averages(control)[0])
+    return ", ".join(average.name for average in recorded(control)[0])
 
 
 def _key_fields(key):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..pairs import pairs
 from .checkpoint import Checkpoint
-from .observables import averages
+from .observables import recorded
 from .plan import Plan, amount, plan_run
 from .processes import across, meet
 from .simulate import Problem, compiled, moments_of_blocks
@@ -256,7 +256,7 @@ def check_finite(moments: Moments, problem: Problem, first: int) -> None:
     t, m = bad[0]
     a, b = pairs(problem.factor.shape[0])
     number, p = divmod(int(m), len(a))
-    name = averages(problem.control)[0][number].name
+    name = recorded(problem.control)[0][number].name
     raise FloatingPointError(
         f"The ensemble turned non-finite: entry [{a[p]}, {b[p]}] of {name} at layer {problem.layers[t]}, in the block of "
         f"networks from number {first} on. Variances grow with depth: take a smaller eps, depth or C_W."

@@ -18,7 +18,7 @@ from ..network import shapes
 from .control import Control, Limits, advance, differences, start
 from .factors import gram, mix
 from .normals import network_keys
-from .observables import Networks, averages
+from .observables import Networks, recorded
 from .samplers import Sampler, as_rows, draw_hidden, draw_last, draw_rows, read_stream
 from .statistics import Moments, block_moments
 
@@ -136,7 +136,7 @@ def moments_of_blocks(
             x = gram(state.phi), problem.sampler.kernel(state.read), gram(state.phi**2)
             less = None if state.control is None else differences(state.control, *x, path)
             seen = Networks(state.phi, *x, less)
-            asked, squared = averages(problem.control)
+            asked, squared = recorded(problem.control)
             weight = (members < networks).astype(jnp.float32)
             x, squared = jnp.concatenate([average.of(seen) for average in asked]), squared * len(seen.G)
             x = jnp.moveaxis(x.reshape(-1, parts, size // parts), 1, 0)

@@ -88,11 +88,6 @@ class Fit(Shown):
         return np.sqrt(np.diagonal(noise(self.prediction.covariance, self.observed.networks, self.with_V4)))
 
     @property
-    def chi2_per_dof(self) -> float:
-        """About one if the theory describes the data; NaN if there are as many parameters as data."""
-        return self.chi2 / self.dof if self.dof else float("nan")
-
-    @property
     def p_value(self) -> float:
         """Probability of a larger chi2 if the theory is right; when small, the theory is not, and intervals mislead."""
         from scipy import special

@@ -51,9 +51,27 @@ def solve(
     loop). With `layers` and `eps` the real network's layers are stepped, $t_l = \sum_{j \le l} \epsilon_j^2$; `eps` is one number or one a
     layer, and both modes of differentiation work as they are, in `eps` too.
 
-    Raises ValueError for arguments that make no sense, before any work, and RuntimeError that names depth and entry if
-    the solve fails, stops being finite, or if its Gaussian expectations have an estimated error above one per cent. With `throw=False` it
-    returns what it has, and `result` and `stats` say how it went.
+    Args:
+        model: The block.
+        K0: Kernel of the inputs at depth zero.
+        ts: Depth times of the continuum to save; or
+        layers: numbers of the layers to save, with `eps`.
+        eps: The step of a layer, one number or one for each layer.
+        closure: The theory.
+        solver: Of diffrax, in the continuum.
+        adjoint: Of diffrax, in the continuum.
+        stepsize_controller: Of diffrax, in the continuum.
+        dt0: First step, in the continuum; by default diffrax chooses it.
+        max_steps: Of the continuum; more end the solve.
+        throw: Whether a solve that fails raises; else it returns what it has, and `result` and `stats` say how it went.
+
+    Returns:
+        K0, V4 and K1 at the saved depths, with estimated errors and what made them.
+
+    Raises:
+        ValueError: For arguments that make no sense, before any work.
+        RuntimeError: With depth and entry, if the solve fails, stops being finite, or if its Gaussian expectations have an estimated error
+            above one per cent.
     """
     for name, value, kind in (("model", model, Model), ("closure", closure, Closure)):
         if not isinstance(value, kind):
