@@ -24,7 +24,7 @@ from ..ensemble import Estimate
 from ..trajectory.solve import EXACT
 from .data import Observed, check_same, observe
 from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
-from .likelihood import Prediction, noise, predict
+from .likelihood import Prediction, noise, predict, settle
 from .parameters import (
     Experiment,
     check_names,
@@ -158,7 +158,8 @@ def fit(
     `data` are kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
     layers. Values of free parameters are where the search starts. `parameter_names` lists the names: C_W, C_b, decay, eps, width,
     K0_scale, activation.slope for a block of one matrix, branch[1].C_W for others. Mean kernels are fitted; `with_V4` adds the
-    sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself.
+    sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself. A degree that the closure
+    leaves open is chosen at the start and kept.
 
     Trust-region Gauss-Newton by SciPy; pass an optax `optimiser` for first-order steps, taken in units of the expected errors.
     Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more: a large chi2
@@ -176,6 +177,7 @@ def fit(
     if isinstance(data, Estimate):
         check_same(data, experiment, names)
     observed = observe(data, experiment, with_V4)
+    closure = settle(experiment, closure)
     x = np.asarray(to_coordinates(names, get_parameters(experiment, names)), np.float64)
 
     def evaluate(x) -> Prediction:
