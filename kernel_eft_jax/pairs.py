@@ -30,6 +30,11 @@ def triples(inputs: int) -> Int[np.ndarray, "P 3"]:
     return np.stack([table[a, a], table[b, b], table[a, b]], axis=1)
 
 
+def pair_count(inputs: int) -> int:
+    """P = N(N+1)/2 from N."""
+    return inputs * (inputs + 1) // 2
+
+
 def input_count(pair_count: int) -> int:
     """N from P = N(N+1)/2."""
     inputs = int((np.sqrt(8 * pair_count + 1) - 1) / 2)

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import PROBLEMS, SMOOTH, Problem, line, one_input_layers, select, sigma, wick
+from scipy.linalg import expm
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import maps
-from kernel_eft_jax.expectations.four_point import bends, products_and_noise
+from kernel_eft_jax.expectations.four_point import local_products, products_and_noise
 from kernel_eft_jax.maps import apply_slope
 from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
 
@@ -140,6 +141,44 @@ def test_truncation_bounds_what_is_missing(name, k, degree):
         assert missing < float(jnp.max(getattr(solution.truncation, quantity))) < 5 * missing, quantity
 
 
+@pytest.mark.parametrize(
+    ("name", "k", "most"), [("Sin", 25.0, 128), ("Tanh", 1e-3, 4), ("GELU", 1.0, 8)], ids=["Sin", "Tanh", "GELU"]
+)
+def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
+    """Bounds are within the stated shares, and the numbers within the bounds: for sin at K0 = 25, whose s^2 sits near degree 100, too."""
+    model, exact = (
+        keft.Model(SMOOTH[name].activation, jnp.array(2.0)),
+        one_input_layers(SMOOTH[name], 2.0, 0.0, k, 0.5, 8),
+    )
+    solution = keft.solve(model, [[k]], layers=8, eps=0.5)
+    assert solution.closure.degree <= most
+    K1_unit = max(abs(exact["K1"][-1]), 0.01 * exact["K0"][-1])
+    for quantity, share, unit in (("V4", 1e-3, exact["V4"][-1]), ("K1", 1e-2, K1_unit)):
+        bound = float(getattr(solution.truncation, quantity).ravel()[0])
+        assert abs(getattr(solution, quantity).item() - exact[quantity][-1]) < bound + 1e-8 * unit < 1.01 * share * unit
+    if most > 4:
+        lower = keft.solve(model, [[k]], layers=8, eps=0.5, closure=keft.HermiteTower(most // 2))
+        assert (
+            float(lower.truncation.K1.ravel()[0]) > 1e-2 * K1_unit
+            or float(lower.truncation.V4.ravel()[0]) > 1e-3 * exact["V4"][-1]
+        )
+
+
+def test_where_no_degree_can_be_chosen():
+    """Inside jit the degree is 30; a hierarchy that ends by itself has its own; a file gives back the degree that was used."""
+    model = keft.Model(keft.Erf(), jnp.array(2.0))
+    inside = jax.jit(lambda K: keft.solve(model, K, layers=2, eps=0.5).packed)(jnp.array([[1.0]]))
+    for found, given in zip(
+        inside, keft.solve(model, [[1.0]], layers=2, eps=0.5, closure=keft.HermiteTower(30)).packed, strict=True
+    ):
+        np.testing.assert_allclose(found, given, rtol=1e-12)
+    two_matrices = keft.Model([keft.Dense(1.0), keft.GELU(), keft.Dense(2.0)])
+    solution = keft.solve(two_matrices, [[1.0]], layers=2, eps=0.5)
+    assert solution.closure.degree == 2
+    again = keft.Solution.from_xarray(solution.to_xarray())
+    assert again.closure.degree == 2
+
+
 def test_a_degree_too_low_to_tell_says_so():
     """Second derivatives of a kinked activation have no norm: from two degrees their tail cannot be told."""
     solution = keft.solve(
@@ -147,6 +186,52 @@ def test_a_degree_too_low_to_tell_says_so():
     )
     assert np.isnan(solution.truncation.K1).all()
     assert np.isfinite(solution.truncation.V4).all()
+
+
+def sigma_kernel_layers(case, C_W, k, dt, layers):
+    """V4, V_SS, K1 of the closure for one input, its layer written out by hand for z = (phi^2, s^2) and a trapezoidal rule."""
+    x, w = line(1 / 24)
+
+    def under(k):
+        """Covariance, regression of (s^2)'' on z, noise per Q, and first and second response of E[s^2], under N(0, k)."""
+        s = [case.s(np.sqrt(k) * x, r) for r in range(3)]
+        f, slope, bend = s[0] ** 2, 2 * s[0] * s[1], 2 * (s[1] ** 2 + s[0] * s[2])
+        z = np.stack([k * x**2, f])
+        z = z - (z @ w)[:, None]
+        C, gradient = (z * w) @ z.T, np.stack([2 * np.sqrt(k) * x, slope])
+        chi, hess = (f * (x**2 - 1)) @ w / (2 * k), (f * (x**4 - 6 * x**2 + 3)) @ w / (4 * k**2)
+        return C, np.linalg.solve(C, (z * w) @ bend), (gradient * w) @ gradient.T, chi, hess, f @ w
+
+    V, mean = under(k)[0], np.zeros(2)
+    for _ in range(layers):
+        q = C_W * under(k)[-1]
+        _, bend, noise, *_ = under(k + dt * q / 2)
+        generator = dt * np.array([[0, 0], 0.5 * q * bend])
+        # Van Loan: the flow and the noise of a linear system, from one exponential.
+        both = expm(np.block([[-generator, dt * q * noise], [np.zeros((2, 2)), generator.T]]))
+        F = both[2:, 2:].T
+        k = k + dt * q
+        _, bend, _, chi, hess, _ = under(k)
+        layer = F + dt * C_W * np.array([[0, 1], [0, chi]])
+        source = 0.5 * dt * C_W * bend @ (F @ V[:, 1]) + 0.5 * (dt * C_W) ** 2 * hess * V[1, 1]
+        mean = layer @ mean + np.array([0, source])
+        V = layer @ V @ layer.T + F @ both[:2, 2:]
+    return V[0, 0], V[1, 1], mean[0]
+
+
+@pytest.mark.parametrize(("name", "dt", "layers"), [("Erf", 1.0, 10), ("SiLU", 0.25, 4)])
+def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt, layers):
+    """At any eps, by hand in plain NumPy. What is left of erf at eps = 1, K1 = -1.39 where -1.68 is right, is the closure itself."""
+    case = SMOOTH[name]
+    by_hand = sigma_kernel_layers(case, 2.0, 1.0, dt, layers)
+    model = keft.Model(case.activation, jnp.array(2.0))
+    solution = keft.solve(model, [[1.0]], layers=layers, eps=dt**0.5, closure=keft.SigmaKernel())
+    found = [float(x.ravel()[0]) for x in (solution.V4, solution.V_SS, solution.K1)]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
+    if name == "Erf":
+        exact = one_input_layers(case, 2.0, 0.0, 1.0, 1.0, 10)
+        np.testing.assert_allclose([found[0], found[2]], [551.04, -1.3905], rtol=1e-4)
+        np.testing.assert_allclose([exact["V4"][-1], exact["K1"][-1]], [550.06, -1.683], rtol=1e-3)
 
 
 def test_stiff_directions_of_the_sigma_kernel():
@@ -197,7 +282,9 @@ def test_four_point_expectations():
     np.testing.assert_allclose(unpack_covariance(products), expected, rtol=1e-9)
     np.testing.assert_allclose(unpack_covariance(gradients), noise, rtol=1e-8)
     bent = np.einsum("ai,bi,ai,bi,i->ab", s[2], s[0], s[0], s[0], weights)  # by aa, with cd = ab
-    np.testing.assert_allclose(unpack(bends(case.activation, pack(jnp.asarray(K)), 24)[:, 0, 2])[0], bent[0], rtol=1e-9)
+    bends, straight = local_products(case.activation, pack(jnp.asarray(K)), 24)
+    np.testing.assert_allclose(unpack(bends[:, 0, 2])[0], bent[0], rtol=1e-9)
+    np.testing.assert_allclose(unpack(straight[:, 0, 2]), np.einsum("aaab->ab", expected), rtol=1e-9)
 
 
 PARAMETERS = {

@@ -226,9 +226,21 @@ def test_running_out_of_steps_says_so():
         keft.solve(keft.Model(keft.Sin(), C_W=1.0), np.array([[1.0]]), 5.0, closure=keft.GOnly(), max_steps=2)
 
 
-def test_what_cannot_fit_is_refused_before_any_work():
-    """The state of 200 inputs at degree 30 has 20100^2 pairs of pairs with 30 x 31 modes: 3 TB, and sixteen times that in a step."""
-    with pytest.raises(
-        MemoryError, match=r"HermiteTower\(degree=30\) for 200 inputs needs about .* GiB.*pairs or quadruples"
-    ):
-        keft.solve(keft.Model(keft.Erf(), C_W=1.0), np.eye(200), 1.0)
+@pytest.mark.parametrize(
+    ("closure", "inputs", "remedy"),
+    [
+        (
+            keft.HermiteTower(30),
+            200,
+            "a lower degree",
+        ),  # 20100^2 pairs of pairs with 30 x 31 modes: 3 TB, and sixteen times that in a step
+        (keft.HermiteTower(), 200, "a lower degree"),
+        (keft.SigmaKernel(), 200, "a lower degree"),
+        (keft.GOnly(), 1000, "fewer depths"),
+    ],
+    ids=repr,
+)
+def test_what_cannot_fit_is_refused_before_any_work(closure, inputs, remedy):
+    says = rf"{type(closure).__name__}\(.* for {inputs} inputs .* needs about .* GiB.*pairs or quadruples of inputs, or .*{remedy}"
+    with pytest.raises(MemoryError, match=says):
+        keft.solve(keft.Model(keft.Erf(), C_W=1.0), np.eye(inputs), 1.0, closure=closure)

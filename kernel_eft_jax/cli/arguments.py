@@ -246,7 +246,9 @@ def _add_solve(sub):
 
 def _add_closure(sub):
     sub.add_argument("--closure", choices=CLOSURES, default=CLOSURES[0], help="the theory")
-    sub.add_argument("--degree", type=whole(2, 1000), help="where sigma-kernel or hermite-tower is cut off")
+    sub.add_argument(
+        "--degree", type=whole(2, 1000), help="where sigma-kernel or hermite-tower is cut off (the tower: chosen)"
+    )
 
 
 def _add_layers(sub):

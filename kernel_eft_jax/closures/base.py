@@ -6,6 +6,7 @@ for K0, V4, K1 (and what else it carries). One layer is all that it says: the co
 $$\dot y = \partial_{dt}\, \mathrm{step}(y, dt) \,\big|_{dt = 0}, \qquad dt = \epsilon^2$$
 """
 
+import os
 from abc import abstractmethod
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..model import Model
-from ..pairs import input_count, triples
+from ..pairs import input_count, pair_count, triples
 from ..showing import shown_fields
 
 State = TypeVar("State")
+COPIES = 16  # of the state, in the stages of a solver and the intermediate results of a step
+SAVED = 6  # covariances of G and S at each depth, and their errors
 
 
 class Moments(NamedTuple):
@@ -45,6 +48,10 @@ class Closure(eqx.Module, Generic[State]):
 
     def __repr__(self) -> str:
         return shown_fields(self)
+
+    def settled(self, model: Model, k: Float[Array, " P"], dt: Float[Array, " L"]) -> "Closure":
+        """The closure with what it leaves open decided for layers of steps dt from the kernel k, all of them known numbers."""
+        return self
 
     @abstractmethod
     def init(self, model: Model, k: Float[Array, " P"]) -> State:
@@ -74,6 +81,10 @@ class Closure(eqx.Module, Generic[State]):
     def recall(self, model: Model, state: State, memory: Any) -> Float[Array, "P P"]:
         """Width times the covariance of the kernel of this state (first axis) with the remembered one."""
 
+    def numbers(self, model: Model, inputs: int) -> int:
+        """How many numbers a solve holds at once, about, without derivatives and without what it saves."""
+        return COPIES * pair_count(inputs) ** 2
+
     def drift(self, model: Model, state: State) -> State:
         """Rate of change of the state in depth time t = eps^2 l, for eps -> 0: the derivative of one layer."""
         zero = jnp.zeros((), jax.tree.leaves(state)[0].dtype)
@@ -84,7 +95,21 @@ class Closure(eqx.Module, Generic[State]):
         return None
 
 
+def check_memory(closure: Closure, model: Model, inputs: int, itemsize: int, saved: int) -> None:
+    """That a solve which saves so many depths fits the machine; raises MemoryError, with the remedy, before any work."""
+    need = itemsize * (closure.numbers(model, inputs) + SAVED * saved * pair_count(inputs) ** 2)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else need
+    if need > there:
+        lower = ", or take a lower degree, or GOnly()" if hasattr(closure, "degree") else ", or save fewer depths"
+        raise MemoryError(
+            f"{closure!r} for {inputs} inputs at {saved} depths needs about {need / 2**30:.3g} GiB, and the machine has "
+            f"{there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: solve for pairs or "
+            f"quadruples of inputs{lower}."
+        )
+
+
 def pair_units(k: Float[Array, " P"]) -> Float[Array, " P"]:
-    """The size of a kernel's entries, sqrt(k_aa k_bb)."""
+    """The size of a kernel's entries, sqrt(k_aa k_bb); the largest of them for an input of zero variance."""
     k_aa, k_bb, _ = k[triples(input_count(k.shape[0]))].T
+    k_aa, k_bb = (jnp.where(x > 0, x, jnp.max(k)) for x in (k_aa, k_bb))
     return jnp.sqrt(k_aa) * jnp.sqrt(k_bb)

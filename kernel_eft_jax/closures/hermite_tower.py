@@ -17,24 +17,27 @@ for E[s s]; the maps of the branch carry m_S and Cov(y, y) on to m_Q and C_Q. (K
 """
 
 import math
-import os
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ..activations import Activation, Linear, Polynomial
 from ..checks import check_count
-from ..expectations.hermite_modes import PairFunctions, frame, mode_covariances, modes, pair_functions, rotate
+from ..expectations.hermite_modes import PairFunctions, frame, mode_covariances, modes, pair_functions, rotate, without
 from ..maps import Local, apply_all, carry_all
 from ..model import Model
-from ..pairs import input_count, triples, wick
-from .base import Closure, Moments, pair_units
+from ..pairs import input_count, pair_count, triples, wick
+from .base import COPIES, Closure, Moments, pair_units
 
+DEGREES = (4, 8, 12, 16, 24, 32, 48, 64)  # few, so that a sweep over parameters compiles few programs
+DEGREES_OF_ONE = (96, 128, 192, 256)  # one input costs a power of the degree less than several do
+UNDECIDED = 30
+V4_SHARE, K1_SHARE = 1e-3, 1e-2  # what a truncation may be bounded by where the degree is chosen
 KINKED_DEGREE = 6
-COPIES = 16  # of the state, in the stages of a solver and the intermediate results of a step
 BOUNDS = 1e4  # the accuracy that bounds of errors need, in that of the numbers themselves
 
 
@@ -81,6 +84,11 @@ class Memory(NamedTuple):
 class HermiteTower(Closure[TowerState]):
     """V4 and K1 exact at order 1/n as the degree grows, for every block, layer by layer for the real network at any eps.
 
+    Without a `degree`, `solve`, `fit`, `fisher` and `sensitivity` choose the lowest of 4, 8, 12, 16, 24, 32, 48, 64 (and for one input 96, 128,
+    192, 256) whose truncation, for the inputs of least and of largest variance alone, is bounded by a thousandth of V4 and a hundredth of K1
+    (or of K0 / 100, where K1 is smaller) at every depth; or the last of them. `Solution.closure` says which, and `Solution.truncation` how
+    far it reaches. Where values are traced (inside jit, grad, vmap) nothing can be chosen, and the degree is 30.
+
     Analytic activations converge like the square of their Hermite coefficients, exp(-c sqrt(degree)); at the paper's settings
     degree 20 is right to 2e-4 in V4 and degree 40 to 1e-5. ReLU converges like a power of the degree: 10 is right to 1e-4,
     40 to 1e-6 (one input). Where the branch reads the stream with a matrix or a norm, or with a polynomial, the hierarchy ends by itself, at
@@ -90,17 +98,35 @@ class HermiteTower(Closure[TowerState]):
     The state grows as N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
     """
 
-    degree: int = eqx.field(static=True, default=30)
+    degree: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        check_count(self.degree, "degree", 2)
+        if self.degree is not None:
+            check_count(self.degree, "degree", 2)
+
+    def settled(self, model: Model, k, dt) -> "HermiteTower":
+        degrees = DEGREES if k.shape[0] > 1 else DEGREES + DEGREES_OF_ONE
+        ends = 2 * polynomial_degree(model.read)
+        if self.degree is not None or ends <= degrees[-1]:
+            return self if self.degree is not None else HermiteTower(max(2, int(ends)))
+        variances = np.asarray(k)[triples(input_count(k.shape[0]))[:, 0]]
+        extremes = jnp.asarray([variances.min(), variances.max()], k.dtype)
+        # Layers of dt = 0 change nothing, and few lengths compile few programs.
+        length = 64 * 4 ** math.ceil(max(math.log(dt.shape[0] / 64, 4), 0))
+        shares = np.asarray(_shares(model, extremes, jnp.pad(dt, (0, length - dt.shape[0])), degrees))
+        if not np.isfinite(shares[-1]):
+            return HermiteTower(UNDECIDED)
+        return HermiteTower(next((d for d, share in zip(degrees, shares, strict=True) if share <= 1), degrees[-1]))
 
     def init(self, model: Model, k):
         inputs, count = input_count(k.shape[-1]), k.shape[-1]
         J, s = modes(self._degree(model.read), inputs)
         shapes = ((count, count, J.size, s.size), (count, count), (count,), (count,), (count, count), (count,))
-        check_memory(self, inputs, COPIES * k.dtype.itemsize * math.prod(shapes[0]))
         return TowerState(k, *(jnp.zeros(shape, k.dtype) for shape in shapes))
+
+    def numbers(self, model: Model, inputs: int) -> int:
+        J, s = modes(self._degree(model.read), inputs)
+        return COPIES * pair_count(inputs) ** 2 * J.size * s.size
 
     def step(self, model: Model, state: TowerState, dt) -> TowerState:
         read, shrink, f = self._read(model.read, state), model.shrink(dt), frame(state.k)
@@ -110,20 +136,25 @@ class HermiteTower(Closure[TowerState]):
         k = shrink * state.k + dt * responses[-1].value
         u = shrink * state.u + dt * apply_all(responses, y.with_modes)
         turn = frame(k).M @ (_root(shrink) * f.L)
-        errors, bounds = self._errors(state, read), [r.absolute() for r in responses]
-        transport_error = apply_all(bounds, errors.with_h)
-        m_error, C_error = carry_all(bounds, errors.mean, errors.with_y)
-        tail = shrink * state.tail + dt * apply_all(bounds, errors.with_modes)
-        slowest = jnp.minimum(jnp.maximum(turn[:, 0, 0], turn[:, 1, 1]), 1)
+        bounds = self._bounds(state, read, responses, turn, shrink, dt, self._degree(model.read))
         return TowerState(
             k,
             rotate(turn, u),
             shrink**2 * state.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
             shrink * state.K1 + dt * m_Q,
-            slowest ** (self._degree(model.read) + 1) * tail,
-            shrink**2 * state.v_error + shrink * dt * (transport_error + transport_error.T) + dt**2 * C_error,
-            shrink * state.K1_error + dt * m_error,
+            *bounds,
         )
+
+    def _bounds(self, state: TowerState, read: "Read", responses, turn, shrink, dt, degree):
+        """`tail`, `v_error` and `K1_error` one layer on, for a hierarchy that ends at a degree."""
+        errors, bounds = self._errors(state, read), [r.absolute() for r in responses]
+        transport_error = apply_all(bounds, errors.with_h)
+        m_error, C_error = carry_all(bounds, errors.mean, errors.with_y)
+        tail = shrink * state.tail + dt * apply_all(bounds, errors.with_modes)
+        # Never above one, as kernels only grow by what a layer adds; no `maximum`, whose derivative between equals is of neither.
+        slowest = jnp.where(turn[:, 1, 1] > turn[:, 0, 0], turn[:, 1, 1], turn[:, 0, 0])
+        v_error = shrink**2 * state.v_error + shrink * dt * (transport_error + transport_error.T) + dt**2 * C_error
+        return slowest ** (degree + 1) * tail, v_error, shrink * state.K1_error + dt * m_error
 
     def moments(self, model: Model, state: TowerState) -> Moments:
         read = self._read(model.read, state)
@@ -168,7 +199,7 @@ class HermiteTower(Closure[TowerState]):
 
     def _degree(self, read: Activation) -> int:
         """The degree of the hierarchy, lower where it ends by itself."""
-        return int(min(self.degree, max(2, 2 * polynomial_degree(read))))
+        return int(min(UNDECIDED if self.degree is None else self.degree, max(2, 2 * polynomial_degree(read))))
 
     def _read(self, read: Activation, state: TowerState) -> "Read":
         """What the branch reads at the kernel of a state: E[s s] with its derivatives, and s s in modes."""
@@ -205,20 +236,45 @@ class Read(NamedTuple):
     functions: PairFunctions
 
 
+@eqx.filter_jit
+def _shares(model: Model, variances: Float[Array, " N"], dt: Float[Array, " L"], degrees: tuple[int, ...]):
+    """Bounds of the truncation at each degree over what is allowed, for each variance alone: the largest over layers, (degrees,).
+
+    One tower of the highest degree has the modes of all: what a lower one misses are the modes that it lacks.
+    """
+    tower, each = HermiteTower(degrees[-1]), jnp.asarray(degrees)
+    too_low = jnp.where((each < KINKED_DEGREE) & bool(model.read.kinks), jnp.inf, 0.0).astype(dt.dtype)
+
+    def layer(carry, dt):
+        state, bounds, worst = carry
+        read = tower._read(model.read, state)
+        responses, after = model.responses_of_read(read.response.value), tower.step(model, state, dt)
+        turn = frame(after.k).M @ (_root(model.shrink(dt)) * frame(state.k).L)
+
+        def bound(degree, bounds):
+            cut = Read(read.response, without(read.functions, degree, model.read))
+            tail, v_error, K1_error = bounds
+            lower = state._replace(tail=tail, v_error=v_error, K1_error=K1_error)
+            return tower._bounds(lower, cut, responses, turn, model.shrink(dt), dt, degree.astype(dt.dtype))
+
+        bounds = jax.vmap(bound)(each, bounds)
+        V4 = tower.moments(model, after).V4[0, 0]
+        K1 = jnp.maximum(jnp.abs(after.K1[0]), 0.01 * after.k[0])
+        shares = jnp.maximum(bounds[1][:, 0, 0] / (V4_SHARE * V4), bounds[2][:, 0] / (K1_SHARE * K1))
+        return (after, bounds, jnp.maximum(worst, shares)), None
+
+    def alone(variance):
+        state = tower.init(model, variance[None])
+        bounds = tuple(jnp.zeros((each.size, *b.shape), b.dtype) for b in (state.tail, state.v_error, state.K1_error))
+        (_, _, worst), _ = jax.lax.scan(layer, (state, bounds, too_low), dt)
+        return worst
+
+    return jnp.max(jax.lax.map(alone, variances), axis=0)
+
+
 def _root(shrink: Float[Array, ""]) -> Float[Array, ""]:
     """a from a^2, with a finite derivative where there is no skip: plain networks are differentiated in all but a."""
     return jnp.where(shrink > 0, jnp.sqrt(jnp.where(shrink > 0, shrink, 1.0)), 0.0)
-
-
-def check_memory(closure: Closure, inputs: int, need: int) -> None:
-    """That so many bytes fit the machine; raises MemoryError, with the remedy, before any work."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else need
-    if need > there:
-        raise MemoryError(
-            f"{closure!r} for {inputs} inputs needs about {need / 2**30:.3g} GiB, and the machine has {there / 2**30:.3g} GiB. K1_ab "
-            "needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: solve for pairs or quadruples of inputs, or take a "
-            "lower degree, or GOnly()."
-        )
 
 
 def polynomial_degree(activation: Activation) -> float:

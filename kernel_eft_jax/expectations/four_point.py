@@ -66,16 +66,22 @@ def _with_repeats(k):
     return tuple(np.array([(p, r) for p, r in every if len({a[p], b[p], a[r], b[r]}) < 4]).T)
 
 
-def bends(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P 3 3"]:
-    """E[second derivative of s_a s_b, by aa, bb or ab (twice), times s_c s_d], for cd in (aa, bb, ab)."""
+def local_products(
+    activation: Activation, k: Float[Array, " P"], degree: int
+) -> tuple[Float[Array, "P 3 3"], Float[Array, "P 3 3"]]:
+    """Averages with s_c s_d, cd in (aa, bb, ab) last: of the second derivatives of s_a s_b by aa, bb and ab (twice), and of s_e s_f, ef likewise."""
     inputs = input_count(k.shape[0])
     (a, b), triple = (index.tolist() for index in pairs(inputs)), triples(inputs).tolist()
-    entries = [
-        ((a[p], i), (b[p], j), (a[triple[p][u]], 0), (b[triple[p][u]], 0))
-        for p, (i, j), u in product(range(k.shape[0]), BEND, range(3))
-    ]
-    values = _Conditional(activation, k, degree)(entries)
-    return jnp.asarray(BEND_WEIGHT, k.dtype)[:, None] * values.reshape(-1, 3, 3)
+    conditional, places = _Conditional(activation, k, degree), range(k.shape[0])
+
+    def average(first):
+        """Of s_c s_d times factors at pairs."""
+        entries = [(*f, (a[triple[p][u]], 0), (b[triple[p][u]], 0)) for p in places for f in first(p) for u in range(3)]
+        return conditional(entries).reshape(-1, 3, 3)
+
+    bent = average(lambda p: [((a[p], i), (b[p], j)) for i, j in BEND])
+    straight = average(lambda p: [((a[r], 0), (b[r], 0)) for r in triple[p]])
+    return jnp.asarray(BEND_WEIGHT, k.dtype)[:, None] * bent, straight
 
 
 def _by_modes(activation, k, q, degree):

@@ -8,7 +8,8 @@ degree m = r + s only, through the symmetric power of a 2 x 2 matrix:
 $$E[w^p_{rs} w^q_{il}] = \mathrm{Sym}^m(R)_{rs,il}, \qquad R = E[\psi^p \psi^{q\,T}] = M_p K M_q^T, \qquad M = L^{-1}$$
 
 At rho = 1 or -1, where phi_d follows from phi_c, psi_2 vanishes. A tiny floor replaces zero in divisions by its scale in L,
-so that values stay right and derivatives finite. For one input with itself psi_2 does not exist: its rows of L and M are zero.
+so that values stay right and derivatives finite; so does one for an input of zero variance. For one input with itself psi_2 does not
+exist: its rows of L and M are zero.
 """
 
 from functools import partial
@@ -60,8 +61,11 @@ def frame(k: Float[Array, " P"]) -> Frame:
     inputs = input_count(k.shape[-1])
     a, b = pairs(inputs)
     k_aa, k_bb, k_ab = k[triples(inputs)].T
+    # What is zero becomes small beside the others, and still moves with k: derivatives at an input of zero norm are those on its one side.
+    least = jnp.finfo(k.dtype).eps ** 0.6 * jax.lax.stop_gradient(jnp.max(k)) + jnp.finfo(k.dtype).tiny ** 0.25
+    k_aa, k_bb = (x + jnp.where(x > 0, 0.0, least) for x in (k_aa, k_bb))
     first = jnp.sqrt(k_aa)
-    across = k_ab / first
+    across = jnp.where(a == b, first, k_ab / first)
     second = remaining_scale(k_bb - across**2, k_bb)
     inverse = jnp.where(a == b, 0.0, 1 / second)
     second = jnp.where(a == b, 0.0, second)
@@ -158,7 +162,8 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         norms = jnp.stack([s_a**2 * squares[0], dds_a**2 * squares[0], s_a**2 * squares[2], 4 * ds_a**2 * squares[1]])
         whole = (2 * (ds_a**2 + s_a * dds_a) / 3) ** 2
         norms = jnp.matmul(jnp.where(same, norms.at[1:].set(whole[None]), norms), w, precision="highest")
-        tails = jnp.sqrt(jnp.maximum(norms - held, 8 * jnp.finfo(norms.dtype).eps * norms))
+        beyond = jnp.maximum(norms - held, 8 * jnp.finfo(norms.dtype).eps * norms)
+        tails = jnp.where(beyond > 0, jnp.sqrt(jnp.where(beyond > 0, beyond, 1.0)), 0.0)
         if activation.kinks:
             upper = jnp.sum(jnp.where(m > degree // 2, functions**2, 0), axis=(1, 2))
             tails = tails.at[1:].set(KINKS * jnp.sqrt(upper[1:] / (upper[0] + jnp.finfo(upper.dtype).tiny)) * tails[0])
@@ -166,3 +171,25 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
 
     a, b = pairs(inputs)
     return jax.lax.map(lambda pair: between(*pair), (f.L, jnp.asarray(a == b)))
+
+
+def without(functions: PairFunctions, degree: Int[Array, ""], activation: Activation) -> PairFunctions:
+    """The functions as `pair_functions` gives them at a lower degree, the modes beyond it zero and counted in the tails."""
+    m = jnp.arange(1, functions.value.shape[-2] + 1)[:, None]
+
+    def squares(coefficients, where):
+        return jnp.sum(jnp.where(where, coefficients**2, 0), axis=(-2, -1))
+
+    value_tail = jnp.sqrt(functions.value_tail**2 + squares(functions.value, m > degree))
+    second_tail = jnp.sqrt(functions.second_tail**2 + squares(functions.second, m > degree))
+    if activation.kinks:
+        upper = (m > degree // 2) & (m <= degree)
+        ratio = (
+            squares(functions.second, upper)
+            / (squares(functions.value, upper) + jnp.finfo(value_tail.dtype).tiny)[:, None]
+        )
+        second_tail = KINKS * jnp.sqrt(ratio) * value_tail[:, None]
+    kept = m <= degree
+    return PairFunctions(
+        jnp.where(kept, functions.value, 0), jnp.where(kept, functions.second, 0), value_tail, second_tail
+    )

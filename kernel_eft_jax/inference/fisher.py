@@ -17,7 +17,7 @@ from ..checks import check_count
 from ..closures import Closure
 from ..trajectory.failures import LIMIT
 from ..trajectory.solve import EXACT
-from .likelihood import Prediction, noise, predict, whitener
+from .likelihood import Prediction, noise, predict, settle, whitener
 from .parameters import Experiment, check_names, coordinate_slopes, get_parameters, to_coordinates, typical_scales
 from .untold import explain, in_words
 
@@ -133,7 +133,7 @@ def fisher(
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
     coordinates = to_coordinates(names, get_parameters(experiment, names))
-    prediction = predict(experiment, names, coordinates, closure, with_V4)
+    prediction = predict(experiment, names, coordinates, settle(experiment, closure), with_V4)
     check_prediction(experiment, names, prediction)
     W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
     return information(experiment, names, prediction, W)

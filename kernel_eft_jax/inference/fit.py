@@ -25,7 +25,7 @@ from ..showing import Shown
 from ..trajectory.solve import EXACT
 from .data import Observed, check_same, observe
 from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
-from .likelihood import Prediction, noise, predict
+from .likelihood import Prediction, noise, predict, settle
 from .parameters import (
     Experiment,
     check_names,
@@ -161,7 +161,7 @@ def fit(
         experiment: The networks; the values of free parameters are where the search starts.
         free: Names of the free parameters, as `parameter_names` lists them: C_W, C_b, decay, eps, width, K0_scale, activation.slope for a
             block of one matrix, branch[1].C_W for others.
-        closure: The theory.
+        closure: The theory. A degree that it leaves open is chosen at the start and kept.
         with_V4: Whether to fit the sample covariances at each layer beside the mean kernels. They tell the width, at the price of an error of
             order 1/n in V4 itself.
         optimiser: Of optax, for first-order steps, taken in units of the expected errors.
@@ -182,6 +182,7 @@ def fit(
     if isinstance(data, Estimate):
         check_same(data, experiment, names)
     observed = observe(data, experiment, with_V4)
+    closure = settle(experiment, closure)
     x = np.asarray(to_coordinates(names, get_parameters(experiment, names)), np.float64)
 
     def evaluate(x) -> Prediction:

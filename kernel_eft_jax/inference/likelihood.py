@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from ..closures import Closure
 from ..depths import squares
 from ..pairs import pack
+from ..trajectory.solve import settled
 from .parameters import Experiment, from_coordinates, set_parameters
 
 
@@ -32,6 +33,12 @@ class Prediction(NamedTuple):
     jacobian: Float[Array | np.ndarray, "M parameters"]
     covariance: Float[Array | np.ndarray, "T P T P"]
     expectation_error: Float[Array | np.ndarray, ""]
+
+
+def settle(experiment: Experiment, closure: Closure) -> Closure:
+    """The closure with what it leaves open decided at the experiment's own values."""
+    e = experiment
+    return settled(closure, e.model, e.K0_scale * pack(e.K0), squares(e.eps, e.layers[-1], e.K0.dtype), len(e.layers))
 
 
 @eqx.filter_jit

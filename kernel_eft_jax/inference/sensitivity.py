@@ -119,7 +119,7 @@ def sensitivity(
     else:
         depth = {"layers": check_layers(layers), "eps": jnp.asarray(eps, K0.dtype)}
     values = (get_parameters(model, names).astype(K0.dtype), pack(K0), depth["eps"] if moving_eps else None)
-    derivatives = _derivatives(model, tuple(names), values, depth, closure, options | {"throw": False})
+    derivatives = _derivatives(model, tuple(names), values, depth, solution.closure, options | {"throw": False})
     names += [f"K0[{a}, {b}]" for a, b in zip(*pairs(K0.shape[0]), strict=True)] + ["eps"] * moving_eps
     derivatives = jax.tree.map(lambda d: jnp.moveaxis(d, -1, 0), derivatives)
     return Sensitivity(solution, tuple(names), ravel_pytree(values)[0], derivatives)

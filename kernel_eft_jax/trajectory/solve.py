@@ -14,18 +14,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_count, check_kernel, check_layers
+from ..checks import check_count, check_kernel, check_layers, is_concrete
 from ..closures import Closure, HermiteTower
+from ..closures.base import check_memory
 from ..depths import check_eps, check_times, squares
 from ..directions import forward_only, reverse_only
 from ..model import Model
-from ..pairs import pack
+from ..pairs import input_count, pack
 from .failures import checked
 from .solution import Solution
 
 EXACT = HermiteTower()
+SMALL_STEPS = 256  # layers that stand for the continuum where a closure is settled
 
 
 def solve(
@@ -45,7 +47,8 @@ def solve(
 ) -> Solution:
     r"""K0, V4 and K1 along the depth, from the input kernel K0: at depth times `ts` of the continuum, or after `layers` of step `eps`.
 
-    The default closure is exact at order 1/n. In the continuum diffrax integrates: Tsit5, PID control to 1e-8 (1e-5 in float32) of each
+    The default closure is exact at order 1/n, to a degree that is chosen (`HermiteTower`). In the continuum diffrax integrates: Tsit5, PID
+    control to 1e-8 (1e-5 in float32) of each
     quantity's own size, and the checkpointed adjoint, which gives reverse-mode gradients; pass `diffrax.ForwardMode()` for `jax.jacfwd` and
     `diffrax.DirectAdjoint()` for `jax.hessian` (whose gradients in reverse mode are right to 1e-7 only, from 17 steps on: Equinox's bounded
     loop). With `layers` and `eps` the real network's layers are stepped, $t_l = \sum_{j \le l} \epsilon_j^2$; `eps` is one number or one a
@@ -85,6 +88,7 @@ def solve(
         )
     if ts is not None:
         times = jnp.asarray(check_times(ts), K0.dtype)
+        closure = settled(closure, model, pack(K0), jnp.full(SMALL_STEPS, times[-1] / SMALL_STEPS), times.size)
         solution = _continuum(model, K0, times, closure, *continuum, max_steps)
     elif layers is None or eps is None:
         raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
@@ -96,8 +100,17 @@ def solve(
     else:
         steps = check_layers(layers)
         eps = jnp.asarray(check_eps(eps, model.decay, steps[-1]), K0.dtype)
+        closure = settled(closure, model, pack(K0), squares(eps, steps[-1], K0.dtype), len(steps))
         solution = _layers(closure, model, pack(K0), eps, steps)
     return checked(solution, pack(K0)) if throw else solution
+
+
+def settled(closure: Closure, model: Model, k: Float[Array, " P"], dt: Float[Array, " L"], saved: int) -> Closure:
+    """The closure with what it leaves open decided, where that can be looked at; MemoryError if its solve for `saved` depths cannot fit."""
+    known = all(map(is_concrete, jax.tree.leaves((model, k, dt))))
+    closure = closure.settled(model, k, dt) if known else closure
+    check_memory(closure, model, input_count(k.shape[0]), k.dtype.itemsize, saved)
+    return closure
 
 
 def _continuum(model, K0, ts, closure, solver, adjoint, controller, dt0, max_steps):

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         with_V4=arguments.with_V4,
         progress=not arguments.quiet,
     )
-    title = {"closure": describe_closure(closure), "model": describe(found.experiment.model)}
+    title = {"closure": describe_closure(found.closure), "model": describe(found.experiment.model)}
     notes = [*remarks(start.model, closure), *str(found).splitlines()[len(found.names) :]]
     result, plot = arguments.files
     if result is not None:

@@ -15,7 +15,11 @@ def run(arguments: argparse.Namespace) -> None:
     """The derivatives of one theory."""
     model, closure = make_model(arguments), make_closure(arguments)
     found = inference.sensitivity(model, make_kernel(arguments), **at_depths(arguments), closure=closure)
-    title = {"closure": describe_closure(closure), "model": describe(model), "depth": describe_depths(arguments)}
+    title = {
+        "closure": describe_closure(found.solution.closure),
+        "model": describe(model),
+        "depth": describe_depths(arguments),
+    }
     notes = remarks(model, closure)
     result, plot = arguments.files
     if result is not None:

@@ -16,6 +16,7 @@ def run(arguments: argparse.Namespace) -> None:
     """One theory."""
     model, closure = make_model(arguments), make_closure(arguments)
     solution = solve(model, make_kernel(arguments), **at_depths(arguments), closure=closure)
+    closure = solution.closure
     title = {"closure": describe_closure(closure), "model": describe(model), "depth": describe_depths(arguments)}
     notes = remarks(model, closure)
     result, plot = arguments.files
