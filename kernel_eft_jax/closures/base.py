@@ -83,6 +83,10 @@ class Closure(eqx.Module, Generic[State]):
         """Estimated errors of `moments` from truncating a convergent expansion; None where nothing is expanded."""
         return None
 
+    def readings(self, model: Model, state: State) -> tuple[Moments, Moments | None]:
+        """`moments` and `truncation`, for closures in which both need the same expectations."""
+        return self.moments(model, state), self.truncation(model, state)
+
 
 def pair_units(k: Float[Array, " P"]) -> Float[Array, " P"]:
     """The size of a kernel's entries, sqrt(k_aa k_bb)."""

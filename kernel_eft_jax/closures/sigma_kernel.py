@@ -66,10 +66,19 @@ class SigmaKernel(Closure[SigmaState]):
         return SigmaState(k, V, jnp.zeros_like(k), jnp.zeros_like(k))
 
     def step(self, model: Model, state: SigmaState, dt) -> SigmaState:
+        return self._layer(model, state, dt, dt)
+
+    def drift(self, model: Model, state: SigmaState) -> SigmaState:
+        # How far ahead expectations are taken matters at second order only, and is not differentiated.
+        zero = jnp.zeros((), state.k.dtype)
+        return jax.jvp(lambda dt: self._layer(model, state, dt, zero), (zero,), (jnp.ones_like(zero),))[1]
+
+    def _layer(self, model: Model, state: SigmaState, dt, ahead) -> SigmaState:
+        """`step`, with expectations of a layer of thickness `ahead`."""
         k, V, K1, m_S = state
         P, C_W = k.shape[0], model.C_W.astype(k.dtype)
         q = model.q(k)
-        slope, free, noise, bend_R = self._free_field(model.activation, k + 0.5 * dt * q, q)
+        slope, free, noise, bend_R = self._free_field(model.activation, k + 0.5 * ahead * q, q)
         local, triple = _local(P), triples(input_count(P))
         covariance_with_y = V[local[:, :, None], triple[:, None, :] + P]  # (P, 6, 3)
         source = 0.5 * C_W * jnp.einsum("ptz,pzt->p", bend_R, covariance_with_y, precision="highest")
