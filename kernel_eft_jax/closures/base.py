@@ -94,6 +94,10 @@ class Closure(eqx.Module, Generic[State]):
         """Estimated errors of `moments` from truncating a convergent expansion; None where nothing is expanded."""
         return None
 
+    def readings(self, model: Model, state: State) -> tuple[Moments, Moments | None]:
+        """`moments` and `truncation`, for closures in which both need the same expectations."""
+        return self.moments(model, state), self.truncation(model, state)
+
 
 def check_memory(closure: Closure, model: Model, inputs: int, itemsize: int, saved: int) -> None:
     """That a solve which saves so many depths fits the machine; raises MemoryError, with the remedy, before any work."""

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from ..activations import Activation, Linear, Polynomial
 from ..checks import check_count
 from ..expectations.hermite_modes import PairFunctions, frame, mode_covariances, modes, pair_functions, rotate, without
-from ..maps import Local, apply_all, carry_all
+from ..maps import Local, Response, apply_all, carry_all
 from ..model import Model
 from ..pairs import input_count, pair_count, triples, wick
 from .base import COPIES, Closure, Moments, pair_units
@@ -157,22 +157,30 @@ class HermiteTower(Closure[TowerState]):
         return slowest ** (degree + 1) * tail, v_error, shrink * state.K1_error + dt * m_error
 
     def moments(self, model: Model, state: TowerState) -> Moments:
+        return self.readings(model, state)[0]
+
+    def truncation(self, model: Model, state: TowerState) -> Moments:
+        return self.readings(model, state)[1]
+
+    def readings(self, model: Model, state: TowerState) -> tuple[Moments, Moments]:
         read = self._read(model.read, state)
-        y, to_S = self._covariances(state, read), model.responses_of_read(read.response.value)[:-1]
+        to_S = model.responses_of_read(read.response.value)[:-1]
+        return self._moments(state, read, to_S), self._truncation(model.read, state, read, to_S)
+
+    def _moments(self, state: TowerState, read: "Read", to_S: list[Response]) -> Moments:
+        y = self._covariances(state, read)
         response = _contract(_product(state), state.u).T  # Cov(h_p, xi(phi phi)_q)
         cross = read.response.apply(wick(state.k) + response) + y.with_h
         mean, with_S = carry_all(to_S, y.mean, y.with_y)
         V4 = wick(state.k) + response + response.T + state.v
         return Moments(state.k, V4, state.K1, apply_all(to_S, cross).T, with_S, mean)
 
-    def truncation(self, model: Model, state: TowerState) -> Moments:
-        read = self._read(model.read, state)
-        errors = self._errors(state, read)
-        to_S = [r.absolute() for r in model.responses_of_read(read.response.value)[:-1]]
-        mean, with_S = carry_all(to_S, errors.mean, errors.with_y)
-        cross = apply_all(to_S, errors.with_h).T
+    def _truncation(self, activation: Activation, state: TowerState, read: "Read", to_S: list[Response]) -> Moments:
+        errors, bounds = self._errors(state, read), [r.absolute() for r in to_S]
+        mean, with_S = carry_all(bounds, errors.mean, errors.with_y)
+        cross = apply_all(bounds, errors.with_h).T
         # The tails of second derivatives are extrapolated where they have no norm: from a few degrees they cannot be.
-        known = jnp.nan if model.read.kinks and self._degree(model.read) < KINKED_DEGREE else 1.0
+        known = jnp.nan if activation.kinks and self._degree(activation) < KINKED_DEGREE else 1.0
         return Moments(jnp.zeros_like(state.k), state.v_error, known * state.K1_error, cross, with_S, known * mean)
 
     def units(self, model: Model, k) -> TowerState:

@@ -74,20 +74,29 @@ class SigmaKernel(Closure[SigmaState]):
         return SigmaState(k, V, jnp.zeros_like(k), jnp.zeros_like(k))
 
     def step(self, model: Model, state: SigmaState, dt) -> SigmaState:
+        k, q = state.k, model.q(state.k)
+        middle, end = (_regression(model.activation, k + share * dt * q, self.degree) for share in (0.5, 1.0))
+        return self._layer(model, state, dt, q, middle, end)
+
+    def drift(self, model: Model, state: SigmaState) -> SigmaState:
+        # Where in the layer expectations are taken matters at second order only: once here, and not differentiated.
+        q, here = model.q(state.k), _regression(model.activation, state.k, self.degree)
+        zero = jnp.zeros((), state.k.dtype)
+        return jax.jvp(lambda dt: self._layer(model, state, dt, q, here, here), (zero,), (jnp.ones_like(zero),))[1]
+
+    def _layer(self, model: Model, state: SigmaState, dt, q, middle: "Regression", end: "Regression") -> SigmaState:
+        """`step`, from expectations at the kernels in the middle of the layer and at its end."""
         k, V, K1, m_S = state
-        P, activation, drive = k.shape[0], model.activation, dt * model.C_W.astype(k.dtype)
-        q = model.q(k)
-        free, noise = self._free_field(activation, k + 0.5 * dt * q, q)
-        free, noise = _flow(free, noise, dt)
+        P, drive = k.shape[0], dt * model.C_W.astype(k.dtype)
+        free, noise = _flow(*self._free_field(model.activation, q, middle), dt)
         free = jnp.eye(2 * P, dtype=k.dtype) + free
         # The next kernel is what (g, y) respond to: the layer's increments have moved by `drive` times y.
-        _, slope, curvature, bend = self._regression(activation, k + dt * q)
         one = jnp.eye(P, dtype=k.dtype)
-        layer = free.at[:, P:].add(drive * jnp.concatenate([one, apply_slope(slope, one)]))
+        layer = free.at[:, P:].add(drive * jnp.concatenate([one, apply_slope(end.slope, one)]))
         local, triple = _local(P), triples(input_count(P))
         with_y = _matmul(free, V[:, P:])[local[:, :, None], triple[:, None, :]]  # (P, 6, 3)
-        source = 0.5 * drive * jnp.einsum("ptz,pzt->p", bend, with_y, precision="highest")
-        source = source + 0.5 * drive**2 * contract_curvature(curvature, V[P:, P:])
+        source = 0.5 * drive * jnp.einsum("ptz,pzt->p", end.bend, with_y, precision="highest")
+        source = source + 0.5 * drive**2 * contract_curvature(end.curvature, V[P:, P:])
         mean = _matmul(layer, jnp.concatenate([K1, m_S]))
         V = _matmul(_matmul(layer, V), layer.T) + noise
         return SigmaState(k + dt * q, V, mean[:P], mean[P:] + source)
@@ -97,12 +106,11 @@ class SigmaKernel(Closure[SigmaState]):
         series = 6 * self.degree * (self.degree + 1) if inputs >= 4 else 0
         return (4 * COPIES + series) * pair_count(inputs) ** 2
 
-    def _free_field(self, activation: Activation, k, q):
-        """The generator and the noise of free neurons' (g, y) at the kernel k."""
-        P = k.shape[0]
-        _, slope, _, bend = self._regression(activation, k)
+    def _free_field(self, activation: Activation, q, at: "Regression"):
+        """The generator and the noise of free neurons' (g, y) at a kernel."""
+        P, k, slope = q.shape[0], at.k, at.slope
         _, noise_y = products_and_noise(activation, k, q, self.degree)
-        R = 0.5 * jnp.einsum("pt,ptz->pz", q[triples(input_count(P))], bend, precision="highest")
+        R = 0.5 * jnp.einsum("pt,ptz->pz", q[triples(input_count(P))], at.bend, precision="highest")
         free = jnp.zeros((2 * P, 2 * P), k.dtype).at[np.arange(P)[:, None] + P, _local(P)].add(R)
         noise_g = sigma_product(k, q)
         cross = apply_slope(slope, noise_g)
@@ -136,21 +144,31 @@ class SigmaKernel(Closure[SigmaState]):
     def recall(self, model: Model, state: SigmaState, memory):
         return memory[: state.k.shape[0]]
 
-    def _regression(self, activation: Activation, k):
-        """E[s s] with its derivatives, and the regression (P, 3, 6) of the second derivatives of s_a s_b (by aa, bb, and ab twice) on the local z."""
-        triple = triples(input_count(k.shape[0]))
-        value, slope, curvature = activation.expansion(k)
-        # The mean of each second derivative is twice a slope (Price), and Cov(f, phi phi) is how it moves with K.
-        local_wick = wick(k)[triple[:, :, None], triple[:, None, :]]
-        with_g = 2 * jnp.einsum("ptu,puv->ptv", curvature, local_wick, precision="highest")
-        bent, ss = local_products(activation, k, self.degree)
-        with_y = bent - 2 * slope[:, :, None] * value[triple][:, None, :]
-        sp = apply_slope(slope, wick(k))[triple[:, :, None], triple[:, None, :]]
-        ss = ss - value[triple][:, :, None] * value[triple][:, None, :]
-        C = jnp.concatenate([jnp.concatenate([local_wick, jnp.swapaxes(sp, 1, 2)], 2), jnp.concatenate([sp, ss], 2)], 1)
-        inverse = _pseudo_inverse(C)
-        bend = jnp.matmul(jnp.concatenate([with_g, with_y], axis=-1), inverse, precision="highest")
-        return value, slope, curvature, bend
+
+class Regression(NamedTuple):
+    """At a kernel k: derivatives of E[s s], and the regression of the second derivatives of s_a s_b on the local z."""
+
+    k: Float[Array, " P"]
+    slope: Float[Array, "P 3"]
+    curvature: Float[Array, "P 3 3"]
+    bend: Float[Array, "P 3 6"]
+
+
+def _regression(activation: Activation, k, degree: int) -> Regression:
+    """E[s s] with its derivatives, and the regression (P, 3, 6) of the second derivatives of s_a s_b (by aa, bb, and ab twice) on the local z."""
+    triple = triples(input_count(k.shape[0]))
+    value, slope, curvature = activation.expansion(k)
+    # The mean of each second derivative is twice a slope (Price), and Cov(f, phi phi) is how it moves with K.
+    local_wick = wick(k)[triple[:, :, None], triple[:, None, :]]
+    with_g = 2 * jnp.einsum("ptu,puv->ptv", curvature, local_wick, precision="highest")
+    bent, ss = local_products(activation, k, degree)
+    with_y = bent - 2 * slope[:, :, None] * value[triple][:, None, :]
+    sp = apply_slope(slope, wick(k))[triple[:, :, None], triple[:, None, :]]
+    ss = ss - value[triple][:, :, None] * value[triple][:, None, :]
+    C = jnp.concatenate([jnp.concatenate([local_wick, jnp.swapaxes(sp, 1, 2)], 2), jnp.concatenate([sp, ss], 2)], 1)
+    inverse = _pseudo_inverse(C)
+    bend = jnp.matmul(jnp.concatenate([with_g, with_y], axis=-1), inverse, precision="highest")
+    return Regression(k, slope, curvature, bend)
 
 
 def _one_matrix(model: Model) -> Activation:

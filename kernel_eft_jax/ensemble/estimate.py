@@ -195,7 +195,9 @@ def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
     path = infinite_width(model, k0, squares(eps, int(depth), k0.dtype))
-    limit = Limit(*(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in (path.joint.K0, path.joint.S)))
+    limit = Limit(
+        *(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in (path.joint.K0, path.joint.S))
+    )
     if control:
         problem = eqx.tree_at(lambda p: p.path, problem, cast(path, jnp.float32), is_leaf=lambda x: x is None)
     return problem, limit

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import check_count, check_kernel, check_layers, is_concrete
@@ -150,20 +151,19 @@ def _guarded(run, adjoint, closure, model, k, ts):
 @eqx.filter_jit
 def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_steps):
     parameters, drift, read = _traced_once(closure, model)
-    start = closure.init(model, k)
-    # The state in units of its own size: a rescaled problem takes the same steps and has the rescaled answer.
-    units = jax.lax.stop_gradient(closure.units(model, k))
+    # One vector in units of its own size: a rescaled problem takes the same steps and has the rescaled answer, and diffrax
+    # traces each of its operations once and not once for every part of the state.
+    start, as_state = ravel_pytree(closure.init(model, k))
+    state_units = jax.tree.map(jnp.broadcast_to, closure.units(model, k), jax.tree.map(jnp.shape, as_state(start)))
+    units = jax.lax.stop_gradient(ravel_pytree(state_units)[0])
 
-    def scaled(state, units, power=1):
-        return jax.tree.map(lambda y, unit: y * unit**power, state, units)
-
-    def rate(t, state, args):
+    def rate(t, y, args):
         parameters, units = args
-        return scaled(drift(parameters, scaled(state, units)), units, -1)
+        return ravel_pytree(drift(parameters, as_state(units * y)))[0] / units
 
-    def save(t, state, args):
+    def save(t, y, args):
         parameters, units = args
-        return read(parameters, scaled(state, units))
+        return read(parameters, as_state(units * y))
 
     # Backsolve cannot save a function of the state.
     late = isinstance(adjoint, diffrax.BacksolveAdjoint)
@@ -174,7 +174,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         t0=jnp.zeros_like(ts[-1]),
         t1=ts[-1],
         dt0=dt0,
-        y0=scaled(start, units, -1),
+        y0=start / units,
         args=(parameters, units),  # what the rate uses it is given: Backsolve cannot see what a function encloses
         saveat=saveat,
         stepsize_controller=controller,
@@ -199,14 +199,18 @@ def _layers(closure, model, k, eps, layers):
     def layer(state, dt):
         return closure.step(model, state, dt), None
 
-    def segment(state, dts):
-        state, _ = jax.lax.scan(layer, state, dts)
+    # Reading is compiled once: the first segment has no layers.
+    def segment(state, first_and_dts):
+        first, dts = first_and_dts
+        state = jax.lax.cond(first, lambda state: state, lambda state: jax.lax.scan(layer, state, dts)[0], state)
         return state, read(parameters, state)
 
-    start = closure.init(model, k)
-    _, saved = jax.lax.scan(segment, start, dt.reshape(-1, stride))
-    everything = jax.tree.map(lambda y0, ys: jnp.concatenate([y0[None], ys]), read(parameters, start), saved)
-    moments, truncation = jax.tree.map(lambda ys: ys[np.asarray(layers) // stride], everything)
+    strides = dt.reshape(-1, stride)
+    dts, first = jnp.concatenate([jnp.zeros_like(strides[:1]), strides]), np.arange(len(strides) + 1) == 0
+    skip = 0 if 0 in layers else 1
+    first, dts = first[skip:], dts[skip:]
+    _, saved = jax.lax.scan(segment, closure.init(model, k), (first, dts))
+    moments, truncation = jax.tree.map(lambda ys: ys[np.asarray(layers) // stride - skip], saved)
     stats = {"num_steps": jnp.asarray(layers[-1])} | _expectation_error(model, moments)
     ts = jnp.concatenate([jnp.zeros(1, dt.dtype), jnp.cumsum(dt)])[np.asarray(layers)]
     success = diffrax.RESULTS.successful
@@ -222,7 +226,7 @@ def _traced_once(closure, model):
 
     def read(parameters, state):
         model = eqx.combine(parameters, static)
-        return closure.moments(model, state), closure.truncation(model, state)
+        return closure.readings(model, state)
 
     def drift(parameters, state):
         return closure.drift(eqx.combine(parameters, static), state)
