@@ -4,6 +4,9 @@ Errors are the ensembles' own standard errors. Every comparison counts all saved
 probability is stated, and draws are fixed by the key.
 """
 
+import functools
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,18 +15,34 @@ import pytest
 import kernel_eft_jax as keft
 
 EPS, DEPTH, SAVE = 0.25, 32, [4, 8, 16, 32]
-TANH = (keft.Model(keft.Tanh(), jnp.array(2.0)), np.array([[2.0, 0.6], [0.6, 2.0]]))
-SILU = (keft.Model(keft.SiLU(), jnp.array(1.2), jnp.array(0.2)), np.array([[1.0, 0.3], [0.3, 0.5]]))
+SETTINGS = {
+    "tanh": (keft.Model(keft.Tanh(), jnp.array(2.0)), np.array([[2.0, 0.6], [0.6, 2.0]])),
+    "silu, biases, unequal inputs": (
+        keft.Model(keft.SiLU(), jnp.array(1.2), jnp.array(0.2)),
+        np.array([[1.0, 0.3], [0.3, 0.5]]),
+    ),
+}
 
 
 def ensemble(setting, width, networks, key):
     return keft.estimate(
-        *setting, width=width, depth=DEPTH, eps=EPS, networks=networks, key=key, save_at=SAVE, progress=False
+        *SETTINGS[setting], width=width, depth=DEPTH, eps=EPS, networks=networks, key=key, save_at=SAVE, progress=False
     )
 
 
 def theory(setting, closure):
-    return keft.solve(*setting, layers=SAVE, eps=EPS, closure=closure)
+    return keft.solve(*SETTINGS[setting], layers=SAVE, eps=EPS, closure=closure)
+
+
+@functools.cache
+def tower_of(setting):
+    return theory(setting, keft.HermiteTower(30))
+
+
+@functools.cache
+def wide(setting):
+    """16,000 networks of width 256."""
+    return ensemble(setting, 256, 16_000, jax.random.key(zlib.crc32(setting.encode())))
 
 
 def largest(difference, stderr):
@@ -31,28 +50,27 @@ def largest(difference, stderr):
     return float(np.max(np.abs(difference) / stderr))
 
 
-@pytest.mark.parametrize("setting", [TANH, SILU], ids=["tanh", "silu, biases, unequal inputs"])
-def test_mean_kernels_have_the_towers_correction(setting, key):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_mean_kernels_have_the_towers_correction(setting):
     """K1 on and off the diagonal at every depth, n = 256, 16,000 networks: within 4 standard errors (false alarm 1e-3).
 
     The same comparison rejects the G-only K1, by more than six standard errors (observed: 8.7 and more).
     """
-    estimate = ensemble(setting, 256, 16_000, key)
-    tower = theory(setting, keft.HermiteTower(30))
+    estimate, tower = wide(setting), tower_of(setting)
     allowed = 4 * estimate.stderr.K1 + np.abs(tower.K1) * 4 / 256  # what is of the next order in 1/n
     assert (np.abs(estimate.K1 - tower.K1) < allowed).all()
     g_only = theory(setting, keft.GOnly())
     assert largest(estimate.K1 - g_only.K1, estimate.stderr.K1) > 6
 
 
-@pytest.mark.parametrize("setting", [TANH, SILU], ids=["tanh", "silu, biases, unequal inputs"])
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_covariances_are_the_towers_and_the_rest_falls_like_one_over_n(setting, key):
     """n V4_excess is the same number at n = 32, 64, 128, 256 to its error and its own next order, so V4 -> the tower's.
 
     And the control variate is right: the tower's V4 plus the excess is the plain estimate of V4, which does not know the
     tower, within 4.5 standard errors of the latter (8,000 networks, 0.016 relative; false alarm 1e-3).
     """
-    tower = theory(setting, keft.HermiteTower(30))
+    tower = tower_of(setting)
     scaled, errors = [], []
     for width in (32, 64, 128, 256):
         estimate = ensemble(setting, width, 8_000, jax.random.fold_in(key, width))
@@ -67,14 +85,13 @@ def test_covariances_are_the_towers_and_the_rest_falls_like_one_over_n(setting, 
     assert chi2.item() < 13.8
 
 
-def test_joint_covariances_and_the_mean_of_the_sigma_kernel(key):
+def test_joint_covariances_and_the_mean_of_the_sigma_kernel():
     """Cov(G, S), Cov(S, S) and n (E[S] - E_K0[s s]) of the tower and of the sigma-kernel closure, n = 256, 16,000 networks.
 
     Within 4.5 standard errors of the plain estimates (1.1 % here) and the next order in 1/n; tanh, where both are accurate.
     """
-    estimate = ensemble(TANH, 256, 16_000, key)
-    for closure, slack in ((keft.HermiteTower(40), 0.015), (keft.SigmaKernel(), 0.02)):
-        solution = theory(TANH, closure)
+    estimate = wide("tanh")
+    for solution, slack in ((tower_of("tanh"), 0.015), (theory("tanh", keft.SigmaKernel()), 0.02)):
         for quantity in ("V_GS", "V_SS"):
             value = getattr(solution, quantity)
             scale = np.abs(np.asarray(value)).max(axis=(1, 2, 3, 4), keepdims=True)
