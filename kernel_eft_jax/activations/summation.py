@@ -5,6 +5,7 @@ With Price's theorem, for the pair ab,
 $$\partial_{aa} m = \tfrac12 E[s''_a s_b], \quad \partial_{ab} m = E[s'_a s'_b], \quad \partial_{aa}^2 m = \tfrac14 E[s^{(4)}_a s_b],$$
 
 $$\partial_{aa} \partial_{ab} m = \tfrac12 E[s^{(3)}_a s'_b],$$
+
 $$\partial_{aa} \partial_{bb} m = \tfrac14 \partial_{ab}^2 m = \tfrac14 E[s''_a s''_b]$$
 
 Where s has kinks, derivatives of orders three and four are taken off it, by parts, so that s'' is the highest:
