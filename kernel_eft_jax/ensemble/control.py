@@ -134,10 +134,10 @@ def advance(
     a: Float[Array, ""],
 ) -> Control:
     """One layer. In pairs: infinite width before and behind it; what its last matrix was told, and all matrices behind it; their normals."""
-    (before, behind), (read, reads), (noise, hidden) = limits, reads, noise
+    (before, behind), (read, later), (noise, hidden) = limits, reads, noise
     matrices = shapes(model, control.joint.phi.shape[1])
     increments, increments_alone = free_outputs(before.factors[-1:], (read,), (noise,), matrices[-1:])
-    x, x_alone = free_outputs(behind.factors, reads, hidden, matrices)
+    x, x_alone = free_outputs(behind.factors, later, hidden, matrices)
     step = eps**2 * model.C_W
 
     def move(free, S, increments, before, behind, x):
@@ -147,7 +147,7 @@ def advance(
         return Free(phi, read_free(phi, h, model, behind, x), h, R)
 
     joint = move(control.joint, read.S, increments[0], before.joint, behind.joint, x)
-    if control.alone is None:
+    if control.alone is None or before.alone is None or behind.alone is None:
         return Control(joint, None)
     S = read.S[np.diagonal(pair_table(len(control.alone.phi))), None]
     return Control(joint, jax.vmap(move)(control.alone, S, increments_alone[0], before.alone, behind.alone, x_alone))
@@ -220,7 +220,7 @@ def differences(
     G - C_G is that of all inputs together: the covariance of C_G is known for them. To the others the copies of each input alone are added.
     """
     C_G, *parts = uses(control.joint, limits.joint)
-    if control.alone is not None:
+    if control.alone is not None and limits.alone is not None:
         _, *each = jax.vmap(uses)(control.alone, limits.alone)
         aa, bb, ab = triples(len(control.alone.phi)).T
         K, E = limits.joint.K0[:, None], limits.joint.S[:, None]

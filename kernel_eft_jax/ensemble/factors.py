@@ -122,7 +122,9 @@ def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Ar
         rest, C, inverse = state
         pivot = rest[j, j]
         regular = pivot > floor[j]
-        c = jnp.where(regular & (rows > j), rest[:, j] / jnp.where(regular, pivot, 1), 0)
+        # Of a copy c is 1 to the bit, which the compiler's reciprocals would miss: then nothing is left of it.
+        c = jnp.where(rest[:, j] == pivot, 1, rest[:, j] / jnp.where(regular, pivot, 1))
+        c = jnp.where(regular & (rows > j), c, 0)
         return rest - c[:, None] * rest[j], C.at[:, j].add(c), inverse - c[:, None] * inverse[j]
 
     return jax.lax.fori_loop(0, inputs, step, (Q, unit, unit))[1:]
