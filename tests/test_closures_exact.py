@@ -262,6 +262,26 @@ def test_a_rescaled_problem_has_the_rescaled_answer(closure, size):
         np.testing.assert_allclose(scaled, value, atol=1e-7 * np.abs(value).max(), err_msg=quantity)
 
 
+def test_an_input_of_zero_norm():
+    """Values are the limit of small variances, derivatives those on the one side: two layers of tanh with biases, where K0_11 = K0_01 = 0."""
+    model = keft.Model(keft.Tanh(), jnp.array(2.0), jnp.array(0.1))
+
+    @jax.jit
+    def with_slope(k):
+        def observe(k):
+            K = jnp.array([[1.0, 0.0], [0.0, 0.0]]).at[1, 1].set(k)
+            s = keft.solve(model, K, layers=2, eps=0.5, closure=keft.HermiteTower(4))
+            return jnp.stack(
+                [s.K0[0, 1, 1], s.V4[0, 0, 1, 0, 1], s.V4[0, 1, 1, 1, 1], s.V4[0, 0, 0, 1, 1], s.K1[0, 0, 1]]
+            )
+
+        return jax.jvp(observe, (k,), (jnp.ones_like(k),))
+
+    (zero, slope), (small, small_slope) = with_slope(jnp.array(0.0)), with_slope(jnp.array(1e-7))
+    np.testing.assert_allclose(zero, small, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(slope, small_slope, rtol=1e-4, atol=1e-6)
+
+
 def test_four_point_expectations():
     """E[s s s s], its gradient form and the second derivatives, against dense quadrature over three and over four inputs."""
     case, k = SMOOTH["Softplus(0.5)"], 0.5

@@ -33,6 +33,7 @@ class Function(NamedTuple):
     orders: int = 4
     kinks: tuple[float, ...] = (0.0,)
     sharpness: float = 1.0
+    frequency: float = 0.0  # of a sine, whose moments are known and which panels of any size would miss
 
 
 def sine(scale):
@@ -50,7 +51,8 @@ def elu(scale, alpha):
 FUNCTIONS = {name: Function(case.activation, case.s) for name, case in SMOOTH.items()} | {
     "Softplus(20)": Function(keft.Softplus(20.0), softplus(20), sharpness=20.0),
     "Smooth(softplus 20)": Function(keft.Smooth(lambda x: jax.nn.softplus(20 * x) / 20), softplus(20), sharpness=20.0),
-    "Smooth(sin 10x)": Function(keft.Smooth(lambda x: jnp.sin(10 * x)), sine(10)),
+    "Smooth(sin 10x)": Function(keft.Smooth(lambda x: jnp.sin(10 * x)), sine(10), frequency=10.0),
+    "Sin": Function(keft.Sin(), sine(1), frequency=1.0),
     "tanh(x - 2)": Function(keft.Smooth(lambda x: jnp.tanh(x - 2)), lambda x, r: tanh(x - 2, r), kinks=(2.0,)),
     "ReLU": Function(keft.ReLU(), ramp(0.0), 1),
     "LeakyReLU": Function(keft.LeakyReLU(0.2), ramp(0.2), 1),
@@ -98,9 +100,22 @@ def by_parts(x, y, rho, r, q):
 ORDERS = ((0, 0), (2, 0), (0, 2), (1, 1), (4, 0), (2, 2), (3, 1), (0, 4), (1, 3))
 
 
-def true_moments(case: Function, k: float, rho: float) -> np.ndarray:
+def sine_moments(frequency: float, k: float, k_ab: float) -> np.ndarray:
+    """E[s^(r)_a s^(q)_b] of sin(w x): derivatives are phases, and a product of sines the cosines of difference and sum."""
+    w, phase = frequency, np.pi / 2 * np.arange(5)
+    size = w**2 * abs(k_ab)
+    largest = np.exp(size - w**2 * k)
+    less, more = -np.sign(k_ab) * largest * np.expm1(-2 * size), largest * (1 + np.exp(-2 * size))
+    difference, total = (np.cos(p).round() for p in (phase[:, None] - phase, phase[:, None] + phase))
+    power = w ** np.add.outer(np.arange(5), np.arange(5))
+    return 0.25 * ((difference + total) * less + (difference - total) * more) * power
+
+
+def true_moments(case: Function, k: float, k_ab: float) -> np.ndarray:
     """E[s^(r)_a s^(q)_b] for the orders that the expansion needs: two panels' product, or a fine line in what b has left."""
-    moments, root = np.full((5, 5), np.nan), np.sqrt(k)
+    if case.frequency:
+        return sine_moments(case.frequency, k, k_ab)
+    moments, root, rho = np.full((5, 5), np.nan), np.sqrt(k), k_ab / k
     x, w = panels(case, root)
     if abs(rho) <= 0.95 and k > 10:
         case = case._replace(orders=1)  # higher derivatives on the density, where those of s are local and cancel
@@ -134,17 +149,17 @@ def ratios(case: Function, dtype) -> list[tuple[float, float, float, float]]:
     ks = np.array([[k, rho * k, k] for k, rho in grid]).astype(dtype)
     found, stated = jax.device_get(evaluate(case.activation, jnp.asarray(ks)))
     result = []
-    for i, (k, rho) in enumerate(ks[:, :2].astype(float)):
+    for i, (k, k_ab) in enumerate(ks[:, :2].astype(float)):
         if not stated[i] < 0.3:  # it says that nothing is known
             assert stated[i] >= 0.3
             continue
-        rho = rho / k
-        exact = expansion_from(true_moments(case, k, rho))
+        rho = k_ab / k
+        exact = expansion_from(true_moments(case, k, k_ab))
         units = (1, k, k**2)
         sizes = [u * np.abs(np.asarray(e)).max() for e, u in zip(exact, units, strict=True)]
         errors = [u * np.abs(f[i, 1] - e).max() for f, e, u in zip(found, exact, units, strict=True)]
         x, w = panels(case, np.sqrt(k))
-        scale = case.s(np.sqrt(k) * x, 0) ** 2 @ w
+        scale = sine_moments(case.frequency, k, k)[0, 0] if case.frequency else case.s(np.sqrt(k) * x, 0) ** 2 @ w
         true = max(errors) - 1e-14 * max(*sizes, scale) * (1 if abs(rho) < 1 else 4)
         result.append((true / scale / stated[i], k, rho, float(stated[i])))
     return result
