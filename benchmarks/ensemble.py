@@ -86,7 +86,7 @@ def needed(inputs, width, route):
     if route == "weights":
         operations = 84 * (width + 1) + 2 * inputs * width + 27 * inputs
         return {"operations": width * operations, "bytes": 8 * width * (width + 1 + inputs)}
-    copies = 1 + route.endswith("control")
+    copies = 1 + (min(inputs, 2) if route.endswith("control") else 0)  # of all inputs, and of each alone
     operations = 84 * inputs + copies * (27 * inputs + 2 * inputs * (inputs + 1))
     return {"operations": width * operations, "bytes": 8 * width * inputs * (1 + copies)}
 
@@ -159,12 +159,13 @@ def ceilings(inputs, width, blocks, workers, seconds):
     return rates | {"products": flops / (2 * inputs * width**2)}
 
 
-def least(limits, route):
+def least(limits, route, inputs):
     """Seconds that a sample-layer takes at the ceilings, all in turn."""
     once = 1 / limits["tanh"] + 1 / limits["copy"]
     if route == "weights":
         return once + 1 / limits["weights"] + 1 / limits["products"]
-    return (1 + route.endswith("control")) * once + 1 / limits["normals"]
+    copies = 1 + (min(inputs, 2) if route.endswith("control") else 0)
+    return copies * once + 1 / limits["normals"]
 
 
 def measure(seconds):
@@ -192,7 +193,7 @@ def measure(seconds):
         for route, run in routes.items():
             row = {"inputs": inputs, "width": width, "route": route, **run()}
             naive = row[SPEED] if route == "vmapped, naive" else naive
-            row |= {"of_ceiling": row[SPEED] * least(limits, route), "of_naive": row[SPEED] / naive}
+            row |= {"of_ceiling": row[SPEED] * least(limits, route, inputs), "of_naive": row[SPEED] / naive}
             counts = needed(inputs, width, route)
             row |= {f"{what}_per_s": number * row[SPEED] for what, number in counts.items()}
             rows.append(row | {"needed": counts, "ceilings": limits})

@@ -536,7 +536,7 @@ def test_memory_is_what_the_process_may_still_take(monkeypatch):
     ("inputs", "depth", "table"), [(2, 10**9, True), (1, 6 * 10**8, True), (600, 3, False), (200, 40, False)]
 )
 def test_depth_and_inputs_are_counted_before_anything_is_computed(inputs, depth, table, key, monkeypatch):
-    """1e9 layers of two inputs have tables of 12 (5 * 3 + 4) bytes a layer; 600 inputs have 10^11 second moments."""
+    """1e9 layers of two inputs have tables of 12 (5 * 3 + 2 * 4) bytes a layer; 600 inputs have 10^11 second moments."""
     monkeypatch.setattr(plan, "_host_memory", lambda: 2**35)
 
     def theory(*args):

@@ -106,7 +106,7 @@ def orthogonalised(dense: Dense, Q: Float[Array, "N N B"], x: Float[Array, "N m 
         C, inverse = jax.tree.map(jax.lax.stop_gradient, eliminate(rest))
         total, y, bias = mix(total, C), mix(inverse, y), mix(inverse, bias)
         rest = (C_W * gram(y) + C_b * gram(bias))[table]
-        seen = jnp.diagonal(rest).T > floor  # what is only rounding must not be taken for a direction
+        seen = floor < jnp.diagonal(rest).T  # what is only rounding must not be taken for a direction
         y, bias = jnp.where(seen[:, None], y, 0), jnp.where(seen[:, None], bias, 0)
         rest = jnp.where(seen[:, None] & seen[None], rest, 0)
     return mix(total, factor(rest))
