@@ -85,6 +85,10 @@ class Closure(eqx.Module, Generic[State]):
         """How many numbers a solve holds at once, about, without derivatives and without what it saves."""
         return COPIES * pair_count(inputs) ** 2
 
+    def error(self, model: Model, k: Float[Array, " P"]) -> Float[Array, ""]:
+        """Estimated relative error of the Gaussian expectations that the closure takes at a kernel."""
+        return model.error(k)
+
     def drift(self, model: Model, state: State) -> State:
         """Rate of change of the state in depth time t = eps^2 l, for eps -> 0: the derivative of one layer."""
         zero = jnp.zeros((), jax.tree.leaves(state)[0].dtype)

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 
 from ..activations import Activation
 from ..checks import check_count, is_concrete
-from ..expectations.four_point import local_products, products_and_noise
+from ..expectations.four_point import local_products, products_and_noise, products_error
 from ..maps import apply_slope, contract_curvature
 from ..model import Model
 from ..pairs import input_count, pair_count, sigma_product, triples, wick
@@ -52,8 +52,8 @@ class SigmaKernel(Closure[SigmaState]):
     """V4, K1 and the joint covariances of G and S; for odd activations to a fraction of a per cent of the exact V4.
 
     Four-point expectations are exact to about 1e-9 where an input occurs twice; those of four different inputs are a series
-    to `degree`, whose error falls like the correlation to that power. The pseudo-inverse of Cov(z, z), scaled to unit
-    diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32): directions that a linear activation, the
+    to `degree`, whose error falls like the correlation to that power (`expectation_error` counts it). The pseudo-inverse of Cov(z, z), scaled
+    to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32): directions that a linear activation, the
     diagonal or repeated inputs make redundant. Do not differentiate along a direction that separates identical or opposite inputs: the
     derivative lacks up to 1e-3 of V4 and all of K1_ab. For GELU, SiLU and ReLU it keeps V4 to 2 % at t = 1 and K1 to 20 %, since
     S feels the mean of phi, which it does not carry itself. For blocks of one matrix without decay only; use `HermiteTower` for
@@ -105,6 +105,9 @@ class SigmaKernel(Closure[SigmaState]):
         # (g, y) of all pairs, and from four inputs on the modes of every pair in the frame of every other.
         series = 6 * self.degree * (self.degree + 1) if inputs >= 4 else 0
         return (4 * COPIES + series) * pair_count(inputs) ** 2
+
+    def error(self, model: Model, k) -> Float[Array, ""]:
+        return jnp.maximum(model.error(k), products_error(model.activation, k, self.degree))
 
     def _free_field(self, activation: Activation, q, at: "Regression"):
         """The generator and the noise of free neurons' (g, y) at a kernel."""

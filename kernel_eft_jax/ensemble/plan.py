@@ -79,8 +79,8 @@ def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
 def check_run(problem: Problem, networks: int, depth: int, control: bool) -> None:
     """Raise `MemoryError`, before anything is computed, for a run whose statistics or whose tables of the infinite width cannot fit.
 
-    A layer's table holds K0, E[ss], three slopes a pair, the factor of Q and its inverse: once as computed, and as many again in float32 on the device for
-    control variates.
+    A layer's table holds K0, E[ss], three slopes a pair, the factor of Q and its inverse: once as computed, and as many again in float32 on
+    the device for control variates.
     """
     planned = eqx.tree_at(lambda p: p.path, problem, () if control else None, is_leaf=lambda x: x is None)
     plan_run(planned, networks)

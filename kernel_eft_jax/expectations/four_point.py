@@ -98,22 +98,23 @@ def _by_modes(activation, k, q, degree):
     return covariance + means[:, None] * means[None, :], noise
 
 
-def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P P"]:
-    r"""A bound on the error of E[s_a s_b s_c s_d] in `products_and_noise`: zero but for four different inputs.
+def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, ""]:
+    r"""A bound on the errors of Cov(s_a s_b, s_c s_d) of four different inputs, relative to the variances of both: the largest of all.
 
     What the modes of two pairs p, q miss is known, $\tau_p^2 = \mathrm{Var}(s_a s_b) - \sum_{m \le J} |c_m|^2$, and modes of degree m correlate
     by no more than $|R|^m$: the rest of the series is below $\tau_p \tau_q |R|^{J+1}$.
     """
     inputs, count = input_count(k.shape[0]), k.shape[0]
     if inputs < 4:
-        return jnp.zeros((count, count), k.dtype)
+        return jnp.zeros((), k.dtype)
     (a, b), f = pairs(inputs), frame(k)
     squares = _Conditional(activation, k, degree)([((x, 0), (x, 0), (y, 0), (y, 0)) for x, y in zip(a, b, strict=True)])
-    means, value = activation.moments(k), pair_functions(activation, f, degree).value
-    missing = jnp.sqrt(jnp.maximum(squares - means**2 - jnp.sum(value**2, axis=(1, 2)), 0))
+    variances, value = squares - activation.moments(k) ** 2, pair_functions(activation, f, degree).value
+    missing = jnp.maximum(variances - jnp.sum(value**2, axis=(1, 2)), 0)
+    share = jnp.sqrt(jnp.where(variances > 0, missing / jnp.where(variances > 0, variances, 1), 0))
     most = jnp.minimum(jnp.linalg.norm(overlaps(k, f), ord=2, axis=(-2, -1)), 1)
     four = np.array([[len({a[p], b[p], a[q], b[q]}) == 4 for q in range(count)] for p in range(count)])
-    return jnp.where(four, missing[:, None] * missing[None, :] * most ** (degree + 1), 0)
+    return jnp.max(jnp.where(four, share[:, None] * share[None, :] * most ** (degree + 1), 0))
 
 
 def _around_repeated(factors: Factors):

@@ -185,7 +185,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
     assert out.ys is not None
     moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, (parameters, units)) if late else out.ys
     stats = {"num_steps": out.stats["num_steps"]}
-    stats |= _expectation_error(model, moments)
+    stats |= _expectation_error(closure, model, moments)
     return Solution(ts, moments, truncation, stats, out.result, model, closure, None, None)
 
 
@@ -206,12 +206,12 @@ def _layers(closure, model, k, eps, layers):
         return state, read(parameters, state)
 
     strides = dt.reshape(-1, stride)
-    dts, first = jnp.concatenate([jnp.zeros_like(strides[:1]), strides]), np.arange(len(strides) + 1) == 0
+    dts, first = jnp.concatenate([jnp.zeros((1, stride), dt.dtype), strides]), np.arange(len(strides) + 1) == 0
     skip = 0 if 0 in layers else 1
     first, dts = first[skip:], dts[skip:]
     _, saved = jax.lax.scan(segment, closure.init(model, k), (first, dts))
     moments, truncation = jax.tree.map(lambda ys: ys[np.asarray(layers) // stride - skip], saved)
-    stats = {"num_steps": jnp.asarray(layers[-1])} | _expectation_error(model, moments)
+    stats = {"num_steps": jnp.asarray(layers[-1])} | _expectation_error(closure, model, moments)
     ts = jnp.concatenate([jnp.zeros(1, dt.dtype), jnp.cumsum(dt)])[np.asarray(layers)]
     success = diffrax.RESULTS.successful
     return Solution(ts, moments, truncation, stats, success, model, closure, eps, layers)
@@ -234,6 +234,7 @@ def _traced_once(closure, model):
     return parameters, jax.jit(drift), jax.jit(read)
 
 
-def _expectation_error(model, moments):
-    errors = jax.vmap(model.error)(jax.lax.stop_gradient(moments.K0))
+def _expectation_error(closure, model, moments):
+    # One depth after another: the four-input series takes much memory.
+    errors = jax.lax.map(lambda k: closure.error(model, k), jax.lax.stop_gradient(moments.K0))
     return {"expectation_error": jnp.max(errors)}
