@@ -46,7 +46,7 @@ from .model import Model, input_kernel
 from .network import ResNet, draw_inputs, empirical_kernel
 from .quadrature import expect
 from .storage import load, save
-from .trajectory import Solution, solve
+from .trajectory import PairSolution, Solution, solve, solve_pairs
 
 __all__ = [
     "CELU",
@@ -74,6 +74,7 @@ __all__ = [
     "Model",
     "PReLU",
     "PairActivation",
+    "PairSolution",
     "Piecewise",
     "Polynomial",
     "RMSNorm",
@@ -110,6 +111,7 @@ __all__ = [
     "save",
     "sensitivity",
     "solve",
+    "solve_pairs",
     "validity_window",
     "width_check",
 ]

@@ -158,7 +158,9 @@ def fit(
     `data` are kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
     layers. Values of free parameters are where the search starts. `parameter_names` lists the names: C_W, C_b, decay, eps, width,
     K0_scale, activation.slope for a block of one matrix, branch[1].C_W for others. Mean kernels are fitted; `with_V4` adds the
-    sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself.
+    sample covariances at each layer, which tell the width, at the price of an error of order 1/n in V4 itself. For more than eight inputs the
+    exact closure gives mean kernels and variances pair by pair, and their weights have the correlations of `GOnly`; errors are those of the
+    data's own scatter in any case.
 
     Trust-region Gauss-Newton by SciPy; pass an optax `optimiser` for first-order steps, taken in units of the expected errors.
     Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more: a large chi2
