@@ -49,7 +49,7 @@ from .model import Model, input_kernel
 from .network import ResNet, draw_inputs, empirical_kernel
 from .quadrature import expect
 from .storage import load, save
-from .trajectory import Solution, solve
+from .trajectory import PairSolution, Solution, solve, solve_pairs
 
 __all__ = [
     "CELU",
@@ -78,6 +78,7 @@ __all__ = [
     "Model",
     "PReLU",
     "PairActivation",
+    "PairSolution",
     "Piecewise",
     "Polynomial",
     "RMSNorm",
@@ -116,6 +117,7 @@ __all__ = [
     "save",
     "sensitivity",
     "solve",
+    "solve_pairs",
     "validity_window",
     "width_check",
 ]

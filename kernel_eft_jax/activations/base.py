@@ -96,10 +96,14 @@ class Activation(eqx.Module):
         if inputs == 1:
             return on_line
         others = np.flatnonzero(a != b)
-        # One pair at a time: what one pair needs fits in the cache, and what all pairs need may not fit in memory.
-        between = jax.lax.map(lambda k: differentiable(self, tuple(k)), k[triples(inputs)[others]])
+        between = self.between(k[triples(inputs)[others]])
         order = np.argsort(np.concatenate([same, others]))
         return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[order], on_line, between)
+
+    def between(self, k: Float[Array, "M 3"]) -> Expansion:
+        """`expansion` of all M = N(N - 1)/2 pairs of different inputs, in the order of `pairs`."""
+        # One pair at a time: what one pair needs fits in the cache, and what all pairs need may not fit in memory.
+        return jax.lax.map(lambda k: differentiable(self, tuple(k)), k)
 
     def derivative(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """s'(x), elementwise."""

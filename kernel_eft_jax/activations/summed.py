@@ -13,7 +13,10 @@ from ..checks import is_concrete
 from ..showing import shown
 from .accuracy import quadrature_error
 from .base import Activation, array, finite
+from .series import between_many
 from .summation import pair_by_quadrature, single_by_quadrature
+
+MANY = 28  # pairs (eight inputs) from which on a series of what belongs to one input is cheaper
 
 
 class Summed(Activation):
@@ -27,6 +30,10 @@ class Summed(Activation):
 
     def single(self, k):
         return single_by_quadrature(self, k)
+
+    def between(self, k):
+        many = k.shape[0] >= MANY and not self.kinks
+        return between_many(self, k) if many else super().between(k)
 
     def error(self, k):
         return quadrature_error(self, k)

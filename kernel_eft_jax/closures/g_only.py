@@ -41,6 +41,15 @@ class GOnly(Closure[Moments]):
             shrink * state.K1 + dt * m_Q,
         )
 
+    def drift(self, model: Model, state: Moments) -> Moments:
+        # Written out, since at many inputs the terms of order dt^2, which it lacks, are most of the work of a layer.
+        responses, c = model.responses(state.K0), model.decay.astype(state.K0.dtype)
+        q = responses[-1].value
+        transport = apply_all(responses, state.V4)
+        rate = transport + transport.T + sigma_product(state.K0, q) - 2 * c * state.V4
+        m_Q, _ = carry_all(responses, state.K1, state.V4)
+        return Moments(q - c * state.K0, rate, m_Q - c * state.K1)
+
     def moments(self, model: Model, state: Moments) -> Moments:
         return state
 

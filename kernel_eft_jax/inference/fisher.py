@@ -114,7 +114,8 @@ def fisher(
     """Fisher information that `networks` networks would hold about the free parameters, at the experiment's values.
 
     Add the informations of several widths or ensembles. Exact to leading order in 1/n with `HermiteTower`, the default; not for ensembles
-    so large that the next order shows, whose error is not statistical. What no data can tell, such as the variances of two matrices around
+    so large that the next order shows, whose error is not statistical. For more than eight inputs and mean kernels alone, covariances of
+    different entries and layers are the correlations of `GOnly` with exact variances: the information is then an approximation. What no data can tell, such as the variances of two matrices around
     linear units, of which the law knows the product, is in `lost` and, by names, in `describe()`.
 
     Args:
@@ -133,7 +134,7 @@ def fisher(
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
     coordinates = to_coordinates(names, get_parameters(experiment, names))
-    prediction = predict(experiment, names, coordinates, settle(experiment, closure), with_V4)
+    prediction = predict(experiment, names, coordinates, settle(experiment, closure, with_V4), with_V4)
     check_prediction(experiment, names, prediction)
     W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
     return information(experiment, names, prediction, W)

@@ -152,6 +152,9 @@ def fit(
     $$\hat\theta = \arg\min_\theta\, (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta))$$
 
     Trust-region Gauss-Newton by SciPy, or first-order steps of optax.
+    For more than eight inputs the exact closure gives mean kernels and variances pair by pair, and their weights have the correlations of
+    `GOnly`; errors are those of the data's own scatter in any case.
+
     Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more: a large chi2
     reveals them. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and C_W s^2): the
     search ends at the one on whose side it starts.
@@ -182,7 +185,7 @@ def fit(
     if isinstance(data, Estimate):
         check_same(data, experiment, names)
     observed = observe(data, experiment, with_V4)
-    closure = settle(experiment, closure)
+    closure = settle(experiment, closure, with_V4)
     x = np.asarray(to_coordinates(names, get_parameters(experiment, names)), np.float64)
 
     def evaluate(x) -> Prediction:

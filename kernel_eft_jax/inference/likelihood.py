@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..closures import Closure
+from ..closures import Closure, GOnly, HermiteTower
+from ..closures.pair_tower import PairTower
 from ..depths import squares
-from ..pairs import pack
+from ..pairs import pack, pair_table, pairs
 from ..trajectory.solve import settled
 from .parameters import Experiment, from_coordinates, set_parameters
+
+MOST = 8  # inputs whose exact covariances are carried together where mean kernels alone are asked for
 
 
 class Prediction(NamedTuple):
@@ -35,10 +38,18 @@ class Prediction(NamedTuple):
     expectation_error: Float[Array | np.ndarray, ""]
 
 
-def settle(experiment: Experiment, closure: Closure) -> Closure:
-    """The closure with what it leaves open decided at the experiment's own values."""
+def by_pairs(experiment: Experiment, closure: Closure, with_V4: bool) -> bool:
+    """Whether means and variances are taken pair by pair: for mean kernels of many inputs by the exact closure."""
+    return isinstance(closure, HermiteTower) and experiment.K0.shape[0] > MOST and not with_V4
+
+
+def settle(experiment: Experiment, closure: Closure, with_V4: bool) -> Closure:
+    """The closure with what it leaves open decided at the experiment's own values; MemoryError if it cannot fit."""
     e = experiment
-    return settled(closure, e.model, e.K0_scale * pack(e.K0), squares(e.eps, e.layers[-1], e.K0.dtype), len(e.layers))
+    k, dt = e.K0_scale * pack(e.K0), squares(e.eps, e.layers[-1], e.K0.dtype)
+    if by_pairs(e, closure, with_V4):
+        return closure.settled(e.model, k, dt)
+    return settled(closure, e.model, k, dt, len(e.layers))
 
 
 @eqx.filter_jit
@@ -53,7 +64,10 @@ def predict(
 
     def statistics(coordinates):
         e = set_parameters(experiment, names, from_coordinates(names, coordinates))
-        mean, covariance, error = kernel_moments(e, closure)
+        if isinstance(closure, HermiteTower) and by_pairs(e, closure, with_V4):
+            mean, covariance, error = moments_by_pairs(e, PairTower.of(closure))
+        else:
+            mean, covariance, error = kernel_moments(e, closure)
         y = mean.reshape(-1)
         if with_V4:
             y = jnp.concatenate([y, pack(_within(covariance)).reshape(-1)])
@@ -90,8 +104,35 @@ def kernel_moments(
     nothing = jax.tree.map(lambda m: jnp.zeros((observed.size, *m.shape), m.dtype), closure.remember(model, start))
     _, saved = jax.lax.scan(layer, (start, jax.lax.stop_gradient(nothing)), (jnp.arange(dt.size), dt))
     K0, K1, V4, across = (y[observed] for y in saved)
-    error = jnp.max(jax.vmap(fixed.error)(jax.lax.stop_gradient(K0)))
+    error = jnp.max(jax.lax.map(lambda k: closure.error(fixed, k), jax.lax.stop_gradient(K0)))
     return K0 + K1 / e.width, _join(V4, across) / e.width, error
+
+
+def moments_by_pairs(
+    e: Experiment, closure: Closure
+) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"], Float[Array, ""]]:
+    """`kernel_moments` of many inputs: means and variances are exact, pair by pair, and what weighs them is not.
+
+    Covariances between entries, and between layers, are the correlations of `GOnly` with those variances. That is enough for the weights of
+    mean kernels, and not for statistics that are covariances themselves.
+    """
+    inputs = e.K0.shape[0]
+    members, (a, b) = np.stack(np.triu_indices(inputs, 1), axis=1), pairs(inputs)
+    partner = np.where(a == b, (a + 1) % inputs, b)  # an input's own entry is in each of its pairs
+    low, high = np.minimum(a, partner), np.maximum(a, partner)
+    place = {(i, j): row for row, (i, j) in enumerate(members.tolist())}
+    row = np.array([place[i, j] for i, j in zip(low.tolist(), high.tolist(), strict=True)])
+    entry = pair_table(2)[(a == high).astype(int), (b == high).astype(int)]
+
+    def one(K):
+        mean, covariance, error = kernel_moments(eqx.tree_at(lambda e: e.K0, e, K), closure)
+        return mean, jnp.diagonal(covariance.reshape(mean.size, mean.size)).reshape(mean.shape), error
+
+    mean, variance, errors = jax.lax.map(one, e.K0[members[:, :, None], members[:, None, :]], batch_size=4)
+    mean, variance = (x[row, :, entry].T for x in (mean, variance))
+    _, C, _ = kernel_moments(e, GOnly())
+    size = jnp.sqrt(variance / jnp.diagonal(C.reshape(mean.size, mean.size)).reshape(mean.shape))
+    return mean, C * size[:, :, None, None] * size, jnp.max(errors)
 
 
 def _stop_gradient(model):

@@ -16,6 +16,9 @@ MEANING = {  # of what theories and networks both know
     "K1": "width times the finite-width correction of the mean kernel: n (E[G] - K0)",
     "U1": "width times the finite-width correction of the mean sigma-kernel: n (E[S] - E_K0[s s])",
     "V4": "width times the covariance of the kernel: n Cov(G_ab, G_cd)",
+    "variance": "width times the variance of the kernel: n Var(G_ab)",
+    "K1_truncation": "estimated truncation error of K1",
+    "variance_truncation": "estimated truncation error of the variance",
     "V_GS": "width times the covariance of kernel and sigma-kernel: n Cov(G_ab, S_cd)",
     "V_SS": "width times the covariance of the sigma-kernel: n Cov(S_ab, S_cd)",
 }

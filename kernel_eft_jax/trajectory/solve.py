@@ -28,7 +28,7 @@ from .failures import checked
 from .solution import Solution
 
 EXACT = HermiteTower()
-SMALL_STEPS = 256  # layers that stand for the continuum where a closure is settled
+SMALL_STEPS = 256
 
 
 def solve(
@@ -89,7 +89,7 @@ def solve(
         )
     if ts is not None:
         times = jnp.asarray(check_times(ts), K0.dtype)
-        closure = settled(closure, model, pack(K0), jnp.full(SMALL_STEPS, times[-1] / SMALL_STEPS), times.size)
+        closure = settled(closure, model, pack(K0), continuum_steps(times), times.size)
         solution = _continuum(model, K0, times, closure, *continuum, max_steps)
     elif layers is None or eps is None:
         raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
@@ -104,6 +104,11 @@ def solve(
         closure = settled(closure, model, pack(K0), squares(eps, steps[-1], K0.dtype), len(steps))
         solution = _layers(closure, model, pack(K0), eps, steps)
     return checked(solution, pack(K0)) if throw else solution
+
+
+def continuum_steps(ts: Float[Array, " T"]) -> Float[Array, " L"]:
+    """Steps dt of small layers that stand for the continuum where a closure is settled."""
+    return jnp.full(SMALL_STEPS, ts[-1] / SMALL_STEPS)
 
 
 def settled(closure: Closure, model: Model, k: Float[Array, " P"], dt: Float[Array, " L"], saved: int) -> Closure:

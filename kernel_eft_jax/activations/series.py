@@ -1,0 +1,81 @@
+r"""Moments of all pairs of many inputs by Mehler's series: what is summed numerically belongs to one input each.
+
+With $s^{(i)}(\phi_a) = \sum_n \alpha^{(i)}_{a,n} he_n(\psi_a)$ and $\alpha^{(i)}_n = \sqrt{(n+1) \cdots (n+i)}\; k_{aa}^{-i/2} \alpha_{n+i}$,
+
+$$E[s^{(i)}_a s^{(j)}_b] = \sum_n \rho^n \alpha^{(i)}_{a,n} \alpha^{(j)}_{b,n}$$
+
+What is beyond the last term is bounded by $|\rho|^n$ and the norms that the coefficients leave: where that is too much for one pair, all are
+summed over the plane as before.
+"""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..quadrature import derivatives, hermite_polynomials, powers
+from .base import Activation, Expansion, differentiable, rule
+from .summation import assemble
+
+TERMS, NODES = 128, 120
+ORDERS = ((0, 0), (2, 0), (0, 2), (1, 1), (4, 0), (0, 4), (3, 1), (1, 3), (2, 2))
+
+
+def between_many(activation: Activation, k: Float[Array, "M 3"]) -> Expansion:
+    """The expansion of all pairs of different inputs, at their (k_aa, k_bb, k_ab)."""
+    arrays, static = eqx.partition(activation, eqx.is_inexact_array)
+    return Expansion(*_between(static, arrays, k))
+
+
+def _by_quadrature(static, arrays, k):
+    activation = eqx.combine(arrays, static)
+    return tuple(jax.lax.map(lambda k: differentiable(activation, tuple(k)), k))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _between(static, arrays, k):
+    found, error = by_series(eqx.combine(arrays, static), k)
+    enough = jnp.max(error) < (1e-11 if k.dtype == jnp.float64 else 1e-6)
+    return jax.lax.cond(enough, lambda: tuple(found), lambda: _by_quadrature(static, arrays, k))
+
+
+@_between.defjvp
+def _between_jvp(static, primals, tangents):
+    # Derivatives are those of the sums over the plane, which exist at every correlation.
+    return _between(static, *primals), jax.jvp(partial(_by_quadrature, static), primals, tangents)[1]
+
+
+def by_series(activation: Activation, k: Float[Array, "M 3"]) -> tuple[Expansion, Float[Array, " M"]]:
+    """The expansion of each pair, and a bound of what the series leaves out, in units of each quantity's own size."""
+    inputs = round((1 + (1 + 8 * k.shape[0]) ** 0.5) / 2)
+    (a, b), k_ab = np.triu_indices(inputs, 1), k[:, 2]
+    variances = jnp.concatenate([k[:1, 0], k[: inputs - 1, 1]])  # of the pairs 01, 02, ...
+    alpha, left, size = jax.vmap(partial(_coefficients, activation))(variances)
+    rho = k_ab / jnp.sqrt(variances[a]) / jnp.sqrt(variances[b])
+    weights = powers(rho, TERMS)
+    sums = {(i, j): jnp.sum(weights * alpha[a, i] * alpha[b, j], axis=1) for i, j in ORDERS}
+    zero = jnp.zeros_like(k_ab)
+    M = jnp.stack([jnp.stack([sums.get((i, j), zero) for j in range(5)]) for i in range(5)])
+    found = jax.vmap(partial(assemble, by_parts=False), in_axes=(2, 0, 0, 0))(M, variances[a], variances[b], k_ab)
+    beyond = jnp.abs(rho) ** TERMS * left[a] * left[b] / (size[a] * size[b])
+    return found, beyond
+
+
+def _coefficients(activation, k):
+    """Of s and its derivatives to order four; the norm of k s'' beyond the last term, and that of s."""
+    root = jnp.sqrt(k)
+    x, w = rule(activation, jnp.zeros_like(k), root, NODES)
+    s, _, bend = derivatives(activation, 2)(root * x)
+    alpha = jnp.matmul(hermite_polynomials(x, TERMS + 4) * w, s, precision="highest")
+    n = np.arange(TERMS)
+    rows = [alpha[:TERMS]]
+    for i in range(1, 5):
+        rise = np.sqrt(np.prod([n + j for j in range(1, i + 1)], axis=0)).astype(k.dtype)
+        rows.append(rise * alpha[i : TERMS + i] / root**i)
+    alphas = jnp.stack(rows)
+    norm = k**2 * jnp.sum(bend**2 * w)
+    left = norm - k**2 * jnp.sum(alphas[2] ** 2)
+    return alphas, jnp.sqrt(jnp.maximum(left, 8 * jnp.finfo(k.dtype).eps * norm)), jnp.sqrt(jnp.sum(s**2 * w))

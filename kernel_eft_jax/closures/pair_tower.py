@@ -1,0 +1,187 @@
+r"""`HermiteTower` for two inputs a, b, in the modes of the pair ab alone: those of a and of b are among them.
+
+Modes of a are the ones without psi_2, and modes of b are a combination of all ($he_m$ of a combination of psi_1 and psi_2). So every
+function of a pair, (aa, ab, bb), is a row over one set of modes, covariances are inner products of rows, and
+u = Cov(h, xi(W)) has three rows in place of nine. The equations are those of `hermite_tower.py`, bounds of truncation included.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..expectations.hermite_modes import frame, modes
+from ..expectations.two_inputs import read_pair, turned, turning
+from ..maps import Local, apply_all, carry_all
+from ..model import Model
+from ..pairs import triples, wick
+from .base import Closure, Moments, pair_units
+from .hermite_tower import BOUNDS, KINKED_DEGREE, HermiteTower, _root, polynomial_degree
+
+NODES = (
+    48,
+    192,
+)  # half those of psi_1, those of psi_2: tanh and GELU right to 1e-10 at variances up to 5, to 1e-6 at 16
+TRIPLES = triples(2)
+
+
+class PairState(NamedTuple):
+    """Covariances with h = (h_aa, h_ab, h_bb), and bounds of what the modes beyond the degree would add."""
+
+    k: Float[Array, " 3"]
+    u: Float[Array, "3 J S"]
+    v: Float[Array, "3 3"]
+    K1: Float[Array, " 3"]
+    tail: Float[Array, " 3"]
+    v_error: Float[Array, "3 3"]
+    K1_error: Float[Array, " 3"]
+
+
+class PairMemory(NamedTuple):
+    """Covariances of the remembered g (first axis of `modes`, last of `response`) with the modes of xi and with h."""
+
+    modes: Float[Array, "3 J S"]
+    response: Float[Array, "3 3"]
+
+
+class PairTower(Closure[PairState]):
+    """The exact closure of two inputs, some ten times cheaper than `HermiteTower`, which it agrees with to rounding."""
+
+    degree: int = eqx.field(static=True, default=30)
+    nodes: tuple[int, int] = eqx.field(static=True, default=NODES)
+
+    @classmethod
+    def of(cls, tower: HermiteTower) -> "PairTower":
+        """The tower of two inputs with the degree of another, or with the default where that leaves it open."""
+        return cls() if tower.degree is None else cls(tower.degree)
+
+    def init(self, model: Model, k):
+        J, s = modes(self._degree(model), 2)
+        shapes = ((3, J.size, s.size), (3, 3), (3,), (3,), (3, 3), (3,))
+        return PairState(k, *(jnp.zeros(shape, k.dtype) for shape in shapes))
+
+    def step(self, model: Model, state: PairState, dt) -> PairState:
+        after, turn = self._unturned(model, state, dt)
+        return after._replace(u=turned(turn, after.u))
+
+    def drift(self, model: Model, state: PairState) -> PairState:
+        zero = jnp.zeros((), state.k.dtype)
+        rate, d_turn = jax.jvp(lambda dt: self._unturned(model, state, dt), (zero,), (jnp.ones_like(zero),))[1]
+        return rate._replace(u=rate.u + turning(d_turn, state.u))
+
+    def _unturned(self, model, state, dt):
+        """One layer, u still in the modes of its beginning, and how these turn into those of its end."""
+        read, shrink, f = self._read(model, state.k), model.shrink(dt), frame(state.k)
+        response, responses = (
+            Local(*read.expansion, jnp.zeros((), dt.dtype)),
+            model.responses_of_read(read.expansion.value),
+        )
+        with_modes, with_h, with_y, mean = _covariances(state, read, response)
+        transport = apply_all(responses, with_h)
+        m_Q, C_Q = carry_all(responses, mean, with_y)
+        k = shrink * state.k + dt * responses[-1].value
+        turn = frame(k).M @ (_root(shrink) * f.L)
+        tail, with_h, with_y, mean = _errors(state, read, response.absolute())
+        bounds = [r.absolute() for r in responses]
+        transport_error = apply_all(bounds, with_h)
+        m_error, C_error = carry_all(bounds, mean, with_y)
+        slowest = jnp.minimum(jnp.maximum(turn[:, 0, 0], turn[:, 1, 1]), 1)
+        after = PairState(
+            k,
+            shrink * state.u + dt * apply_all(responses, with_modes),
+            shrink**2 * state.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
+            shrink * state.K1 + dt * m_Q,
+            slowest ** (self._degree(model) + 1) * (shrink * state.tail + dt * apply_all(bounds, tail)),
+            shrink**2 * state.v_error + shrink * dt * (transport_error + transport_error.T) + dt**2 * C_error,
+            shrink * state.K1_error + dt * m_error,
+        )
+        return after, turn[1]
+
+    def moments(self, model: Model, state: PairState) -> Moments:
+        response = _contract(state.u, _products(state))
+        return Moments(state.k, wick(state.k) + response + response.T + state.v, state.K1)
+
+    def truncation(self, model: Model, state: PairState) -> Moments:
+        known = jnp.nan if model.read.kinks and self._degree(model) < KINKED_DEGREE else 1.0
+        return Moments(jnp.zeros_like(state.k), state.v_error, known * state.K1_error)
+
+    def units(self, model: Model, k) -> PairState:
+        unit = pair_units(k)
+        square = unit[:, None] * unit
+        bounds = (BOUNDS * unit, BOUNDS * square, BOUNDS * unit)
+        return PairState(unit, unit[:, None, None], square, unit, *bounds)
+
+    def remember(self, model: Model, state: PairState) -> PairMemory:
+        product = _products(state)
+        return PairMemory(state.u + product, state.v + _contract(state.u, product))
+
+    def follow(self, model: Model, state: PairState, memory: PairMemory, dt) -> PairMemory:
+        read, shrink = self._read(model, state.k), model.shrink(dt)
+        response, responses = (
+            Local(*read.expansion, jnp.zeros((), dt.dtype)),
+            model.responses_of_read(read.expansion.value),
+        )
+        with_y = _contract(read.value, memory.modes) + response.apply(memory.response)
+        k = shrink * state.k + dt * responses[-1].value
+        turn = frame(k).M[1] @ (_root(shrink) * frame(state.k).L[1])
+        return PairMemory(turned(turn, memory.modes), shrink * memory.response + dt * apply_all(responses, with_y))
+
+    def recall(self, model: Model, state: PairState, memory: PairMemory):
+        return memory.response + _contract(_products(state), memory.modes)
+
+    def read_error(self, model: Model, k: Float[Array, " 3"]) -> Float[Array, ""]:
+        """How much more nodes change what is read, relative to its norm."""
+        here, finer = (read_pair(model.read, k, self._degree(model), nodes) for nodes in (self.nodes, (64, 512)))
+
+        def change(x, y, norm):
+            return jnp.sqrt(jnp.sum((x - y) ** 2, axis=(-2, -1))) / norm
+
+        norm = jnp.sqrt(jnp.sum(finer.value**2, axis=(-2, -1)) + finer.value_tail**2 + finer.expansion.value**2)
+        largest = jnp.sqrt(jnp.sum(finer.second**2, axis=(-2, -1)) + finer.second_tail**2)
+        worst = jnp.max(change(here.second, finer.second, jnp.max(largest)))
+        return jnp.maximum(jnp.max(change(here.value, finer.value, norm)), worst)
+
+    def _degree(self, model):
+        return int(min(self.degree, max(2, 2 * polynomial_degree(model.read))))
+
+    def _read(self, model, k):
+        return read_pair(model.read, k, self._degree(model), self.nodes)
+
+
+def _covariances(state, read, response):
+    """Of y with the modes, with h and with itself, and its mean's correction."""
+    X = _contract(read.value, state.u)
+    with_h = X + response.apply(state.v)
+    with_y = _contract(read.value, read.value) + response.apply(with_h.T).T + response.apply(X.T)
+    mean, _ = response.carry(state.K1, state.v)
+    mean = mean + 0.5 * jnp.einsum("ptms,ptms->p", read.second, state.u[TRIPLES], precision="highest")
+    return read.value + response.apply(state.u), with_h, with_y, mean
+
+
+def _errors(state, read, bound):
+    """Bounds of the errors of `_covariances`; of the modes beyond the degree one of their norm."""
+    X = read.value_tail[:, None] * state.tail
+    with_h = X + bound.apply(state.v_error)
+    with_y = read.value_tail[:, None] * read.value_tail + bound.apply(with_h.T).T + bound.apply(X.T)
+    mean, _ = bound.carry(state.K1_error, state.v_error)
+    mean = mean + 0.5 * jnp.sum(read.second_tail * state.tail[TRIPLES], axis=1)
+    return read.value_tail + bound.apply(state.tail), with_h, with_y, mean
+
+
+def _contract(F: Float[Array, "3 J S"], G: Float[Array, "3 J S"]) -> Float[Array, "3 3"]:
+    return jnp.einsum("pms,qms->pq", F, G, precision="highest")
+
+
+def _products(state: PairState) -> Float[Array, "3 J S"]:
+    """phi_a phi_a, phi_a phi_b, phi_b phi_b in the modes of the pair, all of degree two."""
+    (L11, _), (L21, L22) = frame(state.k).L[1]
+    root, zero = np.sqrt(2.0).astype(state.k.dtype), jnp.zeros_like(L11)
+    rows = [
+        [root * L11**2, zero, zero],
+        [root * L11 * L21, L11 * L22, zero],
+        [root * L21**2, 2 * L21 * L22, root * L22**2],
+    ]
+    return jnp.zeros_like(state.u).at[:, 1, :3].set(jnp.stack([jnp.stack(row) for row in rows]))

@@ -1,0 +1,266 @@
+"""Many inputs: every pair of them is a problem of two inputs, and chosen quadruples one of four at most.
+
+K1_ab involves the inputs a and b alone, and V4_ab,cd those four. So K0, K1 and the variances V4_ab,ab of N inputs are N(N - 1)/2 small
+problems, which are solved in blocks, one block a core at a time: memory does not grow with N but for the result.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+from tqdm import tqdm
+
+from ..checks import check_kernel, check_kind, check_layers, check_untraced
+from ..closures import Closure, GOnly, HermiteTower
+from ..closures.hermite_tower import COPIES
+from ..closures.pair_tower import PairTower
+from ..depths import squares, times_of_layers
+from ..model import Model
+from ..pairs import pack, pair_table
+from .failures import LIMIT
+from .pair_solution import PairSolution
+from .solve import EXACT, continuum_steps, solve
+
+BATCH, BLOCK = 4, 32  # problems that are vectorised, and problems of one call
+TABLES = 10  # of the plane of a pair, in what an activation is read by
+
+
+class Entries(eqx.Module):
+    """K0, V4, K1 and truncation errors of each small problem of a block, and whether its solve succeeded."""
+
+    moments: tuple[Float[Array, "B T M"], Float[Array, "B T M M"], Float[Array, "B T M"]]
+    errors: tuple[Float[Array, "B T M M"], Float[Array, "B T M"]] | None
+    expectation_error: Float[Array, " B"]
+    good: Bool[Array, " B"]
+
+
+def solve_pairs(
+    model: Model,
+    K0: Float[ArrayLike, "N N"],
+    ts: Float[ArrayLike, " T"] | None = None,
+    *,
+    layers: Sequence[int] | int | None = None,
+    eps: Float[ArrayLike, "..."] | None = None,
+    closure: Closure = EXACT,
+    quadruples: Sequence[tuple[int, int, int, int]] = (),
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    progress: bool = True,
+) -> PairSolution:
+    r"""K0, K1 and the variances V4_ab,ab of every pair of many inputs, and V4_ab,cd of chosen `quadruples` (a, b, c, d).
+
+    The numbers are those of `solve` for the two inputs alone, at depth times `ts` of the continuum or after `layers` of step `eps`. In the
+    continuum steps are taken to 1e-6 of each quantity's own size (1e-5 in float32), below the truncation of the exact closure; pass a
+    `stepsize_controller` for another accuracy. All cores share the pairs; `progress` shows how far they are, and the memory they need.
+    For the full V4 of a few dozen inputs take `solve` with `GOnly`, and for derivatives `solve` for the pairs that matter: this is a
+    loop on the host.
+
+    Raises ValueError for arguments that make no sense, MemoryError for more inputs than fit, both before any work, and RuntimeError
+    that names the inputs, the depth and the entry where a solve fails.
+    """
+    check_untraced("solve_pairs", "it is a loop on the host. Call `solve` for two inputs.", model, K0, ts, eps)
+    check_kind(model, Model, "model")
+    check_kind(closure, Closure, "closure")
+    K0 = check_kernel(K0)
+    chosen = _check_quadruples(quadruples, K0.shape[0])
+    steps = None if layers is None else check_layers(layers)
+    if stepsize_controller is None and ts is not None:
+        tolerance = 1e-6 if K0.dtype == jnp.float64 else 1e-5
+        stepsize_controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+    where = {"layers": steps, "stepsize_controller": stepsize_controller}
+
+    def check(K):  # what `solve` says of its arguments
+        return solve(model, K, ts, eps=eps, closure=GOnly(), throw=False, **where).ts
+
+    depths = eqx.filter_eval_shape(check, jax.ShapeDtypeStruct((1, 1), K0.dtype)).shape[0]
+    times, eps = (None if x is None else jnp.asarray(x, K0.dtype) for x in (ts, eps))
+    if times is not None:
+        dt = continuum_steps(times)
+    else:
+        assert steps is not None
+        assert eps is not None
+        dt = squares(eps, steps[-1], K0.dtype)
+    closure = closure.settled(model, pack(K0), dt)
+    groups = _groups(K0.shape[0], chosen)
+    need = _memory(closure, K0.shape[0], depths, groups, K0.dtype.itemsize)
+    run = _Run(model, K0, times, eps, where, closure)
+    with tqdm(desc=f"inputs, {need / 2**20:.0f} MiB", unit=" problems", disable=not progress) as bar:
+        bar.total = sum(len(group) for group in groups.values())
+        found = {key: run(key, members, bar) for key, members in groups.items()}
+    return _assemble(model, K0, times, eps, steps, closure, chosen, found)
+
+
+class _Run:
+    """Solves groups of small problems, block by block, on all cores."""
+
+    def __init__(self, model, K0, ts, eps, where, closure):
+        self.model, self.K0, self.ts, self.eps, self.where, self.closure = model, K0, ts, eps, where, closure
+
+    def __call__(self, key, members, bar):
+        """(members, entries) of a group, entries joined over its blocks."""
+        size, _ = key
+        closure = _for_inputs(self.closure, size)
+        count = min(BLOCK, -(-len(members) // BATCH) * BATCH)
+        padded = np.concatenate([members, np.repeat(members[-1:], -len(members) % count, axis=0)])
+        K = np.asarray(self.K0)
+        kernels = K[padded[:, :, None], padded[:, None, :]].reshape(-1, count, size, size)
+
+        def block(i):
+            layers, controller = self.where["layers"], self.where["stepsize_controller"]
+            entries = _block(self.model, kernels[i], self.ts, self.eps, closure, layers, controller)
+            entries = jax.tree.map(np.asarray, entries)
+            bar.update(min(count, len(members) - i * count))
+            return entries
+
+        first = [block(0)]  # compiles
+        with ThreadPoolExecutor(_cores()) as pool:
+            blocks = first + list(pool.map(block, range(1, len(kernels))))
+        entries = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(members)], *blocks)
+        self._check(members, entries)
+        return members, entries
+
+    def _check(self, members, entries):
+        finite = np.all([np.isfinite(x).reshape(len(members), -1).all(1) for x in entries.moments], axis=0)
+        good = finite & entries.good & (entries.expectation_error <= LIMIT)
+        if good.all():
+            return
+        worst = members[np.argmin(good)]
+        names = " and ".join(map(str, worst))
+        try:
+            solve(self.model, self.K0[worst[:, None], worst], self.ts, eps=self.eps, closure=self.closure, **self.where)
+        except RuntimeError as error:
+            raise RuntimeError(f"Of the inputs {names} alone: {error}") from error
+        raise RuntimeError(
+            f"For the inputs {names} the tables of their activation are right to {entries.expectation_error.max():.2g} only: their variances "
+            "are too large for it. Take `solve` for them."
+        )
+
+
+@eqx.filter_jit
+def _block(model, kernels, ts, eps, closure, layers, stepsize_controller):
+    def one(K):
+        solution = solve(
+            model, K, ts, layers=layers, eps=eps, closure=closure, stepsize_controller=stepsize_controller, throw=False
+        )
+        moments, truncation = solution.packed, solution.truncation
+        error = solution.stats["expectation_error"]
+        if isinstance(closure, PairTower):
+            error = jnp.maximum(error, jnp.max(jax.vmap(lambda k: closure.read_error(model, k))(moments.K0)))
+        return Entries(
+            (moments.K0, moments.V4, moments.K1),
+            None if truncation is None else (truncation.V4, truncation.K1),
+            error,
+            solution.result == diffrax.RESULTS.successful,
+        )
+
+    return jax.lax.map(one, kernels, batch_size=BATCH if kernels.shape[-1] < 3 else 1)
+
+
+def _for_inputs(closure, size):
+    return PairTower.of(closure) if isinstance(closure, HermiteTower) and size == 2 else closure
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_quadruples(quadruples, inputs):
+    chosen = np.asarray(quadruples)
+    if chosen.size == 0:
+        return np.zeros((0, 4), int)
+    if chosen.ndim != 2 or chosen.shape[1] != 4 or chosen.dtype.kind not in "iu":
+        raise ValueError(
+            f"Argument `quadruples` must be a list of four inputs (a, b, c, d) each, but has shape {chosen.shape} and dtype {chosen.dtype}."
+        )
+    if chosen.min() < 0 or chosen.max() >= inputs:
+        raise ValueError(
+            f"Argument `quadruples` must name inputs from 0 to {inputs - 1}, but holds {chosen.min()} to {chosen.max()}."
+        )
+    return chosen
+
+
+def _groups(inputs, chosen):
+    """Members of all small problems, by (number of inputs, what they are for)."""
+    pairs = np.stack(np.triu_indices(inputs, 1), axis=1) if inputs > 1 else np.zeros((1, 1), int)
+    groups: dict[tuple[int, str], Any] = {(pairs.shape[1], "pairs"): pairs}
+    distinct = defaultdict(set)
+    for quadruple in chosen:
+        members = tuple(sorted(set(quadruple.tolist())))
+        distinct[len(members)].add(members)
+    return groups | {(size, "quadruples"): np.array(sorted(sets)) for size, sets in sorted(distinct.items())}
+
+
+def _memory(closure, inputs, times, groups, itemsize):
+    """Bytes of the result, of the parts that it is made of and of the problems at work; MemoryError where they do not fit."""
+    need, cores = 8 * itemsize * times * inputs**2, _cores()
+    for (size, _), members in groups.items():
+        P = size * (size + 1) // 2
+        need += itemsize * len(members) * (times * (2 * P * P + 3 * P) + size**2)
+        work, at_once = P * P, BATCH if size < 3 else 1
+        if isinstance(closure, HermiteTower):
+            work *= (PairTower.of(closure).degree + 1) ** 2
+        tables = TABLES * 2 * 64 * 512 if size == 2 else 0
+        need += cores * at_once * itemsize * (COPIES * work + tables)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else need
+    if need > there:
+        raise MemoryError(
+            f"All pairs of {inputs} inputs at {times} depths need about {need / 2**30:.3g} GiB, and the machine has {there / 2**30:.3g} GiB: "
+            "take fewer depths, or parts of the inputs one after another."
+        )
+    return need
+
+
+def _assemble(model, K0, ts, eps, layers, closure, chosen, found):
+    inputs = K0.shape[0]
+    (size, _), (members, entries) = next(iter(found.items()))
+    (k, V, m), times, table = entries.moments, entries.moments[0].shape[1], pair_table(size)
+
+    def matrix(values):  # (B, T, P) to (T, N, N)
+        full = np.zeros((times, inputs, inputs), values.dtype)
+        for i, j in np.ndindex(size, size):
+            full[:, members[:, i], members[:, j]] = values[:, :, table[i, j]].T
+        return jnp.asarray(full)
+
+    def variances(values):
+        return matrix(np.diagonal(values, axis1=-2, axis2=-1))
+
+    errors = entries.errors
+    ts = ts if layers is None else jnp.asarray(times_of_layers(layers, np.asarray(eps)), K0.dtype)
+    return PairSolution(
+        ts=ts,
+        K0=matrix(k),
+        K1=matrix(m),
+        variance=variances(V),
+        K1_truncation=None if errors is None else matrix(errors[1]),
+        variance_truncation=None if errors is None else variances(errors[0]),
+        V4=_chosen(chosen, found, times, lambda entries: entries.moments[1]),
+        V4_truncation=None if errors is None else _chosen(chosen, found, times, lambda entries: entries.errors[0]),
+        quadruples=jnp.asarray(chosen),
+        expectation_error=jnp.asarray(max(entries.expectation_error.max() for _, entries in found.values())),
+        model=model,
+        closure=closure,
+        eps=eps,
+        layers=layers,
+    )
+
+
+def _chosen(chosen, found, times, read):
+    """V4_ab,cd of the chosen quadruples, (T, quadruples)."""
+    values = np.zeros((times, len(chosen)))
+    for (size, purpose), (members, entries) in found.items():
+        if purpose == "quadruples":
+            place = {tuple(row.tolist()): i for i, row in enumerate(members)}
+            table, V = pair_table(size), read(entries)
+            for column, quadruple in enumerate(chosen):
+                own = tuple(sorted(set(quadruple.tolist())))
+                if own in place:
+                    a, b, c, d = (own.index(x) for x in quadruple)
+                    values[:, column] = V[place[own], :, table[a, b], table[c, d]]
+    return jnp.asarray(values)

@@ -1,0 +1,83 @@
+"""What `solve_pairs` returns: K0, K1 and variances of every pair of inputs, how accurate they are, and what made them."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..closures import Closure
+from ..model import Model
+from ..showing import shown
+from ..storage import Result, attribute, axes, dataset, labelled, made_by
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+MATRICES = ("K0", "K1", "variance", "K1_truncation", "variance_truncation")
+CHOSEN = ("V4", "V4_truncation", "quadruples")
+COMPUTED = ("ts", *MATRICES, *CHOSEN, "expectation_error")
+
+
+class PairSolution(Result):
+    """K0, K1 and V4_ab,ab of every pair of inputs ab at the saved depths, E[G] = K0 + K1 / n and Var(G_ab) = variance / n.
+
+    `V4` holds V4_ab,cd of the chosen `quadruples` (a, b, c, d). The truncations estimate the errors left by a truncated expansion, None for
+    closures that expand nothing, and `expectation_error` is the largest estimated relative error of the Gaussian expectations. `model`,
+    `closure`, `layers` and `eps` say where the numbers come from; the last two are None in the continuum.
+    """
+
+    ts: Float[Array, " T"]
+    K0: Float[Array, "T N N"]
+    K1: Float[Array, "T N N"]
+    variance: Float[Array, "T N N"]
+    K1_truncation: Float[Array, "T N N"] | None
+    variance_truncation: Float[Array, "T N N"] | None
+    V4: Float[Array, "T quadruples"]
+    V4_truncation: Float[Array, "T quadruples"] | None
+    quadruples: Int[Array, "quadruples 4"]
+    expectation_error: Float[Array, ""]
+    model: Model
+    closure: Closure
+    eps: Float[Array, "..."] | None
+    layers: tuple[int, ...] | None = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        depth = f"layers {list(self.layers)}, eps {shown(self.eps)}" if self.layers else f"ts {shown(self.ts)}"
+        lines = [f"PairSolution of {self.closure!r} for {self.model!r}", f"  {self.K0.shape[-1]} inputs, {depth}"]
+        for name in ("K0", "variance", "K1"):
+            values, error = np.asarray(getattr(self, name))[-1], getattr(self, f"{name}_truncation", None)
+            bound = "" if error is None else f" (truncation up to {np.max(np.asarray(error)[-1]):.1g})"
+            lines.append(f"  {name} from {values.min():.6g} to {values.max():.6g} at the last depth{bound}")
+        return "\n".join(lines)
+
+    def to_xarray(self) -> "xr.Dataset":
+        """The entries over t and the inputs a, b; those of the quadruples over t and quadruple."""
+        present: dict[str, Any] = {name: getattr(self, name) for name in MATRICES if getattr(self, name) is not None}
+        variables = labelled(present)
+        for name in CHOSEN:
+            value = getattr(self, name)
+            if value is not None:
+                dimensions = ("quadruple", "inputs") if name == "quadruples" else ("t", "quadruple")
+                variables[name] = (dimensions, np.asarray(value), {"long_name": "of chosen quadruples of inputs"})
+        made = {name: getattr(self, name) for name in _made_by()}
+        attributes: dict[str, Any] = {"expectation_error": float(self.expectation_error)}
+        attributes |= {name: attribute(value) for name, value in made.items() if value is not None}
+        return dataset(type(self).__name__, self.ts, self.K0.shape[-1], variables, attributes)
+
+    @classmethod
+    def from_xarray(cls, data: "xr.Dataset") -> "PairSolution":
+        """The solution that `to_xarray` gave."""
+        dimensions = (
+            dict.fromkeys(MATRICES, "t a b") | dict.fromkeys(CHOSEN, "t quadruple") | {"quadruples": "quadruple inputs"}
+        )
+        read = {n: jnp.asarray(axes(data, n, d)) if n in data else None for n, d in dimensions.items()}
+        error = jnp.asarray(data.attrs["expectation_error"])
+        ts = jnp.asarray(axes(data, "t", "t"))
+        return cls(ts=ts, **read, expectation_error=error, **made_by(data, _made_by()))
+
+
+def _made_by():
+    return [field.name for field in fields(PairSolution) if field.name not in COMPUTED]

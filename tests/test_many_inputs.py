@@ -1,0 +1,218 @@
+"""Many inputs: what a pair has among many it has alone, in every part of the theory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kernel_eft_jax as keft
+from kernel_eft_jax.activations.series import by_series
+from kernel_eft_jax.closures.pair_tower import PairTower
+from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions, rotate
+from kernel_eft_jax.expectations.two_inputs import read_pair, turned, turning
+from kernel_eft_jax.inference.likelihood import kernel_moments, moments_by_pairs
+from kernel_eft_jax.pairs import pack
+
+K0 = np.array([[2.0, 0.6, -0.4], [0.6, 1.5, 0.9], [-0.4, 0.9, 1.2]])
+TANH = keft.Model(keft.Tanh(), C_W=2.0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        keft.Model(keft.Tanh(), C_W=2.0, C_b=0.1, decay=0.5),
+        keft.Model(keft.ReLU(), C_W=2.0),
+        keft.Model([keft.Erf(), keft.Dense(1.5, 0.1), keft.Linear(), keft.Dense(2.0)]),
+    ],
+    ids=["tanh", "relu", "chain"],
+)
+def test_the_tower_of_a_pair_is_the_tower_of_two_inputs(model):
+    """One set of modes for a pair holds those of each input: layers agree with `HermiteTower` to rounding, bounds included."""
+    full, pair = (
+        keft.solve(model, K0[:2, :2], layers=[1, 3], eps=0.5, closure=closure)
+        for closure in (keft.HermiteTower(8), PairTower(8))
+    )
+    for name in ("K0", "V4", "K1"):
+        np.testing.assert_allclose(getattr(pair, name), getattr(full, name), rtol=1e-9, atol=1e-11)
+    for name in ("V4", "K1"):
+        expected = np.asarray(getattr(full.truncation, name))
+        np.testing.assert_allclose(getattr(pair.truncation, name), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_drift_is_the_derivative_of_a_layer():
+    """The modes of thin layers turn by the generator of `turned`: written out, and by differentiating a layer."""
+    closure = PairTower(7)
+    state = closure.init(TANH, pack(jnp.asarray(K0[:2, :2])))
+    for _ in range(2):
+        state = closure.step(TANH, state, jnp.asarray(0.2))
+    written, derived = closure.drift(TANH, state), keft.Closure.drift(closure, TANH, state)
+    for x, y in zip(jax.tree.leaves(written), jax.tree.leaves(derived), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)
+
+
+def test_turning_modes_by_the_binomial_theorem():
+    """Sym^m of a lower triangular matrix: the recursion from degree to degree gives the same, and the rate is its derivative."""
+    rng = np.random.default_rng(0)
+    R, rate = (jnp.asarray(np.tril(rng.standard_normal((2, 2)))) for _ in range(2))
+    exists = np.arange(1, 10)[:, None] >= np.arange(10)
+    w = jnp.asarray(np.where(exists, rng.standard_normal((3, 9, 10)), 0))
+    np.testing.assert_allclose(turned(R, w), rotate(R, w), rtol=1e-10, atol=1e-12)
+    identity = jnp.eye(2)
+    derivative = jax.jvp(lambda R: turned(R, w), (identity,), (rate,))[1]
+    np.testing.assert_allclose(turning(rate, w), derivative, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [keft.Tanh(), keft.GELU()], ids=["tanh", "gelu"])
+def test_the_tables_of_a_pair_are_right(activation):
+    """Equidistant nodes for psi_2 give the moments, the coefficients and the norms that the general rules give, at high correlation too."""
+    for rho in (0.2, -0.9, 0.999):
+        k = pack(jnp.asarray([[2.0, 3.0**0.5 * rho * 2**0.5], [3.0**0.5 * rho * 2**0.5, 3.0]]))
+        read, expected = read_pair(activation, k, 10, (48, 192)), pair_functions(activation, frame(k), 10)
+        for x, y in zip(read.expansion, activation.expansion(k), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(read.value[1], expected.value[1], atol=1e-8)
+        np.testing.assert_allclose(read.second[1], expected.second[1], atol=1e-7)
+        np.testing.assert_allclose(read.value[0, :, 0], expected.value[0, :, 0], atol=1e-8)
+        np.testing.assert_allclose(read.value_tail, expected.value_tail, rtol=1e-6)
+        np.testing.assert_allclose(read.second_tail[1], expected.second_tail[1], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def layered():
+    found = keft.solve_pairs(
+        TANH,
+        K0,
+        layers=[2, 4],
+        eps=0.5,
+        closure=keft.HermiteTower(6),
+        quadruples=[(0, 1, 2, 2), (1, 1, 0, 0)],
+        progress=False,
+    )
+    whole = keft.solve(TANH, K0, layers=[2, 4], eps=0.5, closure=keft.HermiteTower(6))
+    return found, whole
+
+
+def test_pairs_have_the_numbers_of_the_whole(layered):
+    """K0, K1, variances and chosen entries of three inputs by pairs are those of the three inputs together."""
+    found, whole = layered
+    np.testing.assert_allclose(found.K0, whole.K0, rtol=1e-10)
+    np.testing.assert_allclose(found.K1, whole.K1, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(found.variance, np.einsum("tabab->tab", whole.V4), rtol=1e-9)
+    expected = np.stack([whole.V4[:, 0, 1, 2, 2], whole.V4[:, 1, 1, 0, 0]], axis=1)
+    np.testing.assert_allclose(found.V4, expected, rtol=1e-9)
+    np.testing.assert_allclose(found.ts, [0.5, 1.0])
+
+
+def test_pairs_are_saved_and_loaded(layered, tmp_path):
+    """A file gives back the numbers and what made them."""
+    found, _ = layered
+    again = keft.load(found.save(tmp_path / "pairs.nc"))
+    for name in ("ts", "K0", "K1", "variance", "K1_truncation", "V4", "quadruples"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+    assert repr(again) == repr(found)
+    assert again.layers == (2, 4)
+
+
+def test_the_continuum_by_pairs():
+    """Every closure, at depth times: to the solver's tolerance the numbers of `solve`."""
+    found = keft.solve_pairs(TANH, K0, [0.5, 1.0], closure=keft.GOnly(), progress=False)
+    whole = keft.solve(TANH, K0, [0.5, 1.0], closure=keft.GOnly())
+    np.testing.assert_allclose(found.K1, whole.K1, atol=1e-5)
+    np.testing.assert_allclose(found.variance, np.einsum("tabab->tab", whole.V4), rtol=1e-5)
+    assert found.K1_truncation is None
+    assert found.eps is None
+
+
+def test_what_is_refused():
+    """Arguments are checked at the door in the words of `solve`, and memory before any work."""
+    with pytest.raises(ValueError, match="`ts` is missing"):
+        keft.solve_pairs(TANH, K0)
+    with pytest.raises(ValueError, match="`quadruples` must name inputs from 0 to 2"):
+        keft.solve_pairs(TANH, K0, [1.0], quadruples=[(0, 1, 2, 3)])
+    with pytest.raises(ValueError, match="`quadruples` must be a list"):
+        keft.solve_pairs(TANH, K0, [1.0], quadruples=[(0, 1)])
+    with pytest.raises(ValueError, match="`closure` must be a Closure object"):
+        keft.solve_pairs(TANH, K0, [1.0], closure="GOnly")
+    with pytest.raises(MemoryError, match="depths need about"):
+        keft.solve_pairs(TANH, np.eye(1000), np.arange(1.0, 100_001.0))
+
+
+def test_a_failing_pair_is_named():
+    """x^3 explodes: the error says which inputs, and what `solve` says of them."""
+    model = keft.Model(keft.Polynomial([0.0, 0.0, 0.0, 1.0]), C_W=1.0)
+    with pytest.raises(RuntimeError, match="Of the inputs"):
+        keft.solve_pairs(model, K0, layers=[12], eps=1.0, closure=keft.GOnly(), progress=False)
+
+
+def test_the_series_of_many_inputs_is_the_sum_over_the_plane():
+    """Mehler's series, where its own bound allows it, and the sum over the plane where inputs are too alike: the moments of each pair alone."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 20))
+    alike = np.concatenate([x[:7], x[:1]])
+    for features, by_which in ((x, "series"), (alike, "plane")):
+        K = np.asarray(keft.input_kernel(features, C_W=2.0))
+        a, b = np.triu_indices(8, 1)
+        _, beyond = by_series(keft.Tanh(), jnp.stack([K[a, a], K[b, b], K[a, b]], axis=1))
+        assert (jnp.max(beyond) < 1e-11) == (by_which == "series")
+        together = TANH.Q(K)
+        for i, j in ((0, 1), (3, 6), (0, 7)):
+            alone = TANH.Q(K[np.ix_([i, j], [i, j])])
+            np.testing.assert_allclose(together[np.ix_([i, j], [i, j])], alone, rtol=1e-11)
+
+
+def test_the_series_bounds_what_it_leaves_out():
+    """At high correlation and variance the series is wrong in the digits that its bound says, and not by more."""
+    k = jnp.asarray(np.tile([12.0, 12.0, 11.4], (28, 1)))
+    found, beyond = by_series(keft.Tanh(), k)
+    exact = keft.Tanh().pair(*k[0])
+    difference = abs(float(found.value[0] / exact.value - 1))
+    assert 1e-13 < difference < float(beyond[0])
+
+
+def test_gradients_through_many_inputs():
+    """The slope of Q along a direction, through the series, is that of central differences."""
+    K = jnp.asarray(keft.input_kernel(np.random.default_rng(1).standard_normal((8, 30)), C_W=1.5))
+    h = jnp.asarray(np.random.default_rng(2).standard_normal((8, 8)))
+    h = h + h.T
+    slope = jax.jvp(TANH.Q, (K,), (h,))[1]
+    step = 1e-5
+    np.testing.assert_allclose(slope, (TANH.Q(K + step * h) - TANH.Q(K - step * h)) / (2 * step), atol=1e-8)
+    np.testing.assert_allclose(slope, TANH.chi(K, h), rtol=1e-10, atol=1e-12)
+
+
+def test_the_drift_of_the_kernel_alone():
+    """`GOnly` writes its drift out: it is the derivative of a layer by its thickness."""
+    closure, model = (
+        keft.GOnly(),
+        keft.Model([keft.Erf(), keft.Dense(1.5, 0.1), keft.Linear(), keft.Dense(2.0)], decay=0.3),
+    )
+    state = closure.step(model, closure.init(model, pack(jnp.asarray(K0))), jnp.asarray(0.2))
+    written, derived = closure.drift(model, state), keft.Closure.drift(closure, model, state)
+    for x, y in zip(jax.tree.leaves(written), jax.tree.leaves(derived), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13)
+
+
+def test_moments_by_pairs_are_those_of_all_inputs():
+    """Means and variances pair by pair are the exact ones; covariances between entries keep their signs and sizes to a few per cent."""
+    e = keft.Experiment(TANH, K0, width=64, layers=[1, 3], eps=0.4)
+    mean, covariance, _ = kernel_moments(e, keft.HermiteTower(6))
+    by_pairs, weights, _ = moments_by_pairs(e, PairTower(6))
+    np.testing.assert_allclose(by_pairs, mean, rtol=1e-9)
+    exact, found = (np.asarray(C).reshape(12, 12) for C in (covariance, weights))
+    np.testing.assert_allclose(np.diagonal(found), np.diagonal(exact), rtol=1e-8)
+    size = np.sqrt(np.diagonal(exact))
+    assert np.abs((found - exact) / size / size[:, None]).max() < 0.05
+
+
+def test_a_fit_of_many_inputs(key):
+    """Ten inputs, 55 entries: C_W comes back within four of its standard errors, which a wrong start and GOnly's weights do not spoil.
+
+    2048 networks of width 64; the false-alarm probability is 1e-4, and an error of C_W of two per cent would be seen.
+    """
+    K = keft.input_kernel(np.random.default_rng(3).standard_normal((10, 40)), C_W=1.5)
+    G = keft.sample_kernels(TANH, K, width=64, depth=3, eps=0.5, networks=2048, key=key, save_at=[3])
+    e = keft.Experiment(keft.Model(keft.Tanh(), C_W=1.5), K, width=64, layers=[3], eps=0.5)
+    found = keft.fit(np.asarray(G), e, ["C_W"], closure=keft.HermiteTower(6), progress=False)
+    assert abs(found.values[0] - 2.0) < 4 * found.stderr[0]
+    assert found.stderr[0] < 0.01
+    assert found.p_value > 1e-4
