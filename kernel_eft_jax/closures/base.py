@@ -111,8 +111,8 @@ def check_memory(closure: Closure, model: Model, inputs: int, itemsize: int, sav
         lower = ", or take a lower degree, or GOnly()" if hasattr(closure, "degree") else ", or save fewer depths"
         raise MemoryError(
             f"{closure!r} for {inputs} inputs at {saved} depths needs about {need / 2**30:.3g} GiB, and the machine has "
-            f"{there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: solve for pairs or "
-            f"quadruples of inputs{lower}."
+            f"{there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: `solve_pairs` "
+            f"solves for pairs and chosen quadruples of inputs{lower}."
         )
 
 

@@ -115,8 +115,9 @@ def fisher(
 
     Add the informations of several widths or ensembles. Exact to leading order in 1/n with `HermiteTower`, the default; not for ensembles
     so large that the next order shows, whose error is not statistical. For more than eight inputs and mean kernels alone, covariances of
-    different entries and layers are the correlations of `GOnly` with exact variances: the information is then an approximation. What no data can tell, such as the variances of two matrices around
-    linear units, of which the law knows the product, is in `lost` and, by names, in `describe()`.
+    different entries and layers are the correlations of `GOnly` with exact variances: the information is then an approximation. What no data
+    can tell, such as the variances of two matrices around linear units, of which the law knows the product, is in `lost` and, by names, in
+    `describe()`.
 
     Args:
         experiment: The networks, with the values at which the information is taken.
