@@ -37,7 +37,7 @@ def test_plain_relu_spreads_by_a_known_factor_a_layer():
     exact = 2 + 5 * np.arange(7)
     V4, bound = (np.asarray(m.V4)[:, 0, 0] for m in (check.theory.packed, check.theory.truncation))
     assert (np.abs(V4 - exact) <= bound * (1 + 1e-6)).all()
-    np.testing.assert_allclose(check.spread[:, 0], np.sqrt(exact / 100), rtol=3e-5)  # what the tower's degree leaves
+    np.testing.assert_allclose(check.spread[:, 0], np.sqrt(exact / 100), rtol=5e-4)  # V4 to 1e-3: what the chosen degree may leave
     np.testing.assert_allclose(check.drift, 0, atol=1e-8)
 
 
@@ -84,7 +84,7 @@ def test_every_recipe_draws_networks_as_it_is(name, key):
 
 STACK = keft.recipes.Stack(
     model=keft.Model([keft.Dense(1.0), keft.Erf(), keft.Dense(2.0)]),
-    K0=np.array([[1.0, 0.3], [0.3, 1.0]]),
+    K0=np.array([[1.0]]),
     width=32,
     depth=4,
     eps=0.5,
@@ -116,7 +116,7 @@ def test_own_networks_are_measured_as_numpy_would(check, own):
 
 
 def test_networks_of_the_model_agree_with_the_prediction(check):
-    """Mean and spread of 400 networks a width: the mean to 4 standard errors at each of 6 entries (false alarms 4e-4 a width).
+    """Mean and spread of 400 networks a width: the mean to 4 standard errors at each of 3 depths (false alarms 2e-4 a width).
 
     The spread has a standard error of 1 / sqrt(800) of itself: within 15 %, four of them and 1/n of the theory.
     """
@@ -128,20 +128,30 @@ def test_networks_of_the_model_agree_with_the_prediction(check):
 
 
 def test_networks_of_other_weights_are_seen(own):
-    """C_W = 2.2 for 2: the mean at the last layer moves by 4 %, and 400 networks see that."""
-    wrong = STACK | {"model": keft.Model([keft.Dense(1.0), keft.Erf(), keft.Dense(2.2)])}
+    """C_W = 2.5 for 2: the mean at the last layer moves by a tenth, and 400 networks see that: 1.5 % is their standard error."""
+    wrong = STACK | {"model": keft.Model([keft.Dense(1.0), keft.Erf(), keft.Dense(2.5)])}
     check = keft.coordinate_check(**wrong, layers=LAYERS, own=own)
     measured = check.measured(1)
-    assert (np.abs(measured.mean - check.mean)[-1] > 3 * measured.stderr[-1]).any()
+    assert (np.abs(measured.mean - check.mean)[-1] > 4 * measured.stderr[-1]).all()
 
 
 def test_a_key_tells_from_which_width_on(key):
     """The search of `validity_window`, whose last width is the answer; without a key nothing is drawn."""
-    small = STACK | {"K0": np.array([[1.0]]), "depth": 2}
+    small = STACK | {"depth": 2}
     check = keft.coordinate_check(**small, key=key, networks=512, tolerance=0.5, progress=False)
     assert set(check.enough) == {"V4", "K1"}
     assert f"from width {check.enough['V4'][-1].width}" in str(check)
     assert not keft.coordinate_check(**small).enough
+
+
+def test_two_inputs_have_a_cosine():
+    """K_01 / sqrt(K_00 K_11), from 0.2 on."""
+    stack = STACK | {"K0": np.array([[1.0, 0.4], [0.4, 4.0]]), "depth": 1}
+    check = keft.coordinate_check(**stack)
+    K0 = np.asarray(check.theory.K0)[1]
+    (_, first), (_, last) = check.rows()
+    np.testing.assert_allclose([first[3], last[3]], [0.2, K0[0, 1] / np.sqrt(K0[0, 0] * K0[1, 1])], rtol=1e-12)
+    assert "cosine 01" in str(check)
 
 
 def test_the_check_says_what_it_found_and_what_it_leaves_out(check):
@@ -173,7 +183,7 @@ class TestCommand:
 
     def test_one_command_says_all(self, own, tmp_path, capsys):
         """Block, width, depth and step come from the options or from the user's file; figure and JSON are written."""
-        np.savez("own.npz", G=own[32][:, :, :1, :1], K0=[[1.0]], layers=LAYERS, width=32, eps=0.5)
+        np.savez("own.npz", G=own[32], K0=STACK["K0"], layers=LAYERS, width=32, eps=0.5)
         words = [
             "network",
             "--block",
@@ -191,7 +201,7 @@ class TestCommand:
         assert printed["network"] == "4 blocks, width 32"
         assert any("Your 400 networks" in note for note in printed["notes"])
         record = json.loads((tmp_path / "network.json").read_text())
-        theory = keft.coordinate_check(**(STACK | ONE), layers=LAYERS)
+        theory = keft.coordinate_check(**STACK, layers=LAYERS)
         np.testing.assert_allclose(record["mean"], theory.mean, rtol=1e-10)
         assert (tmp_path / "network.png").stat().st_size > 1000
 
