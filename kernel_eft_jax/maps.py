@@ -202,7 +202,7 @@ class GLU(eqx.Module):
 
     def products(self, k: Float[Array, " P"]) -> Float[Array, "P P"]:
         """E[f_a f_b f_c f_d] of all pairs ab, cd."""
-        return (k[:, None] * k + wick(k)) * products(self.activation, k, SERIES)
+        return (k[:, None] * k[None, :] + wick(k)) * products(self.activation, k, SERIES)
 
 
 class Fresh(KernelMap):
@@ -221,7 +221,7 @@ class Fresh(KernelMap):
         value, slope, curvature = self.neurons.expansion(k)
         neurons = self.neurons
         fourth = neurons.products(k) if isinstance(neurons, GLU) else products(neurons, k, SERIES)
-        return Local(value, slope, curvature, (fourth - value[:, None] * value) / self.ratio)
+        return Local(value, slope, curvature, (fourth - value[:, None] * value[None, :]) / self.ratio)
 
 
 def apply_slope(slope: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:

@@ -97,7 +97,7 @@ class ResNet(eqx.Module):
     def _layer(self, phi, eps, weights, biases):
         x = phi
         for section, W, b in zip(self.model.sections, weights, biases, strict=True):
-            x = jnp.matmul(section.features(x), W.T, precision="highest") + b
+            x = jnp.matmul(section.features(x), W.T, precision="highest") + b[None]
         return skip(self.model, eps) * phi + eps * x
 
     def _check(self, phi0):

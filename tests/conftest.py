@@ -42,8 +42,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 jax.config.update("jax_enable_x64", True)
 # Mixed dtypes are errors: a float32 ensemble must not turn into float64 half way, nor the other way round.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Rank promotion stays allowed: diffrax would live without it, but a vector against the last axis of an array is what the
-# formulas of this package say, and users' own activations run under the default.
+# Broadcasts are written out: a vector meets a matrix along the axis that the formula names, not along the one that is last.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Examples follow from the test, not from the clock, and nothing is remembered between runs.
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)

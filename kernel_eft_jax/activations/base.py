@@ -133,7 +133,8 @@ class Activation(eqx.Module):
         result = jnp.sum(derivative(self, m)(phi) * derivative(self, n)(phi) * w, axis=-1)
         if 2 in (m, n) and m != n and self.kinks:
             other = between_sides(derivative(self, min(m, n)), self, mean.dtype)
-            result = result + jnp.sum(self._kink_densities(mean, width)[1] * other, axis=-1)
+            densities = self._kink_densities(mean, width)[1]
+            result = result + jnp.sum(densities * jnp.broadcast_to(other, densities.shape), axis=-1)
         return result
 
     def _kink_densities(self, mean, width):

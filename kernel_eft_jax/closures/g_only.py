@@ -55,7 +55,7 @@ class GOnly(Closure[Moments]):
 
     def units(self, model: Model, k):
         unit = pair_units(k)
-        return Moments(unit, unit[:, None] * unit, unit)
+        return Moments(unit, unit[:, None] * unit[None, :], unit)
 
     def remember(self, model: Model, state: Moments):
         return state.V4

@@ -185,7 +185,7 @@ class HermiteTower(Closure[TowerState]):
 
     def units(self, model: Model, k) -> TowerState:
         unit = pair_units(k)
-        square = unit[:, None] * unit
+        square = unit[:, None] * unit[None, :]
         bounds = (BOUNDS * unit, BOUNDS * square, BOUNDS * unit)
         return TowerState(unit, unit[:, None, None, None], square, unit, *bounds)
 
@@ -229,9 +229,9 @@ class HermiteTower(Closure[TowerState]):
     def _errors(self, state: TowerState, read: "Read") -> ReadErrors:
         """The same by the triangle inequality and that of Cauchy and Schwarz, for the modes beyond the degree."""
         bound, tail = read.response.absolute(), read.functions.value_tail
-        X = tail[:, None] * state.tail
+        X = tail[:, None] * state.tail[None, :]
         with_h = X + bound.apply(state.v_error)
-        with_y = tail[:, None] * tail + bound.apply(with_h.T).T + bound.apply(X.T)
+        with_y = tail[:, None] * tail[None, :] + bound.apply(with_h.T).T + bound.apply(X.T)
         mean, _ = bound.carry(state.K1_error, state.v_error)
         second = read.functions.second_tail * state.tail[triples(input_count(state.k.shape[0]))]
         return ReadErrors(tail + bound.apply(state.tail), with_h, with_y, mean + 0.5 * jnp.sum(second, axis=1))

@@ -70,7 +70,7 @@ class SigmaKernel(Closure[SigmaState]):
         activation = _one_matrix(model)
         value, slope, _ = activation.expansion(k)
         products, _ = products_and_noise(activation, k, value, self.degree)
-        V = _joint_covariance(k, slope, products - value[:, None] * value)
+        V = _joint_covariance(k, slope, products - value[:, None] * value[None, :])
         return SigmaState(k, V, jnp.zeros_like(k), jnp.zeros_like(k))
 
     def step(self, model: Model, state: SigmaState, dt) -> SigmaState:
@@ -128,7 +128,7 @@ class SigmaKernel(Closure[SigmaState]):
         unit = pair_units(k)
         unit_S = pair_units(model.activation.moments(k))
         both = jnp.concatenate([unit, jnp.where(unit_S > 0, unit_S, 1)])
-        return SigmaState(unit, both[:, None] * both, unit, both[unit.size :])
+        return SigmaState(unit, both[:, None] * both[None, :], unit, both[unit.size :])
 
     def remember(self, model: Model, state: SigmaState):
         return state.V[:, : state.k.shape[0]]

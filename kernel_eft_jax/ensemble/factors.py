@@ -29,7 +29,7 @@ def gram(s: Float[Array, "N n B"]) -> Float[Array, "P B"]:
         rows = width // 8
         x, rest = s[:, : 8 * rows].reshape(inputs, 8, rows, networks), s[:, 8 * rows :]
         sums = [
-            jnp.concatenate([reduce(add, (x[a, i] * x[a:, i] for i in range(8))), rest[a] * rest[a:]], axis=1)
+            jnp.concatenate([reduce(add, (x[a, i][None] * x[a:, i] for i in range(8))), rest[a][None] * rest[a:]], axis=1)
             for a in range(inputs)
         ]
         # The barrier keeps the compiler from cutting the sum of one input into eight passes.
@@ -65,9 +65,9 @@ def cholesky(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
         panel = [rest[j:, j] for j in range(min(UNROLLED, inputs - first))]
         for j, column in enumerate(panel):
             for k in range(j):
-                column = column - panel[k][j - k :] * panel[k][j - k]
+                column = column - panel[k][j - k :] * panel[k][j - k][None]
             regular = column[0] > 10 * inputs * jnp.finfo(Q.dtype).eps * Q[first + j, first + j]
-            panel[j] = column * jnp.where(regular, 1 / jnp.sqrt(jnp.where(regular, column[0], 1)), 0)
+            panel[j] = column * jnp.where(regular, 1 / jnp.sqrt(jnp.where(regular, column[0], 1)), 0)[None]
         panel = jax.lax.optimization_barrier(panel)
         below = [column[len(panel) - j :] for j, column in enumerate(panel)]
         rest = rest[len(panel) :, len(panel) :] - sum(x[:, None] * x[None] for x in below)
@@ -120,12 +120,12 @@ def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Ar
 
     def step(j, state):
         rest, C, inverse = state
-        pivot = rest[j, j]
-        regular = pivot > floor[j]
+        pivot = rest[j, j][None]
+        regular = pivot > floor[j][None]
         # Of a copy c is 1 to the bit, which the compiler's reciprocals would miss: then nothing is left of it.
         c = jnp.where(rest[:, j] == pivot, 1, rest[:, j] / jnp.where(regular, pivot, 1))
         c = jnp.where(regular & (rows > j), c, 0)
-        return rest - c[:, None] * rest[j], C.at[:, j].add(c), inverse - c[:, None] * inverse[j]
+        return rest - c[:, None] * rest[j][None], C.at[:, j].add(c), inverse - c[:, None] * inverse[j][None]
 
     return jax.lax.fori_loop(0, inputs, step, (Q, unit, unit))[1:]
 
@@ -153,10 +153,10 @@ def turned(L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array
     unit = jnp.broadcast_to(jnp.eye(inputs, dtype=L.dtype)[:, :, None], L.shape)
 
     def step(j, state):  # Gauss and Jordan, without a search for pivots: the symmetric part of 1 - A is 1
-        scale = 1 / state[0][j, j]
+        scale = 1 / state[0][j, j][None]
         lines = [x[j] * scale for x in state]
         column = state[0][:, j].at[j].add(-1)
-        return tuple(x - column[:, None] * line for x, line in zip(state, lines, strict=True))
+        return tuple(x - column[:, None] * line[None] for x, line in zip(state, lines, strict=True))
 
     U = jax.lax.fori_loop(0, inputs, step, (unit - A, unit + A), unroll=inputs <= UNROLLED)[1]
     return mix(L0[:, :, None], U)

@@ -33,7 +33,7 @@ def block_moments(x: Float[Array, "X B"], squared: int, weight: Float[Array, " B
     Where the number of networks is a power of two no division rounds, and the bits do not depend on how it is compiled.
     """
     centre = jnp.sum(x, axis=1) / x.shape[1]
-    y = (x - centre[:, None]) * weight
+    y = (x - centre[:, None]) * weight[None, :]
     second = jnp.einsum("mb,nb->mn", y[:squared], y[:squared], precision="highest")
     return Moments(centre, jnp.sum(y, axis=1), second)
 

@@ -81,7 +81,7 @@ def local_products(
 
     bent = average(lambda p: [((a[p], i), (b[p], j)) for i, j in BEND])
     straight = average(lambda p: [((a[r], 0), (b[r], 0)) for r in triple[p]])
-    return jnp.asarray(BEND_WEIGHT, k.dtype)[:, None] * bent, straight
+    return jnp.asarray(BEND_WEIGHT, k.dtype)[None, :, None] * bent, straight
 
 
 def _by_modes(activation, k, q, degree):

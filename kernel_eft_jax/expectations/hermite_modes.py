@@ -98,14 +98,14 @@ def rotate(R: Float[Array, "*#batch 2 2"], w: Float[Array, "*#batch J S"]) -> Fl
     degree, columns = w.shape[-2:]
     if columns == 1:
         return powers(R[..., 0, 0], degree + 1)[..., 1:, None] * w
-    s = np.arange(columns).astype(w.dtype)
+    s = np.arange(columns).astype(w.dtype).reshape((1,) * (R.ndim - 1) + (-1,))  # along the last axis
 
     def next_degree(T, m_and_w):
         m, w_m = m_and_w
         stay, up = jnp.sqrt(jnp.maximum(m - s, 0) / m), jnp.sqrt(s / m)
         along = [[R[..., i, j, None, None] * T for j in (0, 1)] for i in (0, 1)]
         rows = [stay * along[i][0] + up * jnp.roll(along[i][1], 1, axis=-1) for i in (0, 1)]
-        T = stay[:, None] * rows[0] + up[:, None] * jnp.roll(rows[1], 1, axis=-2)
+        T = stay.mT * rows[0] + up.mT * jnp.roll(rows[1], 1, axis=-2)
         return T, jnp.einsum("...st,...t->...s", T, w_m, precision="highest")
 
     batch = jnp.broadcast_shapes(R.shape[:-2], w.shape[:-2])
