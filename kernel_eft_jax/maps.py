@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from .activations import Activation, Expansion
 from .checks import is_concrete
@@ -120,7 +120,7 @@ class Dense(KernelMap):
     C_b: Float[Array, ""]
     ratio: float = eqx.field(static=True)
 
-    def __init__(self, C_W: Float[ArrayLike, ""], C_b: Float[ArrayLike, ""] = 0.0, *, ratio: float = 1):
+    def __init__(self, C_W: Real[ArrayLike, ""], C_b: Real[ArrayLike, ""] = 0.0, *, ratio: float = 1):
         self.C_W, self.C_b = variance("C_W", C_W), variance("C_b", C_b)
         number = isinstance(ratio, int | float | np.integer | np.floating) and not isinstance(ratio, bool)
         if not number or not np.isfinite(ratio) or ratio <= 0:
@@ -235,7 +235,7 @@ def contract_curvature(curvature: Float[Array, "P 3 3"], C: Float[Array, "P P"])
     return jnp.einsum("pst,pst->p", curvature, C[triple[:, :, None], triple[:, None, :]], precision="highest")
 
 
-def variance(name: str, value: Float[ArrayLike, ""]) -> Float[Array, ""]:
+def variance(name: str, value: Real[ArrayLike, ""]) -> Float[Array, ""]:
     """A variance as an array leaf, if it is one number, finite and not negative."""
     value = jnp.asarray(value, dtype=float) if not isinstance(value, jax.Array) else value
     if value.shape != ():

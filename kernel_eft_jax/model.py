@@ -197,7 +197,7 @@ class Model(eqx.Module):
             x = kernel_map.value(x)
         return jnp.max(jnp.stack(errors))
 
-    def shrink(self, dt: Float[Array, ""]) -> Float[Array, ""]:
+    def shrink(self, dt: Float[Array, "*layers"]) -> Float[Array, "*layers"]:
         """a^2 = 1 - c eps^2, by which a layer multiplies the kernel of the stream, dt = eps^2."""
         return 1 - self.decay.astype(dt.dtype) * dt
 

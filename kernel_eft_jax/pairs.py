@@ -6,8 +6,12 @@ carries all structure: it lists for every pair ab the places of (aa, bb, ab), so
 serves the whole kernel and the diagonal is no special case.
 """
 
+from typing import TypeVar
+
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+A = TypeVar("A", Array, np.ndarray)  # what comes in as NumPy goes out as NumPy
 
 
 def pairs(inputs: int) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
@@ -43,24 +47,24 @@ def input_count(pair_count: int) -> int:
     return inputs
 
 
-def pack(K: Float[Array, "*batch N N"]) -> Float[Array, "*batch P"]:
+def pack(K: Float[A, "*batch N N"]) -> Float[A, "*batch P"]:
     """A symmetric matrix as its P independent entries; derivatives are spread over both halves alike."""
     a, b = pairs(K.shape[-1])
     return 0.5 * (K[..., a, b] + K[..., b, a])
 
 
-def unpack(k: Float[Array, "*batch P"]) -> Float[Array, "*batch N N"]:
+def unpack(k: Float[A, "*batch P"]) -> Float[A, "*batch N N"]:
     """The symmetric matrix of P packed entries."""
     return k[..., pair_table(input_count(k.shape[-1]))]
 
 
-def unpack_covariance(V: Float[Array, "*batch P P"]) -> Float[Array, "*batch N N N N"]:
+def unpack_covariance(V: Float[A, "*batch P P"]) -> Float[A, "*batch N N N N"]:
     """V_ab,cd from its packed P x P matrix."""
     table = pair_table(input_count(V.shape[-1]))
     return V[..., table[:, :, None, None], table[None, None, :, :]]
 
 
-def sigma_product(G: Float[Array, "*batch P"], Q: Float[Array, "*batch P"]) -> Float[Array, "*batch P P"]:
+def sigma_product(G: Float[A, "*batch P"], Q: Float[A, "*batch P"]) -> Float[A, "*batch P P"]:
     r"""Covariance of one layer's kernel increments, packed.
 
     $$\Sigma_{ab,cd}(G, Q) = G_{ac} Q_{bd} + G_{ad} Q_{bc} + G_{bc} Q_{ad} + G_{bd} Q_{ac}$$
@@ -72,6 +76,6 @@ def sigma_product(G: Float[Array, "*batch P"], Q: Float[Array, "*batch P"]) -> F
     return G[..., ac] * Q[..., bd] + G[..., ad] * Q[..., bc] + G[..., bc] * Q[..., ad] + G[..., bd] * Q[..., ac]
 
 
-def wick(K: Float[Array, "*batch P"]) -> Float[Array, "*batch P P"]:
+def wick(K: Float[A, "*batch P"]) -> Float[A, "*batch P P"]:
     r"""Covariance of the product of two Gaussians, packed: $K_{ac} K_{bd} + K_{ad} K_{bc}$ (the Wishart covariance)."""
     return 0.5 * sigma_product(K, K)

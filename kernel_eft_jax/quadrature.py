@@ -113,7 +113,7 @@ def remaining_share(
     return jnp.where((k_aa > 0) & (k_bb > 0), share, 1.0)
 
 
-def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
     """The square root of a remaining variance, and a scale above its rounding error where nothing remains.
 
     Functions of it are right to 1e-9 in float64; so are their derivatives, to 1e-7 where nothing remains.

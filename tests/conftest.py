@@ -10,7 +10,18 @@ from pathlib import Path
 import jax
 import pytest
 from hypothesis import settings
-from jaxtyping import Array
+from jaxtyping import Array, install_import_hook
+
+# What signatures state of shapes, dtypes and types is checked at every call of these modules, in which arrays meet arrays. Left out are
+# the doors of the package (model, network, trajectory, diagnostics, ensemble.estimate, fit, fisher, conventions, recipes): they take
+# lists, integers and half precision, and answer what is wrong with sentences of their own, which the tests must see. Left out too are
+# files, figures and the command line, where no formula is.
+CHECKED = (
+    "pairs quadrature maps directions activations expectations closures "
+    "ensemble.factors ensemble.normals ensemble.statistics ensemble.samplers ensemble.simulate ensemble.control "
+    "ensemble.observables ensemble.processes ensemble.plan inference.likelihood inference.search"
+)
+install_import_hook([f"kernel_eft_jax.{module}" for module in CHECKED.split()], "checker.typechecked")
 
 # Compilation costs more than anything else here, and this halves it: less polished machine code for the same formulas, whose
 # results differ by rounding. Level 0 compiles faster still, but its samplers take twice as long. `make slow` compiles as users do,

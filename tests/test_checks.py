@@ -185,7 +185,7 @@ def test_a_stack_of_models_is_called_through_vmap():
     stack = jax.vmap(lambda c: keft.Model(keft.Linear(), c))(C_W)
     with pytest.raises(ValueError, match=r"`model` is a stack: its C_W has shape \(3,\) .*filter_vmap"):
         stack.Q(GOOD)
-    np.testing.assert_allclose(jax.vmap(lambda m: m.Q(jnp.asarray(GOOD)))(stack), C_W[:, None, None] * GOOD)
+    np.testing.assert_allclose(jax.vmap(lambda m: m.Q(jnp.asarray(GOOD)))(stack), C_W[:, None, None] * np.array([GOOD]))
     scaled = jax.vmap(lambda b: keft.Model(keft.Softplus(b), 1.0))(C_W)
     with pytest.raises(ValueError, match=r"is a stack: its \w+ has shape \(3,\)"):
         check_unstacked(scaled)

@@ -77,7 +77,7 @@ def test_hermite_means_of_sine_and_exponential():
     j, root = np.arange(24), 1.0
     factor = root**j / np.sqrt([float(math.factorial(i)) for i in j])
     x, w = centred_rule(jnp.zeros((1, 1)), jnp.array([root]), 100)
-    exponential, sine = hermite_means(jnp.stack([jnp.exp(root * x), jnp.sin(root * x)]) * w, x, 24)[:, 0]
+    exponential, sine = hermite_means(jnp.stack([jnp.exp(root * x), jnp.sin(root * x)]) * w[None], x, 24)[:, 0]
     np.testing.assert_allclose(exponential[:12], (np.exp(root**2 / 2) * factor)[:12], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(sine, np.exp(-(root**2) / 2) * factor * np.sin(j * np.pi / 2), rtol=1e-10, atol=1e-10)
 

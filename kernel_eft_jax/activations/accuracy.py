@@ -79,7 +79,7 @@ def _apart(x: Expansion, y: Expansion) -> Expansion:
     return jax.tree.map(jnp.subtract, x, y)
 
 
-def _size(x: Expansion, k: Float[Array, ""]) -> Float[Array, " signs"]:
+def _size(x: Expansion, k: Float[Array, ""]) -> Float[Array, "*signs"]:
     """The largest entry of each expansion, for relative changes of k."""
     slope, curvature = jnp.max(jnp.abs(x.slope), axis=-1), jnp.max(jnp.abs(x.curvature), axis=(-2, -1))
     return jnp.maximum(jnp.abs(x.value), jnp.maximum(k * slope, k * (k * curvature)))

@@ -139,7 +139,7 @@ class HermiteTower(Closure[TowerState]):
         bounds = self._bounds(state, read, responses, turn, shrink, dt, self._degree(model.read))
         return TowerState(
             k,
-            rotate(turn, u),
+            rotate(turn[None], u),
             shrink**2 * state.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
             shrink * state.K1 + dt * m_Q,
             *bounds,
@@ -199,7 +199,8 @@ class HermiteTower(Closure[TowerState]):
         responses = model.responses_of_read(read.response.value)
         with_y = _contract(read.functions.value, memory.modes) + read.response.apply(memory.response)
         k = shrink * state.k + dt * responses[-1].value
-        turned = rotate(frame(k).M @ (_root(shrink) * frame(state.k).L), memory.modes)
+        turn = frame(k).M @ (_root(shrink) * frame(state.k).L)
+        turned = rotate(turn[None], memory.modes)
         return Memory(turned, shrink * memory.response + dt * apply_all(responses, with_y))
 
     def recall(self, model: Model, state: TowerState, memory: Memory):
@@ -288,8 +289,8 @@ def _root(shrink: Float[Array, ""]) -> Float[Array, ""]:
 def polynomial_degree(activation: Activation) -> float:
     """Degree of an activation that is a polynomial, infinite for others."""
     if isinstance(activation, Linear):
-        return 1
-    return activation.coefficients.size - 1 if isinstance(activation, Polynomial) else np.inf
+        return 1.0
+    return float(activation.coefficients.size - 1) if isinstance(activation, Polynomial) else np.inf
 
 
 def _contract(functions: Float[Array, "P J S"], modes: Float[Array, "P P J S"]) -> Float[Array, "P P"]:

@@ -43,7 +43,7 @@ class SigmaState(NamedTuple):
     """K0, the joint covariance of (g, y), and the means' corrections; blocks of V in the order G, S."""
 
     k: Float[Array, " P"]
-    V: Float[Array, "2P 2P"]
+    V: Float[Array, "2*P 2*P"]
     K1: Float[Array, " P"]
     m_S: Float[Array, " P"]
 
@@ -210,7 +210,9 @@ def _matmul(x, y):
     return jnp.matmul(x, y, precision="highest")
 
 
-def _joint_covariance(k, slope, ss) -> Float[Array, "2P 2P"]:
+def _joint_covariance(
+    k: Float[Array, " P"], slope: Float[Array, "P 3"], ss: Float[Array, "P P"]
+) -> Float[Array, "2*P 2*P"]:
     """Cov(z, z) of one neuron under N(0, K0), blocks phi phi and s s."""
     sp = apply_slope(slope, wick(k))
     return jnp.block([[wick(k), sp.T], [sp, 0.5 * (ss + ss.T)]])

@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ class Checkpoint:
         self.warned = False
         self.holding = contextlib.ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoint":
         check_writable(self.path, "checkpoint")
         self.holding.enter_context(held(self.path))
         return self

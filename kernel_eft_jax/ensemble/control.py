@@ -158,7 +158,7 @@ def free_outputs(
     reads: tuple[Read, ...],
     noise: tuple[Any, ...],
     shapes: tuple[tuple[int, int], ...],
-) -> tuple[tuple[Float[Array, "N m B"], ...], tuple[Float[Array, "N 1 m B"], ...]]:
+) -> tuple[tuple[Float[Array, "N _ B"], ...], tuple[Float[Array, "N 1 _ B"], ...]]:
     """Outputs of matrices in the free copies, from the network's normals: of all inputs, and of each alone.
 
     Both have covariances of infinite width, whatever the network: given L, rows of unit length and orthogonal matrices make normals of
@@ -184,7 +184,7 @@ def read_free(
     h: Float[Array, "P B"],
     model: Model,
     path: Path,
-    hidden: tuple[Float[Array, "N m B"], ...],
+    hidden: tuple[Float[Array, "N _ B"], ...],
 ) -> Float[Array, "P B"]:
     """C_S of free neurons phi, hidden ones too, and response h."""
     x, C, responses, last = phi, h, iter(path.responses), len(hidden)

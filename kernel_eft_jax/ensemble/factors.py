@@ -29,7 +29,9 @@ def gram(s: Float[Array, "N n B"]) -> Float[Array, "P B"]:
         rows = width // 8
         x, rest = s[:, : 8 * rows].reshape(inputs, 8, rows, networks), s[:, 8 * rows :]
         sums = [
-            jnp.concatenate([reduce(add, (x[a, i][None] * x[a:, i] for i in range(8))), rest[a][None] * rest[a:]], axis=1)
+            jnp.concatenate(
+                [reduce(add, (x[a, i][None] * x[a:, i] for i in range(8))), rest[a][None] * rest[a:]], axis=1
+            )
             for a in range(inputs)
         ]
         # The barrier keeps the compiler from cutting the sum of one input into eight passes.

@@ -44,7 +44,7 @@ class GaussHermite(keft.Activation):
 
         def mean(k, r=0, s=0):
             phi_a = jnp.sqrt(k[0]) * x
-            phi_b = (k[2] / k[0] * phi_a)[:, None] + jnp.sqrt(k[1] - k[2] ** 2 / k[0]) * x
+            phi_b = (k[2] / k[0] * phi_a)[:, None] + jnp.sqrt(k[1] - k[2] ** 2 / k[0]) * x[None, :]
             return (_derivative(self.fn, r)(phi_a) * w) @ (_derivative(self.fn, s)(phi_b) @ w)
 
         k = jnp.stack([k_aa, k_bb, k_ab])
