@@ -37,7 +37,9 @@ def test_plain_relu_spreads_by_a_known_factor_a_layer():
     exact = 2 + 5 * np.arange(7)
     V4, bound = (np.asarray(m.V4)[:, 0, 0] for m in (check.theory.packed, check.theory.truncation))
     assert (np.abs(V4 - exact) <= bound * (1 + 1e-6)).all()
-    np.testing.assert_allclose(check.spread[:, 0], np.sqrt(exact / 100), rtol=5e-4)  # V4 to 1e-3: what the chosen degree may leave
+    np.testing.assert_allclose(
+        check.spread[:, 0], np.sqrt(exact / 100), rtol=5e-4
+    )  # V4 to 1e-3: what the chosen degree may leave
     np.testing.assert_allclose(check.drift, 0, atol=1e-8)
 
 

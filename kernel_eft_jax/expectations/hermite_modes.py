@@ -97,8 +97,7 @@ def rotate(R: Float[Array, "*#batch 2 2"], w: Float[Array, "*#batch J S"]) -> Fl
     """
     degree, columns = w.shape[-2:]
     if columns == 1:
-        turned = powers(R[..., 0, 0], degree + 1)[..., 1:, None]
-        return jnp.expand_dims(turned, range(w.ndim - turned.ndim)) * w
+        return powers(R[..., 0, 0], degree + 1)[..., 1:, None] * w
     s = np.arange(columns).astype(w.dtype).reshape((1,) * (R.ndim - 1) + (-1,))  # along the last axis
 
     def next_degree(T, m_and_w):
