@@ -513,7 +513,7 @@ def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
     own.write_text("4:cpu,memory:/a/b\n1:name=systemd:/x\n0::/job/step\n")
     groups = {"": (tmp_path / "two", "memory.max"), "memory": (tmp_path / "one", "memory.limit_in_bytes")}
     monkeypatch.setattr(plan, "CGROUPS", groups)
-    monkeypatch.setattr(plan._group_limits, "__defaults__", (own,))
+    monkeypatch.setattr(plan, "OWN_GROUPS", own)
     machine = plan._host_memory()
     assert machine > 2**28
     for text, memory in (("max\n", machine), (f"{2**63 - 4096}\n", machine), (f"{2**27}\n", 2**27)):

@@ -18,6 +18,7 @@ from .samplers import WeightSampler
 from .simulate import Problem
 from .statistics import GROUPS
 
+OWN_GROUPS = Path("/proc/self/cgroup")
 CGROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 
 
@@ -181,11 +182,11 @@ def _host_memory() -> int:
     return min(sizes)
 
 
-def _group_limits(own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+def _group_limits() -> list[Path]:
     """The files with the memory limits of this process's control groups, from its own up to the root."""
     found = []
     with contextlib.suppress(OSError, ValueError):
-        for line in ["0::/", "1:memory:/", *own.read_text().splitlines()]:
+        for line in ["0::/", "1:memory:/", *OWN_GROUPS.read_text().splitlines()]:
             _, controllers, path = line.split(":", 2)
             for controller in set(controllers.split(",")) & set(CGROUPS):
                 root, name = CGROUPS[controller]
