@@ -69,7 +69,7 @@ def _coefficients(activation, k):
     root = jnp.sqrt(k)
     x, w = rule(activation, jnp.zeros_like(k), root, NODES)
     s, _, bend = derivatives(activation, 2)(root * x)
-    alpha = jnp.matmul(hermite_polynomials(x, TERMS + 4) * w, s, precision="highest")
+    alpha = jnp.matmul(hermite_polynomials(x, TERMS + 4) * w[None], s, precision="highest")
     n = np.arange(TERMS)
     rows = [alpha[:TERMS]]
     for i in range(1, 5):

@@ -110,7 +110,7 @@ class PairTower(Closure[PairState]):
 
     def units(self, model: Model, k) -> PairState:
         unit = pair_units(k)
-        square = unit[:, None] * unit
+        square = unit[:, None] * unit[None]
         bounds = (BOUNDS * unit, BOUNDS * square, BOUNDS * unit)
         return PairState(unit, unit[:, None, None], square, unit, *bounds)
 
@@ -163,9 +163,9 @@ def _covariances(state, read, response):
 
 def _errors(state, read, bound):
     """Bounds of the errors of `_covariances`; of the modes beyond the degree one of their norm."""
-    X = read.value_tail[:, None] * state.tail
+    X = read.value_tail[:, None] * state.tail[None]
     with_h = X + bound.apply(state.v_error)
-    with_y = read.value_tail[:, None] * read.value_tail + bound.apply(with_h.T).T + bound.apply(X.T)
+    with_y = read.value_tail[:, None] * read.value_tail[None] + bound.apply(with_h.T).T + bound.apply(X.T)
     mean, _ = bound.carry(state.K1_error, state.v_error)
     mean = mean + 0.5 * jnp.sum(read.second_tail * state.tail[TRIPLES], axis=1)
     return read.value_tail + bound.apply(state.tail), with_h, with_y, mean

@@ -107,7 +107,7 @@ def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -
     inputs, count = input_count(k.shape[0]), k.shape[0]
     if inputs < 4:
         return jnp.zeros((), k.dtype)
-    (a, b), f = pairs(inputs), frame(k)
+    (a, b), f = (index.tolist() for index in pairs(inputs)), frame(k)
     squares = _Conditional(activation, k, degree)([((x, 0), (x, 0), (y, 0), (y, 0)) for x, y in zip(a, b, strict=True)])
     variances, value = squares - activation.moments(k) ** 2, pair_functions(activation, f, degree).value
     missing = jnp.maximum(variances - jnp.sum(value**2, axis=(1, 2)), 0)

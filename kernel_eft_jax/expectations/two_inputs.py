@@ -62,7 +62,7 @@ def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes:
         coefficients = jnp.broadcast_to(functions.coefficients, (3, *functions.coefficients.shape))
         tails = jnp.stack([ends.tails[0], functions.tails, ends.tails[1]])
     of_a = jnp.zeros_like(coefficients[0]).at[:, :, 0].set(line[0])
-    everything = jnp.stack([of_a, coefficients[1], line[2][:, :, None] * lifted(f, degree)])
+    everything = jnp.stack([of_a, coefficients[1], line[2][:, :, None] * lifted(f, degree)[None]])
     return PairRead(expansion, everything[:, 0], everything[:, 1:], tails[:, 0], tails[:, 1:])
 
 
@@ -71,7 +71,9 @@ def lifted(f: Frame, degree: int) -> Float[Array, "J S"]:
     m, s = modes(degree, 2)
     row = f.L[1, 1] / jnp.sqrt(jnp.sum(f.L[1, 1] ** 2))
     low, high = powers(row[0], degree + 1), powers(row[1], degree + 1)
-    return jnp.where(m >= s, _root_binomials(degree).astype(low.dtype) * low[np.maximum(m - s, 0)] * high[s], 0)
+    return jnp.where(
+        m >= s, _root_binomials(degree).astype(low.dtype) * low[np.maximum(m - s, 0)] * high[s.reshape(1, -1)], 0
+    )
 
 
 def turned(R: Float[Array, "2 2"], w: Float[Array, "*batch J S"]) -> Float[Array, "*batch J S"]:
@@ -82,17 +84,18 @@ def turned(R: Float[Array, "2 2"], w: Float[Array, "*batch J S"]) -> Float[Array
     degree = w.shape[-2]
     m, s, t = np.arange(1, degree + 1)[:, None, None], np.arange(degree + 1)[:, None], np.arange(degree + 1)
     first, across, second = (powers(R[i, j], degree + 1) for i, j in ((0, 0), (1, 0), (1, 1)))
-    down = across[np.maximum(s - t, 0)] * second[t]
-    T = _shears(degree).astype(w.dtype) * first[np.maximum(m - s, 0)] * down
+    down = across[np.maximum(s - t, 0)] * second[t][None]
+    T = _shears(degree).astype(w.dtype) * first[np.maximum(m - s, 0)] * down[None]
     return jnp.einsum("mst,...mt->...ms", T, w, precision="highest")
 
 
 def turning(rate: Float[Array, "2 2"], w: Float[Array, "*batch J S"]) -> Float[Array, "*batch J S"]:
     """The rate of change of `turned` where R is one and changes at a rate."""
-    m, s = modes(w.shape[-2], 2)
+    m, s = (np.reshape(x, shape) for x, shape in zip(modes(w.shape[-2], 2), ((-1, 1), (1, -1)), strict=True))
     own = np.maximum(m - s, 0).astype(w.dtype) * rate[0, 0] + s.astype(w.dtype) * rate[1, 1]
     lower = np.sqrt(np.maximum(s * (m - s + 1), 0)).astype(w.dtype) * rate[1, 0]
-    return jnp.asarray(own * w + lower * jnp.roll(w, 1, axis=-1))
+    own, lower = (jnp.expand_dims(x, range(w.ndim - 2)) for x in (own, lower))
+    return own * w + lower * jnp.roll(w, 1, axis=-1)
 
 
 def _root_binomials(degree):
@@ -119,13 +122,13 @@ def _on_plane(activation, k, f, degree, nodes):
     y = jnp.linspace(-REACH, REACH, nodes[1], dtype=k.dtype)
     v = normal_density(y) * (y[1] - y[0])
     a = factors(activation, L[0, 0] * x)
-    b = factors(activation, L[1, 0] * x[:, None] + L[1, 1] * y)
-    expansion = assemble(_matmul(a * w, jnp.matmul(b, v, precision="highest").T), k_aa, k_bb, k_ab, False)
-    over_y = _matmul(b[:3], (hermite_polynomials(y, degree + 1) * v).T)
-    table = hermite_polynomials(x, degree + 1) * w
+    b = factors(activation, L[1, 0] * x[:, None] + L[1, 1] * y[None])
+    expansion = assemble(_matmul(a * w[None], jnp.matmul(b, v, precision="highest").T), k_aa, k_bb, k_ab, False)
+    over_y = _matmul(b[:3], (hermite_polynomials(y, degree + 1) * v[None]).T)
+    table = hermite_polynomials(x, degree + 1) * w[None]
     which = ((0, 0), (2, 0), (0, 2), (1, 1))
     scale = np.array([1, 1, 1, 2]).astype(k.dtype)
-    found = jnp.stack([_matmul(table * a[i], over_y[j]) for i, j in which]) * scale[:, None, None]
+    found = jnp.stack([_matmul(table * a[i][None], over_y[j]) for i, j in which]) * scale[:, None, None]
     squares = jnp.matmul(b[:3] ** 2, v, precision="highest")
     norms = jnp.stack([jnp.sum(a[i] ** 2 * squares[j] * w) for i, j in which]) * scale**2
     m, s = modes(degree, 2)
@@ -137,10 +140,10 @@ def _on_line(activation, k, degree, nodes):
     root = jnp.sqrt(k)
     x, w = rule(activation, jnp.zeros_like(k), root, nodes)
     here = factors(activation, root * x)
-    expansion = assemble(_matmul(here * w, here.T), k, k, k, False)
+    expansion = assemble(_matmul(here * w[None], here.T), k, k, k, False)
     both = here[0] ** 2
     third = 2 * (here[1] ** 2 + here[0] * here[2]) / 3
-    found = _matmul(jnp.stack([both, third]) * w, hermite_polynomials(x, degree + 1).T)
+    found = _matmul(jnp.stack([both, third]) * w[None], hermite_polynomials(x, degree + 1).T)
     norms = jnp.stack([jnp.sum(both**2 * w), jnp.sum(third**2 * w)])
     places = found[:, 1:]
     tails = _tails(norms, places, found[:, 0])

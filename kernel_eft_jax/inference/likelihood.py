@@ -132,7 +132,7 @@ def moments_by_pairs(
     mean, variance = (x[row, :, entry].T for x in (mean, variance))
     _, C, _ = kernel_moments(e, GOnly())
     size = jnp.sqrt(variance / jnp.diagonal(C.reshape(mean.size, mean.size)).reshape(mean.shape))
-    return mean, C * size[:, :, None, None] * size, jnp.max(errors)
+    return mean, C * size[:, :, None, None] * size[None, None], jnp.max(errors)
 
 
 def _stop_gradient(model):
