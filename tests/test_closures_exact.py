@@ -166,6 +166,18 @@ def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
         )
 
 
+def test_an_oscillation_that_the_nodes_miss_is_refused():
+    """sin at K0 = 100: the nodes of degree 4 see another function (V4 off by 10), and say so; those of the chosen degree see it."""
+    model = keft.Model(keft.Sin(), jnp.array(2.0))
+    with pytest.raises(RuntimeError, match=r"estimated relative error of .* a higher degree of the closure"):
+        keft.solve(model, [[100.0]], layers=[2], eps=0.5, closure=keft.HermiteTower(4))
+    exact, solution = (
+        one_input_layers(SMOOTH["Sin"], 2.0, 0.0, 100.0, 0.5, 2),
+        keft.solve(model, [[100.0]], layers=[2], eps=0.5),
+    )
+    assert abs(solution.V4.item() - exact["V4"][-1]) < float(solution.truncation.V4.item()) + 1e-8 * exact["V4"][-1]
+
+
 def test_where_no_degree_can_be_chosen():
     """Inside jit the degree is 30; a hierarchy that ends by itself has its own; a file gives back the degree that was used."""
     model = keft.Model(keft.Erf(), jnp.array(2.0))
@@ -311,7 +323,7 @@ def test_the_series_of_four_inputs_tells_its_error():
     told = float(closure.error(model, pack(jnp.asarray(K))))
     assert off > 0.01
     assert off <= told <= 10 * off
-    with pytest.raises(RuntimeError, match=r"a higher degree of SigmaKernel"):
+    with pytest.raises(RuntimeError, match=r"a higher degree of the closure"):
         keft.solve(model, K, layers=[0], eps=0.1, closure=closure)
     assert float(keft.SigmaKernel(60).error(model, pack(jnp.asarray(K)))) < 1e-3 * told
 

@@ -138,6 +138,10 @@ class CountingGOnly(keft.GOnly):
         self.traces.append(1)
         return super().step(model, state, dt)
 
+    def drift(self, model, state):
+        self.traces.append(1)
+        return super().drift(model, state)
+
 
 @pytest.mark.parametrize("depth", [{"ts": [0.5, 1.0]}, {"layers": [2, 4], "eps": 0.5}], ids=["continuum", "layers"])
 def test_new_values_do_not_compile_again(depth):
@@ -241,6 +245,6 @@ def test_running_out_of_steps_says_so():
     ids=repr,
 )
 def test_what_cannot_fit_is_refused_before_any_work(closure, inputs, remedy):
-    says = rf"{type(closure).__name__}\(.* for {inputs} inputs .* needs about .* GiB.*pairs or quadruples of inputs, or .*{remedy}"
+    says = rf"{type(closure).__name__}\(.* for {inputs} inputs .* needs about .* GiB.*pairs and chosen quadruples of inputs, or .*{remedy}"
     with pytest.raises(MemoryError, match=says):
         keft.solve(keft.Model(keft.Erf(), C_W=1.0), np.eye(inputs), 1.0, closure=closure)

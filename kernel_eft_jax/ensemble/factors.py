@@ -11,7 +11,7 @@ from operator import add
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..maps import Dense
 from ..network import UNROLLED, semidefinite_cholesky
@@ -109,9 +109,14 @@ def orthogonalised(dense: Dense, Q: Float[Array, "N N B"], x: Float[Array, "N m 
         total, y, bias = mix(total, C), mix(inverse, y), mix(inverse, bias)
         rest = (C_W * gram(y) + C_b * gram(bias))[table]
         seen = floor < jnp.diagonal(rest).T  # what is only rounding must not be taken for a direction
-        y, bias = jnp.where(seen[:, None], y, 0), jnp.where(seen[:, None], bias, 0)
-        rest = jnp.where(seen[:, None] & seen[None], rest, 0)
+        y, bias = zeroed(y, seen[:, None]), zeroed(bias, seen[:, None])
+        rest = zeroed(rest, seen[:, None] & seen[None])
     return mix(total, factor(rest))
+
+
+def zeroed(x: Float[Array, "*shape"], kept: Bool[Array, "*#shape"]) -> Float[Array, "*shape"]:
+    """x, and zero where it is not kept; the derivative is that of x throughout, since what is zero may still move."""
+    return x - jax.lax.stop_gradient(jnp.where(kept, 0, x))
 
 
 def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Array, "N N B"]]:

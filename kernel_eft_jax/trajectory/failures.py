@@ -35,7 +35,7 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
         raise RuntimeError(
             f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers would be no "
             "answer. The activation bends too sharply for its variance. Take a class with closed forms or with kinks (ReLU, "
-            "Piecewise) for a function with kinks, smaller variances, a higher degree of SigmaKernel for four inputs or more, or throw=False "
+            "Piecewise) for a function with kinks, smaller variances, a higher degree of the closure, or throw=False "
             "to see the numbers all the same."
         )
     return solution
