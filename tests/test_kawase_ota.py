@@ -191,7 +191,7 @@ def test_everything_is_written_and_can_be_read_again(study, tmp_path):
     sampled = keft.load(files["sampled.nc"])
     np.testing.assert_array_equal(sampled.V4, study.sampled.V4)
     assert sum(name.startswith("theory-") for name in files) == len(study.theories)
-    theory = keft.load(files["theory-GOnly-converged.nc"])
+    theory = keft.load(files["theory-gonly-converged.nc"])
     np.testing.assert_array_equal(theory.V4, study.theories[study_of.G_ONLY].V4)
     sections = json.loads(files["table.json"].read_text())
     assert [s["title"] for s in sections] == [s.title for s in item.sections]
