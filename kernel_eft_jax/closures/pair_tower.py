@@ -88,7 +88,7 @@ class PairTower(Closure[PairState]):
         bounds = [r.absolute() for r in responses]
         transport_error = apply_all(bounds, with_h)
         m_error, C_error = carry_all(bounds, mean, with_y)
-        slowest = jnp.minimum(jnp.maximum(turn[:, 0, 0], turn[:, 1, 1]), 1)
+        slowest = jnp.where(turn[:, 1, 1] > turn[:, 0, 0], turn[:, 1, 1], turn[:, 0, 0])  # as in `HermiteTower`
         after = PairState(
             k,
             shrink * state.u + dt * apply_all(responses, with_modes),
