@@ -52,7 +52,9 @@ def main():
     rows, full = [], kernel(args.inputs)
     row, _ = timed("GOnly, full V4", 32, lambda: keft.solve(MODEL, kernel(32), [T], closure=keft.GOnly()).packed)
     rows.append(row)
-    row, one = timed("HermiteTower(30), one pair by solve", 2, lambda: keft.solve(MODEL, full[:2, :2], [T], closure=EXACT).packed)
+    row, one = timed(
+        "HermiteTower(30), one pair by solve", 2, lambda: keft.solve(MODEL, full[:2, :2], [T], closure=EXACT).packed
+    )
     rows.append(row)
     few = keft.solve_pairs(MODEL, full[:9, :9], [T], closure=EXACT, progress=False)  # compiles what all pairs run
     wall, cpu = time.perf_counter(), time.process_time()
