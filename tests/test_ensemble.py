@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
+from kernel_eft_jax import machine
 from kernel_eft_jax.activations import Linear, Polynomial, ReLU, Smooth, Tanh
 from kernel_eft_jax.closures import HermiteTower
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, plan, sample_kernels
@@ -483,7 +484,7 @@ def test_non_finite_is_named(key):
 def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
     """And what to do: about moments, about networks that are too large one by one, about kernels."""
     linear = Model(Linear(), 1.0)
-    monkeypatch.setattr(plan, "_host_memory", lambda: 2**33)
+    monkeypatch.setattr(plan, "host_memory", lambda: 2**33)
     with pytest.raises(MemoryError, match=r"about \d+\.\d GiB of memory on the host, which has 8 GiB: .* `save_at`"):
         estimate(linear, jnp.eye(32), width=4, depth=40, eps=0.1, networks=1000, key=key, progress=False)
     assert sample_kernels(linear, jnp.eye(32), width=4, depth=40, eps=0.1, networks=1, key=key).shape == (1, 41, 32, 32)
@@ -496,7 +497,7 @@ def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
         MemoryError, match=r"4[89](\.\d)? GiB for 1 networks at once. Take a smaller `width`, or `sampler=Block"
     ):
         sample_kernels(linear, K0, **large, sampler=WeightSampler())
-    monkeypatch.setattr(plan, "_host_memory", lambda: 2**20)
+    monkeypatch.setattr(plan, "host_memory", lambda: 2**20)
     with pytest.raises(MemoryError, match=r"at once\. Take a smaller `width` or fewer inputs"):
         estimate(linear, K0, **large, progress=False)
     with pytest.raises(MemoryError, match=r"0\.209 GiB for kernels of 1000000 .* Take fewer networks at a time"):
@@ -512,14 +513,14 @@ def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
     (tmp_path / "two" / "job" / "step").mkdir(parents=True)
     own.write_text("4:cpu,memory:/a/b\n1:name=systemd:/x\n0::/job/step\n")
     groups = {"": (tmp_path / "two", "memory.max"), "memory": (tmp_path / "one", "memory.limit_in_bytes")}
-    monkeypatch.setattr(plan, "CGROUPS", groups)
-    monkeypatch.setattr(plan, "OWN_GROUPS", own)
-    machine = plan._host_memory()
-    assert machine > 2**28
-    for text, memory in (("max\n", machine), (f"{2**63 - 4096}\n", machine), (f"{2**27}\n", 2**27)):
+    monkeypatch.setattr(machine, "CGROUPS", groups)
+    monkeypatch.setattr(machine, "OWN_GROUPS", own)
+    whole = machine.host_memory()
+    assert whole > 2**28
+    for text, memory in (("max\n", whole), (f"{2**63 - 4096}\n", whole), (f"{2**27}\n", 2**27)):
         for file in files:
             file.write_text(text)
-            assert plan._host_memory() == memory
+            assert machine.host_memory() == memory
             file.unlink()
 
 
@@ -527,9 +528,9 @@ def test_memory_is_what_the_process_may_still_take(monkeypatch):
     """`ulimit -v` counts address space, of which JAX has taken a part."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (used + 2**26, -1))
-    assert 2**25 < plan._host_memory() <= 2**26 + 2**20
+    assert 2**25 < machine.host_memory() <= 2**26 + 2**20
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (resource.RLIM_INFINITY, -1))
-    assert plan._host_memory() > 2**26
+    assert machine.host_memory() > 2**26
 
 
 @pytest.mark.parametrize(
@@ -537,7 +538,7 @@ def test_memory_is_what_the_process_may_still_take(monkeypatch):
 )
 def test_depth_and_inputs_are_counted_before_anything_is_computed(inputs, depth, table, key, monkeypatch):
     """1e9 layers of two inputs have tables of 12 (5 * 3 + 2 * 4) bytes a layer; 600 inputs have 10^11 second moments."""
-    monkeypatch.setattr(plan, "_host_memory", lambda: 2**35)
+    monkeypatch.setattr(plan, "host_memory", lambda: 2**35)
 
     def theory(*args):
         pytest.fail("the theory was computed")

@@ -84,7 +84,7 @@ def test_a_save_that_fails_ends_in_a_sentence(fault, start, tmp_path):
 
 
 def test_a_folder_that_turns_read_only(start, tmp_path):
-    """Root writes where no mode allows it, so that the folder is made immutable where that can be, and the test left out elsewhere."""
+    """The first thing that is tried is to write there. Root may write whatever the mode: then nothing can be seen, and the test is left out."""
     folder = tmp_path / "locked"
     folder.mkdir()
     folder.chmod(0o500)

@@ -10,6 +10,8 @@ kernel means anything: that vanishes with r like $r^3$. So terms in 1 / r are le
 ratios of variances: nothing under- or overflows before the result does.
 """
 
+from abc import abstractmethod
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -24,9 +26,9 @@ from .pair import PairActivation
 class _Ramp(PairActivation):
     """s(x) = slope x for x < 0, x for x > 0."""
 
+    @abstractmethod
     def _below(self, dtype) -> Float[Array, ""]:
         """The slope below zero."""
-        raise NotImplementedError
 
     @property
     def kinks(self):

@@ -6,7 +6,6 @@ for K0, V4, K1 (and what else it carries). One layer is all that it says: the co
 $$\dot y = \partial_{dt}\, \mathrm{step}(y, dt) \,\big|_{dt = 0}, \qquad dt = \epsilon^2$$
 """
 
-import os
 from abc import abstractmethod
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..machine import host_memory
 from ..model import Model
 from ..pairs import input_count, pair_count, triples
 from ..showing import shown_fields
@@ -106,11 +106,11 @@ class Closure(eqx.Module, Generic[State]):
 def check_memory(closure: Closure, model: Model, inputs: int, itemsize: int, saved: int) -> None:
     """That a solve which saves so many depths fits the machine; raises MemoryError, with the remedy, before any work."""
     need = itemsize * (closure.numbers(model, inputs) + SAVED * saved * pair_count(inputs) ** 2)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else need
+    there = host_memory()
     if need > there:
         lower = ", or take a lower degree, or GOnly()" if hasattr(closure, "degree") else ", or save fewer depths"
         raise MemoryError(
-            f"{closure!r} for {inputs} inputs at {saved} depths needs about {need / 2**30:.3g} GiB, and the machine has "
+            f"{closure!r} for {inputs} inputs at {saved} depths needs about {need / 2**30:.3g} GiB, and there are "
             f"{there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: `solve_pairs` "
             f"solves for pairs and chosen quadruples of inputs{lower}."
         )

@@ -4,22 +4,17 @@ The size of a block follows from the problem, the number of networks and the kin
 in which compiled code sums over neurons depends on it, and results must not.
 """
 
-import contextlib
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 
+from ..machine import cores, host_memory
 from ..pairs import pairs
 from .observables import lengths
 from .samplers import WeightSampler
 from .simulate import Problem
 from .statistics import GROUPS
-
-OWN_GROUPS = Path("/proc/self/cgroup")
-CGROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 
 
 class Plan(NamedTuple):
@@ -57,14 +52,14 @@ def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
     means, moments = _lengths(problem)
     size = size or block_size(problem, networks)
     parts = part_count(problem, size)
-    workers = max(1, 2 * _cores() // devices) if _on_cpu() else 2  # twice as many fill each other's gaps
+    workers = max(1, 2 * cores() // devices) if _on_cpu() else 2  # twice as many fill each other's gaps
     matrices = depths * moments**2
     blocks, results = workers * size * _network(problem), 4 * workers * parts * matrices
     # On the host: the group sums, as much again for standard errors, and results that wait to be added.
     groups = 8 * matrices * (parts * (GROUPS + workers * devices) + 24)
     host = (devices * blocks, groups + devices * results) if _on_cpu() else (0, groups)
     for where, (simulation, statistics), limit in (
-        ("host", host, _host_memory()),
+        ("host", host, host_memory()),
         ("device", (blocks, results), _device_memory()),
     ):
         if simulation + statistics > limit:
@@ -87,7 +82,7 @@ def check_run(problem: Problem, networks: int, depth: int, control: bool) -> Non
     plan_run(planned, networks)
     inputs = problem.factor.shape[0]
     layer = 5 * len(pairs(inputs)[0]) + 2 * inputs**2
-    needed, limit = (depth + 1) * layer * (12 if control else 8), min(_host_memory(), _device_memory())
+    needed, limit = (depth + 1) * layer * (12 if control else 8), min(host_memory(), _device_memory())
     if needed > limit:
         raise MemoryError(
             f"This run needs about {amount(needed)} of memory for the infinite-width values of {depth} layers and {inputs} inputs, and there "
@@ -106,7 +101,7 @@ def sample_size(problem: Problem, networks: int) -> int:
     size = power_of_two(_block_memory() // one)
     kernels = 4 * depths * networks * (inputs**2 + pair_count)
     for where, simulation, output, limit in (
-        ("host", size * one if _on_cpu() else 0, kernels, _host_memory()),
+        ("host", size * one if _on_cpu() else 0, kernels, host_memory()),
         ("device", size * one, 0, _device_memory()),
     ):
         if simulation + output > limit:
@@ -161,39 +156,5 @@ def _on_cpu() -> bool:
     return jax.local_devices()[0].platform == "cpu"
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _host_memory() -> int:
-    """Bytes of the machine, or fewer where a container, a group of processes or this process has a limit."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34]
-    for limit in _group_limits():
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            sizes.append(int(limit.read_text()))
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource  # not on Windows
-
-        space = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if space != resource.RLIM_INFINITY:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            sizes.append(max(0, space - used))
-    return min(sizes)
-
-
-def _group_limits() -> list[Path]:
-    """The files with the memory limits of this process's control groups, from its own up to the root."""
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in ["0::/", "1:memory:/", *OWN_GROUPS.read_text().splitlines()]:
-            _, controllers, path = line.split(":", 2)
-            for controller in set(controllers.split(",")) & set(CGROUPS):
-                root, name = CGROUPS[controller]
-                group = Path(path.lstrip("/"))
-                found += [Path(root, part, name) for part in (group, *group.parents)]
-    return found
-
-
 def _device_memory() -> int:
-    return _host_memory() if _on_cpu() else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 2**34)
+    return host_memory() if _on_cpu() else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 2**34)

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import io
 import os
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,14 +29,14 @@ DIGITS = 64
 class Result(eqx.Module):
     """What can be saved: a public class of this package that knows itself as a labelled Dataset and back."""
 
+    @abstractmethod
     def to_xarray(self) -> "xr.Dataset":
         """The result as a labelled Dataset."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_xarray(cls, data: "xr.Dataset") -> Self:
         """The result that `to_xarray` gave, its dimensions in any order. Raises ValueError for parts of one."""
-        raise NotImplementedError
 
     def save(self, path: str | os.PathLike, **settings: Any) -> Path:
         """`save` this result."""

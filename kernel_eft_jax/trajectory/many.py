@@ -4,7 +4,6 @@ K1_ab involves the inputs a and b alone, and V4_ab,cd those four. So K0, K1 and 
 problems, which are solved in blocks, one block a core at a time: memory does not grow with N but for the result.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from ..closures import Closure, GOnly, HermiteTower
 from ..closures.hermite_tower import COPIES
 from ..closures.pair_tower import PairTower
 from ..depths import squares, times_of_layers
+from ..machine import cores, host_memory
 from ..model import Model
 from ..pairs import pack, pair_table
 from .failures import LIMIT
@@ -120,7 +120,7 @@ class _Run:
             return entries
 
         first = [block(0)]  # compiles
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             blocks = first + list(pool.map(block, range(1, len(kernels))))
         entries = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(members)], *blocks)
         self._check(members, entries)
@@ -151,8 +151,6 @@ def _block(model, kernels, ts, eps, closure, layers, stepsize_controller):
         )
         moments, truncation = solution.packed, solution.truncation
         error = solution.stats["expectation_error"]
-        if isinstance(closure, PairTower):
-            error = jnp.maximum(error, jnp.max(jax.vmap(lambda k: closure.read_error(model, k))(moments.K0)))
         return Entries(
             (moments.K0, moments.V4, moments.K1),
             None if truncation is None else (truncation.V4, truncation.K1),
@@ -165,10 +163,6 @@ def _block(model, kernels, ts, eps, closure, layers, stepsize_controller):
 
 def _for_inputs(closure, size):
     return PairTower.of(closure) if isinstance(closure, HermiteTower) and size == 2 else closure
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_quadruples(quadruples, inputs):
@@ -199,7 +193,7 @@ def _groups(inputs, chosen):
 
 def _memory(closure, inputs, times, groups, itemsize):
     """Bytes of the result, of the parts that it is made of and of the problems at work; MemoryError where they do not fit."""
-    need, cores = 8 * itemsize * times * inputs**2, _cores()
+    need, workers = 8 * itemsize * times * inputs**2, cores()
     for (size, _), members in groups.items():
         P = size * (size + 1) // 2
         need += itemsize * len(members) * (times * (2 * P * P + 3 * P) + size**2)
@@ -207,11 +201,11 @@ def _memory(closure, inputs, times, groups, itemsize):
         if isinstance(closure, HermiteTower):
             work *= (PairTower.of(closure).degree + 1) ** 2
         tables = TABLES * 2 * 64 * 512 if size == 2 else 0
-        need += cores * at_once * itemsize * (COPIES * work + tables)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else need
+        need += workers * at_once * itemsize * (COPIES * work + tables)
+    there = host_memory()
     if need > there:
         raise MemoryError(
-            f"All pairs of {inputs} inputs at {times} depths need about {need / 2**30:.3g} GiB, and the machine has {there / 2**30:.3g} GiB: "
+            f"All pairs of {inputs} inputs at {times} depths need about {need / 2**30:.3g} GiB, and there are {there / 2**30:.3g} GiB: "
             "take fewer depths, or parts of the inputs one after another."
         )
     return need
