@@ -29,7 +29,7 @@ PUBLISHED = {
     "figure-3-mean-correction": (
         "Figure 3: the 1/n correction of the mean kernel",
         "The networks (circles) lie on the tower. GOnly, by either rule, is far below them. With the K0 of "
-        "the 32-point rule taken off (diamonds) the networks have the published value.",
+        "the 32-point rule taken off (crosses) the networks have the published value.",
     ),
     "figure-4-source": (
         "Figure 4: the source of that correction, and the mismatch at depth zero",

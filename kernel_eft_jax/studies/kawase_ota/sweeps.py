@@ -75,7 +75,7 @@ def _errors(studies):
         "grows with depth: so it was read as that of the closure. It is that of the rule, which is the same at every width and step. The "
         f"same networks beside the converged theory: {100 * relative_error(wide, G_ONLY)[0][-1]:.1f} % at n = {WIDE} and t = 2."
     )
-    return Section("Sweeps of width, step and depth: G-only V4 / sampled V4 - 1", why, rows)
+    return Section("Sweeps of width, step and depth: V4 of GOnly / sampled V4 - 1", why, rows)
 
 
 def _widths(studies):
