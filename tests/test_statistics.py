@@ -55,9 +55,11 @@ def estimate_of(x, limit, control=False):
 
 def test_quantities_are_their_definitions(key):
     """G and S of one pair, with their differences from controls, or with F: every field against NumPy."""
-    assert [average.name for average in recorded(True)[0]] == ["G", "S", "G - C_G", "R", "S - C_S", "F - C_F"]
+    assert [average.name for average in recorded(True)[0]] == [
+        *("G", "S", "G - C_G alone", "G - C_G", "R", "S - C_S", "F - C_F")
+    ]
     assert [average.name for average in recorded(False)[0]] == ["G", "S", "F"]
-    x = np.asarray(jax.random.normal(key, (500, 2, 6), jnp.float32)).cumsum(axis=-1)
+    x = np.asarray(jax.random.normal(key, (500, 2, 7), jnp.float32)).cumsum(axis=-1)
     limit = Limit(K0=np.array([[0.1], [0.2]]), S=np.array([[0.3], [0.4]]))
     est = estimate_of(x, limit, control=True)
     x = x.astype(np.float64)
@@ -65,19 +67,19 @@ def test_quantities_are_their_definitions(key):
     assert np.allclose(est.ts, [0, 1])
     assert np.allclose(est.K0[:, 0, 0], [0.1, 0.2])
     expected = {
-        "G": mean[:, 0], "S": mean[:, 1], "K1": 10 * mean[:, 3], "U1": 10 * mean[:, 4], "V4": cov[:, 0, 0],
+        "G": mean[:, 0], "S": mean[:, 1], "K1": 10 * mean[:, 4], "U1": 10 * mean[:, 5], "V4": cov[:, 0, 0],
         "V_GS": cov[:, 0, 1], "V_SS": cov[:, 1, 1], "V4_excess": cov[:, 0, 0] - 10 * np.array(
             [np.var(x[:, t, 0] - x[:, t, 2], ddof=1) for t in range(2)]),
-        "kappa4": 10 * (mean[:, 5] - 3 * (mean[:, 3] + [0.1, 0.2]) ** 2 + 3 * np.array([0.1, 0.2]) ** 2),
+        "kappa4": 10 * (mean[:, 6] - 3 * (mean[:, 4] + [0.1, 0.2]) ** 2 + 3 * np.array([0.1, 0.2]) ** 2),
     }  # fmt: skip
     for name, value in expected.items():
         assert np.allclose(getattr(est, name).ravel(), value, rtol=1e-5, atol=1e-5), name
-    plain = estimate_of(x[:, :, [0, 1, 5]].astype(np.float32), limit)
+    plain = estimate_of(x[:, :, [0, 1, 6]].astype(np.float32), limit)
     assert plain.V4_excess is None
     assert plain.stderr.V4_excess is None
     assert np.allclose(plain.K1.ravel(), 10 * (mean[:, 0] - [0.1, 0.2]), rtol=1e-5)
     assert np.allclose(plain.U1.ravel(), 10 * (mean[:, 1] - [0.3, 0.4]), rtol=1e-5)
-    assert np.allclose(plain.kappa4.ravel(), 10 * (mean[:, 5] - 3 * mean[:, 0] ** 2), rtol=1e-5, atol=1e-5)
+    assert np.allclose(plain.kappa4.ravel(), 10 * (mean[:, 6] - 3 * mean[:, 0] ** 2), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -204,9 +204,10 @@ def read_free(
 
 
 class Differences(NamedTuple):
-    """Less their controls, all of order 1/n: G, S and F; and the sum R."""
+    """Less their controls, all of order 1/n: G, S and F; and the sum R. In `G_alone` the control of G_aa is the copy of a alone."""
 
     G: Float[Array, "P B"]
+    G_alone: Float[Array, "P B"]
     S: Float[Array, "P B"]
     R: Float[Array, "P B"]
     F: Float[Array, "P B"]
@@ -217,22 +218,25 @@ def differences(
 ) -> Differences:
     """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at one depth.
 
-    G - C_G is that of all inputs together: the covariance of C_G is known for them. To the others the copies of each input alone are added.
+    G - C_G is that of all inputs together: the covariance of C_G is known for them. Of a copy alone only the variance is. To the others the
+    copies of each input alone are added.
     """
     C_G, *parts = uses(control.joint, limits.joint)
+    C_alone = C_G
     if control.alone is not None and limits.alone is not None:
-        _, *each = jax.vmap(uses)(control.alone, limits.alone)
+        C_each, *each = jax.vmap(uses)(control.alone, limits.alone)
         aa, bb, ab = triples(len(control.alone.phi)).T
         K, E = limits.joint.K0[:, None], limits.joint.S[:, None]
         near = 0.5 * ratio(K[ab], K[aa]) * ratio(K[ab], K[bb])
         by_S = near * ratio(E[ab], E[aa]), near * ratio(E[ab], E[bb])
         by_F = near * ratio(K[bb], K[aa]), near * ratio(K[aa], K[bb])
         diagonal, inputs = np.unique(aa), np.triu_indices(len(control.alone.phi))
+        C_alone = C_G.at[diagonal].set(C_each[:, 0])
         for i, (weights, alone) in enumerate(zip((by_S, by_S, by_F), each, strict=True)):
             gain = alone[:, 0] - parts[i][diagonal]
             parts[i] = parts[i] + sum(w * gain[place] for w, place in zip(weights, inputs, strict=True))
     C_S, R, C_F = parts
-    return Differences(G - C_G, S - C_S, R, F - C_F)
+    return Differences(G - C_G, G - C_alone, S - C_S, R, F - C_F)
 
 
 def ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]:

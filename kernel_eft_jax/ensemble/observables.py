@@ -40,6 +40,7 @@ G = Average("G", lambda x: x.G)
 S = Average("S", lambda x: x.S)
 F = Average("F", lambda x: x.F)
 D_G = Average("G - C_G", lambda x: x.less.G)
+D_A = Average("G - C_G alone", lambda x: x.less.G_alone)
 D_S = Average("S - C_S", lambda x: x.less.S)
 R = Average("R", lambda x: x.less.R)
 D_F = Average("F - C_F", lambda x: x.less.F)
@@ -71,6 +72,16 @@ class Sampled(NamedTuple):
 
     def _place(self, x: Average) -> slice:
         return place(x, self.limit.K0.shape[-1], self.control)
+
+
+def excess(x: "Sampled | _Asked") -> Float[np.ndarray, "T P P"]:
+    """n (Cov(G, G) - Cov(C, C)): variances of G_aa by the copy of a alone, the others by that of all inputs."""
+
+    def less(D):
+        return x.covariance(G, D) + x.covariance(D, G) - x.covariance(D, D)
+
+    aa, bb, _ = _tables(x.limit.K0.shape[-1])[1]
+    return np.where(np.diag(aa == bb), less(D_A), less(D_G))
 
 
 Formula = Callable[[Sampled], Float[np.ndarray, "T P"] | Float[np.ndarray, "T P P"]]
@@ -140,7 +151,7 @@ class Quantities(eqx.Module):
             "a b c d",
             "V4 at this width less V4 at infinite width, by control variates",
             None,
-            lambda x: x.covariance(G, D_G) + x.covariance(D_G, G) - x.covariance(D_G, D_G),
+            excess,
         )
     )
 
