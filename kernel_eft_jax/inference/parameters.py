@@ -175,16 +175,12 @@ def typical_scales(experiment: Experiment, names: tuple[str, ...]) -> Float[np.n
     Of the variance of biases the variance of what they are added to, of decay that which balances growth, Q / K0; parameters of
     activations, such as a slope of 0.01, have one for their unit if they are smaller.
     """
-    model, k = experiment.model, experiment.K0_scale * pack(experiment.K0)
+    model = experiment.model
     one_matrix = hasattr(model, "activation")
-    least, x = {}, model.read.moments(k)
-    denses = (i for i, part in enumerate(model.branch) if isinstance(part, Dense))
-    for kernel_map in model.maps:
-        x = kernel_map.value(x)
-        if isinstance(kernel_map, Dense):
-            i = next(denses)
-            least["C_b" if one_matrix else f"branch[{i}].C_b"] = _mean_variance(x)
-    least["decay"] = _mean_variance(x) / _mean_variance(k)
+    denses = [i for i, part in enumerate(model.branch) if isinstance(part, Dense)]
+    before, after = _mean_variances(experiment)
+    least = {"C_b" if one_matrix else f"branch[{i}].C_b": float(x) for i, x in zip(denses, after, strict=True)}
+    least["decay"] = float(after[-1] / before)
     values = np.abs(np.asarray(get_parameters(experiment, names), np.float64))
     return np.array(
         [
@@ -194,5 +190,16 @@ def typical_scales(experiment: Experiment, names: tuple[str, ...]) -> Float[np.n
     )
 
 
-def _mean_variance(k):
-    return float(jnp.mean(jnp.diagonal(unpack(k))))
+@eqx.filter_jit
+def _mean_variances(experiment):
+    """The mean variance of the stream, and that behind each matrix of the branch."""
+
+    def mean(k):
+        return jnp.mean(jnp.diagonal(unpack(k)))
+
+    k = experiment.K0_scale * pack(experiment.K0)
+    x, after = experiment.model.read.moments(k), []
+    for kernel_map in experiment.model.maps:
+        x = kernel_map.value(x)
+        after += [mean(x)] if isinstance(kernel_map, Dense) else []
+    return mean(k), after

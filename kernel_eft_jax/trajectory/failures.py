@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import is_concrete
-from ..pairs import input_count, pairs
+from ..pairs import input_count, pairs, unpack
 from .solution import Solution
 
 LIMIT = 0.01  # of the estimated relative error of the Gaussian expectations
@@ -19,11 +19,13 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
     leaves = [*jax.tree.leaves(solution.packed), *jax.tree.leaves(solution.stats), solution.ts]
     if not all(is_concrete(leaf) for leaf in leaves):
         return _checked_inside_jit(solution)
-    if not jnp.isfinite(k).all():
+    if not np.isfinite(np.asarray(k)).all():
         raise RuntimeError("The input kernel is not finite.")
-    _check_start(solution, k)
-    if solution.result != diffrax.RESULTS.successful:
-        finite = np.asarray(jnp.isfinite(solution.packed.K0).all(-1))
+    successful = bool(solution.result == diffrax.RESULTS.successful)
+    if not (successful and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))):
+        _check_start(solution, k)
+    if not successful:
+        finite = np.isfinite(np.asarray(solution.packed.K0)).all(-1)
         reached = [float(t) for t, ok in zip(solution.ts, finite, strict=True) if ok]
         raise RuntimeError(
             f"The solve stopped after depth t = {max(reached, default=0.0):.6g} of {float(solution.ts[-1]):.6g}: "
@@ -56,12 +58,12 @@ def _checked_inside_jit(solution):
 
 def _check_start(solution, k):
     """That expectations are finite at the input kernel: what is wrong there is the model, not the depth."""
-    wrong = np.argwhere(~np.isfinite(np.asarray(solution.model.q(k))))
+    wrong = np.argwhere(~np.isfinite(np.asarray(solution.model.Q(unpack(k)))))
     if wrong.size:
-        a, b = pairs(input_count(k.shape[0]))
-        p = int(wrong[0, 0])
+        a, b = wrong[0]
+        K0 = float(unpack(k)[a, b])
         raise RuntimeError(
-            f"The kernel map Q is not finite at the input kernel: Q[{a[p]}, {b[p]}] at K0[{a[p]}, {b[p]}] = {float(k[p]):.6g}. Look at the "
+            f"The kernel map Q is not finite at the input kernel: Q[{a}, {b}] at K0[{a}, {b}] = {K0:.6g}. Look at the "
             "activation and its parameters: its second moment must exist at this variance."
         )
 
