@@ -166,13 +166,6 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         parameters, units = args
         return ravel_pytree(drift(parameters, as_state(units * y)))[0] / units
 
-    def save(t, y, args):
-        parameters, units = args
-        return read(parameters, as_state(units * y))
-
-    # Backsolve cannot save a function of the state.
-    late = isinstance(adjoint, diffrax.BacksolveAdjoint)
-    saveat = diffrax.SaveAt(ts=ts) if late else diffrax.SaveAt(ts=ts, fn=save)
     out = diffrax.diffeqsolve(
         diffrax.ODETerm(rate),
         solver,
@@ -181,14 +174,15 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         dt0=dt0,
         y0=start / units,
         args=(parameters, units),  # what the rate uses it is given: Backsolve cannot see what a function encloses
-        saveat=saveat,
+        saveat=diffrax.SaveAt(ts=ts),
         stepsize_controller=controller,
         adjoint=adjoint,
         max_steps=max_steps,
         throw=False,
     )
     assert out.ys is not None
-    moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, (parameters, units)) if late else out.ys
+    # States are saved and read afterwards: diffrax would compile three copies of whatever it saves a function of.
+    moments, truncation = jax.lax.map(lambda y: read(parameters, as_state(units * y)), out.ys)
     stats = {"num_steps": out.stats["num_steps"]}
     stats |= _expectation_error(closure, model, moments)
     return Solution(ts, moments, truncation, stats, out.result, model, closure, None, None)
