@@ -1,0 +1,75 @@
+"""What a second call with the same shapes costs in compilation: nothing."""
+
+import contextlib
+import logging
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import kernel_eft_jax as keft
+
+MODEL = keft.Model(keft.Linear(), C_W=1.0)
+K0 = np.array([[1.0]])
+LAYERS = {"layers": [2], "eps": 1.0}
+SAMPLED = {"width": 8, "depth": 2, "eps": 1.0, "networks": 64, "key": jax.random.key(0)}
+GONLY = {"closure": keft.GOnly()}
+
+
+@contextlib.contextmanager
+def compilations():
+    """The names of the programs that JAX compiles meanwhile."""
+    names: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            found = re.match(r"Compiling (\S+)", record.getMessage())
+            if found:
+                names.append(found.group(1))
+
+    logger, handler = logging.getLogger("jax"), Handler()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            yield names
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def experiment():
+    return keft.Experiment(MODEL, K0, width=8, **LAYERS)
+
+
+def sampled():
+    return keft.estimate(MODEL, K0, **SAMPLED, save_at=[2], progress=False)
+
+
+CALLS = {
+    "Q": lambda: MODEL.Q(K0),
+    "solve, layers": lambda: keft.solve(MODEL, K0, **LAYERS).packed,
+    "solve, two inputs": lambda: keft.solve(keft.Model(keft.Erf(), 1.0), np.eye(2), **LAYERS, **GONLY).packed,
+    "solve, continuum": lambda: keft.solve(MODEL, K0, [0.1], **GONLY).packed,
+    "solve_pairs": lambda: keft.solve_pairs(MODEL, np.eye(2), **LAYERS, **GONLY, progress=False).K1,
+    "fisher": lambda: keft.fisher(experiment(), ["C_W"], 100, **GONLY).matrix,
+    "fit": lambda: keft.fit(sampled(), experiment(), ["C_W"], **GONLY, progress=False).values,
+    "sensitivity": lambda: keft.sensitivity(MODEL, K0, **LAYERS, **GONLY).packed,
+    "gradient": lambda: jax.grad(lambda m: keft.solve(m, K0, **LAYERS, **GONLY).K1.sum())(MODEL).C_W,
+    "estimate": lambda: sampled().K1,
+    "sample_kernels": lambda: keft.sample_kernels(MODEL, K0, **SAMPLED),
+    "mean_source": lambda: keft.mean_source(sampled()).value,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_second_call_compiles_nothing(name):
+    """A call again, with equal shapes: not one operation is compiled anew, however the call is put together."""
+    with compilations() as first:
+        jax.clear_caches()
+        jax.block_until_ready(jax.tree.leaves(CALLS[name]()))
+    with compilations() as second:
+        jax.block_until_ready(jax.tree.leaves(CALLS[name]()))
+    assert first
+    assert second == []
