@@ -19,7 +19,8 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from .activations import Activation, Expansion
 from .checks import is_concrete
 from .expectations.four_point import products
-from .pairs import input_count, pairs, triples, wick
+from .fields import Parameter, parameter
+from .pairs import input_count, pairs, triples, unpack, wick
 from .showing import shown_fields
 
 SERIES = 40  # terms in the correlation of what is left of two inputs given a third
@@ -116,8 +117,8 @@ class Dense(KernelMap):
     two matrices side by side, of `ratio` n rows each.
     """
 
-    C_W: Float[Array, ""]
-    C_b: Float[Array, ""]
+    C_W: Float[Array, ""] = parameter(Parameter(positive=True))
+    C_b: Float[Array, ""] = parameter(Parameter(least=0.0, unit=lambda dense, k: mean_variance(dense.value(k))))
     ratio: float = eqx.field(static=True)
 
     def __init__(self, C_W: Real[ArrayLike, ""], C_b: Real[ArrayLike, ""] = 0.0, *, ratio: float = 1):
@@ -233,6 +234,11 @@ def contract_curvature(curvature: Float[Array, "P 3 3"], C: Float[Array, "P P"])
     """H:C in pair space."""
     triple = triples(input_count(C.shape[0]))
     return jnp.einsum("pst,pst->p", curvature, C[triple[:, :, None], triple[:, None, :]], precision="highest")
+
+
+def mean_variance(k: Float[Array, " P"]) -> Float[Array, ""]:
+    """The mean of a kernel's variances."""
+    return jnp.mean(jnp.diagonal(unpack(k)))
 
 
 def variance(name: str, value: Real[ArrayLike, ""]) -> Float[Array, ""]:

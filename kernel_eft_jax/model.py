@@ -16,7 +16,20 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Linear
 from .checks import check_array, check_features, check_kernel, check_unstacked, is_concrete
-from .maps import GLU, Dense, Fresh, KernelMap, Local, Response, RMSNorm, apply_all, carry_all, variance
+from .fields import Parameter, parameter
+from .maps import (
+    GLU,
+    Dense,
+    Fresh,
+    KernelMap,
+    Local,
+    Response,
+    RMSNorm,
+    apply_all,
+    carry_all,
+    mean_variance,
+    variance,
+)
 from .pairs import pack, unpack
 from .showing import shown_fields
 
@@ -57,7 +70,8 @@ class Model(eqx.Module):
     """
 
     branch: tuple[Part, ...]
-    decay: Float[Array, ""]
+    # Of order one is the decay that balances what a layer adds.
+    decay: Float[Array, ""] = parameter(Parameter(unit=lambda model, k: mean_variance(model.q(k)) / mean_variance(k)))
 
     def __init__(
         self,
@@ -162,10 +176,15 @@ class Model(eqx.Module):
 
     def q(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
         """Q in pair space."""
-        x = self.read.moments(k)
-        for kernel_map in self.maps:
-            x = kernel_map.value(x)
-        return x
+        return self.kernels_along(k)[-1]
+
+    def kernels_along(self, k: Float[Array, " P"]) -> list[Float[Array, " P"]]:
+        """The kernel that each part of the branch reads, at infinite width; the first is that of the stream, and behind the last comes Q."""
+        kernels = [k]
+        for part in self.branch:
+            x = kernels[-1]
+            kernels.append(part.value(x) if isinstance(part, KernelMap) else part.moments(x))
+        return kernels
 
     def responses(self, k: Float[Array, " P"]) -> list[Response]:
         """The responses of all maps from the kernel k of the stream to Q, pair space; the last one's value is Q.
@@ -189,12 +208,10 @@ class Model(eqx.Module):
 
     def error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
         """Estimated error of the Gaussian expectations at a packed kernel, relative to E[s^2]: the largest along the branch."""
-        variances = jnp.diagonal(unpack(k))
-        errors, x = [self.read.error(variances)], self.read.moments(k)
-        for kernel_map in self.maps:
-            if isinstance(kernel_map, Fresh):
-                errors.append(kernel_map.neurons.error(jnp.diagonal(unpack(x))))
-            x = kernel_map.value(x)
+        errors = [jnp.zeros((), k.dtype)]
+        for part, x in zip(self.branch, self.kernels_along(k), strict=False):
+            if not isinstance(part, KernelMap):
+                errors.append(jnp.max(part.error(jnp.diagonal(unpack(x)))))
         return jnp.max(jnp.stack(errors))
 
     def shrink(self, dt: Float[Array, "*layers"]) -> Float[Array, "*layers"]:

@@ -13,7 +13,7 @@ import kernel_eft_jax as keft
 
 PACKAGE = Path(keft.__file__).parent
 FLOORS = (
-    {"checks", "machine", "writing"},
+    {"checks", "fields", "machine", "writing"},
     {"storage", "showing"},
     {"pairs", "quadrature", "directions"},
     {"activations"},

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from ..checks import to_numpy
 from ..ensemble import Estimate, observables
 from ..pairs import pairs
-from .parameters import Experiment, get_parameters, parameter_names
+from .parameters import Experiment, get_parameters, places
 
 LEAST = 16
 
@@ -111,8 +111,8 @@ def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) 
                 f"The Estimate is of networks of {' '.join(_kinds(model))}, the experiment of {' '.join(_kinds(experiment.model))}. {remedy}"
             )
         made_by = eqx.tree_at(lambda e: e.model, experiment, model)
-        names = [name for name in parameter_names(experiment) if name not in ("width", "eps", "K0_scale")]
-        there |= dict(zip(names, get_parameters(made_by, tuple(names)).tolist(), strict=True)) if names else {}
+        names = tuple(places(experiment.model))
+        there |= dict(zip(names, get_parameters(made_by, names).tolist(), strict=True))
     for name, value in there.items():
         here = float(get_parameters(experiment, (name,))[0])
         if name not in free and not np.isclose(here, float(value), rtol=1e-5, atol=0):

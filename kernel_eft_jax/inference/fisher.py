@@ -134,7 +134,7 @@ def fisher(
     """
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
-    coordinates = to_coordinates(names, get_parameters(experiment, names))
+    coordinates = to_coordinates(experiment, names, get_parameters(experiment, names))
     prediction = predict(experiment, names, coordinates, settle(experiment, closure, with_V4), with_V4)
     check_prediction(experiment, names, prediction)
     W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
@@ -146,7 +146,7 @@ def information(
 ) -> Information:
     """The information in a prediction made at the experiment's own values, for a whitening matrix W."""
     values = np.asarray(get_parameters(experiment, names), np.float64)
-    J = W @ np.asarray(prediction.jacobian, np.float64) / coordinate_slopes(names, values)
+    J = W @ np.asarray(prediction.jacobian, np.float64) / coordinate_slopes(experiment, names, values)
     scales = typical_scales(experiment, names)
     return Information(names, values, scales, J.T @ J, float(prediction.expectation_error))
 

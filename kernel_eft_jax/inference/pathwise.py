@@ -24,7 +24,7 @@ from ..maps import Affine
 from ..model import Model
 from ..network import semidefinite_cholesky, shapes, skip
 from ..pairs import pack, unpack
-from .parameters import Experiment, check_names, get_parameters, set_parameters
+from .parameters import Experiment, check_names, get_parameters, least_values, set_parameters
 
 BATCH = 256
 
@@ -118,8 +118,7 @@ def pathwise_sensitivity(
             "Networks have a whole number of neurons: `width` must be one, and no derivative by it exists."
         )
     values = np.asarray(get_parameters(experiment, names))
-    no_biases = any(name.endswith("C_b") and value == 0 for name, value in zip(names, values, strict=True))
-    if no_biases and _biases_separate(experiment):
+    if (values == least_values(experiment, names)).any() and _biases_separate(experiment):
         raise ValueError(
             "Argument `free` names C_b, which is zero where some inputs depend on others but not once there are biases (opposite "
             "inputs, or more inputs than neurons): single networks have no derivative there. Start from C_b > 0, leave out "
