@@ -130,18 +130,6 @@ def check_positive(value: Any, name: str) -> None:
         raise ValueError(f"Argument `{name}` must be a finite number greater than zero, but is {value!r:.200}.")
 
 
-def check_eps(eps: Any, name: str = "eps", depth: int | None = None) -> Float[Array, "*layers"]:
-    """One step for all layers, or one a layer of `depth`: finite and greater than zero; as a floating-point array."""
-    values, eps = eps, check_array(eps, name)
-    layers = "each layer" if depth is None else f"each of the {depth} layers"
-    wanted = f"Argument `{name}` must be a positive number, or one for {layers}"
-    if eps.ndim > 1 or (eps.ndim == 1 and eps.size != (depth or eps.size)):
-        raise ValueError(f"{wanted}, but has shape {eps.shape}.")
-    if is_concrete(values) and not (np.isfinite(values := np.asarray(values, float)) & (values > 0)).all():
-        raise ValueError(f"{wanted}, but is {values}.")
-    return eps
-
-
 def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST) -> int:
     """A whole number from `least` to `most` as a Python integer; NumPy's and JAX's integers are whole numbers too."""
     number = value if isinstance(value, int) else _whole(value)
