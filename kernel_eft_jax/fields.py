@@ -6,7 +6,6 @@ A field without a declaration holds a parameter of any real value, whose unit is
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import numpy as np
 
 KEY = "parameter"
@@ -25,9 +24,9 @@ class Parameter(NamedTuple):
     unit: Callable[[Any, Any], Any] = lambda module, k: 1.0
 
 
-def parameter(said: Parameter, **options: Any) -> Any:
-    """A field that holds a parameter, and what may be said of it; `options` are those of `equinox.field`."""
-    return eqx.field(metadata={KEY: said}, **options)
+def parameter(**said: Any) -> dict[str, Parameter]:
+    """The metadata of a field that holds a parameter: `eqx.field(metadata=parameter(positive=True))`."""
+    return {KEY: Parameter(**said)}
 
 
 def declared(field: Any) -> Parameter:

@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from .activations import Activation, Expansion
 from .checks import is_concrete
 from .expectations.four_point import products
-from .fields import Parameter, parameter
+from .fields import parameter
 from .pairs import input_count, pairs, triples, unpack, wick
 from .showing import shown_fields
 
@@ -117,8 +117,10 @@ class Dense(KernelMap):
     two matrices side by side, of `ratio` n rows each.
     """
 
-    C_W: Float[Array, ""] = parameter(Parameter(positive=True))
-    C_b: Float[Array, ""] = parameter(Parameter(least=0.0, unit=lambda dense, k: mean_variance(dense.value(k))))
+    C_W: Float[Array, ""] = eqx.field(metadata=parameter(positive=True))
+    C_b: Float[Array, ""] = eqx.field(
+        metadata=parameter(least=0.0, unit=lambda dense, k: mean_variance(dense.value(k)))
+    )
     ratio: float = eqx.field(static=True)
 
     def __init__(self, C_W: Real[ArrayLike, ""], C_b: Real[ArrayLike, ""] = 0.0, *, ratio: float = 1):

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Linear
 from .checks import check_array, check_features, check_kernel, check_unstacked, is_concrete
-from .fields import Parameter, parameter
+from .fields import parameter
 from .maps import (
     GLU,
     Dense,
@@ -71,7 +71,9 @@ class Model(eqx.Module):
 
     branch: tuple[Part, ...]
     # Of order one is the decay that balances what a layer adds.
-    decay: Float[Array, ""] = parameter(Parameter(unit=lambda model, k: mean_variance(model.q(k)) / mean_variance(k)))
+    decay: Float[Array, ""] = eqx.field(
+        metadata=parameter(unit=lambda model, k: mean_variance(model.q(k)) / mean_variance(k))
+    )
 
     def __init__(
         self,

@@ -117,13 +117,13 @@ def networks_in(path):
 
 def record_blocks(monkeypatch):
     """The numbers of the blocks that runs from now on compute."""
-    numbers, results = [], run.results
+    numbers, block_sums = [], run.block_sums
 
     def recorded(problem, key, plan, blocks):
         numbers.extend(blocks)
-        yield from results(problem, key, plan, blocks)
+        yield from block_sums(problem, key, plan, blocks)
 
-    monkeypatch.setattr(run, "results", recorded)
+    monkeypatch.setattr(run, "block_sums", recorded)
     return numbers
 
 
@@ -179,7 +179,7 @@ def same(first, second):
 
 def test_an_interrupted_run_goes_on_where_it_was(key, tmp_path, monkeypatch):
     """Interrupted after three blocks, and again while it waits for blocks under way: these three are kept and never computed again."""
-    path, original, arrived = tmp_path / "run.npz", run.results, []
+    path, original, arrived = tmp_path / "run.npz", run.block_sums, []
 
     def impatient(*args):
         try:
@@ -194,7 +194,7 @@ def test_an_interrupted_run_goes_on_where_it_was(key, tmp_path, monkeypatch):
         return False
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "results", impatient)
+        patch.setattr(run, "block_sums", impatient)
         patch.setattr(Checkpoint, "is_due", interrupt)
         with pytest.raises(KeyboardInterrupt):
             small(key, path)
@@ -556,7 +556,7 @@ def test_time_and_memory_are_told_before_the_run(clock, monkeypatch, capsys, sav
         clock[0] += saves + 0.003 * seen[-1] + noise * (len(seen) % 2) + 60 * (len(seen) == 1)
         return iter(blocks)
 
-    monkeypatch.setattr(run, "results", compute)
+    monkeypatch.setattr(run, "block_sums", compute)
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with timed_bar(clock, 6020, done=20) as bar:

@@ -15,7 +15,7 @@ from scipy.special import erf
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.ensemble import estimate, sample_kernels
-from kernel_eft_jax.fields import Parameter, parameter
+from kernel_eft_jax.fields import parameter
 from kernel_eft_jax.inference import Experiment, fit, fit_record, parameter_names
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
@@ -519,7 +519,7 @@ def test_names_are_places_in_the_tree():
 class Gain(keft.PairActivation):
     """Linear units with a gain that is greater than zero, as its field says: C_W g^2 is what the law knows."""
 
-    g: jax.Array = parameter(Parameter(positive=True))
+    g: jax.Array = eqx.field(metadata=parameter(positive=True))
 
     def __call__(self, x):
         return self.g * x

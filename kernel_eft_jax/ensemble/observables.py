@@ -46,7 +46,7 @@ R = Average("R", lambda x: x.less.R)
 D_F = Average("F - C_F", lambda x: x.less.F)
 
 
-class Limit(NamedTuple):
+class InfiniteWidth(NamedTuple):
     """K0 and E_K0[ss] at the saved depths, packed: the values at infinite width."""
 
     K0: Float[np.ndarray, "T P"]
@@ -57,7 +57,7 @@ class Sampled(NamedTuple):
     """What formulas are made of: means over networks, n times their covariances, the width n and the infinite width; all packed."""
 
     total: Group
-    limit: Limit
+    limit: InfiniteWidth
     n: int
     control: bool
 
@@ -71,7 +71,7 @@ class Sampled(NamedTuple):
         return self.n * (second - count * self.mean(x)[:, :, None] * self.mean(y)[:, None, :]) / (count - 1)
 
     def _place(self, x: Average) -> slice:
-        return place(x, self.limit.K0.shape[-1], self.control)
+        return slice_of(x, self.limit.K0.shape[-1], self.control)
 
 
 def excess(x: "Sampled | _Asked") -> Float[np.ndarray, "T P P"]:
@@ -164,7 +164,7 @@ def estimated(control: bool) -> dict[str, Observable]:
     return {name: entry for name, entry in OBSERVABLES.items() if entry.formula(control) is not None}
 
 
-def quantities(total: Group, limit: Limit, width: int, control: bool) -> Quantities:
+def quantities(total: Group, limit: InfiniteWidth, width: int, control: bool) -> Quantities:
     """The estimates from the total of all groups, or of all but one."""
     x, unpacked = Sampled(total, limit, width, control), {"a b": unpack_pairs, "a b c d": unpack_covariances}
     found: dict[str, Any] = dict.fromkeys(OBSERVABLES)
@@ -179,7 +179,7 @@ class _Asked(NamedTuple):
     means: list[Average]
     squared: list[Average]
     n: int = 1
-    limit: Limit = Limit(np.zeros((1, 1)), np.zeros((1, 1)))
+    limit: InfiniteWidth = InfiniteWidth(np.zeros((1, 1)), np.zeros((1, 1)))
 
     def mean(self, x: Average) -> np.ndarray:
         self.means.append(x)
@@ -199,7 +199,7 @@ def recorded(control: bool) -> tuple[tuple[Average, ...], int]:
     return tuple(dict.fromkeys([*asked.squared, *asked.means])), len(set(asked.squared))
 
 
-def place(x: Average, pair_count: int, control: bool) -> slice:
+def slice_of(x: Average, pair_count: int, control: bool) -> slice:
     """Where an average is in the sums."""
     first = recorded(control)[0].index(x) * pair_count
     return slice(first, first + pair_count)

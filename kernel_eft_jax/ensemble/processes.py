@@ -80,7 +80,7 @@ def across(array: np.ndarray) -> np.ndarray:
     return stacked
 
 
-def compare(settings: Mapping[str, Any]) -> None:
+def check_alike(settings: Mapping[str, Any]) -> None:
     """That all processes run the same. Raises ValueError, with the names of what differs, in all of them."""
     digests = [hashlib.sha256(json.dumps(value, default=str).encode()).digest()[:8] for value in settings.values()]
     every = across(np.frombuffer(b"".join(digests), np.uint64))

@@ -14,7 +14,7 @@ from ..model import Model
 from ..pairs import input_count
 from ..showing import Shown, shown
 from ..storage import MEANING, Result, attribute, axes, dataset, labelled, made_by
-from .observables import OBSERVABLES, Limit, Quantities, estimated, quantities, recorded, unpack_pairs
+from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, quantities, recorded, unpack_pairs
 from .samplers import Sampler
 from .statistics import Group, Sums, interval, jackknife, least_V4_error
 
@@ -40,7 +40,7 @@ class Estimate(Shown, Result, Quantities):
     networks: int
     width: int
     sums: Sums
-    limit: Limit
+    limit: InfiniteWidth
     eps: Float[np.ndarray, "*layers"]
     control: bool
     model: Model | None = None
@@ -66,7 +66,7 @@ class Estimate(Shown, Result, Quantities):
     @staticmethod
     def of(
         sums: Sums,
-        limit: Limit,
+        limit: InfiniteWidth,
         width: int,
         layers: Int[np.ndarray, " T"],
         eps: Float[ArrayLike, "*layers"],
@@ -180,7 +180,7 @@ class Estimate(Shown, Result, Quantities):
             networks=int(data.attrs["networks"]),
             width=int(data.attrs["width"]),
             sums=Sums(tuple(map(Group, networks, first, second)), int(data.attrs["parts"])),
-            limit=Limit(axes(data, "limit_K0", "t pair"), axes(data, "limit_S", "t pair")),
+            limit=InfiniteWidth(axes(data, "limit_K0", "t pair"), axes(data, "limit_S", "t pair")),
             eps=axes(data, "eps", " ".join(map(str, data["eps"].dims))),
             control=control,
             model=made["model"],

@@ -29,8 +29,8 @@ from .checkpoint import Checkpoint
 from .observables import recorded
 from .plan import Plan, amount, plan_run
 from .processes import across, meet
-from .simulate import Problem, compiled, moments_of_blocks
-from .statistics import GROUPS, Group, Moments, Sums, jackknife
+from .simulate import Problem, compiled, sums_of_blocks
+from .statistics import GROUPS, CentredSums, Group, Sums, jackknife
 
 Target = tuple[Callable[[Group], Any], float]
 
@@ -86,7 +86,7 @@ def accumulate(
     bar.initial = bar.n = int(held.sum())
     checks = _checks(total, lasts.max(), plan.parts) if target else []
     stops = deque(sorted({*checks, *(_rounds(total, lasts.max()) if processes > 1 else ())}))
-    arriving, whole, pace = results(problem, key, plan, mine[done:]), sums, 0.0
+    arriving, whole, pace = block_sums(problem, key, plan, mine[done:]), sums, 0.0
     try:
         if not bar.disable and bar.n < plan.networks:
             pace = announce(problem, key, plan, bar, target)
@@ -122,7 +122,7 @@ def accumulate(
     return gather(sums)
 
 
-def add_block(sums: Sums, block: int, moments: Moments, problem: Problem, plan: Plan) -> Sums:
+def add_block(sums: Sums, block: int, moments: CentredSums, problem: Problem, plan: Plan) -> Sums:
     """With one more block, part by part."""
     size = plan.size // plan.parts
     for i in range(plan.parts):
@@ -150,10 +150,12 @@ def _checks(total: int, last: int, parts: int) -> list[int]:
     return [blocks for blocks in checks if last < blocks <= total]
 
 
-def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) -> Generator[tuple[int, Moments]]:
+def block_sums(
+    problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]
+) -> Generator[tuple[int, CentredSums]]:
     """Number and moments (T, parts, ...) of each block, in order, computed a few ahead."""
     mesh = Mesh(np.array(jax.local_devices()), ("networks",), axis_types=(AxisType.Auto,))
-    beyond, program = -(-plan.networks // plan.size), compiled(moments_of_blocks)
+    beyond, program = -(-plan.networks // plan.size), compiled(sums_of_blocks)
 
     def compute(batch):
         padded = jnp.array(batch + [beyond] * (mesh.size - len(batch)), dtype=jnp.uint32)
@@ -186,7 +188,7 @@ def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
     def seconds(layers):
         short = eqx.tree_at(lambda p: p.layers, problem, jnp.minimum(problem.layers, layers))
         start = time.perf_counter()
-        list(results(short, key, plan, list(range(count))))
+        list(block_sums(short, key, plan, list(range(count))))
         return time.perf_counter() - start
 
     seconds(0)  # compiles
@@ -245,7 +247,7 @@ def gather(sums: Sums) -> Sums:
     return Sums(tuple(Group(int(c), f, s) for c, f, s in zip(count, first, second, strict=True)), sums.parts)
 
 
-def check_finite(moments: Moments, problem: Problem, first: int) -> None:
+def check_finite(moments: CentredSums, problem: Problem, first: int) -> None:
     """Raise if the moments of a block are not finite, saying where."""
     variances = np.einsum("tmm->tm", np.asarray(moments.second))
     finite = np.isfinite(np.asarray(moments.centre))

@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 GROUPS = 32
 
 
-class Moments(NamedTuple):
+class CentredSums(NamedTuple):
     """Sums of y = x - centre over a block of networks at one depth, and of y y^T for the first M of the X entries."""
 
     centre: Float[Array | np.ndarray, "*batch X"]
@@ -27,15 +27,15 @@ class Moments(NamedTuple):
     second: Float[Array | np.ndarray, "*batch M M"]
 
 
-def block_moments(x: Float[Array, "X B"], squared: int, weight: Float[Array, " B"]) -> Moments:
-    """Moments over the networks of weight one, about the mean of all; those of weight zero do not count.
+def centred_sums(x: Float[Array, "X B"], squared: int, weight: Float[Array, " B"]) -> CentredSums:
+    """CentredSums over the networks of weight one, about the mean of all; those of weight zero do not count.
 
     Where the number of networks is a power of two no division rounds, and the bits do not depend on how it is compiled.
     """
     centre = jnp.sum(x, axis=1) / x.shape[1]
     y = (x - centre[:, None]) * weight[None, :]
     second = jnp.einsum("mb,nb->mn", y[:squared], y[:squared], precision="highest")
-    return Moments(centre, jnp.sum(y, axis=1), second)
+    return CentredSums(centre, jnp.sum(y, axis=1), second)
 
 
 class Group(NamedTuple):
@@ -46,7 +46,7 @@ class Group(NamedTuple):
     second: Float[np.ndarray, "T M M"]
 
     @staticmethod
-    def of(networks: int, moments: Moments) -> "Group":
+    def of(networks: int, moments: CentredSums) -> "Group":
         """The sums of one block, about zero instead of about its centre."""
         centre, first, second = (np.asarray(part, np.float64) for part in moments)
         f, c = (part[:, : second.shape[-1]] for part in (first, centre))
@@ -71,7 +71,7 @@ class Sums(NamedTuple):
     def zeros(depths: int, size: int, squared: int, groups: int = GROUPS) -> "Sums":
         return Sums((Group(0, np.zeros((depths, size)), np.zeros((depths, squared, squared))),) * groups, 0)
 
-    def add(self, part: int, networks: int, moments: Moments) -> "Sums":
+    def add(self, part: int, networks: int, moments: CentredSums) -> "Sums":
         """With the moments of one more part of a block: parts are dealt to groups in turn."""
         index = part % len(self.groups)
         new = Group.of(networks, moments)

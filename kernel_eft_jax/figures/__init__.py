@@ -9,7 +9,7 @@ from .diagnostics import plot_window as plot_window
 from .fit import plot_fit as plot_fit
 from .of_result import plot as plot
 from .sensitivity import plot_sensitivity as plot_sensitivity
-from .style import save as save
+from .style import save_figure as save_figure
 from .trajectory import Line as Line
 from .trajectory import plot_panels as plot_panels
 from .trajectory import plot_result as plot_result

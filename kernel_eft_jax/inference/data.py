@@ -18,7 +18,7 @@ from ..ensemble import Estimate, observables
 from ..pairs import pairs
 from .parameters import Experiment, get_parameters, places
 
-LEAST = 16
+LEAST_NETWORKS = 16
 
 
 class Observed(NamedTuple):
@@ -49,10 +49,12 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
         )
     G = _check_values(G, experiment)
     B = len(G)
-    if B < LEAST:
-        raise ValueError(f"Argument `data` must hold {LEAST} networks or more to show their scatter, but holds {B}.")
+    if B < LEAST_NETWORKS:
+        raise ValueError(
+            f"Argument `data` must hold {LEAST_NETWORKS} networks or more to show their scatter, but holds {B}."
+        )
     different = len({network.tobytes() for network in G})
-    if different < LEAST or different <= B / 2:
+    if different < LEAST_NETWORKS or different <= B / 2:
         raise ValueError(
             f"Argument `data` must hold the kernels of different networks, but of its {B} networks only {different} differ: draw each with "
             "weights of its own, and give each once."
@@ -129,7 +131,7 @@ def _kinds(module):
 
 def _observe_estimate(data, experiment, with_V4):
     P = pairs(experiment.K0.shape[0])[0].size
-    of_G = observables.place(observables.G, P, data.control)
+    of_G = observables.slice_of(observables.G, P, data.control)
     layers = tuple(np.asarray(data.layers).tolist())
     if layers != experiment.layers or data.K0.shape[-1] != experiment.K0.shape[0]:
         raise ValueError(

@@ -37,7 +37,7 @@ from .parameters import (
     set_parameters,
     to_coordinates,
 )
-from .search import LeastSquares, first_order, gram, least_squares
+from .search import LeastSquares, gradient_steps, least_squares, normal_matrix
 
 if TYPE_CHECKING:
     import optax
@@ -201,7 +201,7 @@ def fit(
         problem = LeastSquares(
             evaluate, observed, least_values(experiment, names), with_V4, rounding(experiment), history, bar
         )
-        search = least_squares if optimiser is None else first_order(optimiser)
+        search = least_squares if optimiser is None else gradient_steps(optimiser)
         W = problem.weigh(prediction)
         start = information(experiment, names, prediction, W)
         refuse_lost(start, with_V4)
@@ -237,10 +237,12 @@ def _result(experiment, names, problem, x, prediction, closure, settled, message
     info = information(best, names, prediction, W)
     refuse_lost(info, with_V4)
     J = W @ prediction.jacobian / coordinate_slopes(experiment, names, values)
-    covariance = observed.scatter(np.linalg.solve(gram(J), J.T) @ W)
+    covariance = observed.scatter(np.linalg.solve(normal_matrix(J), J.T) @ W)
     moved = J[:, ~_at_bound(problem.least, values, np.sqrt(np.diagonal(covariance)))]
     difference = prediction.statistics - observed.statistics
-    remainder = np.eye(len(J)) - moved @ np.linalg.solve(gram(moved), moved.T)  # what fitting leaves of the noise
+    remainder = np.eye(len(J)) - moved @ np.linalg.solve(
+        normal_matrix(moved), moved.T
+    )  # what fitting leaves of the noise
     dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
     chi2 = float((W @ difference) @ remainder @ (W @ difference)) * dof / expected if dof else 0.0

@@ -23,7 +23,7 @@ from ..model import Model
 from ..pairs import pack
 
 Tree = TypeVar("Tree", "Experiment", Model)
-POSITIVE = Parameter(positive=True)
+POSITIVE = parameter(positive=True)
 
 
 class Experiment(eqx.Module):
@@ -47,9 +47,9 @@ class Experiment(eqx.Module):
 
     model: Model
     K0: Float[Array, "N N"]
-    width: Float[Array, ""] = parameter(POSITIVE)
-    eps: Float[Array, "..."] = parameter(POSITIVE)
-    K0_scale: Float[Array, ""] = parameter(POSITIVE)
+    width: Float[Array, ""] = eqx.field(metadata=POSITIVE)
+    eps: Float[Array, "..."] = eqx.field(metadata=POSITIVE)
+    K0_scale: Float[Array, ""] = eqx.field(metadata=POSITIVE)
     layers: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(

@@ -59,7 +59,7 @@ def least_squares(problem, x, prediction, W):
             known[x.tobytes()] = problem.evaluate(x)
         return known[x.tobytes()]
 
-    errors = np.sqrt(np.diagonal(np.linalg.inv(gram(W @ prediction.jacobian))))
+    errors = np.sqrt(np.diagonal(np.linalg.inv(normal_matrix(W @ prediction.jacobian))))
     result = optimize.least_squares(
         lambda x: problem.residual(at(x), W),
         np.maximum(x, problem.least + 1e-3 * errors),
@@ -74,11 +74,11 @@ def least_squares(problem, x, prediction, W):
     return result.x, result.success, f"The search ended: {result.message}"
 
 
-def first_order(optimiser):
+def gradient_steps(optimiser):
     """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one is left."""
 
     def search(problem, x, prediction, W):
-        covariance = np.linalg.inv(gram(W @ prediction.jacobian))
+        covariance = np.linalg.inv(normal_matrix(W @ prediction.jacobian))
         unit = np.linalg.cholesky(covariance)
 
         def inside(x):
@@ -108,6 +108,6 @@ def first_order(optimiser):
     return search
 
 
-def gram(J):
+def normal_matrix(J):
     """J^T J."""
     return J.T @ J

@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-LOST = "function"
+FUNCTION = "function"
 
 
 def describe(value: Any) -> str:
@@ -66,14 +66,14 @@ def _describe(value: Any) -> Any:
         return {type(value).__name__: [_describe(x) for x in value]}
     if isinstance(value, np.generic):
         value = value.item()
-    return value if value is None or isinstance(value, bool | int | float | str) else {LOST: repr(value)}
+    return value if value is None or isinstance(value, bool | int | float | str) else {FUNCTION: repr(value)}
 
 
 def _rebuild(value):
     if not isinstance(value, dict):
         return value
     ((name, content),) = value.items()
-    if name == LOST:
+    if name == FUNCTION:
         raise ValueError(
             f"The file holds the name of a function, {content}, and not the function: build the model again and pass it."
         )

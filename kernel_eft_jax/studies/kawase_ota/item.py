@@ -134,7 +134,7 @@ def write(item: Item, out: str | os.PathLike) -> list[Path]:
     paths = [keft.save(result, out / f"{slug(name)}.nc") for name, result in item.results.items()]
     for name, drawing in item.figures.items():
         for suffix, columns in (("", drawing.columns), ("-stacked", 1)):
-            paths += figures.save(draw(drawing, columns), out / (slug(name) + suffix))
+            paths += figures.save_figure(draw(drawing, columns), out / (slug(name) + suffix))
     return paths
 
 
