@@ -497,9 +497,9 @@ def test_what_is_told_before_a_run_is_what_it_takes(key, monkeypatch, capsys):
 def test_target_is_looked_at_in_the_same_places_after_an_interruption(key, tmp_path, capsys):
     """A finished run with a target, resumed, stops where it is. Nothing is told, or computed to tell it, where nothing is left."""
     target = (lambda q: q.K1[-1, 0, 0], 0.02)
-    first = small(key, tmp_path / "run", networks=50_000, target=target)
-    assert first.networks < 50_000
-    assert small(key, tmp_path / "run", networks=50_000, target=target).networks == first.networks
-    assert small(key, tmp_path / "run", networks=50_000).networks == 50_000
-    assert same(small(key, tmp_path / "run", networks=50_000, progress=True), small(key, networks=50_000))
+    first = small(key, tmp_path / "run", networks=51_200, target=target)
+    assert first.networks < 51_200
+    assert small(key, tmp_path / "run", networks=51_200, target=target).networks == first.networks
+    assert small(key, tmp_path / "run", networks=51_200).networks == 51_200
+    assert same(small(key, tmp_path / "run", networks=51_200, progress=True), small(key, networks=51_200))
     assert "in blocks of" not in capsys.readouterr().err
