@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 LARGEST = 2**31 - 1  # layers and networks are counted in 32 bits
 SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12
@@ -56,7 +56,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def check_kernel(K: Float[ArrayLike, "N N"], name: str = "K0", zeros: bool = False) -> Float[Array, "N N"]:
+def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, "N N"]:
     """K as a floating-point array, if it is a kernel: square, finite, symmetric, positive semi-definite, positive diagonal.
 
     Symmetry and sign are judged on the correlation matrix, so that no large variance hides what is wrong between small ones. With
@@ -109,9 +109,7 @@ def check_sampled(K: Float[Array, "N N"], name: str = "K0") -> None:
         )
 
 
-def check_features(
-    x: Float[ArrayLike, "*batch N d"], name: str = "x", axes: int | None = 2
-) -> Float[Array, "*batch N d"]:
+def check_features(x: Any, name: str = "x", axes: int | None = 2) -> Float[Array, "*batch N d"]:
     """Features or pre-activations as a floating-point array of finite numbers; `axes` None allows any number of axes from two on."""
     values, x = x, check_array(x, name)
     if x.ndim < 2 or x.ndim != (axes or x.ndim) or 0 in x.shape:

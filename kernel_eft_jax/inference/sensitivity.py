@@ -110,7 +110,7 @@ def sensitivity(
     K0 = check_kernel(K0)
     names = list(places(model))
     moving_eps = eps is not None and np.ndim(eps) == 0
-    if eps is not None and no_skip(model, eps):
+    if eps is not None and no_skip(model, jnp.asarray(eps)):
         names.remove("decay")
         moving_eps = False
     if eps is None:
