@@ -32,7 +32,7 @@ def from_sigmas(activation: Activation, sigma_w: Float[ArrayLike, ""], sigma_b: 
     return _one_matrix(activation, sigma_w**2, sigma_b**2)
 
 
-def pytorch_linear(activation: Activation, width: int) -> Model:
+def pytorch_linear(activation: Activation, *, width: int) -> Model:
     r"""The default of `torch.nn.Linear(width, width)` and `equinox.nn.Linear`: uniform in $\pm 1 / \sqrt{n}$, biases too.
 
     $$C_W = \tfrac13, \qquad C_b = \frac{1}{3 n}$$
@@ -127,7 +127,7 @@ def llama_mlp(C_W: tuple[float, float] = (1.0, 1.0), *, ratio: float = 8 / 3) ->
     return Model([RMSNorm(), Dense(first, ratio=ratio), GLU(SiLU()), Dense(second)])
 
 
-def eps_of_depth(T: float, depth: int) -> float:
+def eps_of_depth(T: float, *, depth: int) -> float:
     r"""The step at which a network of `depth` layers ends at depth time T.
 
     $$\epsilon = \sqrt{T / L}$$
@@ -146,7 +146,7 @@ def depth_mup_eps(depth: int, multiplier: float = 1.0) -> float:
     $$\epsilon = a / \sqrt{L}, \qquad T = a^2$$
     """
     check_positive(multiplier, "multiplier")
-    return eps_of_depth(multiplier**2, depth)
+    return eps_of_depth(multiplier**2, depth=depth)
 
 
 def gpt2_eps(transformer_layers: int) -> float:
@@ -157,7 +157,7 @@ def gpt2_eps(transformer_layers: int) -> float:
     so that 2 L blocks end at T = 1, of which the L MLP blocks alone contribute T = 1/2.
     """
     check_count(transformer_layers, "transformer_layers")
-    return eps_of_depth(1.0, 2 * transformer_layers)
+    return eps_of_depth(1.0, depth=2 * transformer_layers)
 
 
 def ln_scaling_eps(depth: int) -> Float[np.ndarray, " depth"]:

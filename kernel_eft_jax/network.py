@@ -114,7 +114,7 @@ def empirical_kernel(phi: Float[ArrayLike, "*batch N n"]) -> Float[Array, "*batc
     return jnp.matmul(phi, phi.mT, precision="highest") / phi.shape[-1]
 
 
-def draw_inputs(K0: Float[ArrayLike, "N N"], width: int, *, key: PRNGKeyArray) -> Float[Array, "N n"]:
+def draw_inputs(K0: Float[ArrayLike, "N N"], *, width: int, key: PRNGKeyArray) -> Float[Array, "N n"]:
     """Pre-activations at depth zero, N(0, K0) independently over neurons: a random linear embedding of the data."""
     K0 = check_kernel(K0)
     check_count(width, "width")

@@ -148,7 +148,7 @@ def test_kernels_of_every_kind_give_the_same_theory(kind):
         (lambda x: keft.expect(jnp.tanh, jnp.tanh, x), "K"),
         (lambda x: keft.Model(keft.Erf(), 1.0).Q(x), "K"),
         (lambda x: keft.solve(keft.Model(keft.Erf(), 1.0), x, [1.0]), "K0"),
-        (lambda x: keft.draw_inputs(x, 8, key=jax.random.key(0)), "K0"),
+        (lambda x: keft.draw_inputs(x, width=8, key=jax.random.key(0)), "K0"),
         (
             lambda x: keft.estimate(
                 keft.Model(keft.Erf(), 1.0), x, width=8, depth=2, eps=0.1, networks=64, key=jax.random.key(0)

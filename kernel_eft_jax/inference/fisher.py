@@ -106,8 +106,8 @@ class Information(eqx.Module):
 def fisher(
     experiment: Experiment,
     free: Sequence[str],
-    networks: int,
     *,
+    networks: int,
     closure: Closure = EXACT,
     with_V4: bool = False,
 ) -> Information:

@@ -32,6 +32,7 @@ BATCH = 256
 def pathwise_kernels(
     model: Model,
     K0: Float[ArrayLike, "N N"],
+    *,
     width: int,
     layers: tuple[int, ...],
     eps: Float[ArrayLike, "..."],
@@ -103,7 +104,7 @@ class PathwiseSensitivity(Pathwise):
 
 
 def pathwise_sensitivity(
-    experiment: Experiment, free: Sequence[str], networks: int, key: PRNGKeyArray
+    experiment: Experiment, free: Sequence[str], *, networks: int, key: PRNGKeyArray
 ) -> PathwiseSensitivity:
     """Mean kernels at finite width and their derivatives by the named parameters, from sampled networks.
 
@@ -159,7 +160,8 @@ def _with_derivatives(experiment, names, width, members, key):
 
     def kernels(values):
         e = set_parameters(experiment, names, values)
-        G = pathwise_kernels(e.model, e.K0_scale * e.K0, width, e.layers, e.eps, members, key)
+        sizes = {"width": width, "layers": e.layers, "eps": e.eps}
+        G = pathwise_kernels(e.model, e.K0_scale * e.K0, **sizes, networks=members, key=key)
         return G, G
 
     derivative, G = jax.jacfwd(kernels, has_aux=True)(get_parameters(experiment, names))
