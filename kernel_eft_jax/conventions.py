@@ -1,6 +1,7 @@
 r"""Blocks and steps in the conventions of papers and libraries: what C_W and C_b an initialiser means, and what eps a depth.
 
-$$\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi), \qquad \mathrm{Var}\, W_{ij} = C_W / \text{fan-in}, \quad \mathrm{Var}\, b_i = C_b$$
+$$\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi), \qquad
+  \mathrm{Var}\, W_{ij} = C_W / \text{fan-in}, \quad \mathrm{Var}\, b_i = C_b$$
 
 so $C_W = \text{fan-in} \cdot \mathrm{Var}\, W_{ij}$ for each matrix of the branch f. Only variances are matched. Weights that are not
 Gaussian (uniform, truncated) have the same K0 and V4; their fourth cumulant moves K1 by a share of order eps^2 (see the
@@ -175,8 +176,8 @@ def ln_scaling_eps(depth: int) -> Float[np.ndarray, " depth"]:
 def unit_skip_eps(tau: Float[ArrayLike, "*layers"]) -> Float[np.ndarray, "*layers"]:
     r"""Skips that keep the variance, as u-muP has them (Blake et al. 2024, arXiv 2407.17465): to be used in a model with decay = 1.
 
-    $$\phi' = \frac{1}{\sqrt{1 + \tau^2}} \phi + \frac{\tau}{\sqrt{1 + \tau^2}} f(\phi), \qquad \epsilon = \frac{\tau}{\sqrt{1 + \tau^2}},
-      \quad a^2 = 1 - \epsilon^2$$
+    $$\phi' = \frac{1}{\sqrt{1 + \tau^2}} \phi + \frac{\tau}{\sqrt{1 + \tau^2}} f(\phi), \qquad
+      \epsilon = \frac{\tau}{\sqrt{1 + \tau^2}}, \quad a^2 = 1 - \epsilon^2$$
 
     `tau` is one number or one for each layer. Raises ValueError where it is not greater than zero.
     """
@@ -189,7 +190,8 @@ def unit_skip_eps(tau: Float[ArrayLike, "*layers"]) -> Float[np.ndarray, "*layer
 def umup_eps(depth: int, multiplier: float = 1.0) -> Float[np.ndarray, " depth"]:
     r"""The steps of u-muP's residual rule for `depth` blocks of equal share (Blake et al. 2024, appendix G): for a model with decay = 1.
 
-    $$\tau_l^2 = \frac{\alpha^2}{L / 2 + l\, \alpha^2}, \quad l = 0 \ldots L - 1, \qquad \epsilon_l = \frac{\tau_l}{\sqrt{1 + \tau_l^2}}$$
+    $$\tau_l^2 = \frac{\alpha^2}{L / 2 + l\, \alpha^2}, \quad l = 0 \ldots L - 1, \qquad
+      \epsilon_l = \frac{\tau_l}{\sqrt{1 + \tau_l^2}}$$
 
     All blocks then have the same share in the last layer, and half of them together the `multiplier` $\alpha^2$ of the input's.
     """

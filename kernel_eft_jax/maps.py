@@ -211,7 +211,8 @@ class GLU(eqx.Module):
 class Fresh(KernelMap):
     r"""The average over $m = \mathrm{ratio}\, n$ neurons that are independent given the covariance A of their pre-activations.
 
-    $$S_{ab} = \frac1m \sum_i f_i(a) f_i(b), \qquad N_{ab,cd} = \frac{1}{\mathrm{ratio}} \mathrm{Cov}_A(f_a f_b, f_c f_d)$$
+    $$S_{ab} = \frac1m \sum_i f_i(a) f_i(b), \qquad
+      N_{ab,cd} = \frac{1}{\mathrm{ratio}} \mathrm{Cov}_A(f_a f_b, f_c f_d)$$
     """
 
     neurons: Activation | GLU

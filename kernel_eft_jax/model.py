@@ -57,12 +57,12 @@ class Model(eqx.Module):
     `branch` is an activation, which stands for one matrix behind it, of variances C_W (times the number of features) and C_b; or the
     parts of f, read in the order in which data flows:
 
-        Model(Tanh(), C_W=2.0, C_b=0.1)                                           one matrix, the paper's network
-        Model(Tanh(), C_W=1.0, decay=1.0)                                         with eps = 1 the plain network phi' = W tanh(phi)
-        Model([Dense(1.0), GELU(), Dense(2.0)])                                   two matrices
-        Model([Tanh(), Dense(1.5), GELU(), Dense(2.0)])                           full pre-activation (ResNet v2)
-        Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])               the MLP block of a transformer
-        Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])          the same with gates (Llama)
+        Model(Tanh(), C_W=2.0, C_b=0.1)                                   one matrix, the paper's network
+        Model(Tanh(), C_W=1.0, decay=1.0)                                 plain with eps = 1, phi' = W tanh(phi)
+        Model([Dense(1.0), GELU(), Dense(2.0)])                           two matrices
+        Model([Tanh(), Dense(1.5), GELU(), Dense(2.0)])                   full pre-activation (ResNet v2)
+        Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])       the MLP block of a transformer
+        Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])  the same with gates (Llama)
 
     A Dense that feeds no activation has linear units. `decay` is c: the stream is multiplied by $a = \sqrt{1 - c \epsilon^2}$. Variances,
     decay and the parameters of activations are array leaves: gradients reach them, and changing them does not recompile. Raises ValueError,
@@ -156,7 +156,8 @@ class Model(eqx.Module):
     def chi(self, K: Float[ArrayLike, "N N"], h: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
         r"""First derivative of Q at K along the symmetric matrix h; for one matrix
 
-        $$(\chi h)_{ab} = C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
+        $$(\chi h)_{ab} =
+          C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
         """
         K = self._check(K)
         return _chi(self, K, check_array(h, "h").astype(K.dtype))
@@ -164,7 +165,8 @@ class Model(eqx.Module):
     def hess(self, K: Float[ArrayLike, "N N"], V: Float[ArrayLike, "N N N N"]) -> Float[Array, "N N"]:
         r"""Second derivative of Q at K contracted with a covariance V of kernels.
 
-        $$(\mathrm{Hess}:V)_{ab} = \sum_{p, q} \frac{\partial^2 Q_{ab}}{\partial K_p\, \partial K_q} V_{pq}, \qquad p, q \in \{aa, bb, ab\}$$
+        $$(\mathrm{Hess}:V)_{ab} = \sum_{p, q} \frac{\partial^2 Q_{ab}}{\partial K_p\, \partial K_q} V_{pq},
+          \qquad p, q \in \{aa, bb, ab\}$$
 
         V must be a covariance of kernels: at a repeated input it has no component that would separate the two copies. (For
         kinked activations the second derivative along such a component is infinite and is left out.)

@@ -121,8 +121,8 @@ def summary(sections: Sequence[Section]) -> str:
     )
     if not others:
         return text
-    chance = f"Beyond three standard errors chance alone has {BY_CHANCE * len(random):.1f} of {len(random)} independent numbers."
-    return f"{text} The others: {'; '.join(others)}. {chance}"
+    chance = f"{BY_CHANCE * len(random):.1f} of {len(random)} independent numbers"
+    return f"{text} The others: {'; '.join(others)}. Beyond three standard errors chance alone has {chance}."
 
 
 def write(item: Item, out: str | os.PathLike) -> list[Path]:

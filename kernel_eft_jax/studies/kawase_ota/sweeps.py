@@ -113,7 +113,8 @@ def _table_3(study):
         here, converged = (entry(closures[name], at=i) for name in (RULE, G_ONLY))
         rows.append(Row(f"Sigma[00,00] of the closure at t = {p['t']:g}", Value(p["closure"]), here, converged))
     share = 100 * (networks[0][-1] / closures[G_ONLY][-1] - 1)
-    why = f"The source closes well: what networks add to Sigma(K0, Q(K0)) is of order 1/n, here {share:.2f} per cent at t = 2."
+    why = "The source closes well: what networks add to Sigma(K0, Q(K0)) is of order 1/n, "
+    why += f"here {share:.2f} per cent at t = 2."
     return Section(f"Table 3, the source of V4, n = {WIDE}", why, rows)
 
 
