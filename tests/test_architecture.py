@@ -15,7 +15,7 @@ PACKAGE = Path(keft.__file__).parent
 FLOORS = (
     {"checks", "fields", "machine", "writing"},
     {"storage", "showing"},
-    {"pairs", "quadrature", "directions"},
+    {"pairs", "quadrature", "directions", "cholesky"},
     {"activations"},
     {"expectations", "depths"},
     {"maps"},

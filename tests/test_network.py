@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from kernel_eft_jax.activations import GELU, Linear, SiLU, Tanh
+from kernel_eft_jax.cholesky import semidefinite_cholesky
 from kernel_eft_jax.maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model
-from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel, semidefinite_cholesky
+from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
 from tests.networks import silu
 
 MODEL = Model(Tanh(), C_W=1.7, C_b=0.3)

@@ -26,10 +26,11 @@ from ..checks import (
     check_unstacked,
     check_untraced,
 )
+from ..cholesky import semidefinite_cholesky
 from ..depths import check_eps, squares
 from ..maps import Dense
 from ..model import Model
-from ..network import semidefinite_cholesky, shapes, skip
+from ..network import shapes, skip
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width

@@ -17,9 +17,9 @@ from ..checks import check_count
 from ..closures import Closure
 from ..trajectory.failures import LARGEST_ERROR
 from ..trajectory.solve import EXACT
+from .identifiability import explain, in_words
 from .likelihood import Prediction, noise, predict, settle, whitener
 from .parameters import Experiment, check_names, coordinate_slopes, get_parameters, to_coordinates, typical_scales
-from .untold import explain, in_words
 
 # Directions that hold a smaller share than this of the information in the best one are lost: it is rounding error.
 LOST = 1e-11

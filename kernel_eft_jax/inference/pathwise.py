@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, UInt32
 
 from ..checks import check_count, check_kernel
+from ..cholesky import semidefinite_cholesky
 from ..depths import check_eps
 from ..ensemble import BlockSampler
 from ..ensemble.factors import gram, mix
@@ -22,7 +23,7 @@ from ..ensemble.normals import network_keys
 from ..ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, read_stream
 from ..maps import Affine
 from ..model import Model
-from ..network import semidefinite_cholesky, shapes, skip
+from ..network import shapes, skip
 from ..pairs import pack, unpack
 from .parameters import Experiment, check_names, get_parameters, least_values, set_parameters
 
