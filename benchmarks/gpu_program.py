@@ -32,7 +32,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernel_eft_jax.ensemble.estimate import add_theory, prepare
 from kernel_eft_jax.ensemble.samplers import BlockSampler
-from kernel_eft_jax.ensemble.simulate import sums_of_blocks
+from kernel_eft_jax.ensemble.simulate import moments_of_blocks
 
 # As the makers of XLA describe the card (openxla/xla, h100_sxm.txtpb).
 H100 = """
@@ -64,7 +64,7 @@ def program(inputs, width, networks, control):
     arrays, static = eqx.partition(problem, eqx.is_array)
 
     def block(arrays, key, blocks, number):
-        return sums_of_blocks(eqx.combine(arrays, static), key, blocks, number, networks, 8, mesh)
+        return moments_of_blocks(eqx.combine(arrays, static), key, blocks, number, networks, 8, mesh)
 
     def described(x, *axes):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))

@@ -29,7 +29,7 @@ from .checkpoint import Checkpoint
 from .observables import recorded
 from .plan import Plan, amount, plan_run
 from .processes import across, meet
-from .simulate import Problem, compiled, sums_of_blocks
+from .simulate import Problem, compiled, moments_of_blocks
 from .statistics import GROUPS, CentredSums, Group, Sums, jackknife
 
 Target = tuple[Callable[[Group], Any], float]
@@ -155,7 +155,7 @@ def block_sums(
 ) -> Generator[tuple[int, CentredSums]]:
     """Number and moments (T, parts, ...) of each block, in order, computed a few ahead."""
     mesh = Mesh(np.array(jax.local_devices()), ("networks",), axis_types=(AxisType.Auto,))
-    beyond, program = -(-plan.networks // plan.size), compiled(sums_of_blocks)
+    beyond, program = -(-plan.networks // plan.size), compiled(moments_of_blocks)
 
     def compute(batch):
         padded = jnp.array(batch + [beyond] * (mesh.size - len(batch)), dtype=jnp.uint32)

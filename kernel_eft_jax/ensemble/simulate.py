@@ -112,7 +112,7 @@ def kernels_of_networks(problem: Problem, key: PRNGKeyArray, networks: UInt32[Ar
     return simulate(problem, key, networks, lambda state, path: gram(state.phi))
 
 
-def sums_of_blocks(
+def moments_of_blocks(
     problem: Problem,
     key: PRNGKeyArray,
     blocks: UInt32[Array, " devices"],
