@@ -27,10 +27,23 @@ MADE_BY = ("model", "sampler", "key")
 class Estimate(Shown, Result, Quantities):
     """The result of `estimate`: every quantity of `Quantities`, and its standard error under the same name in `stderr`.
 
-    Layers are l, depth times t, the sum of eps^2 over the layers; arrays are float64 NumPy arrays over the saved depths. `model`, `sampler`,
-    `eps` (one number, or one a layer), `width` and `key` are what made it; `model` is None if it was loaded from a file and holds a function
-    of your own. `stderr` is right on average: from 64 networks on, its square is within 4 % the variance of G and of V4, without a correction.
-    But V4 and its error are small together, so that two standard errors hold less often than 95 %: `interval` is for that.
+    Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its square is within 4 % the
+    variance of G and of V4, without a correction. But V4 and its error are small together, so that two standard errors hold less often
+    than 95 %: `interval` is for that.
+
+    Attributes:
+        layers: The saved layers.
+        ts: Their depth times, the sum of eps^2 over the layers before.
+        K0: The kernel at infinite width, at these layers.
+        stderr: The standard error of each quantity.
+        networks: How many networks were sampled.
+        width: Neurons of the stream, n.
+        sums: Sums over groups of networks, from which every quantity and error follows.
+        limit: K0 and E_K0[s s] over pairs a <= b.
+        eps: The step of a layer, one number or one for each layer.
+        control: Whether control variates were used.
+        model: The block; None if a file was loaded that cannot hold a function of your own.
+        sampler: How outputs of matrices were drawn.
     """
 
     layers: Int[np.ndarray, " T"]

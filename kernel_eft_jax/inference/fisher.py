@@ -28,8 +28,12 @@ LOST = 1e-11
 class Information(eqx.Module):
     """Fisher information of named parameters; informations of independent ensembles add up.
 
-    `scales` are what a change of order one of each parameter is, `expectation_error` the estimated relative error of the Gaussian
-    expectations behind it.
+    Attributes:
+        names: The parameters.
+        values: Where the information is taken.
+        scales: What a change of order one of each parameter is.
+        matrix: The information matrix.
+        expectation_error: Estimated relative error of the Gaussian expectations behind the information.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)

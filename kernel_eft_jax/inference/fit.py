@@ -37,7 +37,7 @@ from .parameters import (
     set_parameters,
     to_coordinates,
 )
-from .search import LeastSquares, gradient_steps, least_squares, normal_matrix
+from .search import LeastSquares, gradient_steps, least_squares
 
 if TYPE_CHECKING:
     import optax
@@ -48,9 +48,20 @@ ROUNDS = 6
 class Fit(Shown):
     """The result of `fit`: `values` of the free parameters `names` and their standard errors `stderr`.
 
-    `experiment` holds the estimates in place, `closure` is the theory, `information` the Fisher information there; `history` is chi2 at
-    each point tried, `message` says why the search ended. `chi2` is scaled to have mean `dof` if the theory is right; a parameter at its
-    bound counts as held there. `covariance` and the intervals are those of a search without the bound.
+    Attributes:
+        names: The free parameters.
+        values: Their estimates.
+        covariance: Of the estimates, as of a search without bounds.
+        information: The Fisher information at the estimates.
+        chi2: The least chi2, scaled to have mean `dof` if the theory is right.
+        dof: Degrees of freedom; a parameter at its bound counts as held there.
+        history: chi2 at each point tried.
+        converged: Whether the search ended where it should.
+        message: Why the search ended.
+        experiment: The networks, the estimates in place.
+        closure: The theory.
+        observed: The statistics of the data.
+        prediction: What the theory says of these statistics at the estimates.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -237,12 +248,10 @@ def _result(experiment, names, problem, x, prediction, closure, settled, message
     info = information(best, names, prediction, W)
     refuse_lost(info, with_V4)
     J = W @ prediction.jacobian / coordinate_slopes(experiment, names, values)
-    covariance = observed.scatter(np.linalg.solve(normal_matrix(J), J.T) @ W)
+    covariance = observed.scatter(np.linalg.pinv(J) @ W)
     moved = J[:, ~_at_bound(problem.least, values, np.sqrt(np.diagonal(covariance)))]
     difference = prediction.statistics - observed.statistics
-    remainder = np.eye(len(J)) - moved @ np.linalg.solve(
-        normal_matrix(moved), moved.T
-    )  # what fitting leaves of the noise
+    remainder = np.eye(len(J)) - moved @ np.linalg.pinv(moved)  # what fitting leaves of the noise
     dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
     chi2 = float((W @ difference) @ remainder @ (W @ difference)) * dof / expected if dof else 0.0

@@ -1,4 +1,7 @@
-r"""Searches for the least of $\chi^2(x) = |W (y - m(x))|^2$ inside bounds: Gauss-Newton in a trust region, or first-order steps."""
+r"""Searches for the least of $\chi^2(x) = |W (y - m(x))|^2$ inside bounds: Gauss-Newton in a trust region, or first-order steps.
+
+Steps and errors come from the pseudo-inverse of J = W dm/dx, whose condition number is the root of that of J^T J.
+"""
 
 from typing import Any, NamedTuple
 
@@ -59,7 +62,7 @@ def least_squares(problem, x, prediction, W):
             known[x.tobytes()] = problem.evaluate(x)
         return known[x.tobytes()]
 
-    errors = np.sqrt(np.diagonal(np.linalg.inv(normal_matrix(W @ prediction.jacobian))))
+    errors = np.linalg.norm(np.linalg.pinv(W @ prediction.jacobian), axis=1)
     result = optimize.least_squares(
         lambda x: problem.residual(at(x), W),
         np.maximum(x, problem.least + 1e-3 * errors),
@@ -78,7 +81,8 @@ def gradient_steps(optimiser):
     """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one is left."""
 
     def search(problem, x, prediction, W):
-        covariance = np.linalg.inv(normal_matrix(W @ prediction.jacobian))
+        inverse = np.linalg.pinv(W @ prediction.jacobian)
+        covariance = inverse @ inverse.T
         unit = np.linalg.cholesky(covariance)
 
         def inside(x):
@@ -106,8 +110,3 @@ def gradient_steps(optimiser):
         )
 
     return search
-
-
-def normal_matrix(J):
-    """J^T J."""
-    return J.T @ J
