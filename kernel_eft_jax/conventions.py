@@ -1,4 +1,4 @@
-r"""Blocks and steps in the conventions of papers and libraries: what C_W and C_b an initialiser means, and what eps a depth.
+r"""Blocks and steps in the conventions of papers and libraries: the C_W and C_b of an initialiser, and the eps of a depth.
 
 $$\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi), \qquad
   \mathrm{Var}\, W_{ij} = C_W / \text{fan-in}, \quad \mathrm{Var}\, b_i = C_b$$
@@ -38,7 +38,7 @@ def pytorch_linear(activation: Activation, *, width: int) -> Model:
 
     $$C_W = \tfrac13, \qquad C_b = \frac{1}{3 n}$$
 
-    The bias variance depends on the width, so a model belongs to one width. Raises ValueError for a width that is no whole
+    The bias variance depends on the width, so that a model belongs to one width. Raises ValueError for a width that is no whole
     number. Do not use it for layers without bias, whose model is `Model(activation, C_W=1 / 3)` at every width.
     """
     check_count(width, "width")
@@ -110,7 +110,7 @@ def gpt2_mlp(width: int) -> Model:
 
     $$C_{W,1} = 0.02^2\, n, \qquad C_{W,2} = 0.02^2 \cdot 4 n$$
 
-    so a model belongs to one width. GPT-2 also divides the weights that end a block by the square root of the number of blocks, two a
+    so that a model belongs to one width. GPT-2 also divides the weights that end a block by the square root of the number of blocks, two a
     layer of the transformer (Radford et al. 2019, section 2.3): that is the eps of `gpt2_eps`.
     """
     check_count(width, "width")

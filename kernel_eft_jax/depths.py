@@ -1,4 +1,4 @@
-"""Depth, said in one way everywhere: layers with their steps eps, or depth times of the continuum, $t_l = \\sum_{j \\le l} \\epsilon_j^2$."""
+"""Depth, in one language everywhere: layers with their steps eps, or depth times of the continuum, $t_l = \\sum_{j \\le l} \\epsilon_j^2$."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .checks import check_array, is_concrete
 
 
 def check_times(ts: Any) -> Any:
-    """Depth times as a vector; a single number is a list of one. NumPy where the values are known, so that a user's jit keeps them known."""
+    """Depth times as a vector; a single number is a list of one. Known values come back as NumPy arrays, which stay known inside a user's jit."""
     ts = np.atleast_1d(np.asarray(ts, np.float64)) if is_concrete(ts) else jnp.atleast_1d(ts)
     if ts.ndim != 1 or ts.shape[0] == 0:
         raise ValueError(f"Argument `ts` must be a list of depth times, but has shape {ts.shape}.")

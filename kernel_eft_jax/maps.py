@@ -1,10 +1,10 @@
 r"""Maps of kernels: what a matrix, a layer of fresh neurons, a gate and a norm do to the kernel of the features that they read.
 
-A kernel X of order-1/n mean $m / n$ and covariance $C / n$ goes through a map F, pair by pair, with slope J and curvature H:
+A kernel X with a correction $m / n$ of its mean and a covariance $C / n$ goes through a map F, pair by pair, with slope J and curvature H:
 
 $$X \to F(X), \qquad m \to J m + \tfrac12 H : C, \qquad C \to J C J^T + N, \qquad h \to J h$$
 
-N is what averaging over a finite number of fresh neurons adds, and h any fluctuation. A branch is a list of such maps.
+N is the covariance that averaging over a finite number of fresh neurons adds, and h is any fluctuation. A branch is a list of such maps.
 """
 
 from abc import abstractmethod
@@ -37,7 +37,7 @@ class Affine(NamedTuple):
         return self.scale * h
 
     def carry(self, m: Float[Array, " P"], C: Float[Array, "P P"]) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
-        """Mean correction and covariance behind the map."""
+        """The correction of the mean and the covariance after the map."""
         return self.scale * m, self.scale**2 * C
 
     def absolute(self) -> "Affine":
@@ -58,13 +58,14 @@ class Local(NamedTuple):
         return apply_slope(self.slope, h)
 
     def carry(self, m: Float[Array, " P"], C: Float[Array, "P P"]) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
-        """Mean correction and covariance behind the map."""
+        """The correction of the mean and the covariance after the map."""
         half = apply_slope(self.slope, C)
         later = apply_slope(self.slope, half.T) + self.noise
         return apply_slope(self.slope, m) + 0.5 * contract_curvature(self.curvature, C), later
 
     def absolute(self) -> "Local":
-        """The map that carries bounds of errors; on the diagonal the three variables are one, and their derivatives are added first."""
+        """The map that carries bounds of errors. On the diagonal the three variables are one variable: their
+        derivatives are added before absolute values are taken."""
         a, b = pairs(input_count(self.value.shape[0]))
         same = (a == b)[:, None]
         slope = jnp.where(same, jnp.sum(self.slope, 1, keepdims=True) / 3, self.slope)
@@ -77,7 +78,7 @@ Response = Affine | Local
 
 
 def apply_all(responses: list[Response], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
-    """A fluctuation behind all maps."""
+    """The fluctuation h after it went through all maps."""
     for response in responses:
         h = response.apply(h)
     return h
@@ -86,14 +87,14 @@ def apply_all(responses: list[Response], h: Float[Array, "P *rest"]) -> Float[Ar
 def carry_all(
     responses: list[Response], m: Float[Array, " P"], C: Float[Array, "P P"]
 ) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
-    """Mean correction and covariance behind all maps."""
+    """The correction of the mean and the covariance after all maps."""
     for response in responses:
         m, C = response.carry(m, C)
     return m, C
 
 
 class KernelMap(eqx.Module):
-    """A map of kernels, with its derivatives and the noise that it adds."""
+    """A map of kernels with its derivatives, and with the noise that the map adds."""
 
     def __repr__(self) -> str:
         return shown_fields(self)
@@ -104,7 +105,7 @@ class KernelMap(eqx.Module):
 
     @abstractmethod
     def response(self, k: Float[Array, " P"]) -> Response:
-        """F at X with what moves through it."""
+        """The value F(X), and how fluctuations of X go through F."""
 
 
 class Dense(KernelMap):

@@ -37,7 +37,7 @@ Part = Activation | GLU | RMSNorm | Dense
 
 
 class Section(NamedTuple):
-    """One matrix of a branch and the features that it reads: neurons, then norms."""
+    """One matrix of a branch with what makes the features that the matrix reads: neurons, then norms."""
 
     neurons: Activation | GLU
     norms: tuple[RMSNorm, ...]
@@ -52,7 +52,7 @@ class Section(NamedTuple):
 
 
 class Model(eqx.Module):
-    r"""A residual network at initialisation, width and depth left open: $\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi)$.
+    r"""A residual network at initialisation, its width and depth left open: $\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi)$.
 
     `branch` is an activation, which stands for one matrix behind it, of variances C_W (times the number of features) and C_b; or the
     parts of f, read in the order in which data flows:
@@ -120,7 +120,8 @@ class Model(eqx.Module):
 
     @property
     def read(self) -> Activation:
-        """What the branch averages of the stream, s in S = (1/n) sum_i s(phi_i) s(phi_i): Linear where it begins with a matrix or a norm."""
+        """The function s whose average over the stream the branch depends on, (1/n) sum_i s(phi_i) s(phi_i): Linear
+        where the branch begins with a matrix or a norm."""
         neurons = self.sections[0].neurons
         assert isinstance(neurons, Activation)
         return neurons
@@ -141,7 +142,7 @@ class Model(eqx.Module):
 
     @property
     def maps(self) -> tuple[KernelMap, ...]:
-        """The maps of kernels from E[s s], s = `read`, to Q; all but the last lead to the kernel S that the last matrix reads."""
+        """The maps of kernels that lead from E[s s], s = `read`, to Q; all maps but the last lead to the kernel S, which the last matrix reads."""
         maps: list[KernelMap] = []
         for section in self.sections:
             if maps:
@@ -183,7 +184,8 @@ class Model(eqx.Module):
         return self.kernels_along(k)[-1]
 
     def kernels_along(self, k: Float[Array, " P"]) -> list[Float[Array, " P"]]:
-        """The kernel that each part of the branch reads, at infinite width; the first is that of the stream, and behind the last comes Q."""
+        """The kernel that each part of the branch reads, at infinite width: first k, the kernel of the stream; after
+        the kernel that the last part reads comes Q."""
         kernels = [k]
         for part in self.branch:
             x = kernels[-1]
@@ -191,9 +193,9 @@ class Model(eqx.Module):
         return kernels
 
     def responses(self, k: Float[Array, " P"]) -> list[Response]:
-        """The responses of all maps from the kernel k of the stream to Q, pair space; the last one's value is Q.
+        """The responses of all maps from the packed kernel k of the stream to Q, which is the value of the last response.
 
-        The first is that of the average over the stream, without its noise: how E[s s] moves with k.
+        The first response says how E[s s] moves with k, without the noise of the average over the stream.
         """
         first = self.read_response(k)
         return [first, *self.responses_of_read(first.value)]

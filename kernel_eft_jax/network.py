@@ -38,12 +38,13 @@ def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
 
 
 def skip(model: Model, eps: Float[Array, "..."]) -> Float[Array, "..."]:
-    """a, by which a layer multiplies the stream. That c eps^2 may be 1 to rounding, and then a is 0, is what `check_eps` allows."""
+    """The factor a by which a layer multiplies the stream; 0 where c eps^2 exceeds 1 by rounding, which `check_eps` allows."""
     return jnp.sqrt(jnp.maximum(model.shrink(eps**2), 0))
 
 
 class ResNet(eqx.Module):
-    """A network of `depth` residual layers of `width` neurons; weights, biases and steps are array leaves, a tuple with one entry a matrix.
+    """A network of `depth` residual layers of `width` neurons; weights, biases and steps are array leaves; weights and
+    biases are tuples with one entry for each matrix.
 
     Args:
         model: The block.

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place under a name of their own, then moved there in one step.
+"""Files that are whole or absent: a file is written beside its place under a name of its own, then moved there in one step.
 
 Whatever happens while a file is written (a full disk, a kill, a power cut), the old file or the new one is there, whole. A link is written
 through: what it points to is replaced, and the link stays.
@@ -28,7 +28,8 @@ class Busy(ValueError):
 
 
 def target_of(path: str | os.PathLike, name: str = "path") -> Path:
-    """Where a file will be written: `~` is the home, links are followed. Raises ValueError for what can be no file of results."""
+    """The place where a file will be written: `~` is the home folder, and links are followed. Raises ValueError for a
+    path that cannot be a file of results."""
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -67,7 +68,7 @@ def write_whole(path: str | os.PathLike, content: bytes | memoryview, name: str 
 
 
 def check_writable(path: str | os.PathLike, name: str = "path") -> Path:
-    """That a file can be written, found out by writing a small one beside it; for before the work whose result it will hold."""
+    """Check that a file can be written, by writing a small file beside it. Call this before the work whose result the file will hold."""
     target = target_of(path, name)
     try:
         with _beside(target) as (file, _):
@@ -84,9 +85,9 @@ def check_writable(path: str | os.PathLike, name: str = "path") -> Path:
 
 @contextlib.contextmanager
 def held(path: str | os.PathLike) -> Iterator[None]:
-    """Hold a file for one run, by a lock on a small file beside it. Raises Busy, with the holder's name, if another run has it.
+    """Hold a file for one run, by a lock on a small file beside it. Raises Busy, with the name of the holder, if another run holds the file.
 
-    A lock ends with its process, however that ends. Where the file system knows no locks, nothing is held.
+    A lock ends with its process, however the process ends. Where the file system knows no locks, nothing is held.
     """
     lock = _short(target_of(path), "lock")
     while True:
@@ -148,7 +149,7 @@ def _short(target, ending):
 
 
 def _sweep(target):
-    """Remove what killed writers of this file left: parts that nobody holds any more."""
+    """Remove the parts of this file that killed writers left: those whose lock nobody holds any more."""
     if fcntl is None:
         return
     for part in target.parent.glob(f"{glob.escape(_short(target, '').name)}*.part"):
@@ -158,7 +159,7 @@ def _sweep(target):
 
 
 def _lock(file):
-    """Lock an open file; False if another holds it. True as well where locks are unknown."""
+    """Lock an open file. False if another process holds the lock; True also where the file system knows no locks."""
     if fcntl is None:
         return True
     try:

@@ -164,7 +164,7 @@ def sample_kernels(
 
 
 def check_arguments(work, model, K0, eps, key, sampler):
-    """That nothing is traced, and that objects are of their kinds."""
+    """Check that nothing is traced, and that each object is of the class that is due."""
     remedy = "it runs a whole ensemble on the host. Call it from outside; what `solve` gives can be differentiated."
     check_untraced(work, remedy, model, K0, eps, key)
     check_kind(model, Model, "model")

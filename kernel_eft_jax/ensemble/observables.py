@@ -20,7 +20,7 @@ from .statistics import Group
 
 
 class Networks(NamedTuple):
-    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and those less their controls if there are any."""
+    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and G, S, F less their control variates where there are any."""
 
     phi: Float[Array, "N n B"]
     G: Float[Array, "P B"]
@@ -30,7 +30,7 @@ class Networks(NamedTuple):
 
 
 class Average(NamedTuple):
-    """What is averaged over networks: a number of each network and pair of inputs."""
+    """Something averaged over networks: one number for each network and each pair of inputs."""
 
     name: str
     of: Callable[[Networks], Float[Array, "P B"]]
@@ -88,7 +88,7 @@ Formula = Callable[[Sampled], Float[np.ndarray, "T P"] | Float[np.ndarray, "T P 
 
 
 class Observable(NamedTuple):
-    """One quantity: of which inputs, what it means, its formula, and the one with control variates if that is another."""
+    """One quantity: its inputs, its meaning, its formula, and its formula with control variates where that differs."""
 
     axes: str
     meaning: str
@@ -174,7 +174,7 @@ def quantities(total: Group, limit: InfiniteWidth, width: int, control: bool) ->
 
 
 class _Asked(NamedTuple):
-    """Stands in for `Sampled`, and notes what a formula asks for."""
+    """Takes the place of `Sampled`, and notes which averages a formula asks for."""
 
     means: list[Average]
     squared: list[Average]
@@ -200,13 +200,13 @@ def recorded(control: bool) -> tuple[tuple[Average, ...], int]:
 
 
 def slice_of(x: Average, pair_count: int, control: bool) -> slice:
-    """Where an average is in the sums."""
+    """The entries of the sums that belong to an average."""
     first = recorded(control)[0].index(x) * pair_count
     return slice(first, first + pair_count)
 
 
 def lengths(pair_count: int, control: bool) -> tuple[int, int]:
-    """Of the vector of all averages, and of its first part, which has second moments."""
+    """The length of the vector of all averages, and that of its first part, which has second moments."""
     found, squared = recorded(control)
     return len(found) * pair_count, squared * pair_count
 

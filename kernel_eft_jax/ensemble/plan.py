@@ -18,7 +18,7 @@ from .statistics import GROUPS
 
 
 class Plan(NamedTuple):
-    """How a run is divided."""
+    """How a run is divided into blocks, parts and calls."""
 
     networks: int
     size: int  # networks in a block
@@ -42,7 +42,7 @@ def block_size(problem: Problem, networks: int) -> int:
 
 
 def power_of_two(number: int) -> int:
-    """The largest that is not above `number`, and at least 1."""
+    """The largest power of two that is not above `number`, and at least 1."""
     return 2 ** max(0, number.bit_length() - 1)
 
 
@@ -115,12 +115,12 @@ def sample_size(problem: Problem, networks: int) -> int:
 
 
 def amount(number: int) -> str:
-    """Bytes in words."""
+    """A number of bytes in words."""
     return f"{number / 2**30:.3g} GiB" if number >= 2**27 else f"{number / 2**20:.3g} MiB"
 
 
 def smaller_network(problem: Problem) -> str:
-    """What to do where single networks are too large."""
+    """The remedy where a single network is too large."""
     if isinstance(problem.sampler, WeightSampler):
         return "Take a smaller `width`, or `sampler=BlockSampler()`, which holds no weights."
     return "Take a smaller `width` or fewer inputs."

@@ -208,7 +208,7 @@ def _names(control):
 
 
 def _key_fields(key):
-    """A key as plain numbers, which go through any function of trees."""
+    """A key as plain numbers, which every function of trees accepts."""
     if key is None:
         return {}
     key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(jnp.asarray(key))

@@ -28,7 +28,7 @@ class CentredSums(NamedTuple):
 
 
 def centred_sums(x: Float[Array, "X B"], squared: int, weight: Float[Array, " B"]) -> CentredSums:
-    """CentredSums over the networks of weight one, about the mean of all; those of weight zero do not count.
+    """Sums over the networks of weight one, about the mean of all networks; networks of weight zero do not count.
 
     Where the number of networks is a power of two no division rounds, and the bits do not depend on how it is compiled.
     """
@@ -55,7 +55,7 @@ class Group(NamedTuple):
         return Group(networks, first + networks * centre, second + mixed + np.swapaxes(mixed, 1, 2) + square)
 
     def plus(self, other: "Group", sign: int = 1) -> "Group":
-        """The sums of both, or with `sign` -1 of this one without the other."""
+        """The sums of both groups, or with `sign` -1 those of this group without the other."""
         return Group(
             self.networks + sign * other.networks, self.first + sign * other.first, self.second + sign * other.second
         )
@@ -72,7 +72,7 @@ class Sums(NamedTuple):
         return Sums((Group(0, np.zeros((depths, size)), np.zeros((depths, squared, squared))),) * groups, 0)
 
     def add(self, part: int, networks: int, moments: CentredSums) -> "Sums":
-        """With the moments of one more part of a block: parts are dealt to groups in turn."""
+        """The sums with one more part of a block: parts are dealt to groups in turn."""
         index = part % len(self.groups)
         new = Group.of(networks, moments)
         return Sums((*self.groups[:index], self.groups[index].plus(new), *self.groups[index + 1 :]), self.parts + 1)

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
-# A component below a hundredth of the largest does not change what a sentence says.
+# A component below a hundredth of the largest component does not change what a sentence says.
 SMALL = 0.01
 SIMPLE = 1e-3  # exponents this close to halves are halves
 

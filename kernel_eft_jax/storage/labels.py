@@ -48,7 +48,7 @@ def dataset(kind: str, ts: Any, inputs: int, variables: Mapping[str, Any], attri
 
 
 def check_dimensions(data: "xr.Dataset") -> None:
-    """That depth and inputs are there as dimensions, and all inputs in their order; ValueError where they were selected or sorted."""
+    """Check that depth and inputs are dimensions, with all inputs in their order. Raises ValueError where inputs were selected or sorted."""
     remedy = "Load the file that `save` wrote, and select from the result."
     for dimension in "t" + INPUTS:
         if dimension not in data.sizes:

@@ -29,7 +29,7 @@ def describe(value: Any) -> str:
 
 
 def rebuild(text: str) -> Any:
-    """The value that `describe` wrote. Raises ValueError, with a sentence, for functions and for classes that this package has not."""
+    """The value that `describe` wrote. Raises ValueError, with a sentence, for functions and for classes that this package does not have."""
     return _rebuild(json.loads(text))
 
 
@@ -91,7 +91,7 @@ def _rebuild(value):
     try:
         dtype = jnp.dtype(name)
     except TypeError as error:
-        raise ValueError(f"The file holds a {name}, which this version of the package has not.") from error
+        raise ValueError(f"The file holds a {name}, which this version of the package does not have.") from error
     return jnp.asarray(np.asarray(content, dtype))
 
 
