@@ -64,6 +64,8 @@ class Model(eqx.Module):
         Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])       the MLP block of a transformer
         Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])  the same with gates (Llama)
 
+    Symbols: [glossary](../glossary.md).
+
     A Dense that feeds no activation has linear units. `decay` is c: the stream is multiplied by $a = \sqrt{1 - c \epsilon^2}$. Variances,
     decay and the parameters of activations are array leaves: gradients reach them, and changing them does not recompile. Raises ValueError,
     with the remedy, for parts that make no block.

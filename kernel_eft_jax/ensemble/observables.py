@@ -106,7 +106,7 @@ def measured(axes: str, meaning: str, plain: Formula | None, controlled: Formula
 
 
 class Quantities(eqx.Module):
-    """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays.
+    """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays. Symbols: [glossary](../glossary.md).
 
     With control variates K1 and U1 are n E[R] and n E[S - C_S]: unbiased, and far less noisy than the differences that define them.
     kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2 E[G_ab]^2) with

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Solution(Shown, Result):
     """K0, V4 and K1 at the saved depths: E[G] = K0 + K1 / n, Cov(G, G) = V4 / n, up to higher orders of 1/n.
 
+    Symbols: [glossary](../glossary.md).
+
     Attributes:
         ts: The saved depth times.
         packed: The moments in pair space, entries a <= b only; the properties give full matrices.
