@@ -12,7 +12,7 @@ import numpy as np
 import kernel_eft_jax as keft
 
 from .gauss_hermite import tanh_squared
-from .item import Drawing, Item, Row, Section, Value, entry, first
+from .item import Chapter, Drawing, Item, Row, WithError, entry, first
 from .main_job import C_W, MODEL, PUBLISHED, RULE_32, RULE_MODEL, TANH, Study
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, TOWER
 from .summary import summary_section
@@ -59,14 +59,14 @@ def _residual(study, found):
         here, converged = (
             entry(found[name].value.total, found[name].stderr.total, study.place(t)) for name in (RULE, G_ONLY)
         )
-        rows.append(Row(f"residual[00,00] at t = {t:g}", Value(published, noise[t]), here, converged))
+        rows.append(Row(f"residual[00,00] at t = {t:g}", WithError(published, noise[t]), here, converged))
     end, exact = (float(first(found[name].value.total)[-1]) for name in (RULE, G_ONLY))
     why = (
         "Published errors are not given: what stands here has the size that published neighbours show, 0.05 apart in t. With converged "
         f"expectations the residual at t = {study.sampled.ts[-1]:g} is {exact:.2f} instead of {end:.2f}. It does not vanish: that is "
         "the closure's own error."
     )
-    return Section("Residual of the V4 equation", why, rows)
+    return Chapter("Residual of the V4 equation", why, rows)
 
 
 def _parts(found, tower):
@@ -86,7 +86,7 @@ def _parts(found, tower):
         f"{100 * transport / total:.0f} % of the residual at t = 2: that published statement stands. Its size does not: {transport:.2f} "
         f"instead of {first(found[RULE].value.transport)[-1]:.2f} by the rule, beside a rate of V4 of about 29."
     )
-    return Section("Residual of the V4 equation, its parts, converged", why, rows, "order 1/n")
+    return Chapter("Residual of the V4 equation, its parts, converged", why, rows, "order 1/n")
 
 
 def _source(study):
@@ -102,13 +102,13 @@ def _source(study):
     (right,), (wrong,) = (tanh_squared(s, study.setting.K0[:1, 0])[0] for s in (TANH, RULE_32))
     measured = entry(exact.exact, at=0)
     noise = float(np.sqrt(study.setting.width * first(study.sampled.V_SS)[0] / NETWORKS_THERE))
-    by_rule = Value(measured.value + study.setting.width * (right - wrong))
+    by_rule = WithError(measured.value + study.setting.width * (right - wrong))
     rows = [
-        Row("U1[00] at t = 0, measured", Value(published["exact_measured"], noise), by_rule, measured),
-        Row("U1[00] at t = 0 by the EFT", Value(published["EFT_model"]), closure[RULE], closure[G_ONLY]),
+        Row("U1[00] at t = 0, measured", WithError(published["exact_measured"], noise), by_rule, measured),
+        Row("U1[00] at t = 0 by the EFT", WithError(published["EFT_model"]), closure[RULE], closure[G_ONLY]),
         Row(
             "K1[00] at t = 2 from the measured source",
-            Value(K1["exact_source"], K1["standard_error"]),
+            WithError(K1["exact_source"], K1["standard_error"]),
             driven._replace(value=driven.value + bias),
             driven,
         ),
@@ -119,7 +119,7 @@ def _source(study):
         "The EFT has 1/2 Hess : Wishart / C_W there: it counts the sampling noise of G. At t = 2 the source is "
         f"{first(exact.exact)[-1]:.3f} and the EFT's model of it, fed with the sampled V4 and K1, {first(exact.closure)[-1]:.3f}."
     )
-    return Section("What drives K1", why, rows)
+    return Chapter("What drives K1", why, rows)
 
 
 def _residual_figure(study, found, tower):

@@ -18,7 +18,7 @@ SURPRISE = 3.0  # standard errors
 BY_CHANCE = 0.0027  # of normal numbers are further from their mean than that
 
 
-class Value(NamedTuple):
+class WithError(NamedTuple):
     """A number and its standard error, zero where nothing is random."""
 
     value: float
@@ -28,10 +28,10 @@ class Value(NamedTuple):
         return f"{self.value:.5g} ± {self.error:.2g}" if self.error else f"{self.value:.6g}"
 
 
-def entry(x: Any, stderr: Any = None, at: int = -1) -> Value:
+def entry(x: Any, stderr: Any = None, at: int = -1) -> WithError:
     """The component 00 or 00,00 at one of the saved depths."""
     value, error = (0.0 if y is None else float(np.asarray(y)[at].ravel()[0]) for y in (x, stderr))
-    return Value(value, error)
+    return WithError(value, error)
 
 
 def first(x: Any) -> np.ndarray:
@@ -43,9 +43,9 @@ class Row(NamedTuple):
     """A published number and ours, got in the published way; ours with converged expectations, if that differs; why they disagree."""
 
     quantity: str
-    published: Value
-    here: Value
-    converged: Value | None = None
+    published: WithError
+    here: WithError
+    converged: WithError | None = None
     reason: str = "differs"
 
     @property
@@ -65,7 +65,7 @@ class Row(NamedTuple):
         return self.here.value - self.published.value, float(np.hypot(self.published.error, self.here.error))
 
 
-class Section(NamedTuple):
+class Chapter(NamedTuple):
     """Rows that belong together, and what they say; `compared` names what stands in the place of published numbers."""
 
     title: str
@@ -86,12 +86,12 @@ class Drawing(NamedTuple):
 class Item(NamedTuple):
     """One part of the study: its tables, its figures by file name, its results by file name."""
 
-    sections: list[Section]
+    sections: list[Chapter]
     figures: Mapping[str, Drawing]
     results: Mapping[str, keft.Estimate | keft.Solution]
 
 
-def markdown(sections: Sequence[Section], heading: str) -> str:
+def markdown(sections: Sequence[Chapter], heading: str) -> str:
     """The tables as text: aligned, and valid Markdown, with a summary on top."""
     lines = ["## arXiv 2604.15742: published and here", "", heading, "", *textwrap.wrap(summary(sections), 110), ""]
     for title, why, rows, compared in sections:
@@ -109,7 +109,7 @@ def markdown(sections: Sequence[Section], heading: str) -> str:
     return "\n".join(lines)
 
 
-def summary(sections: Sequence[Section]) -> str:
+def summary(sections: Sequence[Chapter]) -> str:
     """How many published numbers come back in the published way, and which do not."""
     rows = [row for section in sections if section.compared == "published" for row in section.rows]
     random = [row for row in rows if row.published.error or row.here.error]
@@ -125,7 +125,7 @@ def summary(sections: Sequence[Section]) -> str:
     return f"{text} The others: {'; '.join(others)}. Beyond three standard errors chance alone has {chance}."
 
 
-def write(item: Item, out: str | os.PathLike) -> list[Path]:
+def write_item(item: Item, out: str | os.PathLike) -> list[Path]:
     """Results and figures of an item into a directory, figures also with their panels stacked; the files written."""
     from kernel_eft_jax import figures
 
@@ -148,7 +148,7 @@ def draw(drawing: Drawing, columns: int) -> Any:
     return plot_panels(panels, title=drawing.title, ylabel=drawing.ylabel, columns=columns, order=ORDER)
 
 
-def write_table(sections: Sequence[Section], heading: str, out: str | os.PathLike) -> list[Path]:
+def write_table(sections: Sequence[Chapter], heading: str, out: str | os.PathLike) -> list[Path]:
     """The tables as Markdown and as JSON into a directory; the files written."""
     rows = [[r._asdict() | {"difference": r.difference, "verdict": r.verdict} for r in s.rows] for s in sections]
     data = [s._asdict() | {"rows": of_section} for s, of_section in zip(sections, rows, strict=True)]

@@ -18,7 +18,7 @@ import kernel_eft_jax as keft
 
 from .euler import Euler, SourceOnly
 from .gauss_hermite import GaussHermite, tanh_squared
-from .item import Drawing, Item, Row, Section, Value, entry
+from .item import Chapter, Drawing, Item, Row, WithError, entry
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, SOURCE, TOWER
 
 PUBLISHED = json.loads(files("kernel_eft_jax.studies.kawase_ota").joinpath("published.json").read_text())
@@ -120,7 +120,7 @@ def main_item(study: Study) -> Item:
     return Item(main_sections(study), _figures(study), {"sampled": study.sampled, **theories})
 
 
-def main_sections(study: Study) -> list[Section]:
+def main_sections(study: Study) -> list[Chapter]:
     """The tables of the main job: the theory of the kernel alone, the sampled networks, what holds. One input is enough."""
     return [_theory(study), _sampled(study), _what_holds(study)]
 
@@ -134,7 +134,7 @@ def _theory(study):
     ]
     numbers += [("K1_EFT[00] at t = 2", published["K1_EFT_00"], "K1", -1)]
     rows = [
-        Row(quantity, Value(theirs), entry(getattr(rule, name), at=i), entry(getattr(exact, name), at=i))
+        Row(quantity, WithError(theirs), entry(getattr(rule, name), at=i), entry(getattr(exact, name), at=i))
         for quantity, theirs, name, i in numbers
     ]
     (value, bend), (value_32, bend_32) = (np.ravel(tanh_squared(s, np.array([4.0]))) for s in (TANH, RULE_32))
@@ -143,7 +143,7 @@ def _theory(study):
         f"gives E[tanh^2] too large by {value_32 - value:.1e}, and E[(tanh^2)''], which is chi, as {bend_32:.4f} where it is {bend:.4f}: that "
         "is the whole difference to the last column."
     )
-    return Section("Theory of the kernel alone (GOnly)", why, rows)
+    return Chapter("Theory of the kernel alone (GOnly)", why, rows)
 
 
 def _sampled(study):
@@ -151,11 +151,11 @@ def _sampled(study):
     networks = PUBLISHED["settings"]["main"]["networks"]
     rows = []
     for p in PUBLISHED["V4_0000_n64"]:
-        theirs = Value(p["sampled"], V4_error(p["sampled"], networks))
+        theirs = WithError(p["sampled"], V4_error(p["sampled"], networks))
         rows.append(Row(f"V4[00,00] at t = {p['t']}", theirs, entry(*study.V4(), at=study.place(p["t"]))))
     plain = entry(sampled.V4, sampled.stderr.V4)
     K1 = entry(sampled.K1, sampled.stderr.K1)
-    mic = Value(published["microscopic"], published["standard_error"])
+    mic = WithError(published["microscopic"], published["standard_error"])
     rows += [
         rows[-1]._replace(quantity="V4[00,00] at t = 2.0, no control variate", here=plain),
         Row("K1_mic[00] at t = 2", mic, K1._replace(value=K1.value + bias), K1),
@@ -166,27 +166,27 @@ def _sampled(study):
         "used. Values of one ensemble at several depths are correlated."
     )
     title = f"Sampled networks, n = {study.setting.width}: {networks:,} published, {sampled.networks:,} here"
-    return Section(title, why, rows)
+    return Chapter(title, why, rows)
 
 
 def _what_holds(study):
     """The theories that go beyond the kernel alone beside the published networks."""
     V4s, K1s = ({name: entry(getattr(s, q)).value for name, s in study.theories.items()} for q in ("V4", "K1"))
     wide, mic = PUBLISHED["V4_0000_T2_by_width"][-1], PUBLISHED["K1_00_T2_n64"]
-    V4 = Value(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
-    K1 = Value(mic["microscopic"] - float(study.quadrature_bias()[-1, 0, 0]), mic["standard_error"])
+    V4 = WithError(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
+    K1 = WithError(mic["microscopic"] - float(study.quadrature_bias()[-1, 0, 0]), mic["standard_error"])
     rows = []
     for name in (SIGMA, TOWER):
         rows += [
-            Row(f"V4: sampled, n = {wide['n']}; here {name}", V4, Value(V4s[name])),
-            Row(f"K1_mic less the error of K0; here {name}", K1, Value(K1s[name])),
+            Row(f"V4: sampled, n = {wide['n']}; here {name}", V4, WithError(V4s[name])),
+            Row(f"K1_mic less the error of K0; here {name}", K1, WithError(K1s[name])),
         ]
     why = (
         f"With converged expectations the V4 of GOnly is off by {100 * (V4s[G_ONLY] / V4s[TOWER] - 1):.1f} % at infinite width (published: -12 % "
         f"of the sampled one at n = 64), and its K1_EFT is {K1s[G_ONLY] / K1s[TOWER]:.1f} times too large (published: 1.2). The theories that "
         "go beyond it agree with the published networks."
     )
-    return Section("What holds, component [00] at t = 2", why, rows)
+    return Chapter("What holds, component [00] at t = 2", why, rows)
 
 
 def _figures(study):

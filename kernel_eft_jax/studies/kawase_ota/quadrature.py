@@ -8,7 +8,7 @@ import numpy as np
 
 from .euler import Euler
 from .gauss_hermite import GaussHermite, tanh_squared
-from .item import Drawing, Item, Row, Section, Value, entry, first
+from .item import Chapter, Drawing, Item, Row, WithError, entry, first
 from .main_job import MAIN, PUBLISHED, TANH, Study, Theory
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, TOWER
 
@@ -29,7 +29,9 @@ def quadrature_item(study: Study) -> Item:
 
     converged = at_T2(TANH)
     rows = [
-        Row(f"V4[00,00] at t = 2, eps = 0.1, {m} points", Value(value), at_T2(GaussHermite(TANH, int(m))), converged)
+        Row(
+            f"V4[00,00] at t = 2, eps = 0.1, {m} points", WithError(value), at_T2(GaussHermite(TANH, int(m))), converged
+        )
         for m, value in PUBLISHED["V4_0000_T2_eps_0.10_of_the_published_code_by_points"].items()
     ]
     networks, V4 = entry(study.V4()[0]).value, {name: entry(s.V4).value for name, s in solutions.items()}
@@ -41,7 +43,7 @@ def quadrature_item(study: Study) -> Item:
         "transport all but stops, and V4 stays behind. With more points the theory moves to the converged one and the networks, with nothing "
         f"else changed. V4[00,00] at t = 2, eps = {study.setting.eps:g}, and its distance from the networks here: {steps}."
     )
-    section = Section("The published code, with 64 points in place of 32", why, rows, "published code")
+    section = Chapter("The published code, with 64 points in place of 32", why, rows, "published code")
     results = {
         f"theory-GOnly-{rule.points}-points": solutions[name]
         for name, rule in RULES.items()
