@@ -7,7 +7,7 @@ import pytest
 
 from kernel_eft_jax.ensemble import Estimate
 from kernel_eft_jax.ensemble.observables import InfiniteWidth, recorded
-from kernel_eft_jax.ensemble.statistics import GROUPS, CentredSums, Sums, centred_sums, jackknife
+from kernel_eft_jax.ensemble.statistics import GROUPS, CentredSums, Group, Sums, centred_sums, jackknife
 
 SIZE = 8
 
@@ -113,6 +113,25 @@ def stream_exactly(x):
         zero = np.zeros(x.shape[1:])
         sums = sums.add(block, len(rows), CentredSums(zero, rows.sum(axis=0), np.einsum("ktm,ktn->tmn", rows, rows)))
     return sums
+
+
+def test_the_jackknife_of_groups_that_differ_in_size_is_that_of_its_authors():
+    """Pseudo-values of Busing, Meijer and van der Leeden (1999) in NumPy, of a ratio, to rounding."""
+    rng = np.random.default_rng(7)
+    rows = [rng.normal(2.0, 0.3, (size, 1, 2)) for size in (3, 5, 8, 8, 13, 40)]
+    nothing = np.zeros((1, 0, 0))
+    sums = Sums(tuple(Group(len(x), x.sum(axis=0), nothing) for x in rows), len(rows))
+    value, error = jackknife(lambda total: total.first[0, 0] / total.first[0, 1], sums)
+
+    def ratio(rows):
+        return np.divide(*np.concatenate(rows).sum(axis=0)[0])
+
+    whole, left = ratio(rows), np.array([ratio(rows[:i] + rows[i + 1 :]) for i in range(len(rows))])
+    h = sum(map(len, rows)) / np.array([len(x) for x in rows])
+    centre = len(rows) * whole - np.sum((1 - 1 / h) * left)
+    variance = np.mean((h * whole - (h - 1) * left - centre) ** 2 / (h - 1))
+    assert np.isclose(value, whole, rtol=1e-13)
+    assert np.isclose(error, np.sqrt(variance), rtol=1e-10)
 
 
 def test_jackknife_sees_correlations(key):

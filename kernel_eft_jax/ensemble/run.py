@@ -78,14 +78,15 @@ def accumulate(
     done = sums.parts // plan.parts
     last = -1 if done == 0 else mine[done - 1] if done <= len(mine) else total
     lasts, held = across(np.array([last, sums.total().networks])).T
-    if (lasts.max() + 1) * plan.size > plan.networks:
+    furthest = int(lasts.max())  # block of any process
+    if (furthest + 1) * plan.size > plan.networks:
         raise ValueError(
             f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds so many, but is "
             f"{plan.networks}. Ask for more, or use another file to start from the beginning."
         )
     bar.initial = bar.n = int(held.sum())
-    checks = _checks(total, lasts.max(), plan.parts) if target else []
-    stops = deque(sorted({*checks, *(_rounds(total, lasts.max()) if processes > 1 else ())}))
+    checks = _checks(total, furthest, plan.parts) if target else []
+    stops = deque(sorted({*checks, *(_rounds(total, furthest) if processes > 1 else ())}))
     arriving, whole, pace = block_sums(problem, key, plan, mine[done:]), sums, 0.0
     try:
         if not bar.disable and bar.n < plan.networks:
