@@ -18,7 +18,7 @@ from ..closures import Closure
 from ..trajectory.failures import LARGEST_ERROR
 from ..trajectory.solve import EXACT
 from .identifiability import explain, in_words
-from .likelihood import Prediction, closure_for, noise, predict, whitener
+from .likelihood import Prediction, noise, predict, settle, whitener
 from .parameters import Experiment, check_names, coordinate_slopes, get_parameters, to_coordinates, typical_scales
 
 # Directions that hold a smaller share than this of the information in the best one are lost: it is rounding error.
@@ -139,7 +139,7 @@ def fisher(
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
     coordinates = to_coordinates(experiment, names, get_parameters(experiment, names))
-    prediction = predict(experiment, names, coordinates, closure_for(experiment, closure, with_V4), with_V4)
+    prediction = predict(experiment, names, coordinates, settle(experiment, closure, with_V4), with_V4)
     check_prediction(experiment, names, prediction)
     W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
     return information(experiment, names, prediction, W)

@@ -25,7 +25,7 @@ from ..showing import Shown
 from ..trajectory.solve import EXACT
 from .data import Observed, check_same, observe
 from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
-from .likelihood import Prediction, closure_for, noise, predict
+from .likelihood import Prediction, noise, predict, settle
 from .parameters import (
     Experiment,
     check_names,
@@ -197,7 +197,7 @@ def fit(
     if isinstance(data, Estimate):
         check_same(data, experiment, names)
     observed = observe(data, experiment, with_V4)
-    closure = closure_for(experiment, closure, with_V4)
+    closure = settle(experiment, closure, with_V4)
     x = np.asarray(to_coordinates(experiment, names, get_parameters(experiment, names)), np.float64)
 
     def evaluate(x) -> Prediction:

@@ -43,7 +43,7 @@ def by_pairs(experiment: Experiment, closure: Closure, with_V4: bool) -> bool:
     return isinstance(closure, HermiteTower) and experiment.K0.shape[0] > MOST and not with_V4
 
 
-def closure_for(experiment: Experiment, closure: Closure, with_V4: bool) -> Closure:
+def settle(experiment: Experiment, closure: Closure, with_V4: bool) -> Closure:
     """The closure with what it leaves open decided at the experiment's own values; MemoryError if it cannot fit."""
     e = experiment
     k, dt = e.K0_scale * pack(e.K0), squares(e.eps, e.layers[-1], e.K0.dtype)
