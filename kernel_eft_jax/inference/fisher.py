@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from ..checks import check_count
 from ..closures import Closure
-from ..trajectory.failures import LARGEST_ERROR
+from ..trajectory.failures import LIMIT
 from ..trajectory.solve import EXACT
 from .identifiability import explain, in_words
 from .likelihood import Prediction, noise, predict, settle, whitener
@@ -164,10 +164,10 @@ def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction:
             f"Argument `experiment` is where the theory is not finite: kernels grow without bound by layer {experiment.layers[-1]} at "
             f"{where}. Take smaller variances, eps or layers."
         )
-    if prediction.expectation_error > LARGEST_ERROR:
+    if prediction.expectation_error > LIMIT:
         raise ValueError(
             f"Argument `experiment` is where the theory is not accurate: its Gaussian expectations have an estimated relative error of "
-            f"{float(prediction.expectation_error):.2g}, above {LARGEST_ERROR}, at {where}. The activation bends too sharply for its variance: take "
+            f"{float(prediction.expectation_error):.2g}, above {LIMIT}, at {where}. The activation bends too sharply for its variance: take "
             "smaller variances, or a class with closed forms or with kinks for a function with kinks."
         )
 

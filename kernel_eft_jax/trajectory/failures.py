@@ -11,11 +11,11 @@ from ..checks import is_concrete
 from ..pairs import input_count, pairs
 from .solution import Solution
 
-LARGEST_ERROR = 0.01  # of the estimated relative error of the Gaussian expectations
+LIMIT = 0.01  # of the estimated relative error of the Gaussian expectations
 
 
 def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
-    """The solution, if it is finite, complete and its expectations are right to LARGEST_ERROR; else RuntimeError in a sentence."""
+    """The solution, if it is finite, complete and its expectations are right to LIMIT; else RuntimeError in a sentence."""
     leaves = [*jax.tree.leaves(solution.packed), *jax.tree.leaves(solution.stats), solution.ts]
     if not all(is_concrete(leaf) for leaf in leaves):
         return _checked_inside_jit(solution)
@@ -31,9 +31,9 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
         )
     _check_entries(solution)
     error = float(solution.stats["expectation_error"])
-    if not error <= LARGEST_ERROR:
+    if not error <= LIMIT:
         raise RuntimeError(
-            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LARGEST_ERROR}: these numbers would be no "
+            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers would be no "
             "answer. The activation bends too sharply for its variance. Take a class with closed forms or with kinks (ReLU, "
             "Piecewise) for a function with kinks, smaller variances, a higher degree of the closure, or throw=False "
             "to see the numbers all the same."
@@ -44,7 +44,7 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
 def _checked_inside_jit(solution):
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(solution.packed)]
     bad = ~jnp.stack(finite).all() | (solution.result != diffrax.RESULTS.successful)
-    bad = bad | ~(solution.stats["expectation_error"] <= LARGEST_ERROR)
+    bad = bad | ~(solution.stats["expectation_error"] <= LIMIT)
     packed = eqx.error_if(
         solution.packed,
         bad,

@@ -25,7 +25,7 @@ from ..depths import squares, times_of_layers
 from ..machine import cores, host_memory
 from ..model import Model
 from ..pairs import pack, pair_table
-from .failures import LARGEST_ERROR
+from .failures import LIMIT
 from .pair_solution import PairSolution
 from .solve import EXACT, continuum_steps, solve
 
@@ -128,7 +128,7 @@ class _Run:
 
     def _check(self, members, entries):
         finite = np.all([np.isfinite(x).reshape(len(members), -1).all(1) for x in entries.moments], axis=0)
-        good = finite & entries.good & (entries.expectation_error <= LARGEST_ERROR)
+        good = finite & entries.good & (entries.expectation_error <= LIMIT)
         if good.all():
             return
         worst = members[np.argmin(good)]
