@@ -14,9 +14,9 @@ KEY = "parameter"
 class Parameter(NamedTuple):
     """Which values a parameter can have, and what a change of order one of it is.
 
-    A `positive` parameter is greater than zero, moves in its logarithm, and its value is its scale. `least` is a bound that can be reached.
-    The scale of one that is not positive is its value, or `unit` where that is larger: a function of the module that holds the parameter
-    and of the packed kernel that this module reads.
+    A `positive` parameter is greater than zero, moves in its logarithm, and its value is its scale. `least` is a bound
+    that can be reached. The scale of one that is not positive is its value, or `unit` where that is larger: a function
+    of the module that holds the parameter and of the packed kernel that this module reads.
     """
 
     positive: bool = False

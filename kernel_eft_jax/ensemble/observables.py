@@ -1,8 +1,9 @@
 r"""What `estimate` measures: a field of `Quantities` is all that there is to say about a quantity.
 
-Its shape, its meaning, its formula in means and covariances over networks and, where control variates help, the formula with those. What is
-averaged over networks, and of which averages second moments are kept, is what the formulas ask for; errors, files, targets and the command line
-follow from the fields. So a new quantity is one field, and what it asks of a network one `Average`.
+Its shape, its meaning, its formula in means and covariances over networks and, where control variates help, the formula
+with those. What is averaged over networks, and of which averages second moments are kept, is what the formulas ask for;
+errors, files, targets and the command line follow from the fields. So a new quantity is one field, and what it asks of
+a network one `Average`.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from .statistics import Group
 
 
 class Networks(NamedTuple):
-    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and G, S, F less their control variates where there are any."""
+    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and G, S, F less their control
+    variates where there are any."""
 
     phi: Float[Array, "N n B"]
     G: Float[Array, "P B"]
@@ -54,7 +56,8 @@ class InfiniteWidth(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """What formulas are made of: means over networks, n times their covariances, the width n and the infinite width; all packed."""
+    """What formulas are made of: means over networks, n times their covariances, the width n and the infinite width;
+    all packed."""
 
     total: Group
     limit: InfiniteWidth
@@ -106,13 +109,15 @@ def measured(axes: str, meaning: str, plain: Formula | None, controlled: Formula
 
 
 class Quantities(eqx.Module):
-    """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays. Symbols: [glossary](../glossary.md).
+    """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays. Symbols:
+    [glossary](../glossary.md).
 
-    With control variates K1 and U1 are n E[R] and n E[S - C_S]: unbiased, and far less noisy than the differences that define them.
-    kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2 E[G_ab]^2) with
-    F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates take its noise, and the cancellation, off that too.
-    `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)): added to the exact infinite-width V4 of
-    the same layers it gives V4 with far smaller error. Without control variates it is None.
+    With control variates K1 and U1 are n E[R] and n E[S - C_S]: unbiased, and far less noisy than the differences that
+    define them. kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2
+    E[G_ab]^2) with F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates take its noise, and the
+    cancellation, off that too. `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)):
+    added to the exact infinite-width V4 of the same layers it gives V4 with far smaller error. Without control variates
+    it is None.
     """
 
     G: Float[np.ndarray, "T N N"] = eqx.field(
@@ -141,7 +146,8 @@ class Quantities(eqx.Module):
     kappa4: Float[np.ndarray, "T N N"] = eqx.field(
         metadata=measured(
             "a b",
-            "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 E[phi_a phi_b]^2)",
+            "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 "
+            "E[phi_a phi_b]^2)",
             lambda x: x.n * (x.mean(F) - gaussian(x.mean(G))),
             lambda x: x.n * (x.mean(D_F) - (gaussian(x.limit.K0 + x.mean(R)) - gaussian(x.limit.K0))),
         )
@@ -192,7 +198,8 @@ class _Asked(NamedTuple):
 
 @cache
 def recorded(control: bool) -> tuple[tuple[Average, ...], int]:
-    """What is averaged in a run with or without control variates, and of how many of the first second moments are kept."""
+    """What is averaged in a run with or without control variates, and of how many of the first second moments are
+    kept."""
     asked: Any = _Asked([], [])
     for entry in estimated(control).values():
         entry.formula(control)(asked)

@@ -1,7 +1,7 @@
 """Several processes, one run: they meet at the same points, compare what they run, and stop together.
 
-JAX's processes know of each other only where they exchange arrays. So every exchange begins with a word from each that it goes on; a process that
-fails says so at the next exchange instead, and all others stop there, with a sentence.
+JAX's processes know of each other only where they exchange arrays. So every exchange begins with a word from each that
+it goes on; a process that fails says so at the next exchange instead, and all others stop there, with a sentence.
 """
 
 import contextlib
@@ -81,7 +81,8 @@ def across(array: np.ndarray) -> np.ndarray:
 
 
 def check_alike(settings: Mapping[str, Any]) -> None:
-    """Check that all processes run the same. Where settings differ, every process raises ValueError with the names of these settings."""
+    """Check that all processes run the same. Where settings differ, every process raises ValueError with the names of
+    these settings."""
     digests = [hashlib.sha256(json.dumps(value, default=str).encode()).digest()[:8] for value in settings.values()]
     every = across(np.frombuffer(b"".join(digests), np.uint64))
     differ = [

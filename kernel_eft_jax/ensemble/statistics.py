@@ -1,9 +1,10 @@
 r"""Streaming moments of kernels, and their errors by the jackknife.
 
-Per network and saved depth a vector x of what `observables` asks for, each packed: means of all, second moments of the first.
-Parts of blocks of networks are reduced where they are sampled, about their means, in float32, and added in float64, in fixed order, to
-GROUPS groups or a multiple of that. So memory does not grow with the number of networks, nothing cancels, and leaving out one group
-at a time gives the standard error of any function of the moments, which g groups tell to one part in sqrt(2 (g - 1)).
+Per network and saved depth a vector x of what `observables` asks for, each packed: means of all, second moments of the
+first. Parts of blocks of networks are reduced where they are sampled, about their means, in float32, and added in
+float64, in fixed order, to GROUPS groups or a multiple of that. So memory does not grow with the number of networks,
+nothing cancels, and leaving out one group at a time gives the standard error of any function of the moments, which g
+groups tell to one part in sqrt(2 (g - 1)).
 """
 
 from collections.abc import Callable
@@ -62,7 +63,8 @@ class Group(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The sums of all groups, and how many parts of blocks they hold. Never changed in place: an interruption finds it whole."""
+    """The sums of all groups, and how many parts of blocks they hold. Never changed in place: an interruption finds it
+    whole."""
 
     groups: tuple[Group, ...]
     parts: int
@@ -85,8 +87,8 @@ class Sums(NamedTuple):
 def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:
     """Value and standard error of any function of the total, deleting one group at a time.
 
-    Groups may differ in size (Busing, Meijer and van der Leeden 1999). The function may return any tree of arrays of real numbers; ValueError
-    for complex ones, whose real and imaginary parts have errors of their own.
+    Groups may differ in size (Busing, Meijer and van der Leeden 1999). The function may return any tree of arrays of
+    real numbers; ValueError for complex ones, whose real and imaginary parts have errors of their own.
     """
     total = sums.total()
     value = function(total)
@@ -110,10 +112,11 @@ def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:
 def least_V4_error(
     V4: Float[np.ndarray, "*batch N N N N"], networks: int, width: int
 ) -> Float[np.ndarray, "*batch N N N N"]:
-    """Standard error of V4 from B networks if their kernels were Wishart matrices, those of independent Gaussian neurons.
+    """Standard error of V4 from B networks if their kernels were Wishart matrices, those of independent Gaussian
+    neurons.
 
-    (V_pp V_qq + V_pq^2) (1 / (B - 1) + 6 / (n B)) is its square, exact for a variance. Kernels of networks scatter no less, but the
-    scatter of few networks is too small just where their V4 is.
+    (V_pp V_qq + V_pq^2) (1 / (B - 1) + 6 / (n B)) is its square, exact for a variance. Kernels of networks scatter no
+    less, but the scatter of few networks is too small just where their V4 is.
     """
     variance = np.einsum("...abab->...ab", V4)
     products = variance[..., :, :, None, None] * variance[..., None, None, :, :]
@@ -123,7 +126,8 @@ def least_V4_error(
 def interval(
     value: Float[np.ndarray, "*shape"], error: Float[np.ndarray, "*shape"], free: Any, level: float, logarithm: bool
 ) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
-    """Ends of confidence intervals by Student's t with `free` degrees of freedom; of covariances `logarithm` takes the variances' logarithms."""
+    """Ends of confidence intervals by Student's t with `free` degrees of freedom; of covariances `logarithm` takes the
+    variances' logarithms."""
     if not 0 < level < 1:
         raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
     reach = stdtrit(free, 0.5 + 0.5 * level) * error

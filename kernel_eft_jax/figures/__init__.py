@@ -1,6 +1,7 @@
 """Figures from results: nothing is computed here, and no window opens.
 
-Every function with `columns` places so many panels side by side; `columns=1` stacks them, legible at the width of a phone.
+Every function with `columns` places so many panels side by side; `columns=1` stacks them, legible at the width of a
+phone.
 """
 
 from .coordinates import plot_coordinate_check as plot_coordinate_check

@@ -1,9 +1,10 @@
 r"""What an experiment is, and its parameters by name: the leaves of its tree.
 
-A block of one matrix has `C_W`, `C_b` and `activation.slope`, other blocks `branch[1].C_W`, `branch[0].slope`, by the place of a part in the
-branch; all have `decay`, `width`, `K0_scale` and `eps`. What may be said of a parameter is declared with the field that holds it (`fields`):
-variances of weights, eps, width and K0_scale are greater than zero and move in their logarithm; variances of biases, which may be zero, decay
-and most parameters of activations move as they are.
+A block of one matrix has `C_W`, `C_b` and `activation.slope`, other blocks `branch[1].C_W`, `branch[0].slope`, by the
+place of a part in the branch; all have `decay`, `width`, `K0_scale` and `eps`. What may be said of a parameter is
+declared with the field that holds it (`fields`): variances of weights, eps, width and K0_scale are greater than zero
+and move in their logarithm; variances of biases, which may be zero, decay and most parameters of activations move as
+they are.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ POSITIVE = parameter(positive=True)
 class Experiment(eqx.Module):
     """Networks of one width, observed after some of their layers: what decides the law of the observed kernels G.
 
-    All but `layers` are array leaves, free to be fitted, but for an `eps` of each layer: a common factor of them moves the law as C_W, C_b
-    and decay together do, so free those.
+    All but `layers` are array leaves, free to be fitted, but for an `eps` of each layer: a common factor of them moves
+    the law as C_W, C_b and decay together do, so free those.
 
     Args:
         model: The block.
@@ -41,8 +42,8 @@ class Experiment(eqx.Module):
         K0_scale: A factor of the input kernel, for inputs of unknown scale.
 
     Raises:
-        ValueError: For a kernel that is none, for layers not in increasing order, for width, eps or K0_scale that are not positive, and
-            for decay eps^2 > 1.
+        ValueError: For a kernel that is none, for layers not in increasing order, for width, eps or K0_scale that are
+            not positive, and for decay eps^2 > 1.
     """
 
     model: Model
@@ -74,7 +75,8 @@ class Experiment(eqx.Module):
 
 
 class Place(NamedTuple):
-    """Where a parameter is: the number of its leaf in the tree, of its entry where the leaf has several, and of the part of the branch.
+    """Where a parameter is: the number of its leaf in the tree, of its entry where the leaf has several, and of the
+    part of the branch.
 
     With the module whose field holds the parameter, and what that field says of it.
     """
@@ -161,8 +163,8 @@ def check_names(experiment: Experiment, free: Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in names if name not in known]
     if "eps" in unknown and experiment.eps.ndim:
         raise ValueError(
-            "Argument `free` names eps, of which the experiment has one for each layer. A common factor of them moves the law as C_W, C_b and "
-            "decay together do: free those, or give the experiment one number."
+            "Argument `free` names eps, of which the experiment has one for each layer. A common factor of them "
+            "moves the law as C_W, C_b and decay together do: free those, or give the experiment one number."
         )
     if not names or unknown or len(set(names)) < len(names):
         raise ValueError(f"Argument `free` must name different parameters among {known}, but is {names}.")
@@ -175,8 +177,8 @@ def check_names(experiment: Experiment, free: Sequence[str]) -> tuple[str, ...]:
     moves_skip = [name for name in ("decay", "eps") if name in names]
     if moves_skip and no_skip(experiment.model, experiment.eps):
         raise ValueError(
-            f"Argument `free` names {moves_skip[0]}, but decay eps^2 is 1: there is no skip, and the law has no derivative by it. Start from a "
-            f"decay below 1 / eps^2, or hold {moves_skip[0]} fixed."
+            f"Argument `free` names {moves_skip[0]}, but decay eps^2 is 1: there is no skip, and the law has no "
+            f"derivative by it. Start from a decay below 1 / eps^2, or hold {moves_skip[0]} fixed."
         )
     return names
 

@@ -1,8 +1,9 @@
 r"""Derivatives through the sampler: how the kernels of the very same random networks move with a parameter.
 
-The normals z of the block law, hidden ones too, are held while $\phi' = a \phi + \epsilon L z$, $L L^T = C_b + C_W S$ moves, so the mean over
-networks of dG/dtheta is an unbiased estimate of d E[G]/dtheta at finite width. Where S has full rank, or keeps its rank as the
-parameter moves; not for C_b at zero with more inputs than neurons, or with repeated inputs that would come apart.
+The normals z of the block law, hidden ones too, are held while $\phi' = a \phi + \epsilon L z$, $L L^T = C_b + C_W S$
+moves, so the mean over networks of dG/dtheta is an unbiased estimate of d E[G]/dtheta at finite width. Where S has full
+rank, or keeps its rank as the parameter moves; not for C_b at zero with more inputs than neurons, or with repeated
+inputs that would come apart.
 """
 
 import math
@@ -42,9 +43,9 @@ def pathwise_kernels(
 ) -> Float[Array, "B T N N"]:
     """The kernels G that `sample_kernels` draws, network by number, differentiable in model, K0 and eps, in both modes.
 
-    Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. It computes in the precision of
-    K0; for statistics without derivatives `estimate` is faster. Derivatives are not those of the law where C_b is zero and
-    biases would separate what depends on each other: opposite inputs, or more inputs than neurons.
+    Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. It computes in the
+    precision of K0; for statistics without derivatives `estimate` is faster. Derivatives are not those of the law where
+    C_b is zero and biases would separate what depends on each other: opposite inputs, or more inputs than neurons.
 
     Args:
         model: The block.
@@ -122,14 +123,14 @@ def pathwise_sensitivity(
     values = np.asarray(get_parameters(experiment, names))
     if (values == least_values(experiment, names)).any() and _biases_separate(experiment):
         raise ValueError(
-            "Argument `free` names C_b, which is zero where some inputs depend on others but not once there are biases (opposite "
-            "inputs, or more inputs than neurons): single networks have no derivative there. Start from C_b > 0, leave out "
-            "the dependent inputs, or take `sensitivity`, whose mean kernels have one."
+            "Argument `free` names C_b, which is zero where some inputs depend on others but not once there are "
+            "biases (opposite inputs, or more inputs than neurons): single networks have no derivative there. Start "
+            "from C_b > 0, leave out the dependent inputs, or take `sensitivity`, whose mean kernels have one."
         )
     if {"eps", "decay"} & set(names) and not skip(experiment.model, jnp.asarray(experiment.eps)) > 0:
         raise ValueError(
-            "Argument `free` names eps or decay where decay eps^2 = 1 and there is no skip: a = sqrt(1 - decay eps^2) has no derivative "
-            "there. Leave them out, or take `sensitivity`, whose mean kernels have one."
+            "Argument `free` names eps or decay where decay eps^2 = 1 and there is no skip: a = sqrt(1 - decay "
+            "eps^2) has no derivative there. Leave them out, or take `sensitivity`, whose mean kernels have one."
         )
     first, second = np.zeros(()), np.zeros(())
     for start in range(0, networks, BATCH):

@@ -1,4 +1,5 @@
-r"""Searches for the least of $\chi^2(x) = |W (y - m(x))|^2$ inside bounds: Gauss-Newton in a trust region, or first-order steps.
+r"""Searches for the least of $\chi^2(x) = |W (y - m(x))|^2$ inside bounds: Gauss-Newton in a trust region, or
+first-order steps.
 
 Steps and errors come from the pseudo-inverse of J = W dm/dx, whose condition number is the root of that of J^T J.
 """
@@ -78,7 +79,8 @@ def least_squares(problem, x, prediction, W):
 
 
 def gradient_steps(optimiser):
-    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one is left."""
+    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one
+    is left."""
 
     def search(problem, x, prediction, W):
         inverse = np.linalg.pinv(W @ prediction.jacobian)

@@ -2,8 +2,9 @@
 
     {"Model": {"activation": {"Sin": {}}, "C_W": {"float64": 1.5}, "C_b": {"float64": 0.1}}}
 
-A module is its class, by its public name in this package, with its fields; an array is its dtype with its numbers at full precision. So a new
-class needs no entry anywhere. A function cannot be rebuilt from text: it is kept as its name, and what holds it is rebuilt as None.
+A module is its class, by its public name in this package, with its fields; an array is its dtype with its numbers at
+full precision. So a new class needs no entry anywhere. A function cannot be rebuilt from text: it is kept as its name,
+and what holds it is rebuilt as None.
 """
 
 import importlib
@@ -29,7 +30,8 @@ def describe(value: Any) -> str:
 
 
 def rebuild(text: str) -> Any:
-    """The value that `describe` wrote. Raises ValueError, with a sentence, for functions and for classes that this package does not have."""
+    """The value that `describe` wrote. Raises ValueError, with a sentence, for functions and for classes that this
+    package does not have."""
     return _rebuild(json.loads(text))
 
 
@@ -46,7 +48,8 @@ def made_by(data: "xr.Dataset", names: Iterable[str]) -> dict[str, Any]:
 
 
 def attribute(value: Any) -> str | int | float:
-    """A value as an attribute of a file: numbers and text as they are, modules and keys in a form that can be rebuilt, others as their text."""
+    """A value as an attribute of a file: numbers and text as they are, modules and keys in a form that can be rebuilt,
+    others as their text."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, eqx.Module | tuple) or eqx.is_array(value):
         return describe(value)
@@ -75,7 +78,8 @@ def _rebuild(value):
     ((name, content),) = value.items()
     if name == FUNCTION:
         raise ValueError(
-            f"The file holds the name of a function, {content}, and not the function: build the model again and pass it."
+            f"The file holds the name of a function, {content}, and not the function: build the model again and pass "
+            "it."
         )
     if name == "key":
         ((implementation, numbers),) = content.items()

@@ -1,4 +1,5 @@
-"""The published study (Kawase and Ota 2026, arXiv 2604.15742), redone: every number beside the published one, with a verdict.
+"""The published study (Kawase and Ota 2026, arXiv 2604.15742), redone: every number beside the published one, with a
+verdict.
 
     study = main_job(networks, key)              the main ensemble, and the theories at the same layers
     main_item(study)                             Figures 1 and 3, and their numbers
@@ -8,7 +9,8 @@
     activation_item(activation_studies(...))     the residual for activations that are not odd
     everything(sizes, key)                       all of them
 
-An `Item` has tables (`sections`), figures and results; `write_item` puts figures and results into a directory, `write_table` the tables.
+An `Item` has tables (`sections`), figures and results; `write_item` puts figures and results into a directory,
+`write_table` the tables.
 """
 
 from .activations import activation_item as activation_item

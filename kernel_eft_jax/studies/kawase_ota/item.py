@@ -40,7 +40,8 @@ def first(x: Any) -> np.ndarray:
 
 
 class Row(NamedTuple):
-    """A published number and ours, got in the published way; ours with converged expectations, if that differs; why they disagree."""
+    """A published number and ours, got in the published way; ours with converged expectations, if that differs; why
+    they disagree."""
 
     quantity: str
     published: WithError
@@ -56,7 +57,8 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`agrees` within three standard errors, or one in the last digit printed where nothing is random; else the reason."""
+        """`agrees` within three standard errors, or one in the last digit printed where nothing is random; else the
+        reason."""
         gap, error = self._gap()
         digits = len(repr(float(self.published.value)).partition(".")[2])
         return "agrees" if abs(gap) <= (SURPRISE * error or 1.001 * 10.0**-digits) else self.reason
@@ -75,7 +77,8 @@ class Chapter(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure of panels as data: lines (ts, value) or (ts, value, stderr) by panel and label, as `figures.plot_panels` takes them."""
+    """A figure of panels as data: lines (ts, value) or (ts, value, stderr) by panel and label, as `figures.plot_panels`
+    takes them."""
 
     title: str
     panels: Mapping[str, Mapping[str, tuple]]
@@ -116,8 +119,9 @@ def summary(sections: Sequence[Chapter]) -> str:
     others = [f"{row.quantity} ({row.difference}, {row.verdict})" for row in rows if row.verdict != "agrees"]
     agree, agree_random = (sum(row.verdict == "agrees" for row in some) for some in (rows, random))
     text = (
-        f"{agree} of {len(rows)} published numbers come back in the published way: {agree_random} of {len(random)} sampled ones within "
-        f"three standard errors, {agree - agree_random} of {len(rows) - len(random)} others to the last digit."
+        f"{agree} of {len(rows)} published numbers come back in the published way: {agree_random} of {len(random)} "
+        f"sampled ones within three standard errors, {agree - agree_random} of {len(rows) - len(random)} others to "
+        "the last digit."
     )
     if not others:
         return text

@@ -1,8 +1,8 @@
 r"""The published numerical summary by its definition: relative errors of theories, averaged over depth.
 
-Where K1 is small its relative error is the sampling noise of the published networks. Their mean kernel has the noise X / n with
-$X' = X + dt\, \chi X + M'$ and independent $M'$, whose covariance is what the sources add to V4. The K1 measured there is K1 + X, and that
-accumulated from the measured source lacks M, the sum of the M'.
+Where K1 is small its relative error is the sampling noise of the published networks. Their mean kernel has the noise X
+/ n with $X' = X + dt\, \chi X + M'$ and independent $M'$, whose covariance is what the sources add to V4. The K1
+measured there is K1 + X, and that accumulated from the measured source lacks M, the sum of the M'.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,8 @@ def mean_error(theory, sampled, study: Study, start: int = 0) -> float:
 
 
 def summary_section(study: Study) -> Chapter:
-    """All entries of the four inputs; V4 at infinite width, which the sampled excess is added to, takes a tower of its own."""
+    """All entries of the four inputs; V4 at infinite width, which the sampled excess is added to, takes a tower of its
+    own."""
     published, sampled = PUBLISHED["mean_relative_errors_over_depth_n64"], study.sampled
     rule, source = study.theories[RULE], study.theories[SOURCE]
     tower = Theory(keft.HermiteTower(20), TANH, len(study.setting.K0)).solve(study.setting, sampled.layers)
@@ -52,9 +53,10 @@ def summary_section(study: Study) -> Chapter:
     rows = [Row(name, WithError(published[name], noise[name]), WithError(float(v), float(e))) for name, v, e in found]
     rows += [Row(name, WithError(published[name]), value) for name, value in noisy_K1(study).items()]
     why = (
-        "Frobenius norm over all entries of theory - sampled, over that of sampled, averaged over layers 0 to L (K1: 1 to L); theory by the "
-        "32-point rule. The errors of the published V4 rows are those of one entry. The two of K1 are the noise of the published K1 at small "
-        f"depth: here K1 has that noise, drawn {DRAWS} times from its law, and the error is the scatter from draw to draw."
+        "Frobenius norm over all entries of theory - sampled, over that of sampled, averaged over layers 0 to L (K1: "
+        "1 to L); theory by the 32-point rule. The errors of the published V4 rows are those of one entry. The two "
+        f"of K1 are the noise of the published K1 at small depth: here K1 has that noise, drawn {DRAWS} times from "
+        "its law, and the error is the scatter from draw to draw."
     )
     return Chapter("Numerical summary: relative errors averaged over depth", why, rows)
 

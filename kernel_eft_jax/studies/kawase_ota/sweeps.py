@@ -1,4 +1,5 @@
-"""The published sweeps: width at fixed depth, depth at fixed width, and the step size (Figure 2); the source of V4 (Table 3).
+"""The published sweeps: width at fixed depth, depth at fixed width, and the step size (Figure 2); the source of V4
+(Table 3).
 
 V4 of an input does not depend on which others are there, so that one input is sampled instead of four.
 """
@@ -71,9 +72,10 @@ def _errors(studies):
         if float(T) < 2
     ]
     why = (
-        f"Published errors taken as sqrt(2 / networks), {NETWORKS_THERE:,} networks. The error does not fall with the width nor with the step, and "
-        "grows with depth: so it was read as that of the closure. It is that of the rule, which is the same at every width and step. The "
-        f"same networks beside the converged theory: {100 * relative_error(wide, G_ONLY)[0][-1]:.1f} % at n = {WIDE} and t = 2."
+        f"Published errors taken as sqrt(2 / networks), {NETWORKS_THERE:,} networks. The error does not fall with the "
+        "width nor with the step, and grows with depth: so it was read as that of the closure. It is that of the "
+        "rule, which is the same at every width and step. The same networks beside the converged theory: "
+        f"{100 * relative_error(wide, G_ONLY)[0][-1]:.1f} % at n = {WIDE} and t = 2."
     )
     return Chapter("Sweeps of width, step and depth: V4 of GOnly / sampled V4 - 1", why, rows)
 
