@@ -140,11 +140,11 @@ def _theory(study):
         Row(quantity, WithError(theirs), entry(getattr(rule, name), at=i), entry(getattr(exact, name), at=i))
         for quantity, theirs, name, i in numbers
     ]
-    (value, bend), (value_32, bend_32) = (np.ravel(tanh_squared(s, np.array([4.0]))) for s in (TANH, RULE_32))
+    (value, second), (value_32, second_32) = (np.ravel(tanh_squared(s, np.array([4.0]))) for s in (TANH, RULE_32))
     why = (
         "Same equations, same layers, same 32-point rule: the published theory comes back. That rule is not "
         f"converged for tanh. At K = 4 it gives E[tanh^2] too large by {value_32 - value:.1e}, and E[(tanh^2)''], "
-        f"which is chi, as {bend_32:.4f} where it is {bend:.4f}: that is the whole difference to the last column."
+        f"which is chi, as {second_32:.4f} where it is {second:.4f}: that is the whole difference to the last column."
     )
     return Chapter("Theory of the kernel alone (GOnly)", why, rows)
 

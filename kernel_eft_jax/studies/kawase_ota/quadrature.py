@@ -38,11 +38,11 @@ def quadrature_item(study: Study) -> Item:
     ]
     networks, V4 = entry(study.V4()[0]).value, {name: entry(s.V4).value for name, s in solutions.items()}
     steps = "; ".join(f"{name}: {v:.2f}, {100 * (v / networks - 1):.1f} %" for name, v in V4.items())
-    (value, slope), (exact, exact_slope) = (np.array(squares[name])[:, -1] for name in ("32-point rule", G_ONLY))
+    (value, second), (exact, exact_second) = (np.array(squares[name])[:, -1] for name in ("32-point rule", G_ONLY))
     why = (
         f"The published code itself, and this pipeline. At the variance of t = 2, {k[-1]:.2f}, the 32-point rule is "
-        f"off by {value - exact:.1e} in E[tanh^2] and gives {slope:.4f} for E[(tanh^2)''], which is "
-        f"{exact_slope:.4f}: transport all but stops, and V4 stays behind. With more points the theory moves to the "
+        f"off by {value - exact:.1e} in E[tanh^2] and gives {second:.4f} for E[(tanh^2)''], which is "
+        f"{exact_second:.4f}: transport all but stops, and V4 stays behind. With more points the theory moves to the "
         f"converged one and the networks, with nothing else changed. V4[00,00] at t = 2, eps = {study.setting.eps:g}, "
         f"and its distance from the networks here: {steps}."
     )
@@ -64,7 +64,7 @@ def _figure(study, squares, solutions):
         r"error of the rule for $E[\tanh^2]$, along $K_0(t)$": {
             name: (ts, value - squares[G_ONLY][0]) for name, (value, _) in squares.items() if name != G_ONLY
         },
-        r"$\chi \propto E[(\tanh^2)'']$ along $K_0(t)$": {name: (ts, slope) for name, (_, slope) in squares.items()},
+        r"$\chi \propto E[(\tanh^2)'']$ along $K_0(t)$": {name: (ts, second) for name, (_, second) in squares.items()},
         r"$V_{4;00,00}$ that follows": {
             **{name: (ts, value) for name, value in theories.items()},
             NETWORKS: (ts, V4, stderr),
