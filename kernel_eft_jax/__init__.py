@@ -17,8 +17,9 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.metadata.version("kernel-eft-jax")
     if name == "__all__" or not name.startswith("_"):
-        public = importlib.import_module(".public", __name__)
-        globals().update({known: getattr(public, known) for known in public.__all__}, __all__=public.__all__)
+        public = vars(importlib.import_module(".public", __name__))
+        known = {name: value for name, value in public.items() if not name.startswith("_")}
+        globals().update(known, __all__=sorted(known))
     if name not in globals():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return globals()[name]

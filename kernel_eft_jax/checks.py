@@ -1,4 +1,4 @@
-"""The one door: every public function that takes kernels, features, data, counts or keys has them checked here.
+"""The one door: every public function has its kernels, features, data, counts and keys checked here.
 
 Lists, NumPy arrays, integers, booleans and half precision come in; floating-point arrays of float32 or wider go on. Each error names the
 argument, what was wrong and what would be right. Only concrete values are looked at: under `jax.jit` and other transformations shapes are
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 LARGEST = 2**31 - 1  # layers and networks are counted in 32 bits
 SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12
@@ -27,7 +27,7 @@ def is_concrete(value: Any) -> bool:
 def check_array(value: Any, name: str) -> Float[Array, "..."]:
     """Real numbers as a floating-point array: integers and booleans in the default precision, half precision as float32.
 
-    A unit of half precision is 1/2000 of a number: too coarse for a covariance, so it is a format to store and not to compute in.
+    Half precision has three digits, too few for a covariance: it is a format to store numbers in, not to compute in.
     """
     if not isinstance(value, jax.Array):
         value = to_numpy(value, name)
@@ -56,7 +56,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def check_kernel(K: Float[ArrayLike, "N N"], name: str = "K0", zeros: bool = False) -> Float[Array, "N N"]:
+def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, "N N"]:
     """K as a floating-point array, if it is a kernel: square, finite, symmetric, positive semi-definite, positive diagonal.
 
     Symmetry and sign are judged on the correlation matrix, so that no large variance hides what is wrong between small ones. With
@@ -99,7 +99,7 @@ def check_kernel(K: Float[ArrayLike, "N N"], name: str = "K0", zeros: bool = Fal
 
 
 def check_sampled(K: Float[Array, "N N"], name: str = "K0") -> None:
-    """That networks with these variances can be sampled in float32, which squares them and their differences of order 1/n."""
+    """Check that networks with these variances can be sampled in float32, in which a run squares variances and their differences of order 1/n."""
     variances = np.diagonal(np.asarray(K, np.float64))
     a = int(np.argmax(np.abs(np.log(variances))))
     if not SMALLEST_SAMPLED <= variances[a] <= LARGEST_SAMPLED:
@@ -109,9 +109,7 @@ def check_sampled(K: Float[Array, "N N"], name: str = "K0") -> None:
         )
 
 
-def check_features(
-    x: Float[ArrayLike, "*batch N d"], name: str = "x", axes: int | None = 2
-) -> Float[Array, "*batch N d"]:
+def check_features(x: Any, name: str = "x", axes: int | None = 2) -> Float[Array, "*batch N d"]:
     """Features or pre-activations as a floating-point array of finite numbers; `axes` None allows any number of axes from two on."""
     values, x = x, check_array(x, name)
     if x.ndim < 2 or x.ndim != (axes or x.ndim) or 0 in x.shape:
@@ -125,21 +123,9 @@ def check_features(
 
 
 def check_positive(value: Any, name: str) -> None:
-    """That a number is finite and greater than zero."""
+    """Check that a number is finite and greater than zero."""
     if is_concrete(value) and not _is_positive_number(value):
         raise ValueError(f"Argument `{name}` must be a finite number greater than zero, but is {value!r:.200}.")
-
-
-def check_eps(eps: Any, name: str = "eps", depth: int | None = None) -> Float[Array, "*layers"]:
-    """One step for all layers, or one a layer of `depth`: finite and greater than zero; as a floating-point array."""
-    values, eps = eps, check_array(eps, name)
-    layers = "each layer" if depth is None else f"each of the {depth} layers"
-    wanted = f"Argument `{name}` must be a positive number, or one for {layers}"
-    if eps.ndim > 1 or (eps.ndim == 1 and eps.size != (depth or eps.size)):
-        raise ValueError(f"{wanted}, but has shape {eps.shape}.")
-    if is_concrete(values) and not (np.isfinite(values := np.asarray(values, float)) & (values > 0)).all():
-        raise ValueError(f"{wanted}, but is {values}.")
-    return eps
 
 
 def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST) -> int:
@@ -177,7 +163,7 @@ def check_key(key: Any, name: str = "key") -> Any:
 
 
 def check_kind(value: Any, kind: type, name: str) -> None:
-    """That an argument is an object of one of this package's kinds."""
+    """Check that an argument is an object of the class that is due."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         made = f": write {value.__name__}()" if isinstance(value, type) and issubclass(value, kind) else ""
@@ -185,15 +171,15 @@ def check_kind(value: Any, kind: type, name: str) -> None:
 
 
 def check_untraced(work: str, remedy: str, *arguments: Any) -> None:
-    """That nothing is traced: `work` is a function of the host, which no transformation can follow."""
+    """Check that nothing is traced: `work` is a function that runs on the host, which no transformation of JAX can follow."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         raise TypeError(f"`{work}` cannot be traced by jit, grad or vmap: {remedy}")
 
 
 def check_unstacked(module: eqx.Module, name: str = "model") -> None:
-    """That fields which are one number hold one number: a stack of modules is called through `eqx.filter_vmap`.
+    """Check that a field declared as one number holds one number: a stack of modules is called through `eqx.filter_vmap`.
 
-    Broadcast against pairs of inputs, a stack would give a wrong answer wherever their numbers agree.
+    A stack would be broadcast against pairs of inputs, and give a wrong answer wherever the two numbers agree.
     """
     for node in jax.tree.leaves(module, is_leaf=lambda x: x is not module and isinstance(x, eqx.Module)):
         if isinstance(node, eqx.Module):

@@ -1,6 +1,7 @@
-r"""Blocks and steps in the conventions of papers and libraries: what C_W and C_b an initialiser means, and what eps a depth.
+r"""Blocks and steps in the conventions of papers and libraries: the C_W and C_b of an initialiser, and the eps of a depth.
 
-$$\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi), \qquad \mathrm{Var}\, W_{ij} = C_W / \text{fan-in}, \quad \mathrm{Var}\, b_i = C_b$$
+$$\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi), \qquad
+  \mathrm{Var}\, W_{ij} = C_W / \text{fan-in}, \quad \mathrm{Var}\, b_i = C_b$$
 
 so $C_W = \text{fan-in} \cdot \mathrm{Var}\, W_{ij}$ for each matrix of the branch f. Only variances are matched. Weights that are not
 Gaussian (uniform, truncated) have the same K0 and V4; their fourth cumulant moves K1 by a share of order eps^2 (see the
@@ -32,12 +33,12 @@ def from_sigmas(activation: Activation, sigma_w: Float[ArrayLike, ""], sigma_b: 
     return _one_matrix(activation, sigma_w**2, sigma_b**2)
 
 
-def pytorch_linear(activation: Activation, width: int) -> Model:
+def pytorch_linear(activation: Activation, *, width: int) -> Model:
     r"""The default of `torch.nn.Linear(width, width)` and `equinox.nn.Linear`: uniform in $\pm 1 / \sqrt{n}$, biases too.
 
     $$C_W = \tfrac13, \qquad C_b = \frac{1}{3 n}$$
 
-    The bias variance depends on the width, so a model belongs to one width. Raises ValueError for a width that is no whole
+    The bias variance depends on the width, so that a model belongs to one width. Raises ValueError for a width that is no whole
     number. Do not use it for layers without bias, whose model is `Model(activation, C_W=1 / 3)` at every width.
     """
     check_count(width, "width")
@@ -109,7 +110,7 @@ def gpt2_mlp(width: int) -> Model:
 
     $$C_{W,1} = 0.02^2\, n, \qquad C_{W,2} = 0.02^2 \cdot 4 n$$
 
-    so a model belongs to one width. GPT-2 also divides the weights that end a block by the square root of the number of blocks, two a
+    so that a model belongs to one width. GPT-2 also divides the weights that end a block by the square root of the number of blocks, two a
     layer of the transformer (Radford et al. 2019, section 2.3): that is the eps of `gpt2_eps`.
     """
     check_count(width, "width")
@@ -127,7 +128,7 @@ def llama_mlp(C_W: tuple[float, float] = (1.0, 1.0), *, ratio: float = 8 / 3) ->
     return Model([RMSNorm(), Dense(first, ratio=ratio), GLU(SiLU()), Dense(second)])
 
 
-def eps_of_depth(T: float, depth: int) -> float:
+def eps_of_depth(T: float, *, depth: int) -> float:
     r"""The step at which a network of `depth` layers ends at depth time T.
 
     $$\epsilon = \sqrt{T / L}$$
@@ -146,7 +147,7 @@ def depth_mup_eps(depth: int, multiplier: float = 1.0) -> float:
     $$\epsilon = a / \sqrt{L}, \qquad T = a^2$$
     """
     check_positive(multiplier, "multiplier")
-    return eps_of_depth(multiplier**2, depth)
+    return eps_of_depth(multiplier**2, depth=depth)
 
 
 def gpt2_eps(transformer_layers: int) -> float:
@@ -157,7 +158,7 @@ def gpt2_eps(transformer_layers: int) -> float:
     so that 2 L blocks end at T = 1, of which the L MLP blocks alone contribute T = 1/2.
     """
     check_count(transformer_layers, "transformer_layers")
-    return eps_of_depth(1.0, 2 * transformer_layers)
+    return eps_of_depth(1.0, depth=2 * transformer_layers)
 
 
 def ln_scaling_eps(depth: int) -> Float[np.ndarray, " depth"]:
@@ -175,8 +176,8 @@ def ln_scaling_eps(depth: int) -> Float[np.ndarray, " depth"]:
 def unit_skip_eps(tau: Float[ArrayLike, "*layers"]) -> Float[np.ndarray, "*layers"]:
     r"""Skips that keep the variance, as u-muP has them (Blake et al. 2024, arXiv 2407.17465): to be used in a model with decay = 1.
 
-    $$\phi' = \frac{1}{\sqrt{1 + \tau^2}} \phi + \frac{\tau}{\sqrt{1 + \tau^2}} f(\phi), \qquad \epsilon = \frac{\tau}{\sqrt{1 + \tau^2}},
-      \quad a^2 = 1 - \epsilon^2$$
+    $$\phi' = \frac{1}{\sqrt{1 + \tau^2}} \phi + \frac{\tau}{\sqrt{1 + \tau^2}} f(\phi), \qquad
+      \epsilon = \frac{\tau}{\sqrt{1 + \tau^2}}, \quad a^2 = 1 - \epsilon^2$$
 
     `tau` is one number or one for each layer. Raises ValueError where it is not greater than zero.
     """
@@ -189,7 +190,8 @@ def unit_skip_eps(tau: Float[ArrayLike, "*layers"]) -> Float[np.ndarray, "*layer
 def umup_eps(depth: int, multiplier: float = 1.0) -> Float[np.ndarray, " depth"]:
     r"""The steps of u-muP's residual rule for `depth` blocks of equal share (Blake et al. 2024, appendix G): for a model with decay = 1.
 
-    $$\tau_l^2 = \frac{\alpha^2}{L / 2 + l\, \alpha^2}, \quad l = 0 \ldots L - 1, \qquad \epsilon_l = \frac{\tau_l}{\sqrt{1 + \tau_l^2}}$$
+    $$\tau_l^2 = \frac{\alpha^2}{L / 2 + l\, \alpha^2}, \quad l = 0 \ldots L - 1, \qquad
+      \epsilon_l = \frac{\tau_l}{\sqrt{1 + \tau_l^2}}$$
 
     All blocks then have the same share in the last layer, and half of them together the `multiplier` $\alpha^2$ of the input's.
     """

@@ -1,4 +1,4 @@
-"""Depth, said in one way everywhere: layers with their steps eps, or depth times of the continuum, $t_l = \\sum_{j \\le l} \\epsilon_j^2$."""
+"""Depth, in one language everywhere: layers with their steps eps, or depth times of the continuum, $t_l = \\sum_{j \\le l} \\epsilon_j^2$."""
 
 from typing import Any
 
@@ -6,12 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from . import checks
-from .checks import is_concrete
+from .checks import check_array, is_concrete
 
 
 def check_times(ts: Any) -> Any:
-    """Depth times as a vector; a single number is a list of one. NumPy where the values are known, so that a user's jit keeps them known."""
+    """Depth times as a vector; a single number is a list of one. Known values come back as NumPy arrays, which stay known inside a user's jit."""
     ts = np.atleast_1d(np.asarray(ts, np.float64)) if is_concrete(ts) else jnp.atleast_1d(ts)
     if ts.ndim != 1 or ts.shape[0] == 0:
         raise ValueError(f"Argument `ts` must be a list of depth times, but has shape {ts.shape}.")
@@ -21,10 +20,21 @@ def check_times(ts: Any) -> Any:
 
 
 def check_eps(eps: Any, decay: Any, depth: int) -> Float[Array, "*layers"]:
-    r"""The step of each layer: one number, or one for each of `depth` layers. Raises ValueError where c eps^2 > 1."""
-    values, eps = eps, checks.check_eps(eps, depth=depth)
-    if is_concrete(values) and is_concrete(decay):
-        largest = float(np.max(np.asarray(values, np.float64), initial=0.0))
+    r"""The step of each layer: one number, or one for each of `depth` layers, as a floating-point array.
+
+    Raises ValueError for steps that are not finite and greater than zero, and where c eps^2 > 1.
+    """
+    values, eps = eps, check_array(eps, "eps")
+    wanted = f"Argument `eps` must be a positive number, or one for each of the {depth} layers"
+    if eps.ndim > 1 or (eps.ndim == 1 and eps.size != depth):
+        raise ValueError(f"{wanted}, but has shape {eps.shape}.")
+    if not is_concrete(values):
+        return eps
+    values = np.asarray(values, np.float64)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"{wanted}, but is {values}.")
+    if is_concrete(decay):
+        largest = float(np.max(values, initial=0.0))
         if float(decay) * largest**2 > 1 + 1e-6:
             raise ValueError(
                 f"Arguments `eps` and `decay` leave no real skip: a^2 = 1 - decay eps^2 is negative at decay = {float(decay):.6g} and "

@@ -1,4 +1,4 @@
-"""What the machine has for this process: memory, which a run that cannot fit is held against before any work, and cores."""
+"""The memory and the cores that this process may use: a run that cannot fit is refused before any work."""
 
 import contextlib
 import os

@@ -1,10 +1,10 @@
 r"""Maps of kernels: what a matrix, a layer of fresh neurons, a gate and a norm do to the kernel of the features that they read.
 
-A kernel X of order-1/n mean $m / n$ and covariance $C / n$ goes through a map F, pair by pair, with slope J and curvature H:
+A kernel X with a correction $m / n$ of its mean and a covariance $C / n$ goes through a map F, pair by pair, with slope J and curvature H:
 
 $$X \to F(X), \qquad m \to J m + \tfrac12 H : C, \qquad C \to J C J^T + N, \qquad h \to J h$$
 
-N is what averaging over a finite number of fresh neurons adds, and h any fluctuation. A branch is a list of such maps.
+N is the covariance that averaging over a finite number of fresh neurons adds, and h is any fluctuation. A branch is a list of such maps.
 """
 
 from abc import abstractmethod
@@ -19,7 +19,8 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from .activations import Activation, Expansion
 from .checks import is_concrete
 from .expectations.four_point import products
-from .pairs import input_count, pairs, triples, wick
+from .fields import parameter
+from .pairs import input_count, pairs, triples, unpack, wick
 from .showing import shown_fields
 
 SERIES = 40  # terms in the correlation of what is left of two inputs given a third
@@ -36,7 +37,7 @@ class Affine(NamedTuple):
         return self.scale * h
 
     def carry(self, m: Float[Array, " P"], C: Float[Array, "P P"]) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
-        """Mean correction and covariance behind the map."""
+        """The correction of the mean and the covariance after the map."""
         return self.scale * m, self.scale**2 * C
 
     def absolute(self) -> "Affine":
@@ -57,13 +58,14 @@ class Local(NamedTuple):
         return apply_slope(self.slope, h)
 
     def carry(self, m: Float[Array, " P"], C: Float[Array, "P P"]) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
-        """Mean correction and covariance behind the map."""
+        """The correction of the mean and the covariance after the map."""
         half = apply_slope(self.slope, C)
         later = apply_slope(self.slope, half.T) + self.noise
         return apply_slope(self.slope, m) + 0.5 * contract_curvature(self.curvature, C), later
 
     def absolute(self) -> "Local":
-        """The map that carries bounds of errors; on the diagonal the three variables are one, and their derivatives are added first."""
+        """The map that carries bounds of errors. On the diagonal the three variables are one variable: their
+        derivatives are added before absolute values are taken."""
         a, b = pairs(input_count(self.value.shape[0]))
         same = (a == b)[:, None]
         slope = jnp.where(same, jnp.sum(self.slope, 1, keepdims=True) / 3, self.slope)
@@ -76,7 +78,7 @@ Response = Affine | Local
 
 
 def apply_all(responses: list[Response], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
-    """A fluctuation behind all maps."""
+    """The fluctuation h after it went through all maps."""
     for response in responses:
         h = response.apply(h)
     return h
@@ -85,14 +87,14 @@ def apply_all(responses: list[Response], h: Float[Array, "P *rest"]) -> Float[Ar
 def carry_all(
     responses: list[Response], m: Float[Array, " P"], C: Float[Array, "P P"]
 ) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
-    """Mean correction and covariance behind all maps."""
+    """The correction of the mean and the covariance after all maps."""
     for response in responses:
         m, C = response.carry(m, C)
     return m, C
 
 
 class KernelMap(eqx.Module):
-    """A map of kernels, with its derivatives and the noise that it adds."""
+    """A map of kernels with its derivatives, and with the noise that the map adds."""
 
     def __repr__(self) -> str:
         return shown_fields(self)
@@ -103,7 +105,7 @@ class KernelMap(eqx.Module):
 
     @abstractmethod
     def response(self, k: Float[Array, " P"]) -> Response:
-        """F at X with what moves through it."""
+        """The value F(X), and how fluctuations of X go through F."""
 
 
 class Dense(KernelMap):
@@ -116,8 +118,10 @@ class Dense(KernelMap):
     two matrices side by side, of `ratio` n rows each.
     """
 
-    C_W: Float[Array, ""]
-    C_b: Float[Array, ""]
+    C_W: Float[Array, ""] = eqx.field(metadata=parameter(positive=True))
+    C_b: Float[Array, ""] = eqx.field(
+        metadata=parameter(least=0.0, unit=lambda dense, k: mean_variance(dense.value(k)))
+    )
     ratio: float = eqx.field(static=True)
 
     def __init__(self, C_W: Real[ArrayLike, ""], C_b: Real[ArrayLike, ""] = 0.0, *, ratio: float = 1):
@@ -208,7 +212,8 @@ class GLU(eqx.Module):
 class Fresh(KernelMap):
     r"""The average over $m = \mathrm{ratio}\, n$ neurons that are independent given the covariance A of their pre-activations.
 
-    $$S_{ab} = \frac1m \sum_i f_i(a) f_i(b), \qquad N_{ab,cd} = \frac{1}{\mathrm{ratio}} \mathrm{Cov}_A(f_a f_b, f_c f_d)$$
+    $$S_{ab} = \frac1m \sum_i f_i(a) f_i(b), \qquad
+      N_{ab,cd} = \frac{1}{\mathrm{ratio}} \mathrm{Cov}_A(f_a f_b, f_c f_d)$$
     """
 
     neurons: Activation | GLU
@@ -233,6 +238,11 @@ def contract_curvature(curvature: Float[Array, "P 3 3"], C: Float[Array, "P P"])
     """H:C in pair space."""
     triple = triples(input_count(C.shape[0]))
     return jnp.einsum("pst,pst->p", curvature, C[triple[:, :, None], triple[:, None, :]], precision="highest")
+
+
+def mean_variance(k: Float[Array, " P"]) -> Float[Array, ""]:
+    """The mean of a kernel's variances."""
+    return jnp.mean(jnp.diagonal(unpack(k)))
 
 
 def variance(name: str, value: Real[ArrayLike, ""]) -> Float[Array, ""]:

@@ -16,7 +16,20 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Linear
 from .checks import check_array, check_features, check_kernel, check_unstacked, is_concrete
-from .maps import GLU, Dense, Fresh, KernelMap, Local, Response, RMSNorm, apply_all, carry_all, variance
+from .fields import parameter
+from .maps import (
+    GLU,
+    Dense,
+    Fresh,
+    KernelMap,
+    Local,
+    Response,
+    RMSNorm,
+    apply_all,
+    carry_all,
+    mean_variance,
+    variance,
+)
 from .pairs import pack, unpack
 from .showing import shown_fields
 
@@ -24,7 +37,7 @@ Part = Activation | GLU | RMSNorm | Dense
 
 
 class Section(NamedTuple):
-    """One matrix of a branch and the features that it reads: neurons, then norms."""
+    """One matrix of a branch with what makes the features that the matrix reads: neurons, then norms."""
 
     neurons: Activation | GLU
     norms: tuple[RMSNorm, ...]
@@ -39,17 +52,19 @@ class Section(NamedTuple):
 
 
 class Model(eqx.Module):
-    r"""A residual network at initialisation, width and depth left open: $\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi)$.
+    r"""A residual network at initialisation, its width and depth left open: $\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi)$.
 
     `branch` is an activation, which stands for one matrix behind it, of variances C_W (times the number of features) and C_b; or the
     parts of f, read in the order in which data flows:
 
-        Model(Tanh(), C_W=2.0, C_b=0.1)                                           one matrix, the paper's network
-        Model(Tanh(), C_W=1.0, decay=1.0)                                         with eps = 1 the plain network phi' = W tanh(phi)
-        Model([Dense(1.0), GELU(), Dense(2.0)])                                   two matrices
-        Model([Tanh(), Dense(1.5), GELU(), Dense(2.0)])                           full pre-activation (ResNet v2)
-        Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])               the MLP block of a transformer
-        Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])          the same with gates (Llama)
+        Model(Tanh(), C_W=2.0, C_b=0.1)                                   one matrix, the paper's network
+        Model(Tanh(), C_W=1.0, decay=1.0)                                 plain with eps = 1, phi' = W tanh(phi)
+        Model([Dense(1.0), GELU(), Dense(2.0)])                           two matrices
+        Model([Tanh(), Dense(1.5), GELU(), Dense(2.0)])                   full pre-activation (ResNet v2)
+        Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])       the MLP block of a transformer
+        Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])  the same with gates (Llama)
+
+    Symbols: [glossary](../glossary.md).
 
     A Dense that feeds no activation has linear units. `decay` is c: the stream is multiplied by $a = \sqrt{1 - c \epsilon^2}$. Variances,
     decay and the parameters of activations are array leaves: gradients reach them, and changing them does not recompile. Raises ValueError,
@@ -57,7 +72,10 @@ class Model(eqx.Module):
     """
 
     branch: tuple[Part, ...]
-    decay: Float[Array, ""]
+    # Of order one is the decay that balances what a layer adds.
+    decay: Float[Array, ""] = eqx.field(
+        metadata=parameter(unit=lambda model, k: mean_variance(model.q(k)) / mean_variance(k))
+    )
 
     def __init__(
         self,
@@ -104,7 +122,8 @@ class Model(eqx.Module):
 
     @property
     def read(self) -> Activation:
-        """What the branch averages of the stream, s in S = (1/n) sum_i s(phi_i) s(phi_i): Linear where it begins with a matrix or a norm."""
+        """The function s whose average over the stream the branch depends on, (1/n) sum_i s(phi_i) s(phi_i): Linear
+        where the branch begins with a matrix or a norm."""
         neurons = self.sections[0].neurons
         assert isinstance(neurons, Activation)
         return neurons
@@ -125,7 +144,7 @@ class Model(eqx.Module):
 
     @property
     def maps(self) -> tuple[KernelMap, ...]:
-        """The maps of kernels from E[s s], s = `read`, to Q; all but the last lead to the kernel S that the last matrix reads."""
+        """The maps of kernels that lead from E[s s], s = `read`, to Q; all maps but the last lead to the kernel S, which the last matrix reads."""
         maps: list[KernelMap] = []
         for section in self.sections:
             if maps:
@@ -140,7 +159,8 @@ class Model(eqx.Module):
     def chi(self, K: Float[ArrayLike, "N N"], h: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
         r"""First derivative of Q at K along the symmetric matrix h; for one matrix
 
-        $$(\chi h)_{ab} = C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
+        $$(\chi h)_{ab} =
+          C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
         """
         K = self._check(K)
         return _chi(self, K, check_array(h, "h").astype(K.dtype))
@@ -148,7 +168,8 @@ class Model(eqx.Module):
     def hess(self, K: Float[ArrayLike, "N N"], V: Float[ArrayLike, "N N N N"]) -> Float[Array, "N N"]:
         r"""Second derivative of Q at K contracted with a covariance V of kernels.
 
-        $$(\mathrm{Hess}:V)_{ab} = \sum_{p, q} \frac{\partial^2 Q_{ab}}{\partial K_p\, \partial K_q} V_{pq}, \qquad p, q \in \{aa, bb, ab\}$$
+        $$(\mathrm{Hess}:V)_{ab} = \sum_{p, q} \frac{\partial^2 Q_{ab}}{\partial K_p\, \partial K_q} V_{pq},
+          \qquad p, q \in \{aa, bb, ab\}$$
 
         V must be a covariance of kernels: at a repeated input it has no component that would separate the two copies. (For
         kinked activations the second derivative along such a component is infinite and is left out.)
@@ -162,15 +183,21 @@ class Model(eqx.Module):
 
     def q(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
         """Q in pair space."""
-        x = self.read.moments(k)
-        for kernel_map in self.maps:
-            x = kernel_map.value(x)
-        return x
+        return self.kernels_along(k)[-1]
+
+    def kernels_along(self, k: Float[Array, " P"]) -> list[Float[Array, " P"]]:
+        """The kernel that each part of the branch reads, at infinite width: first k, the kernel of the stream; after
+        the kernel that the last part reads comes Q."""
+        kernels = [k]
+        for part in self.branch:
+            x = kernels[-1]
+            kernels.append(part.value(x) if isinstance(part, KernelMap) else part.moments(x))
+        return kernels
 
     def responses(self, k: Float[Array, " P"]) -> list[Response]:
-        """The responses of all maps from the kernel k of the stream to Q, pair space; the last one's value is Q.
+        """The responses of all maps from the packed kernel k of the stream to Q, which is the value of the last response.
 
-        The first is that of the average over the stream, without its noise: how E[s s] moves with k.
+        The first response says how E[s s] moves with k, without the noise of the average over the stream.
         """
         first = self.read_response(k)
         return [first, *self.responses_of_read(first.value)]
@@ -189,12 +216,10 @@ class Model(eqx.Module):
 
     def error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
         """Estimated error of the Gaussian expectations at a packed kernel, relative to E[s^2]: the largest along the branch."""
-        variances = jnp.diagonal(unpack(k))
-        errors, x = [self.read.error(variances)], self.read.moments(k)
-        for kernel_map in self.maps:
-            if isinstance(kernel_map, Fresh):
-                errors.append(kernel_map.neurons.error(jnp.diagonal(unpack(x))))
-            x = kernel_map.value(x)
+        errors = [jnp.zeros((), k.dtype)]
+        for part, x in zip(self.branch, self.kernels_along(k), strict=False):
+            if not isinstance(part, KernelMap):
+                errors.append(jnp.max(part.error(jnp.diagonal(unpack(x)))))
         return jnp.max(jnp.stack(errors))
 
     def shrink(self, dt: Float[Array, "*layers"]) -> Float[Array, "*layers"]:

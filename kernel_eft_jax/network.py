@@ -1,6 +1,7 @@
 r"""A residual network of finite width with real weights, at initialisation.
 
-$$\phi^{l+1} = a \phi^l + \epsilon f^l(\phi^l), \qquad f = W s(\phi) + b, \quad W_{ij} \sim N(0, C_W / m), \quad b_i \sim N(0, C_b)$$
+$$\phi^{l+1} = a \phi^l + \epsilon f^l(\phi^l), \qquad f = W s(\phi) + b,
+  \quad W_{ij} \sim N(0, C_W / m), \quad b_i \sim N(0, C_b)$$
 
 for one matrix, m the number of features that it reads; other branches as `Model` has them. The rows of phi are inputs, its columns
 neurons. Networks vmap: `eqx.filter_vmap` over keys makes an ensemble. To sample many networks for their statistics only, `estimate` is
@@ -13,11 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .checks import check_count, check_features, check_kernel
+from .cholesky import semidefinite_cholesky
 from .depths import check_eps
 from .maps import GLU
 from .model import Model
-
-UNROLLED = 8  # up to this many inputs, N x N algebra is written out; beyond, it is a loop or a batched product
 
 
 def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
@@ -38,12 +38,13 @@ def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
 
 
 def skip(model: Model, eps: Float[Array, "..."]) -> Float[Array, "..."]:
-    """a, by which a layer multiplies the stream. That c eps^2 may be 1 to rounding, and then a is 0, is what `check_eps` allows."""
+    """The factor a by which a layer multiplies the stream; 0 where c eps^2 exceeds 1 by rounding, which `check_eps` allows."""
     return jnp.sqrt(jnp.maximum(model.shrink(eps**2), 0))
 
 
 class ResNet(eqx.Module):
-    """A network of `depth` residual layers of `width` neurons; weights, biases and steps are array leaves, a tuple with one entry a matrix.
+    """A network of `depth` residual layers of `width` neurons; weights, biases and steps are array leaves; weights and
+    biases are tuples with one entry for each matrix.
 
     Args:
         model: The block.
@@ -114,41 +115,9 @@ def empirical_kernel(phi: Float[ArrayLike, "*batch N n"]) -> Float[Array, "*batc
     return jnp.matmul(phi, phi.mT, precision="highest") / phi.shape[-1]
 
 
-def draw_inputs(K0: Float[ArrayLike, "N N"], width: int, *, key: PRNGKeyArray) -> Float[Array, "N n"]:
+def draw_inputs(K0: Float[ArrayLike, "N N"], *, width: int, key: PRNGKeyArray) -> Float[Array, "N n"]:
     """Pre-activations at depth zero, N(0, K0) independently over neurons: a random linear embedding of the data."""
     K0 = check_kernel(K0)
     check_count(width, "width")
     z = jax.random.normal(key, (K0.shape[0], width), K0.dtype)
     return jnp.matmul(semidefinite_cholesky(K0), z, precision="highest")
-
-
-def semidefinite_cholesky(Q: Float[Array, "N N"]) -> Float[Array, "N N"]:
-    """Lower-triangular L with L L^T = Q, for positive semi-definite Q of any rank.
-
-    A pivot that is zero to rounding (an input that depends on earlier ones) gives a column of zeros, which is exact for
-    a rank-deficient Q; nothing is added to Q. Columns come in panels, written out, so that they fuse over a batch.
-    """
-    inputs = Q.shape[0]
-    rows, floor = jnp.arange(inputs), 10 * inputs * jnp.finfo(Q.dtype).eps * jnp.diagonal(Q)
-
-    def eliminate(columns, first):
-        for j in range(len(columns)):
-            pivot = columns[j][first + j]
-            regular = pivot > floor[first + j]
-            scale = jnp.where(regular, 1 / jnp.sqrt(jnp.where(regular, pivot, 1)), 0)
-            columns[j] = jnp.where(rows >= first + j, columns[j] * scale, 0)
-            for i in range(j + 1, len(columns)):
-                columns[i] = columns[i] - columns[j] * columns[j][first + i]
-        return jnp.stack(columns, axis=1)
-
-    def panel(first, width, L):
-        done = jax.lax.dynamic_slice_in_dim(L, first, width, axis=0)
-        rest = jax.lax.dynamic_slice_in_dim(Q, first, width, axis=1) - jnp.matmul(L, done.T, precision="highest")
-        columns = eliminate([rest[:, j] for j in range(width)], first)
-        return jax.lax.dynamic_update_slice_in_dim(L, columns, first, axis=1)
-
-    if inputs <= UNROLLED:
-        return eliminate([Q[:, j] for j in range(inputs)], 0)
-    whole, last = divmod(inputs, UNROLLED)
-    L = jax.lax.fori_loop(0, whole, lambda k, L: panel(k * UNROLLED, UNROLLED, L), jnp.zeros_like(Q))
-    return panel(whole * UNROLLED, last, L) if last else L

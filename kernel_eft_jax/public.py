@@ -1,123 +1,70 @@
-"""The public names of the package, in one list; `kernel_eft_jax` loads them when one is first used."""
+"""The public names of the package, each on one line; `kernel_eft_jax` loads them when one is first used."""
 
 from . import conventions as conventions
 from . import recipes as recipes
-from .activations import (
-    CELU,
-    ELU,
-    GELU,
-    SELU,
-    Abs,
-    Activation,
-    Erf,
-    HardSwish,
-    HardTanh,
-    LeakyReLU,
-    Linear,
-    Mish,
-    PairActivation,
-    Piecewise,
-    Polynomial,
-    PReLU,
-    ReLU,
-    ReLU6,
-    Scaled,
-    SiLU,
-    Sin,
-    Smooth,
-    Softplus,
-    Softsign,
-    Tanh,
-)
-from .closures import Closure, GOnly, HermiteTower, SigmaKernel
-from .diagnostics import (
-    CoordinateCheck,
-    WidthCheck,
-    Window,
-    coordinate_check,
-    covariance_residual,
-    driven_K1,
-    kurtosis,
-    mean_source,
-    validity_window,
-    width_check,
-)
-from .ensemble import BlockSampler, Estimate, WeightSampler, estimate, sample_kernels
-from .inference import Experiment, Fit, Information, Sensitivity, fisher, fit, sensitivity
-from .maps import GLU, Dense, RMSNorm
-from .model import Model, input_kernel
-from .network import ResNet, draw_inputs, empirical_kernel
-from .quadrature import expect
-from .storage import load, save
-from .trajectory import PairSolution, Solution, solve, solve_pairs
-
-__all__ = [
-    "CELU",
-    "ELU",
-    "GELU",
-    "GLU",
-    "SELU",
-    "Abs",
-    "Activation",
-    "BlockSampler",
-    "Closure",
-    "CoordinateCheck",
-    "Dense",
-    "Erf",
-    "Estimate",
-    "Experiment",
-    "Fit",
-    "GOnly",
-    "HardSwish",
-    "HardTanh",
-    "HermiteTower",
-    "Information",
-    "LeakyReLU",
-    "Linear",
-    "Mish",
-    "Model",
-    "PReLU",
-    "PairActivation",
-    "PairSolution",
-    "Piecewise",
-    "Polynomial",
-    "RMSNorm",
-    "ReLU",
-    "ReLU6",
-    "ResNet",
-    "Scaled",
-    "Sensitivity",
-    "SiLU",
-    "SigmaKernel",
-    "Sin",
-    "Smooth",
-    "Softplus",
-    "Softsign",
-    "Solution",
-    "Tanh",
-    "WeightSampler",
-    "WidthCheck",
-    "Window",
-    "conventions",
-    "coordinate_check",
-    "covariance_residual",
-    "draw_inputs",
-    "driven_K1",
-    "empirical_kernel",
-    "estimate",
-    "expect",
-    "fisher",
-    "fit",
-    "input_kernel",
-    "kurtosis",
-    "load",
-    "mean_source",
-    "recipes",
-    "sample_kernels",
-    "save",
-    "sensitivity",
-    "solve",
-    "solve_pairs",
-    "validity_window",
-    "width_check",
-]
+from .activations import CELU as CELU
+from .activations import ELU as ELU
+from .activations import GELU as GELU
+from .activations import SELU as SELU
+from .activations import Abs as Abs
+from .activations import Activation as Activation
+from .activations import Erf as Erf
+from .activations import HardSwish as HardSwish
+from .activations import HardTanh as HardTanh
+from .activations import LeakyReLU as LeakyReLU
+from .activations import Linear as Linear
+from .activations import Mish as Mish
+from .activations import PairActivation as PairActivation
+from .activations import Piecewise as Piecewise
+from .activations import Polynomial as Polynomial
+from .activations import PReLU as PReLU
+from .activations import ReLU as ReLU
+from .activations import ReLU6 as ReLU6
+from .activations import Scaled as Scaled
+from .activations import SiLU as SiLU
+from .activations import Sin as Sin
+from .activations import Smooth as Smooth
+from .activations import Softplus as Softplus
+from .activations import Softsign as Softsign
+from .activations import Tanh as Tanh
+from .closures import Closure as Closure
+from .closures import GOnly as GOnly
+from .closures import HermiteTower as HermiteTower
+from .closures import SigmaKernel as SigmaKernel
+from .diagnostics import CoordinateCheck as CoordinateCheck
+from .diagnostics import WidthCheck as WidthCheck
+from .diagnostics import Window as Window
+from .diagnostics import coordinate_check as coordinate_check
+from .diagnostics import covariance_residual as covariance_residual
+from .diagnostics import driven_K1 as driven_K1
+from .diagnostics import kurtosis as kurtosis
+from .diagnostics import mean_source as mean_source
+from .diagnostics import validity_window as validity_window
+from .diagnostics import width_check as width_check
+from .ensemble import BlockSampler as BlockSampler
+from .ensemble import Estimate as Estimate
+from .ensemble import WeightSampler as WeightSampler
+from .ensemble import estimate as estimate
+from .ensemble import sample_kernels as sample_kernels
+from .inference import Experiment as Experiment
+from .inference import Fit as Fit
+from .inference import Information as Information
+from .inference import Sensitivity as Sensitivity
+from .inference import fisher as fisher
+from .inference import fit as fit
+from .inference import sensitivity as sensitivity
+from .maps import GLU as GLU
+from .maps import Dense as Dense
+from .maps import RMSNorm as RMSNorm
+from .model import Model as Model
+from .model import input_kernel as input_kernel
+from .network import ResNet as ResNet
+from .network import draw_inputs as draw_inputs
+from .network import empirical_kernel as empirical_kernel
+from .quadrature import expect as expect
+from .storage import load as load
+from .storage import save as save
+from .trajectory import PairSolution as PairSolution
+from .trajectory import Solution as Solution
+from .trajectory import solve as solve
+from .trajectory import solve_pairs as solve_pairs

@@ -2,7 +2,7 @@ r"""Whole stacks of blocks as people initialise them: model, input kernel, width
 
 Each recipe gives the arguments that `coordinate_check`, `estimate`, `sample_kernels` and `validity_window` share:
 `keft.coordinate_check(**keft.recipes.gpt2(width=768, depth=12))`. A stack is a dictionary, so that one entry can be replaced:
-`stack | {"K0": my_kernel}`. Attention blocks, batch normalisation and training are not in it: a stack of a transformer holds its
+`stack | {"K0": my_kernel}`. Attention blocks, batch normalisation and training are left out: the stack of a transformer holds its
 feed-forward blocks alone.
 """
 

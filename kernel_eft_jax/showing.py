@@ -21,7 +21,8 @@ class Shown(eqx.Module):
     """A result that shows itself: in a few lines of text, as a table in a notebook, as a figure."""
 
     def plot(self, **options: Any) -> "Figure":
-        """The figure of this result, by the function for its class in `kernel_eft_jax.figures`, which takes the options. Loads Matplotlib."""
+        """The figure of this result, by the function for its class in `kernel_eft_jax.figures`, which takes the
+        options. Loads Matplotlib."""
         return importlib.import_module(FIGURES).plot(self, **options)
 
     def _repr_html_(self) -> str:
@@ -35,8 +36,8 @@ class Shown(eqx.Module):
 
 
 def shown(value: Any) -> str:
-    """A value in short: modules by their fields, functions by their names, arrays by their numbers, or by their shape where those are many or
-    traced."""
+    """A value in short: modules by their fields, functions by their names, arrays by their numbers, or by their shape
+    where those are many or traced."""
     if isinstance(value, eqx.Module) and type(value).__repr__ is not eqx.Module.__repr__:
         return repr(value)
     if isinstance(value, tuple | list):

@@ -1,7 +1,8 @@
-"""Files that are whole or absent: written beside their place under a name of their own, then moved there in one step.
+"""Files that are whole or absent: a file is written beside its place under a name of its own, then moved there in one
+step.
 
-Whatever happens while a file is written (a full disk, a kill, a power cut), the old file or the new one is there, whole. A link is written
-through: what it points to is replaced, and the link stays.
+Whatever happens while a file is written (a full disk, a kill, a power cut), the old file or the new one is there,
+whole. A link is written through: what it points to is replaced, and the link stays.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ class Busy(ValueError):
 
 
 def target_of(path: str | os.PathLike, name: str = "path") -> Path:
-    """Where a file will be written: `~` is the home, links are followed. Raises ValueError for what can be no file of results."""
+    """The place where a file will be written: `~` is the home folder, and links are followed. Raises ValueError for a
+    path that cannot be a file of results."""
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -52,8 +54,8 @@ def target_of(path: str | os.PathLike, name: str = "path") -> Path:
 def write_whole(path: str | os.PathLike, content: bytes | memoryview, name: str = "path") -> Path:
     """Replace a file by `content` in one step; returns `path` as it was given.
 
-    Raises ValueError for a path that can be no file, and OSError, with a sentence, if nothing could be written: the old file is then
-    untouched.
+    Raises ValueError for a path that can be no file, and OSError, with a sentence, if nothing could be written: the old
+    file is then untouched.
     """
     target = target_of(path, name)
     _sweep(target)
@@ -67,7 +69,8 @@ def write_whole(path: str | os.PathLike, content: bytes | memoryview, name: str 
 
 
 def check_writable(path: str | os.PathLike, name: str = "path") -> Path:
-    """That a file can be written, found out by writing a small one beside it; for before the work whose result it will hold."""
+    """Check that a file can be written, by writing a small file beside it. Call this before the work whose result the
+    file will hold."""
     target = target_of(path, name)
     try:
         with _beside(target) as (file, _):
@@ -76,17 +79,18 @@ def check_writable(path: str | os.PathLike, name: str = "path") -> Path:
             os.fsync(file.fileno())
     except OSError as error:
         raise ValueError(
-            f"Argument `{name}` must name a file that can be written, but {str(path)!r} cannot: {error.strerror}. Nothing was computed "
-            "yet: choose another place."
+            f"Argument `{name}` must name a file that can be written, but {str(path)!r} cannot: {error.strerror}. "
+            "Nothing was computed yet: choose another place."
         ) from error
     return target
 
 
 @contextlib.contextmanager
 def held(path: str | os.PathLike) -> Iterator[None]:
-    """Hold a file for one run, by a lock on a small file beside it. Raises Busy, with the holder's name, if another run has it.
+    """Hold a file for one run, by a lock on a small file beside it. Raises Busy, with the name of the holder, if
+    another run holds the file.
 
-    A lock ends with its process, however that ends. Where the file system knows no locks, nothing is held.
+    A lock ends with its process, however the process ends. Where the file system knows no locks, nothing is held.
     """
     lock = _short(target_of(path), "lock")
     while True:
@@ -148,7 +152,7 @@ def _short(target, ending):
 
 
 def _sweep(target):
-    """Remove what killed writers of this file left: parts that nobody holds any more."""
+    """Remove the parts of this file that killed writers left: those whose lock nobody holds any more."""
     if fcntl is None:
         return
     for part in target.parent.glob(f"{glob.escape(_short(target, '').name)}*.part"):
@@ -158,7 +162,7 @@ def _sweep(target):
 
 
 def _lock(file):
-    """Lock an open file; False if another holds it. True as well where locks are unknown."""
+    """Lock an open file. False if another process holds the lock; True also where the file system knows no locks."""
     if fcntl is None:
         return True
     try:

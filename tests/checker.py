@@ -5,7 +5,16 @@ from collections.abc import Callable
 from beartype import BeartypeConf, beartype
 
 # What the package answers with a sentence of its own when it is called wrongly, and which takes lists and integers as well.
-DOORS = {"Dense.__init__", "GLU.__init__", "variance", "expect"}
+DOORS = {
+    "Dense.__init__",
+    "GLU.__init__",
+    "Experiment.__init__",
+    "variance",
+    "expect",
+    "sensitivity",
+    "observe",
+    "Checkpoint.__init__",
+}
 
 _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 

@@ -18,9 +18,10 @@ from jaxtyping import Array, install_import_hook
 # lists, integers and half precision, and answer what is wrong with sentences of their own, which the tests must see. Left out too are
 # files, figures and the command line, where no formula is.
 CHECKED = (
-    "pairs quadrature maps directions activations expectations closures "
+    "checks depths fields pairs quadrature maps directions activations expectations closures "
     "ensemble.factors ensemble.normals ensemble.statistics ensemble.samplers ensemble.simulate ensemble.control "
-    "ensemble.observables ensemble.processes ensemble.plan inference.likelihood inference.search"
+    "ensemble.observables ensemble.processes ensemble.plan ensemble.run ensemble.result ensemble.checkpoint "
+    "inference.parameters inference.data inference.likelihood inference.search inference.pathwise inference.sensitivity"
 )
 install_import_hook([f"kernel_eft_jax.{module}" for module in CHECKED.split()], "checker.typechecked")
 

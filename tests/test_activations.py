@@ -352,3 +352,20 @@ def test_kinked_activations_compiled_and_mapped():
     for x, y, z in zip(mapped, looped, eager, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-11)
         np.testing.assert_allclose(x[0], z, rtol=1e-7, atol=1e-11)
+
+
+class TwoNumbers(keft.PairActivation):
+    """A moment for arrays of inputs, where one pair is due."""
+
+    def __call__(self, x):
+        return x
+
+    def moment(self, k_aa, k_bb, k_ab):
+        return jnp.stack([k_ab, k_ab])
+
+
+def test_a_moment_is_one_number_of_one_pair():
+    with pytest.raises(
+        ValueError, match=r"`moment` of TwoNumbers must give one number for one pair .* gives shape \(2,\)"
+    ):
+        TwoNumbers()

@@ -13,9 +13,9 @@ import kernel_eft_jax as keft
 
 PACKAGE = Path(keft.__file__).parent
 FLOORS = (
-    {"checks", "machine", "writing"},
+    {"checks", "fields", "machine", "writing"},
     {"storage", "showing"},
-    {"pairs", "quadrature", "directions"},
+    {"pairs", "quadrature", "directions", "cholesky"},
     {"activations"},
     {"expectations", "depths"},
     {"maps"},

@@ -9,7 +9,6 @@ import kernel_eft_jax as keft
 from kernel_eft_jax.checks import (
     check_array,
     check_count,
-    check_eps,
     check_kernel,
     check_key,
     check_kind,
@@ -18,6 +17,7 @@ from kernel_eft_jax.checks import (
     check_unstacked,
     check_untraced,
 )
+from kernel_eft_jax.depths import check_eps
 
 GOOD = np.array([[2.0, 0.6], [0.6, 1.0]])
 
@@ -148,7 +148,7 @@ def test_kernels_of_every_kind_give_the_same_theory(kind):
         (lambda x: keft.expect(jnp.tanh, jnp.tanh, x), "K"),
         (lambda x: keft.Model(keft.Erf(), 1.0).Q(x), "K"),
         (lambda x: keft.solve(keft.Model(keft.Erf(), 1.0), x, [1.0]), "K0"),
-        (lambda x: keft.draw_inputs(x, 8, key=jax.random.key(0)), "K0"),
+        (lambda x: keft.draw_inputs(x, width=8, key=jax.random.key(0)), "K0"),
         (
             lambda x: keft.estimate(
                 keft.Model(keft.Erf(), 1.0), x, width=8, depth=2, eps=0.1, networks=64, key=jax.random.key(0)
@@ -228,14 +228,14 @@ def test_layers_steps_keys_and_objects():
             check_layers(wrong, "save_at")
     with pytest.raises(ValueError, match="must lie between 0 and the depth 4"):
         check_layers([1, 5], depth=4)
-    assert check_eps(0.1).shape == ()
-    assert check_eps([1, 2], depth=2).dtype == jnp.float64
-    jax.jit(check_eps)(-1.0)
+    assert check_eps(0.1, 0.0, 5).shape == ()
+    assert check_eps([1, 2], 0.0, 2).dtype == jnp.float64
+    jax.jit(lambda eps: check_eps(eps, 1.0, 5))(-1.0)
     for wrong in (0, [0.1, -1], np.inf, "0.1", None, [[0.1]], np.nan):
         with pytest.raises(ValueError, match="Argument `eps` must be "):
-            check_eps(wrong)
+            check_eps(wrong, 0.0, 5)
     with pytest.raises(ValueError, match=r"one for each of the 3 layers, but has shape \(2,\)"):
-        check_eps([0.1, 0.1], depth=3)
+        check_eps([0.1, 0.1], 0.0, 3)
     for key in (jax.random.key(0), jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
         assert check_key(key) is key
     for wrong, says in (

@@ -28,8 +28,8 @@ def test_interrupting_ends_quietly(monkeypatch, capsys):
 
 
 def item(name):
-    row = kawase_ota.Row("a number", kawase_ota.Value(1.0), kawase_ota.Value(1.0))
-    return kawase_ota.Item([kawase_ota.Section(name, "why", [row])], {}, {})
+    row = kawase_ota.Row("a number", kawase_ota.WithError(1.0), kawase_ota.Value(1.0))
+    return kawase_ota.Item([kawase_ota.Chapter(name, "why", [row])], {}, {})
 
 
 def test_paper_runs_the_first_part_of_the_study_and_writes_it(monkeypatch, capsys, tmp_path):

@@ -44,7 +44,7 @@ def test_pytorch_linear_is_the_documented_formula(width):
     """PyTorch: kaiming_uniform_(a=sqrt(5)), bound = gain sqrt(3 / fan_in), gain = sqrt(2 / (1 + a^2)); biases within 1 / sqrt(fan_in)."""
     gain = np.sqrt(2 / (1 + np.sqrt(5) ** 2))
     weight_bound, bias_bound = gain * np.sqrt(3 / width), 1 / np.sqrt(width)
-    model = conventions.pytorch_linear(keft.Tanh(), width)
+    model = conventions.pytorch_linear(keft.Tanh(), width=width)
     assert np.isclose(model.C_W / width, weight_bound**2 / 3, rtol=1e-14)
     assert np.isclose(model.C_b, bias_bound**2 / 3, rtol=1e-14)
 
@@ -87,7 +87,7 @@ def test_sigmas_are_standard_deviations():
 @pytest.mark.parametrize(("T", "depth"), [(2.0, 800), (1.0, 7), (0.3, 1)])
 def test_the_step_reaches_its_depth_time(T, depth):
     """The layers end at T; linear networks have K0 (1 + eps^2 C_W)^depth."""
-    eps = conventions.eps_of_depth(T, depth)
+    eps = conventions.eps_of_depth(T, depth=depth)
     solution = keft.solve(keft.Model(keft.Linear(), 1.5), [[2.0]], layers=[depth], eps=eps, closure=keft.GOnly())
     assert np.isclose(solution.ts[0], T, rtol=1e-12)
     assert np.isclose(solution.K0[0, 0, 0], 2 * (1 + 1.5 * T / depth) ** depth, rtol=1e-12)
@@ -212,11 +212,11 @@ def test_the_blocks_of_umup_have_equal_shares(multiplier):
         (lambda: conventions.from_sigmas(keft.Tanh(), 1.0, np.nan), ("`sigma_b`", "nan")),
         (lambda: conventions.from_sigmas(keft.Tanh(), [1.0, 2.0]), ("`sigma_w`", "one finite number")),
         (lambda: conventions.from_sigmas("tanh", 1.0), ("`activation`", "Tanh()")),
-        (lambda: conventions.pytorch_linear(keft.Tanh(), 0), ("`width`", "1 or more")),
-        (lambda: conventions.pytorch_linear(keft.Tanh(), 64.0), ("`width`", "whole number")),
+        (lambda: conventions.pytorch_linear(keft.Tanh(), width=0), ("`width`", "1 or more")),
+        (lambda: conventions.pytorch_linear(keft.Tanh(), width=64.0), ("`width`", "whole number")),
         (lambda: conventions.lecun(jnp.tanh), ("`activation`", "Smooth(fn)")),
-        (lambda: conventions.eps_of_depth(0.0, 10), ("`T`", "greater than zero")),
-        (lambda: conventions.eps_of_depth(2.0, 0.5), ("`depth`", "whole number")),
+        (lambda: conventions.eps_of_depth(0.0, depth=10), ("`T`", "greater than zero")),
+        (lambda: conventions.eps_of_depth(2.0, depth=0.5), ("`depth`", "whole number")),
         (lambda: conventions.depth_mup_eps(8, -1.0), ("`multiplier`", "greater than zero")),
         (lambda: conventions.gpt2_eps(0), ("`transformer_layers`", "1 or more")),
         (lambda: conventions.gpt2_mlp(64.5), ("`width`", "whole number")),

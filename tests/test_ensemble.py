@@ -270,7 +270,7 @@ def network_kernels(model, K, n, depth, eps, networks, key):
     def run(key):
         key_phi, key_net = jax.random.split(key)
         return empirical_kernel(
-            ResNet(model, width=n, depth=depth, eps=eps, key=key_net)(draw_inputs(K, n, key=key_phi))
+            ResNet(model, width=n, depth=depth, eps=eps, key=key_net)(draw_inputs(K, width=n, key=key_phi))
         )
 
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(key, networks)))

@@ -119,7 +119,7 @@ def test_results_are_drawn_as_they_are(key):
 
 
 def test_files_are_png_at_200_dots_an_inch_and_pdf(figure, tmp_path):
-    png, pdf = figures.save(figure, tmp_path / "figure")
+    png, pdf = figures.save_figure(figure, tmp_path / "figure")
     height, width = matplotlib.image.imread(png).shape[:2]
     np.testing.assert_allclose([width, height], 200 * figure.get_size_inches(), atol=1)
     assert pdf.read_bytes().startswith(b"%PDF")

@@ -24,7 +24,7 @@ def test_one_linear_layer_by_hand():
     Q, dt = C_b + C_W * k, eps**2
     # G' given G has mean (1 + dt C_W) G + dt C_b and n Var = 4 dt G Qhat + 2 dt^2 Qhat^2; G itself n Var = 2 k^2.
     V4 = 2 * k**2 * (1 + dt * C_W) ** 2 + 4 * dt * k * Q + 2 * dt**2 * Q**2
-    info = fisher(one_layer(), ("C_b",), B, closure=keft.HermiteTower(2))
+    info = fisher(one_layer(), ("C_b",), networks=B, closure=keft.HermiteTower(2))
     np.testing.assert_allclose(info.matrix, [[dt**2 * n * B / V4]], rtol=1e-9)
     np.testing.assert_allclose(info.stderr, np.sqrt(V4 / (n * B)) / dt, rtol=1e-9)
 
@@ -32,14 +32,14 @@ def test_one_linear_layer_by_hand():
 def test_fluctuations_tell_the_width_like_any_variance():
     # A sample variance of B networks tells its own scale to sqrt(2 / (B - 1)), and n is one over it.
     B = 500
-    info = fisher(one_layer(), ("width",), B, closure=keft.HermiteTower(2), with_V4=True)
+    info = fisher(one_layer(), ("width",), networks=B, closure=keft.HermiteTower(2), with_V4=True)
     np.testing.assert_allclose(info.stderr / info.values, np.sqrt(2 / (B - 1)), rtol=1e-9)
 
 
 def test_information_grows_with_networks_and_adds_up():
     names, closure = ("C_W", "C_b"), keft.GOnly()
     e = Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)
-    once, many = fisher(e, names, 100, closure=closure), fisher(e, names, 300, closure=closure)
+    once, many = fisher(e, names, networks=100, closure=closure), fisher(e, names, networks=300, closure=closure)
     np.testing.assert_allclose((once + once + once).matrix, many.matrix, rtol=1e-12)
     np.testing.assert_allclose(many.stderr, once.stderr / np.sqrt(3), rtol=1e-12)
     assert np.isclose(once.condition, many.condition)
@@ -47,12 +47,12 @@ def test_information_grows_with_networks_and_adds_up():
     np.testing.assert_allclose(np.linalg.norm(direction), 1)
     assert f"{100 * error:.2g} %" in once.describe()
     with pytest.raises(ValueError, match="at one point in the same parameters"):
-        _ = once + fisher(e, ("C_W",), 100, closure=closure)
+        _ = once + fisher(e, ("C_W",), networks=100, closure=closure)
 
 
 def test_a_lost_direction_is_named():
     e = Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)
-    info = fisher(e, ("C_W", "C_b", "eps"), 100, closure=keft.GOnly())
+    info = fisher(e, ("C_W", "C_b", "eps"), networks=100, closure=keft.GOnly())
     assert info.condition == np.inf
     # C_W and C_b fall by 2 per cent where eps grows by one.
     direction = info.weakest[0] * info.scales
@@ -69,7 +69,7 @@ def test_a_repeated_input_tells_nothing_new():
         fisher(
             Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K, width=64, layers=LAYERS, eps=EPS),
             names,
-            100,
+            networks=100,
             closure=keft.GOnly(),
         )
         for K in (K0, K0[np.ix_(copies, copies)])
@@ -81,7 +81,7 @@ def test_kernels_that_blow_up_are_refused():
     cube = keft.Polynomial([0.0, 0.0, 0.0, 1.0])
     e = Experiment(keft.Model(cube, 5.0), [[3.0]], width=64, layers=(60,), eps=0.9)
     with pytest.raises(ValueError, match=r"`experiment` is where the theory is not finite.*layer 60 at C_W = 5\."):
-        fisher(e, ("C_W",), 100, closure=keft.GOnly())
+        fisher(e, ("C_W",), networks=100, closure=keft.GOnly())
 
 
 def block_law_kernels(rng, width, networks):

@@ -15,6 +15,7 @@ from scipy.special import erf
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.ensemble import estimate, sample_kernels
+from kernel_eft_jax.fields import parameter
 from kernel_eft_jax.inference import Experiment, fit, fit_record, parameter_names
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
@@ -513,6 +514,29 @@ def test_names_are_places_in_the_tree():
     polynomial = [f"activation.coefficients[{i}]" for i in range(3)]
     assert parameter_names(experiment(keft.Polynomial([0.0, 1.0, 0.1]))) == [*polynomial, "C_W", "C_b", *rest]
     assert "eps" not in parameter_names(block_experiment(block, eps=[0.1] * 6))
+
+
+class Gain(keft.PairActivation):
+    """Linear units with a gain that is greater than zero, as its field says: C_W g^2 is what the law knows."""
+
+    g: jax.Array = eqx.field(metadata=parameter(positive=True))
+
+    def __call__(self, x):
+        return self.g * x
+
+    def moment(self, k_aa, k_bb, k_ab):
+        return self.g**2 * k_ab
+
+
+def test_what_a_field_declares_of_its_parameter_is_all_that_a_fit_knows_of_it():
+    """The gain moves in its logarithm, as C_W does: its relative error is half that of C_W, and its interval the root of that interval."""
+    G = block_law(np.random.default_rng(25), lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 200)
+    gain = fit(G, experiment(Gain(jnp.array(0.5)), C_W=1.0), "activation.g", closure=keft.GOnly(), progress=False)
+    weights = fit(G, experiment(keft.Linear(), C_W=0.25), "C_W", closure=keft.GOnly(), progress=False)
+    np.testing.assert_allclose(gain.values**2, weights.values, rtol=1e-6)
+    np.testing.assert_allclose(2 * gain.stderr / gain.values, weights.stderr / weights.values, rtol=1e-5)
+    np.testing.assert_allclose(gain.interval() ** 2, weights.interval(), rtol=1e-5)
+    np.testing.assert_allclose(gain.information.scales, gain.values)
 
 
 @pytest.mark.parametrize(

@@ -277,3 +277,23 @@ def test_a_plain_network_has_gradients_by_its_matrices():
     near, far = value(C_W + step) - value(C_W - step), value(C_W + 2 * step) - value(C_W - 2 * step)
     for ask in (jax.jacfwd, jax.jacrev):
         np.testing.assert_allclose(jax.jit(ask(kernels))(C_W), (8 * near - far) / (12 * step), rtol=1e-8)
+
+
+def test_a_gated_block_under_the_tower_in_reverse_mode():
+    """The gradient by every variance, the decay and the scale of the input, along one direction, is the limit of differences."""
+
+    def loss(values):
+        parts = [
+            keft.Erf(),
+            keft.Dense(values[0], values[1], ratio=2),
+            keft.GLU(keft.Erf()),
+            keft.Dense(values[2], values[3]),
+        ]
+        model = keft.Model(parts, decay=values[4])
+        result = keft.solve(model, values[5] * jnp.ones((1, 1)), layers=[2], eps=0.5, closure=keft.HermiteTower(3))
+        return result.V4[0, 0, 0, 0, 0] + 3 * result.K1[0, 0, 0]
+
+    value_and_gradient = eqx.filter_jit(jax.value_and_grad(loss))
+    point, direction = jnp.array([1.5, 0.2, 2.0, 0.1, 0.3, 1.2]), jnp.array([1.0, -0.5, 0.7, 0.4, -0.3, 0.8])
+    plus, minus = (value_and_gradient(point + h * direction)[0] for h in (1e-4, -1e-4))
+    np.testing.assert_allclose(value_and_gradient(point)[1] @ direction, (plus - minus) / 2e-4, rtol=1e-7)

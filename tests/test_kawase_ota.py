@@ -140,7 +140,9 @@ def test_sampled_V4_is_the_exact_one_and_the_excess(study):
 
 
 def row(published, published_error, here, here_error=0.0, **others):
-    return study_of.Row("", study_of.Value(published, published_error), study_of.Value(here, here_error), **others)
+    return study_of.Row(
+        "", study_of.WithError(published, published_error), study_of.WithError(here, here_error), **others
+    )
 
 
 def test_differences_are_in_standard_errors_where_there_are_any():
@@ -159,14 +161,14 @@ def test_the_summary_counts_what_stands_in_the_tables():
     """What agrees is counted by kind, what does not is named; rows that are not compared with published numbers are left out."""
     agrees, differs, digits = row(1.0, 0.3, 1.8), row(1.0, 0.1, 2.0), row(42.878, 0.0, 42.8778)
     sections = [
-        study_of.Section("one", "", [agrees, differs._replace(quantity="V4"), digits]),
-        study_of.Section("two", "", [differs], "theory"),
+        study_of.Chapter("one", "", [agrees, differs._replace(quantity="V4"), digits]),
+        study_of.Chapter("two", "", [differs], "theory"),
     ]
     text = study_of.summary(sections)
     assert text.startswith("2 of 3 published numbers come back")
     assert "1 of 2 sampled ones within three standard errors, 1 of 1 others to the last digit" in text
     assert "The others: V4 (+10.0 s.e., differs)." in text
-    assert "The others" not in study_of.summary([study_of.Section("one", "", [agrees, digits])])
+    assert "The others" not in study_of.summary([study_of.Chapter("one", "", [agrees, digits])])
 
 
 def test_the_page_says_what_its_tables_say():
@@ -183,7 +185,7 @@ def test_the_page_says_what_its_tables_say():
 
 def test_everything_is_written_and_can_be_read_again(study, tmp_path):
     item, out = study_of.main_item(study), tmp_path / "new" / "results"
-    paths = study_of.write(item, out) + study_of.write_table(item.sections, "heading", out)
+    paths = study_of.write_item(item, out) + study_of.write_table(item.sections, "heading", out)
     files = {path.name: path for path in paths}
     for name in ("figure-1-mean-and-covariance", "figure-3-mean-correction", "errors-of-the-theories"):
         for suffix in (".png", ".pdf", "-stacked.png", "-stacked.pdf"):

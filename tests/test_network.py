@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from kernel_eft_jax.activations import GELU, Linear, SiLU, Tanh
+from kernel_eft_jax.cholesky import semidefinite_cholesky
 from kernel_eft_jax.maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model
-from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel, semidefinite_cholesky
+from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
 from tests.networks import silu
 
 MODEL = Model(Tanh(), C_W=1.7, C_b=0.3)
@@ -122,7 +123,7 @@ def test_inputs_have_their_kernel(key):
     """2e5 neurons: an entry's standard error is at most sqrt(2 / 2e5) K = 0.0063; all 6 within 5 of them. Repeated inputs are equal."""
     repeated = np.array([0, 1, 1])
     K = K0[np.ix_(repeated, repeated)]
-    phi = draw_inputs(K, 200_000, key=key)
+    phi = draw_inputs(K, width=200_000, key=key)
     assert np.abs(empirical_kernel(phi) - K).max() < 5 * 0.0063
     assert np.allclose(phi[1], phi[2], rtol=1e-12)
 
@@ -162,7 +163,7 @@ def test_bad_arguments(key):
     with pytest.raises(ValueError, match=r"`phi0` must have shape \(inputs, 3\), but has shape \(2, 4\)"):
         ResNet(MODEL, width=3, depth=3, eps=0.1, key=key)(jnp.ones((2, 4)))
     with pytest.raises(ValueError, match="smallest eigenvalue"):
-        draw_inputs(jnp.array([[1.0, 2.0], [2.0, 1.0]]), 3, key=key)
+        draw_inputs(jnp.array([[1.0, 2.0], [2.0, 1.0]]), width=3, key=key)
 
 
 def test_no_bias_is_allowed(key):

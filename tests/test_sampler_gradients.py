@@ -21,7 +21,7 @@ def few(networks):
 
 def test_the_networks_are_those_of_sample_kernels(key):
     model = keft.Model(keft.Erf(), 1.5, 0.3)
-    G = pathwise_kernels(model, K0, WIDTH, LAYERS, EPS, few(64), key)
+    G = pathwise_kernels(model, K0, width=WIDTH, layers=LAYERS, eps=EPS, networks=few(64), key=key)
     np.testing.assert_allclose(
         G,
         sample_kernels(model, K0, width=WIDTH, depth=LAYERS[-1], eps=EPS, networks=64, key=key, save_at=LAYERS),
@@ -44,7 +44,13 @@ def test_of_every_block(key):
         branch = list(BLOCK)
         branch[1], branch[3] = keft.Dense(values[0], 0.1, ratio=1.5), keft.Dense(1.5, values[1], ratio=0.5)
         return pathwise_kernels(
-            keft.Model(branch, decay=values[2]), K0, WIDTH, (1, 3), eps.at[1].set(values[3]), few(16), key
+            keft.Model(branch, decay=values[2]),
+            K0,
+            width=WIDTH,
+            layers=(1, 3),
+            eps=eps.at[1].set(values[3]),
+            networks=few(16),
+            key=key,
         )
 
     point = jnp.array([1.2, 0.2, 0.6, 0.5])
@@ -64,7 +70,13 @@ def test_both_modes_are_the_limit_of_differences_with_the_same_networks(activati
     @jax.jit
     def mean(values):
         model = keft.Model(keft.Scaled(activation, values[3]), values[0], values[1])
-        return jnp.sum(jnp.mean(pathwise_kernels(model, values[2] * K0, WIDTH, LAYERS, EPS, few(32), key), 0) ** 2)
+        return jnp.sum(
+            jnp.mean(
+                pathwise_kernels(model, values[2] * K0, width=WIDTH, layers=LAYERS, eps=EPS, networks=few(32), key=key),
+                0,
+            )
+            ** 2
+        )
 
     point = jnp.array([1.5, 0.3, 1.1, 0.9])
     forward, reverse = jax.jacfwd(mean)(point), jax.grad(mean)(point)
@@ -79,7 +91,7 @@ def test_a_linear_network_has_the_exact_derivatives_at_every_width(key):
     """E[G] = K0 of the infinite network at any width, here 16: 16,384 networks, all within 4.5 standard errors (1e-4 of alarm)."""
     C_W, C_b, names = 1.5, 0.3, ("C_W", "C_b", "K0_scale", "eps")
     e = Experiment(keft.Model(keft.Linear(), C_W, C_b), K0, width=WIDTH, layers=LAYERS, eps=EPS)
-    sampled = pathwise_sensitivity(e, names, 16_384, key)
+    sampled = pathwise_sensitivity(e, names, networks=16_384, key=key)
 
     def mean(C_W, C_b, scale, eps):
         growth = ((1 + eps**2 * C_W) ** np.array(LAYERS))[:, None, None]
@@ -100,7 +112,7 @@ def test_the_exact_closure_has_the_derivatives_of_sampled_networks(key):
     e = Experiment(
         keft.Model(keft.Scaled(keft.Tanh(), 1.1), 2.0, 0.2), np.eye(1) * 2, width=32, layers=(10,), eps=0.1**0.5
     )
-    sampled = pathwise_sensitivity(e, names, 40_000, key)
+    sampled = pathwise_sensitivity(e, names, networks=40_000, key=key)
     theory = keft.inference.sensitivity(e.model, e.K0, layers=[10], closure=keft.HermiteTower(20), eps=0.1**0.5)
     expected = np.array([theory[name].K0 + theory[name].K1 / 32 for name in names])
     assert np.all(np.abs(sampled.derivative - expected) < 4.5 * sampled.stderr.derivative)
@@ -111,7 +123,11 @@ def test_repeated_inputs_and_fewer_neurons_than_inputs_have_finite_derivatives(k
 
     @functools.partial(jax.jit, static_argnums=2)
     def mean(C_W, K, width):
-        return jnp.mean(pathwise_kernels(keft.Model(keft.Erf(), C_W), K, width, (3,), EPS, few(8), key))
+        return jnp.mean(
+            pathwise_kernels(
+                keft.Model(keft.Erf(), C_W), K, width=width, layers=(3,), eps=EPS, networks=few(8), key=key
+            )
+        )
 
     for K, width in ((copies, WIDTH), (K0, 1)):
         value, slope = jax.value_and_grad(mean)(jnp.asarray(1.5), K, width)
@@ -125,7 +141,9 @@ def test_reverse_mode_keeps_of_the_order_of_the_square_root_of_the_depth(key):
     def memory(depth):
         def loss(C_W):
             model = keft.Model(keft.Linear(), C_W)
-            return jnp.sum(pathwise_kernels(model, np.eye(1), 256, (depth,), 0.1, few(64), key))
+            return jnp.sum(
+                pathwise_kernels(model, np.eye(1), width=256, layers=(depth,), eps=0.1, networks=few(64), key=key)
+            )
 
         return jax.jit(jax.grad(loss)).lower(1.0).compile().memory_analysis().temp_size_in_bytes
 
@@ -136,10 +154,10 @@ def test_reverse_mode_keeps_of_the_order_of_the_square_root_of_the_depth(key):
 def test_what_has_no_derivative_is_refused(key):
     e = Experiment(keft.Model(keft.Erf(), 1.5), K0, width=16.5, layers=LAYERS, eps=EPS)
     with pytest.raises(ValueError, match="whole number of neurons"):
-        pathwise_sensitivity(e, ("C_W",), 64, key)
+        pathwise_sensitivity(e, ("C_W",), networks=64, key=key)
     e = Experiment(keft.Model(keft.Erf(), 1.5, decay=1.0), K0, width=WIDTH, layers=LAYERS, eps=1.0)
     with pytest.raises(ValueError, match=r"names eps, but decay eps.2 is 1: there is no skip"):
-        pathwise_sensitivity(e, ("eps",), 64, key)
+        pathwise_sensitivity(e, ("eps",), networks=64, key=key)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +172,9 @@ def test_no_bias_where_biases_separate_inputs_has_no_pathwise_derivative(K0, wid
     e = Experiment(keft.Model(keft.Erf(), 1.5), K0, width=width, layers=(1,), eps=EPS)
     if refused:
         with pytest.raises(ValueError, match=r"names C_b, which is zero where.*Start from C_b > 0"):
-            pathwise_sensitivity(e, ("C_b",), 64, key)
+            pathwise_sensitivity(e, ("C_b",), networks=64, key=key)
     else:
         # One layer adds eps^2 C_b to the mean kernel.
-        found = pathwise_sensitivity(e, ("C_b",), 4096, key)
+        found = pathwise_sensitivity(e, ("C_b",), networks=4096, key=key)
         assert np.all(np.abs(found.derivative - EPS**2) < 4.5 * found.stderr.derivative)
         assert np.all(found.stderr.derivative < 0.02 * EPS**2)

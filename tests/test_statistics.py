@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kernel_eft_jax.ensemble import Estimate
-from kernel_eft_jax.ensemble.observables import Limit, recorded
-from kernel_eft_jax.ensemble.statistics import GROUPS, Moments, Sums, block_moments, jackknife
+from kernel_eft_jax.ensemble.observables import InfiniteWidth, recorded
+from kernel_eft_jax.ensemble.statistics import GROUPS, CentredSums, Group, Sums, centred_sums, jackknife
 
 SIZE = 8
 
@@ -21,7 +21,7 @@ def stream(x, squared=None):
         rows = x[first : first + SIZE]
         weight = jnp.arange(SIZE) < len(rows)
         padded = jnp.asarray(np.concatenate([rows, 1.001 * x[: SIZE - len(rows)]]), jnp.float32)
-        moments = jax.vmap(block_moments, (0, None, None))(
+        moments = jax.vmap(centred_sums, (0, None, None))(
             jnp.moveaxis(padded, 0, -1), squared, weight.astype(jnp.float32)
         )
         sums = sums.add(block, len(rows), moments)
@@ -60,7 +60,7 @@ def test_quantities_are_their_definitions(key):
     ]
     assert [average.name for average in recorded(False)[0]] == ["G", "S", "F"]
     x = np.asarray(jax.random.normal(key, (500, 2, 7), jnp.float32)).cumsum(axis=-1)
-    limit = Limit(K0=np.array([[0.1], [0.2]]), S=np.array([[0.3], [0.4]]))
+    limit = InfiniteWidth(K0=np.array([[0.1], [0.2]]), S=np.array([[0.3], [0.4]]))
     est = estimate_of(x, limit, control=True)
     x = x.astype(np.float64)
     mean, cov = x.mean(axis=0), np.stack([10 * np.cov(x[:, t].T) for t in range(2)])
@@ -111,14 +111,33 @@ def stream_exactly(x):
     for block, first in enumerate(range(0, len(x), SIZE)):
         rows = x[first : first + SIZE].astype(np.float64)
         zero = np.zeros(x.shape[1:])
-        sums = sums.add(block, len(rows), Moments(zero, rows.sum(axis=0), np.einsum("ktm,ktn->tmn", rows, rows)))
+        sums = sums.add(block, len(rows), CentredSums(zero, rows.sum(axis=0), np.einsum("ktm,ktn->tmn", rows, rows)))
     return sums
+
+
+def test_the_jackknife_of_groups_that_differ_in_size_is_that_of_its_authors():
+    """Pseudo-values of Busing, Meijer and van der Leeden (1999) in NumPy, of a ratio, to rounding."""
+    rng = np.random.default_rng(7)
+    rows = [rng.normal(2.0, 0.3, (size, 1, 2)) for size in (3, 5, 8, 8, 13, 40)]
+    nothing = np.zeros((1, 0, 0))
+    sums = Sums(tuple(Group(len(x), x.sum(axis=0), nothing) for x in rows), len(rows))
+    value, error = jackknife(lambda total: total.first[0, 0] / total.first[0, 1], sums)
+
+    def ratio(rows):
+        return np.divide(*np.concatenate(rows).sum(axis=0)[0])
+
+    whole, left = ratio(rows), np.array([ratio(rows[:i] + rows[i + 1 :]) for i in range(len(rows))])
+    h = sum(map(len, rows)) / np.array([len(x) for x in rows])
+    centre = len(rows) * whole - np.sum((1 - 1 / h) * left)
+    variance = np.mean((h * whole - (h - 1) * left - centre) ** 2 / (h - 1))
+    assert np.isclose(value, whole, rtol=1e-13)
+    assert np.isclose(error, np.sqrt(variance), rtol=1e-10)
 
 
 def test_jackknife_sees_correlations(key):
     """G - S with S = G has no error at all, though both have one: `Estimate.jackknife` varies them together."""
     x = np.asarray(jax.random.normal(key, (600, 2, 1), jnp.float32)).repeat(2, axis=-1)
-    est = estimate_of(x.repeat(2, axis=-1)[:, :, :3], Limit(np.zeros((2, 1)), np.zeros((2, 1))))
+    est = estimate_of(x.repeat(2, axis=-1)[:, :, :3], InfiniteWidth(np.zeros((2, 1)), np.zeros((2, 1))))
     value, error = est.jackknife(lambda q: {"difference": q.G - q.S, "G": q.G})
     assert (value["difference"] == 0).all()
     assert (error["difference"] == 0).all()
@@ -128,7 +147,7 @@ def test_jackknife_sees_correlations(key):
 
 def test_groups_are_dealt_in_turn_and_never_changed(key):
     sums = Sums.zeros(1, 1, 1)
-    moments = Moments(np.ones((1, 1)), np.zeros((1, 1)), np.zeros((1, 1, 1)))
+    moments = CentredSums(np.ones((1, 1)), np.zeros((1, 1)), np.zeros((1, 1, 1)))
     after = sums.add(3, 2, moments).add(GROUPS + 3, 5, moments)
     assert [group.networks for group in after.groups] == [7 if g == 3 else 0 for g in range(GROUPS)]
     assert after.parts == 2
@@ -139,7 +158,7 @@ def test_groups_are_dealt_in_turn_and_never_changed(key):
 def test_complex_functions_have_no_error_here(key):
     """Squares of complex deviations would cancel: 0j, before."""
     est = estimate_of(
-        np.asarray(jax.random.normal(key, (100, 2, 3), jnp.float32)), Limit(np.zeros((2, 1)), np.zeros((2, 1)))
+        np.asarray(jax.random.normal(key, (100, 2, 3), jnp.float32)), InfiniteWidth(np.zeros((2, 1)), np.zeros((2, 1)))
     )
     with pytest.raises(ValueError, match=r"complex numbers, .* return real and imaginary parts"):
         est.jackknife(lambda q: {"a": q.G, "b": np.exp(1j * q.G)})
@@ -154,7 +173,10 @@ def test_intervals_hold_for_few_networks(width, networks):
     standard error is right on average, within 7 %: three standard errors of the scatter of V4 at width 1, whose kurtosis is 9.
     """
     G = np.random.default_rng(width + networks).chisquare(width, (networks, 4000, 1)) / width
-    sums, limit = stream_in_groups(np.concatenate([G, G, G], axis=-1)), Limit(np.ones((4000, 1)), np.ones((4000, 1)))
+    sums, limit = (
+        stream_in_groups(np.concatenate([G, G, G], axis=-1)),
+        InfiniteWidth(np.ones((4000, 1)), np.ones((4000, 1))),
+    )
     est = Estimate.of(sums, limit, width, np.arange(4000), 0.5, control=False)
     low, high = est.interval("V4")
     held = np.mean((low <= 2) & (high >= 2))
@@ -179,5 +201,5 @@ def stream_in_groups(x):
     for group in range(GROUPS):
         rows = x[group * size : (group + 1) * size]
         second = np.einsum("ktm,ktn->tmn", rows[..., :2], rows[..., :2])
-        sums = sums.add(group, size, Moments(zero, rows.sum(axis=0), second))
+        sums = sums.add(group, size, CentredSums(zero, rows.sum(axis=0), second))
     return sums

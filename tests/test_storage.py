@@ -187,7 +187,7 @@ def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
     with pytest.raises(ValueError, match=r"holds the name of a function, .*: build the model again and pass it"):
         storage.rebuild(storage.describe(model))
     for text in ('{"os.system": {}}', '{"solve": {}}', '{"Tomorrow": {}}'):
-        with pytest.raises(ValueError, match="which this version of the package has not"):
+        with pytest.raises(ValueError, match="which this version of the package does not have"):
             storage.rebuild(text)
 
 

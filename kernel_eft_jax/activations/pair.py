@@ -43,6 +43,13 @@ class PairActivation(Activation):
         ours = type(self).__module__.startswith(__package__ or "")
         if ours or not all(is_concrete(leaf) for leaf in jax.tree.leaves(self)):
             return
+        one = jax.ShapeDtypeStruct((), jnp.result_type(float))
+        shape = getattr(jax.eval_shape(self.moment, one, one, one), "shape", None)
+        if shape != ():
+            raise ValueError(
+                f"The `moment` of {type(self).__name__} must give one number for one pair of inputs, but gives shape {shape}: write it for "
+                "two variances and a covariance, each a number. This class takes it to all pairs."
+            )
         worst = float(np.max(closed_form_error(self, jnp.asarray([0.5, 2.0]))))
         if not worst < 1e-2:
             raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import check_positive, is_concrete
+from ..fields import parameter
 from ..showing import shown
 from .base import array, finite
 from .summed import OfFunction, Summed
@@ -71,7 +72,7 @@ class ELU(Summed):
 class CELU(Summed):
     r"""$s(x) = x$ for $x > 0$, $\alpha (e^{x / \alpha} - 1)$ else, for $\alpha > 0$."""
 
-    alpha: Float[Array, ""] = eqx.field(converter=array, default=1.0)
+    alpha: Float[Array, ""] = eqx.field(converter=array, default=1.0, metadata=parameter(positive=True))
 
     def __check_init__(self):
         check_positive(self.alpha, "alpha")

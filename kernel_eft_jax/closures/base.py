@@ -40,7 +40,7 @@ class Moments(NamedTuple):
 
 
 class Closure(eqx.Module, Generic[State]):
-    """A closed system of equations for the statistics of the empirical kernel.
+    """A closed system of equations for the statistics of the empirical kernel. Symbols: [glossary](../glossary.md).
 
     A closure of your own is one class with `init`, `step`, `moments`, `units`, and for `fit` and `fisher` the three methods that say how a kernel
     is remembered by later layers.

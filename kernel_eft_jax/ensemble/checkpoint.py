@@ -23,8 +23,8 @@ ARRAYS = ("count", "first", "second", "parts", "size")
 class Checkpoint:
     """A file that holds the sums so far and the settings of the run, written every `seconds` at most; one for each process.
 
-    Entered before the run, it tries whether the file can be written and holds it against other runs. Later on a run outlives its checkpoint: where
-    that cannot be written any more, a warning says so once.
+    Entering a checkpoint, before the run, tests that the file can be written, and holds the file against other runs. A run outlives its
+    checkpoint: if the file cannot be written any more, one warning says so.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict, seconds: float):
@@ -56,7 +56,7 @@ class Checkpoint:
         return time.monotonic() - self.written > self.seconds
 
     def save(self, size: int, sums: Sums) -> None:
-        """Replace the file in one step: whatever happens, the old one or the new one is there, whole. Warns if it cannot be written."""
+        """Replace the file in one step: whatever happens, the old file or the new one is there, whole. Warns if the file cannot be written."""
         count, first, second = (np.stack([group[i] for group in sums.groups]) for i in range(3))
         arrays: dict[str, Any] = {
             "count": count,
@@ -120,7 +120,7 @@ class Checkpoint:
 
 
 def _digest(arrays, settings):
-    """Of all that the file holds: names, shapes, numbers and settings."""
+    """A digest of all that the file holds: names, shapes, numbers and settings."""
     digest = hashlib.sha256(settings.encode())
     for name in ARRAYS:
         array = np.ascontiguousarray(arrays[name])

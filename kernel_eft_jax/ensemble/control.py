@@ -33,9 +33,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..cholesky import semidefinite_cholesky
 from ..maps import Affine, Local, Response
 from ..model import Model
-from ..network import semidefinite_cholesky, shapes
+from ..network import shapes
 from ..pairs import input_count, pair_table, triples, unpack
 from .factors import gram, lower_inverse, mix, turned, unit_rows
 from .samplers import Read, as_rows

@@ -26,16 +26,17 @@ from ..checks import (
     check_unstacked,
     check_untraced,
 )
+from ..cholesky import semidefinite_cholesky
 from ..depths import check_eps, squares
 from ..maps import Dense
 from ..model import Model
-from ..network import semidefinite_cholesky, shapes, skip
+from ..network import shapes, skip
 from ..pairs import pack, pair_table
 from .checkpoint import Checkpoint
 from .control import infinite_width
-from .observables import OBSERVABLES, Limit, Quantities, estimated, lengths, quantities, recorded
+from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, lengths, quantities, recorded
 from .plan import check_run, sample_size
-from .processes import compare, together
+from .processes import check_alike, together
 from .result import Estimate
 from .run import accumulate, begin, terminable
 from .samplers import BlockSampler, Sampler
@@ -111,7 +112,7 @@ def estimate(
         goal = (lambda total: function(quantities(total, limit, problem.width, control))), wanted
     same = settings(problem, key)
     file = None if checkpoint is None else Checkpoint(checkpoint, same, checkpoint_seconds)
-    compare(same | {"process": "any", "networks": networks, "target": wanted, "checkpoint": file is not None})
+    check_alike(same | {"process": "any", "networks": networks, "target": wanted, "checkpoint": file is not None})
     silent = not progress or jax.process_index() > 0
     with contextlib.nullcontext() if file is None else file, terminable(file):
         plan, sums = begin(problem, networks, file)
@@ -163,7 +164,7 @@ def sample_kernels(
 
 
 def check_arguments(work, model, K0, eps, key, sampler):
-    """That nothing is traced, and that objects are of their kinds."""
+    """Check that nothing is traced, and that each object is of the class that is due."""
     remedy = "it runs a whole ensemble on the host. Call it from outside; what `solve` gives can be differentiated."
     check_untraced(work, remedy, model, K0, eps, key)
     check_kind(model, Model, "model")
@@ -190,12 +191,12 @@ def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
     return cast(problem, jnp.float32)
 
 
-def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, Limit]:
+def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, InfiniteWidth]:
     """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
     path = infinite_width(model, k0, squares(eps, int(depth), k0.dtype))
-    limit = Limit(
+    limit = InfiniteWidth(
         *(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in (path.joint.K0, path.joint.S))
     )
     if control:
@@ -208,7 +209,7 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
-def check_target(target: Any, limit: Limit, control: bool) -> tuple[Callable[[Quantities], Any], float]:
+def check_target(target: Any, limit: InfiniteWidth, control: bool) -> tuple[Callable[[Quantities], Any], float]:
     """Function and standard error of a target, if the function gives one number of quantities of the right shapes."""
     example = (
         "a function of the quantities and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`"

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ..cholesky import UNROLLED, semidefinite_cholesky
 from ..maps import Dense
-from ..network import UNROLLED, semidefinite_cholesky
 from ..pairs import input_count, pack, pair_table
 
 WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products are written out with networks innermost

@@ -1,8 +1,9 @@
 r"""What `estimate` measures: a field of `Quantities` is all that there is to say about a quantity.
 
-Its shape, its meaning, its formula in means and covariances over networks and, where control variates help, the formula with those. What is
-averaged over networks, and of which averages second moments are kept, is what the formulas ask for; errors, files, targets and the command line
-follow from the fields. So a new quantity is one field, and what it asks of a network one `Average`.
+Its shape, its meaning, its formula in means and covariances over networks and, where control variates help, the formula
+with those. What is averaged over networks, and of which averages second moments are kept, is what the formulas ask for;
+errors, files, targets and the command line follow from the fields. So a new quantity is one field, and what it asks of
+a network one `Average`.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from .statistics import Group
 
 
 class Networks(NamedTuple):
-    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and those less their controls if there are any."""
+    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and G, S, F less their control
+    variates where there are any."""
 
     phi: Float[Array, "N n B"]
     G: Float[Array, "P B"]
@@ -30,7 +32,7 @@ class Networks(NamedTuple):
 
 
 class Average(NamedTuple):
-    """What is averaged over networks: a number of each network and pair of inputs."""
+    """Something averaged over networks: one number for each network and each pair of inputs."""
 
     name: str
     of: Callable[[Networks], Float[Array, "P B"]]
@@ -46,7 +48,7 @@ R = Average("R", lambda x: x.less.R)
 D_F = Average("F - C_F", lambda x: x.less.F)
 
 
-class Limit(NamedTuple):
+class InfiniteWidth(NamedTuple):
     """K0 and E_K0[ss] at the saved depths, packed: the values at infinite width."""
 
     K0: Float[np.ndarray, "T P"]
@@ -54,10 +56,11 @@ class Limit(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """What formulas are made of: means over networks, n times their covariances, the width n and the infinite width; all packed."""
+    """What formulas are made of: means over networks, n times their covariances, the width n and the infinite width;
+    all packed."""
 
     total: Group
-    limit: Limit
+    limit: InfiniteWidth
     n: int
     control: bool
 
@@ -71,7 +74,7 @@ class Sampled(NamedTuple):
         return self.n * (second - count * self.mean(x)[:, :, None] * self.mean(y)[:, None, :]) / (count - 1)
 
     def _place(self, x: Average) -> slice:
-        return place(x, self.limit.K0.shape[-1], self.control)
+        return slice_of(x, self.limit.K0.shape[-1], self.control)
 
 
 def excess(x: "Sampled | _Asked") -> Float[np.ndarray, "T P P"]:
@@ -88,7 +91,7 @@ Formula = Callable[[Sampled], Float[np.ndarray, "T P"] | Float[np.ndarray, "T P 
 
 
 class Observable(NamedTuple):
-    """One quantity: of which inputs, what it means, its formula, and the one with control variates if that is another."""
+    """One quantity: its inputs, its meaning, its formula, and its formula with control variates where that differs."""
 
     axes: str
     meaning: str
@@ -106,13 +109,15 @@ def measured(axes: str, meaning: str, plain: Formula | None, controlled: Formula
 
 
 class Quantities(eqx.Module):
-    """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays.
+    """What an ensemble estimates at each saved depth, n the width; float64 NumPy arrays. Symbols:
+    [glossary](../glossary.md).
 
-    With control variates K1 and U1 are n E[R] and n E[S - C_S]: unbiased, and far less noisy than the differences that define them.
-    kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2 E[G_ab]^2) with
-    F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates take its noise, and the cancellation, off that too.
-    `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)): added to the exact infinite-width V4 of
-    the same layers it gives V4 with far smaller error. Without control variates it is None.
+    With control variates K1 and U1 are n E[R] and n E[S - C_S]: unbiased, and far less noisy than the differences that
+    define them. kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2
+    E[G_ab]^2) with F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates take its noise, and the
+    cancellation, off that too. `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)):
+    added to the exact infinite-width V4 of the same layers it gives V4 with far smaller error. Without control variates
+    it is None.
     """
 
     G: Float[np.ndarray, "T N N"] = eqx.field(
@@ -141,7 +146,8 @@ class Quantities(eqx.Module):
     kappa4: Float[np.ndarray, "T N N"] = eqx.field(
         metadata=measured(
             "a b",
-            "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 E[phi_a phi_b]^2)",
+            "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 "
+            "E[phi_a phi_b]^2)",
             lambda x: x.n * (x.mean(F) - gaussian(x.mean(G))),
             lambda x: x.n * (x.mean(D_F) - (gaussian(x.limit.K0 + x.mean(R)) - gaussian(x.limit.K0))),
         )
@@ -164,7 +170,7 @@ def estimated(control: bool) -> dict[str, Observable]:
     return {name: entry for name, entry in OBSERVABLES.items() if entry.formula(control) is not None}
 
 
-def quantities(total: Group, limit: Limit, width: int, control: bool) -> Quantities:
+def quantities(total: Group, limit: InfiniteWidth, width: int, control: bool) -> Quantities:
     """The estimates from the total of all groups, or of all but one."""
     x, unpacked = Sampled(total, limit, width, control), {"a b": unpack_pairs, "a b c d": unpack_covariances}
     found: dict[str, Any] = dict.fromkeys(OBSERVABLES)
@@ -174,12 +180,12 @@ def quantities(total: Group, limit: Limit, width: int, control: bool) -> Quantit
 
 
 class _Asked(NamedTuple):
-    """Stands in for `Sampled`, and notes what a formula asks for."""
+    """Takes the place of `Sampled`, and notes which averages a formula asks for."""
 
     means: list[Average]
     squared: list[Average]
     n: int = 1
-    limit: Limit = Limit(np.zeros((1, 1)), np.zeros((1, 1)))
+    limit: InfiniteWidth = InfiniteWidth(np.zeros((1, 1)), np.zeros((1, 1)))
 
     def mean(self, x: Average) -> np.ndarray:
         self.means.append(x)
@@ -192,21 +198,22 @@ class _Asked(NamedTuple):
 
 @cache
 def recorded(control: bool) -> tuple[tuple[Average, ...], int]:
-    """What is averaged in a run with or without control variates, and of how many of the first second moments are kept."""
+    """What is averaged in a run with or without control variates, and of how many of the first second moments are
+    kept."""
     asked: Any = _Asked([], [])
     for entry in estimated(control).values():
         entry.formula(control)(asked)
     return tuple(dict.fromkeys([*asked.squared, *asked.means])), len(set(asked.squared))
 
 
-def place(x: Average, pair_count: int, control: bool) -> slice:
-    """Where an average is in the sums."""
+def slice_of(x: Average, pair_count: int, control: bool) -> slice:
+    """The entries of the sums that belong to an average."""
     first = recorded(control)[0].index(x) * pair_count
     return slice(first, first + pair_count)
 
 
 def lengths(pair_count: int, control: bool) -> tuple[int, int]:
-    """Of the vector of all averages, and of its first part, which has second moments."""
+    """The length of the vector of all averages, and that of its first part, which has second moments."""
     found, squared = recorded(control)
     return len(found) * pair_count, squared * pair_count
 

@@ -1,7 +1,7 @@
 """What an ensemble needs before it runs: how it is divided into blocks, and whether it fits the memory there is.
 
-The size of a block follows from the problem, the number of networks and the kind of device, not from how many devices there are: the order
-in which compiled code sums over neurons depends on it, and results must not.
+The size of a block follows from the problem, the number of networks and the kind of device, not from how many devices
+there are: the order in which compiled code sums over neurons depends on it, and results must not.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from .statistics import GROUPS
 
 
 class Plan(NamedTuple):
-    """How a run is divided."""
+    """How a run is divided into blocks, parts and calls."""
 
     networks: int
     size: int  # networks in a block
@@ -32,8 +32,8 @@ class Plan(NamedTuple):
 def block_size(problem: Problem, networks: int) -> int:
     """Networks in a block, a power of two, from the problem, their number and the kind of device.
 
-    At least two for each group on a CPU. On an accelerator, which small blocks leave idle, at least four, and as many as it takes for
-    their parts to be GROUPS groups.
+    At least two for each group on a CPU. On an accelerator, which small blocks leave idle, at least four, and as many
+    as it takes for their parts to be GROUPS groups.
     """
     size = power_of_two(min(_block_memory() // _network(problem), networks // (2 * GROUPS if _on_cpu() else 4)))
     while networks // size * part_count(problem, size) < GROUPS:
@@ -42,7 +42,7 @@ def block_size(problem: Problem, networks: int) -> int:
 
 
 def power_of_two(number: int) -> int:
-    """The largest that is not above `number`, and at least 1."""
+    """The largest power of two that is not above `number`, and at least 1."""
     return 2 ** max(0, number.bit_length() - 1)
 
 
@@ -65,18 +65,20 @@ def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
         if simulation + statistics > limit:
             remedy = "Save fewer layers with `save_at`, or take `sample_kernels`, which keeps kernels and no moments."
             raise MemoryError(
-                f"This run needs about {amount(simulation + statistics)} of memory on the {where}, which has {amount(limit)}: "
-                f"{amount(statistics)} for second moments of {moments} numbers at {depths} depths, and {amount(simulation)} for "
-                f"blocks of {size} networks, {workers} at once. {remedy if statistics > simulation else smaller_network(problem)}"
+                f"This run needs about {amount(simulation + statistics)} of memory on the {where}, which has "
+                f"{amount(limit)}: {amount(statistics)} for second moments of {moments} numbers at {depths} depths, "
+                f"and {amount(simulation)} for blocks of {size} networks, {workers} at once. "
+                f"{remedy if statistics > simulation else smaller_network(problem)}"
             )
     return Plan(networks, size, parts, workers, means, moments, sum(host) + (0 if _on_cpu() else blocks + results))
 
 
 def check_run(problem: Problem, networks: int, depth: int, control: bool) -> None:
-    """Raise `MemoryError`, before anything is computed, for a run whose statistics or whose tables of the infinite width cannot fit.
+    """Raise `MemoryError`, before anything is computed, for a run whose statistics or whose tables of the infinite
+    width cannot fit.
 
-    A layer's table holds K0, E[ss], three slopes a pair, the factor of Q and its inverse: once as computed, and as many again in float32 on
-    the device for control variates.
+    A layer's table holds K0, E[ss], three slopes a pair, the factor of Q and its inverse: once as computed, and as many
+    again in float32 on the device for control variates.
     """
     planned = eqx.tree_at(lambda p: p.path, problem, () if control else None, is_leaf=lambda x: x is None)
     plan_run(planned, networks)
@@ -85,15 +87,17 @@ def check_run(problem: Problem, networks: int, depth: int, control: bool) -> Non
     needed, limit = (depth + 1) * layer * (12 if control else 8), min(host_memory(), _device_memory())
     if needed > limit:
         raise MemoryError(
-            f"This run needs about {amount(needed)} of memory for the infinite-width values of {depth} layers and {inputs} inputs, and there "
-            f"is {amount(limit)}. Take fewer layers with a larger `eps`, or fewer inputs; `sample_kernels` needs no such table."
+            f"This run needs about {amount(needed)} of memory for the infinite-width values of {depth} layers and "
+            f"{inputs} inputs, and there is {amount(limit)}. Take fewer layers with a larger `eps`, or fewer inputs; "
+            "`sample_kernels` needs no such table."
         )
 
 
 def sample_size(problem: Problem, networks: int) -> int:
     """Networks that `sample_kernels` simulates at once; raise `MemoryError` if their kernels cannot fit.
 
-    Whatever their number: the order in which compiled code sums over neurons depends on how many there are, and draws must not.
+    Whatever their number: the order in which compiled code sums over neurons depends on how many there are, and draws
+    must not.
     """
     inputs, depths = problem.factor.shape[0], problem.layers.size
     pair_count = len(pairs(inputs)[0])
@@ -107,20 +111,21 @@ def sample_size(problem: Problem, networks: int) -> int:
         if simulation + output > limit:
             remedy = "Take fewer networks at a time, by several keys, or save fewer layers with `save_at`."
             raise MemoryError(
-                f"These samples need about {amount(simulation + output)} of memory on the {where}, which has {amount(limit)}: "
-                f"{amount(output)} for kernels of {networks} networks at {depths} depths, and {amount(simulation)} for {size} networks "
-                f"at once. {remedy if output > simulation else smaller_network(problem)}"
+                f"These samples need about {amount(simulation + output)} of memory on the {where}, which has "
+                f"{amount(limit)}: {amount(output)} for kernels of {networks} networks at {depths} depths, and "
+                f"{amount(simulation)} for {size} networks at once. "
+                f"{remedy if output > simulation else smaller_network(problem)}"
             )
     return size
 
 
 def amount(number: int) -> str:
-    """Bytes in words."""
+    """A number of bytes in words."""
     return f"{number / 2**30:.3g} GiB" if number >= 2**27 else f"{number / 2**20:.3g} MiB"
 
 
 def smaller_network(problem: Problem) -> str:
-    """What to do where single networks are too large."""
+    """The remedy where a single network is too large."""
     if isinstance(problem.sampler, WeightSampler):
         return "Take a smaller `width`, or `sampler=BlockSampler()`, which holds no weights."
     return "Take a smaller `width` or fewer inputs."

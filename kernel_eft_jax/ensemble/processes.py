@@ -1,7 +1,7 @@
 """Several processes, one run: they meet at the same points, compare what they run, and stop together.
 
-JAX's processes know of each other only where they exchange arrays. So every exchange begins with a word from each that it goes on; a process that
-fails says so at the next exchange instead, and all others stop there, with a sentence.
+JAX's processes know of each other only where they exchange arrays. So every exchange begins with a word from each that
+it goes on; a process that fails says so at the next exchange instead, and all others stop there, with a sentence.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ class Stopped(RuntimeError):
 
 
 class _Meeting:
-    """Whether this process is in an exchange: what fails there is known to all."""
+    """Whether this process is in an exchange with the others: a failure there is known to all processes."""
 
     on = False
 
 
 def together(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, run by all processes at once: where it fails in one, it stops in all."""
+    """`function`, run by all processes at once: if it fails in one process, it stops in all."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -80,8 +80,9 @@ def across(array: np.ndarray) -> np.ndarray:
     return stacked
 
 
-def compare(settings: Mapping[str, Any]) -> None:
-    """That all processes run the same. Raises ValueError, with the names of what differs, in all of them."""
+def check_alike(settings: Mapping[str, Any]) -> None:
+    """Check that all processes run the same. Where settings differ, every process raises ValueError with the names of
+    these settings."""
     digests = [hashlib.sha256(json.dumps(value, default=str).encode()).digest()[:8] for value in settings.values()]
     every = across(np.frombuffer(b"".join(digests), np.uint64))
     differ = [
@@ -96,6 +97,6 @@ def compare(settings: Mapping[str, Any]) -> None:
 
 
 def _gather(array):
-    """Sent as words, because JAX may not have 64-bit types switched on."""
+    """The arrays of all processes, sent as 32-bit words because JAX may not have 64-bit types switched on."""
     words = multihost_utils.process_allgather(np.ascontiguousarray(array).view(np.uint32))
     return np.asarray(words).view(array.dtype)

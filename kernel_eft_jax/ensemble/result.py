@@ -14,7 +14,7 @@ from ..model import Model
 from ..pairs import input_count
 from ..showing import Shown, shown
 from ..storage import MEANING, Result, attribute, axes, dataset, labelled, made_by
-from .observables import OBSERVABLES, Limit, Quantities, estimated, quantities, recorded, unpack_pairs
+from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, quantities, recorded, unpack_pairs
 from .samplers import Sampler
 from .statistics import Group, Sums, interval, jackknife, least_V4_error
 
@@ -27,10 +27,23 @@ MADE_BY = ("model", "sampler", "key")
 class Estimate(Shown, Result, Quantities):
     """The result of `estimate`: every quantity of `Quantities`, and its standard error under the same name in `stderr`.
 
-    Layers are l, depth times t, the sum of eps^2 over the layers; arrays are float64 NumPy arrays over the saved depths. `model`, `sampler`,
-    `eps` (one number, or one a layer), `width` and `key` are what made it; `model` is None if it was loaded from a file and holds a function
-    of your own. `stderr` is right on average: from 64 networks on, its square is within 4 % the variance of G and of V4, without a correction.
-    But V4 and its error are small together, so that two standard errors hold less often than 95 %: `interval` is for that.
+    Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its square is within 4 % the
+    variance of G and of V4, without a correction. But V4 and its error are small together, so that two standard errors hold less often
+    than 95 %: `interval` is for that.
+
+    Attributes:
+        layers: The saved layers.
+        ts: Their depth times, the sum of eps^2 over the layers before.
+        K0: The kernel at infinite width, at these layers.
+        stderr: The standard error of each quantity.
+        networks: How many networks were sampled.
+        width: Neurons of the stream, n.
+        sums: Sums over groups of networks, from which every quantity and error follows.
+        limit: K0 and E_K0[s s] over pairs a <= b.
+        eps: The step of a layer, one number or one for each layer.
+        control: Whether control variates were used.
+        model: The block; None if a file was loaded that cannot hold a function of your own.
+        sampler: How outputs of matrices were drawn.
     """
 
     layers: Int[np.ndarray, " T"]
@@ -40,7 +53,7 @@ class Estimate(Shown, Result, Quantities):
     networks: int
     width: int
     sums: Sums
-    limit: Limit
+    limit: InfiniteWidth
     eps: Float[np.ndarray, "*layers"]
     control: bool
     model: Model | None = None
@@ -66,7 +79,7 @@ class Estimate(Shown, Result, Quantities):
     @staticmethod
     def of(
         sums: Sums,
-        limit: Limit,
+        limit: InfiniteWidth,
         width: int,
         layers: Int[np.ndarray, " T"],
         eps: Float[ArrayLike, "*layers"],
@@ -180,7 +193,7 @@ class Estimate(Shown, Result, Quantities):
             networks=int(data.attrs["networks"]),
             width=int(data.attrs["width"]),
             sums=Sums(tuple(map(Group, networks, first, second)), int(data.attrs["parts"])),
-            limit=Limit(axes(data, "limit_K0", "t pair"), axes(data, "limit_S", "t pair")),
+            limit=InfiniteWidth(axes(data, "limit_K0", "t pair"), axes(data, "limit_S", "t pair")),
             eps=axes(data, "eps", " ".join(map(str, data["eps"].dims))),
             control=control,
             model=made["model"],
@@ -195,7 +208,7 @@ def _names(control):
 
 
 def _key_fields(key):
-    """A key as plain numbers, which go through any function of trees."""
+    """A key as plain numbers, which every function of trees accepts."""
     if key is None:
         return {}
     key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(jnp.asarray(key))

@@ -30,7 +30,7 @@ from .observables import recorded
 from .plan import Plan, amount, plan_run
 from .processes import across, meet
 from .simulate import Problem, compiled, moments_of_blocks
-from .statistics import GROUPS, Group, Moments, Sums, jackknife
+from .statistics import GROUPS, CentredSums, Group, Sums, jackknife
 
 Target = tuple[Callable[[Group], Any], float]
 
@@ -44,7 +44,7 @@ def begin(problem: Problem, networks: int, checkpoint: Checkpoint | None) -> tup
 
 @contextlib.contextmanager
 def terminable(checkpoint: Checkpoint | None) -> Iterator[None]:
-    """SIGTERM, which clusters send, stops a run like Ctrl-C; a handler of the caller's own stays in charge."""
+    """SIGTERM, which clusters send, stops a run as Ctrl-C does. Where the caller has set a handler, that handler stays in charge."""
     mine = checkpoint is not None and threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -69,7 +69,7 @@ def accumulate(
     target: Target | None,
     checkpoint: Checkpoint | None,
 ) -> Sums:
-    """Sums over all networks, or over as many as the target needs; tells above the bar how long that takes.
+    """Sums over all networks, or over as many as the target needs. A line above the bar tells how long the run takes.
 
     A checkpoint holds whole blocks: a last one that is cut short is computed again, and so any run can go on to more networks.
     """
@@ -78,15 +78,16 @@ def accumulate(
     done = sums.parts // plan.parts
     last = -1 if done == 0 else mine[done - 1] if done <= len(mine) else total
     lasts, held = across(np.array([last, sums.total().networks])).T
-    if (lasts.max() + 1) * plan.size > plan.networks:
+    furthest = int(lasts.max())  # block of any process
+    if (furthest + 1) * plan.size > plan.networks:
         raise ValueError(
             f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds so many, but is "
             f"{plan.networks}. Ask for more, or use another file to start from the beginning."
         )
     bar.initial = bar.n = int(held.sum())
-    checks = _checks(total, lasts.max(), plan.parts) if target else []
-    stops = deque(sorted({*checks, *(_rounds(total, lasts.max()) if processes > 1 else ())}))
-    arriving, whole, pace = results(problem, key, plan, mine[done:]), sums, 0.0
+    checks = _checks(total, furthest, plan.parts) if target else []
+    stops = deque(sorted({*checks, *(_rounds(total, furthest) if processes > 1 else ())}))
+    arriving, whole, pace = block_sums(problem, key, plan, mine[done:]), sums, 0.0
     try:
         if not bar.disable and bar.n < plan.networks:
             pace = announce(problem, key, plan, bar, target)
@@ -122,8 +123,8 @@ def accumulate(
     return gather(sums)
 
 
-def add_block(sums: Sums, block: int, moments: Moments, problem: Problem, plan: Plan) -> Sums:
-    """With one more block, part by part."""
+def add_block(sums: Sums, block: int, moments: CentredSums, problem: Problem, plan: Plan) -> Sums:
+    """The sums with one more block, added part by part."""
     size = plan.size // plan.parts
     for i in range(plan.parts):
         part, first = jax.tree.map(lambda x, i=i: x[:, i], moments), block * plan.size + i * size
@@ -133,15 +134,16 @@ def add_block(sums: Sums, block: int, moments: Moments, problem: Problem, plan: 
 
 
 def _rounds(total: int, last: int) -> range:
-    """Numbers of blocks after which processes meet, so that all stop soon where one fails: whole rounds of GROUPS beyond block `last`."""
+    """The numbers of blocks after which processes meet, so that all processes stop soon after one fails: whole rounds
+    of GROUPS beyond block `last`."""
     return range((last // GROUPS + 1) * GROUPS, total + 1, GROUPS)
 
 
 def _checks(total: int, last: int, parts: int) -> list[int]:
-    """Numbers of blocks after which to look at the target: as soon as there are GROUPS groups, then ever further apart.
+    """The numbers of blocks after which the target is looked at: as soon as there are GROUPS groups, then at growing distances.
 
-    At these points all non-empty groups hold equally many blocks. Points before block `last`, the furthest of any process, are skipped: they
-    were looked at before the interruption.
+    At these points all non-empty groups hold equally many blocks. Points before block `last`, the
+    furthest block of any process, are skipped: the target was looked at there before the interruption.
     """
     checks, rounds = [blocks for blocks in (4, 8, 16) if blocks * parts >= GROUPS], 1
     while rounds * GROUPS <= total:
@@ -150,8 +152,10 @@ def _checks(total: int, last: int, parts: int) -> list[int]:
     return [blocks for blocks in checks if last < blocks <= total]
 
 
-def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) -> Generator[tuple[int, Moments]]:
-    """Number and moments (T, parts, ...) of each block, in order, computed a few ahead."""
+def block_sums(
+    problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]
+) -> Generator[tuple[int, CentredSums]]:
+    """The number of each block with its sums (T, parts, ...), in order; a few blocks are computed ahead."""
     mesh = Mesh(np.array(jax.local_devices()), ("networks",), axis_types=(AxisType.Auto,))
     beyond, program = -(-plan.networks // plan.size), compiled(moments_of_blocks)
 
@@ -176,7 +180,7 @@ def results(problem: Problem, key: PRNGKeyArray, plan: Plan, blocks: list[int]) 
 
 
 def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
-    """Seconds a network takes in this process: from ever more layers of the first blocks, whose results are thrown away.
+    """Seconds that a network takes in this process, from ever more layers of the first blocks, whose results are thrown away.
 
     The layers are an argument of the compiled program, which is ready for the run then. The bar's own estimate would be that of the first
     blocks, which come late in deep networks and together with compilation: too late to choose fewer networks.
@@ -186,7 +190,7 @@ def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
     def seconds(layers):
         short = eqx.tree_at(lambda p: p.layers, problem, jnp.minimum(problem.layers, layers))
         start = time.perf_counter()
-        list(results(short, key, plan, list(range(count))))
+        list(block_sums(short, key, plan, list(range(count))))
         return time.perf_counter() - start
 
     seconds(0)  # compiles
@@ -197,7 +201,8 @@ def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
 
 
 def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target: Target | None) -> float:
-    """Say before the run how long it takes and what it needs; seconds from one network to the next. The bar's time begins afterwards."""
+    """Say before the run how long it takes and how much memory it needs. Returns the seconds from one network to the
+    next; the bar's own time begins afterwards."""
     left, pace = plan.networks - bar.n, rehearse(problem, key, plan) / jax.process_count()
     unless = ", unless the target comes first" if target else ""
     bar.write(
@@ -210,9 +215,10 @@ def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target:
 
 
 def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: tqdm, pace: float) -> bool:
-    """Whether the standard error is small enough; tells how many networks that will take.
+    """Whether the standard error is small enough; if not, says how many networks are needed.
 
-    From g groups an error is known to one part in sqrt(2 (g - 1)), and that number to twice this: it is told again, by the bar, at every check.
+    From g groups an error is known to one part in sqrt(2 (g - 1)), and the number of networks to twice that. So the bar
+    tells the number again at every check.
     """
     function, wanted = target
     error = np.asarray(jackknife(function, sums)[1])
@@ -245,8 +251,8 @@ def gather(sums: Sums) -> Sums:
     return Sums(tuple(Group(int(c), f, s) for c, f, s in zip(count, first, second, strict=True)), sums.parts)
 
 
-def check_finite(moments: Moments, problem: Problem, first: int) -> None:
-    """Raise if the moments of a block are not finite, saying where."""
+def check_finite(moments: CentredSums, problem: Problem, first: int) -> None:
+    """Raise FloatingPointError, with layer and entry, if the sums of a block are not finite."""
     variances = np.einsum("tmm->tm", np.asarray(moments.second))
     finite = np.isfinite(np.asarray(moments.centre))
     finite[:, : variances.shape[1]] &= np.isfinite(variances)

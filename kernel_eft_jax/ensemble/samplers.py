@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, UInt32
 
+from ..cholesky import UNROLLED
 from ..maps import Dense
 from ..model import Model
-from ..network import UNROLLED, shapes
+from ..network import shapes
 from .factors import WRITTEN_OUT, features_factor, gram, mix
 from .normals import Words, normals, real_and_imaginary
 

@@ -20,7 +20,7 @@ from .factors import gram, mix
 from .normals import network_keys
 from .observables import Networks, recorded
 from .samplers import Sampler, as_rows, draw_hidden, draw_last, draw_rows, read_stream
-from .statistics import Moments, block_moments
+from .statistics import CentredSums, centred_sums
 
 
 class Problem(eqx.Module):
@@ -120,8 +120,8 @@ def moments_of_blocks(
     size: int,
     parts: int,
     mesh: Mesh,
-) -> Moments:
-    """Moments (devices, T, parts, ...) of one block of `size` consecutive networks on each device of a mesh, in equal parts.
+) -> CentredSums:
+    """CentredSums (devices, T, parts, ...) of one block of `size` consecutive networks on each device of a mesh, in equal parts.
 
     Networks from number `networks` on do not count. A device always computes one block, of one shape: the order in which
     compiled code sums over neurons depends on the shape, and on nothing else.
@@ -140,7 +140,7 @@ def moments_of_blocks(
             weight = (members < networks).astype(jnp.float32)
             x, squared = jnp.concatenate([average.of(seen) for average in asked]), squared * len(seen.G)
             x = jnp.moveaxis(x.reshape(-1, parts, size // parts), 1, 0)
-            return jax.vmap(block_moments, (0, None, 0))(x, squared, weight.reshape(parts, -1))
+            return jax.vmap(centred_sums, (0, None, 0))(x, squared, weight.reshape(parts, -1))
 
         return jax.tree.map(lambda x: x[None], simulate(problem, key, members, measure))
 

@@ -1,9 +1,10 @@
 r"""Streaming moments of kernels, and their errors by the jackknife.
 
-Per network and saved depth a vector x of what `observables` asks for, each packed: means of all, second moments of the first.
-Parts of blocks of networks are reduced where they are sampled, about their means, in float32, and added in float64, in fixed order, to
-GROUPS groups or a multiple of that. So memory does not grow with the number of networks, nothing cancels, and leaving out one group
-at a time gives the standard error of any function of the moments, which g groups tell to one part in sqrt(2 (g - 1)).
+Per network and saved depth a vector x of what `observables` asks for, each packed: means of all, second moments of the
+first. Parts of blocks of networks are reduced where they are sampled, about their means, in float32, and added in
+float64, in fixed order, to GROUPS groups or a multiple of that. So memory does not grow with the number of networks,
+nothing cancels, and leaving out one group at a time gives the standard error of any function of the moments, which g
+groups tell to one part in sqrt(2 (g - 1)).
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from scipy.special import stdtrit
 GROUPS = 32
 
 
-class Moments(NamedTuple):
+class CentredSums(NamedTuple):
     """Sums of y = x - centre over a block of networks at one depth, and of y y^T for the first M of the X entries."""
 
     centre: Float[Array | np.ndarray, "*batch X"]
@@ -27,15 +28,15 @@ class Moments(NamedTuple):
     second: Float[Array | np.ndarray, "*batch M M"]
 
 
-def block_moments(x: Float[Array, "X B"], squared: int, weight: Float[Array, " B"]) -> Moments:
-    """Moments over the networks of weight one, about the mean of all; those of weight zero do not count.
+def centred_sums(x: Float[Array, "X B"], squared: int, weight: Float[Array, " B"]) -> CentredSums:
+    """Sums over the networks of weight one, about the mean of all networks; networks of weight zero do not count.
 
     Where the number of networks is a power of two no division rounds, and the bits do not depend on how it is compiled.
     """
     centre = jnp.sum(x, axis=1) / x.shape[1]
     y = (x - centre[:, None]) * weight[None, :]
     second = jnp.einsum("mb,nb->mn", y[:squared], y[:squared], precision="highest")
-    return Moments(centre, jnp.sum(y, axis=1), second)
+    return CentredSums(centre, jnp.sum(y, axis=1), second)
 
 
 class Group(NamedTuple):
@@ -46,7 +47,7 @@ class Group(NamedTuple):
     second: Float[np.ndarray, "T M M"]
 
     @staticmethod
-    def of(networks: int, moments: Moments) -> "Group":
+    def of(networks: int, moments: CentredSums) -> "Group":
         """The sums of one block, about zero instead of about its centre."""
         centre, first, second = (np.asarray(part, np.float64) for part in moments)
         f, c = (part[:, : second.shape[-1]] for part in (first, centre))
@@ -55,14 +56,15 @@ class Group(NamedTuple):
         return Group(networks, first + networks * centre, second + mixed + np.swapaxes(mixed, 1, 2) + square)
 
     def plus(self, other: "Group", sign: int = 1) -> "Group":
-        """The sums of both, or with `sign` -1 of this one without the other."""
+        """The sums of both groups, or with `sign` -1 those of this group without the other."""
         return Group(
             self.networks + sign * other.networks, self.first + sign * other.first, self.second + sign * other.second
         )
 
 
 class Sums(NamedTuple):
-    """The sums of all groups, and how many parts of blocks they hold. Never changed in place: an interruption finds it whole."""
+    """The sums of all groups, and how many parts of blocks they hold. Never changed in place: an interruption finds it
+    whole."""
 
     groups: tuple[Group, ...]
     parts: int
@@ -71,8 +73,8 @@ class Sums(NamedTuple):
     def zeros(depths: int, size: int, squared: int, groups: int = GROUPS) -> "Sums":
         return Sums((Group(0, np.zeros((depths, size)), np.zeros((depths, squared, squared))),) * groups, 0)
 
-    def add(self, part: int, networks: int, moments: Moments) -> "Sums":
-        """With the moments of one more part of a block: parts are dealt to groups in turn."""
+    def add(self, part: int, networks: int, moments: CentredSums) -> "Sums":
+        """The sums with one more part of a block: parts are dealt to groups in turn."""
         index = part % len(self.groups)
         new = Group.of(networks, moments)
         return Sums((*self.groups[:index], self.groups[index].plus(new), *self.groups[index + 1 :]), self.parts + 1)
@@ -85,8 +87,8 @@ class Sums(NamedTuple):
 def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:
     """Value and standard error of any function of the total, deleting one group at a time.
 
-    Groups may differ in size (Busing, Meijer and van der Leeden 1999). The function may return any tree of arrays of real numbers; ValueError
-    for complex ones, whose real and imaginary parts have errors of their own.
+    Groups may differ in size (Busing, Meijer and van der Leeden 1999). The function may return any tree of arrays of
+    real numbers; ValueError for complex ones, whose real and imaginary parts have errors of their own.
     """
     total = sums.total()
     value = function(total)
@@ -110,10 +112,11 @@ def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:
 def least_V4_error(
     V4: Float[np.ndarray, "*batch N N N N"], networks: int, width: int
 ) -> Float[np.ndarray, "*batch N N N N"]:
-    """Standard error of V4 from B networks if their kernels were Wishart matrices, those of independent Gaussian neurons.
+    """Standard error of V4 from B networks if their kernels were Wishart matrices, those of independent Gaussian
+    neurons.
 
-    (V_pp V_qq + V_pq^2) (1 / (B - 1) + 6 / (n B)) is its square, exact for a variance. Kernels of networks scatter no less, but the
-    scatter of few networks is too small just where their V4 is.
+    (V_pp V_qq + V_pq^2) (1 / (B - 1) + 6 / (n B)) is its square, exact for a variance. Kernels of networks scatter no
+    less, but the scatter of few networks is too small just where their V4 is.
     """
     variance = np.einsum("...abab->...ab", V4)
     products = variance[..., :, :, None, None] * variance[..., None, None, :, :]
@@ -123,7 +126,8 @@ def least_V4_error(
 def interval(
     value: Float[np.ndarray, "*shape"], error: Float[np.ndarray, "*shape"], free: Any, level: float, logarithm: bool
 ) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
-    """Ends of confidence intervals by Student's t with `free` degrees of freedom; of covariances `logarithm` takes the variances' logarithms."""
+    """Ends of confidence intervals by Student's t with `free` degrees of freedom; of covariances `logarithm` takes the
+    variances' logarithms."""
     if not 0 < level < 1:
         raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
     reach = stdtrit(free, 0.5 + 0.5 * level) * error

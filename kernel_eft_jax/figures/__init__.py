@@ -1,6 +1,7 @@
 """Figures from results: nothing is computed here, and no window opens.
 
-Every function with `columns` places so many panels side by side; `columns=1` stacks them, legible at the width of a phone.
+Every function with `columns` places so many panels side by side; `columns=1` stacks them, legible at the width of a
+phone.
 """
 
 from .coordinates import plot_coordinate_check as plot_coordinate_check
@@ -9,7 +10,7 @@ from .diagnostics import plot_window as plot_window
 from .fit import plot_fit as plot_fit
 from .of_result import plot as plot
 from .sensitivity import plot_sensitivity as plot_sensitivity
-from .style import save as save
+from .style import save_figure as save_figure
 from .trajectory import Line as Line
 from .trajectory import plot_panels as plot_panels
 from .trajectory import plot_result as plot_result

@@ -93,7 +93,7 @@ def entry_text(*entry: int) -> str:
     return ",".join("".join(map(str, entry[i : i + 2])) for i in range(0, len(entry), 2))
 
 
-def save(figure: Figure, path: str | os.PathLike) -> list[Path]:
+def save_figure(figure: Figure, path: str | os.PathLike) -> list[Path]:
     """Write a figure as PNG (200 dots an inch) and PDF beside each other; `path` is without suffix."""
     files = [Path(path).with_suffix(suffix) for suffix in (".png", ".pdf")]
     for file in files:

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from ..checks import to_numpy
 from ..ensemble import Estimate, observables
 from ..pairs import pairs
-from .parameters import Experiment, get_parameters, parameter_names
+from .parameters import Experiment, get_parameters, places
 
-LEAST = 16
+LEAST_NETWORKS = 16
 
 
 class Observed(NamedTuple):
@@ -49,10 +49,12 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
         )
     G = _check_values(G, experiment)
     B = len(G)
-    if B < LEAST:
-        raise ValueError(f"Argument `data` must hold {LEAST} networks or more to show their scatter, but holds {B}.")
+    if B < LEAST_NETWORKS:
+        raise ValueError(
+            f"Argument `data` must hold {LEAST_NETWORKS} networks or more to show their scatter, but holds {B}."
+        )
     different = len({network.tobytes() for network in G})
-    if different < LEAST or different <= B / 2:
+    if different < LEAST_NETWORKS or different <= B / 2:
         raise ValueError(
             f"Argument `data` must hold the kernels of different networks, but of its {B} networks only {different} differ: draw each with "
             "weights of its own, and give each once."
@@ -111,8 +113,8 @@ def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) 
                 f"The Estimate is of networks of {' '.join(_kinds(model))}, the experiment of {' '.join(_kinds(experiment.model))}. {remedy}"
             )
         made_by = eqx.tree_at(lambda e: e.model, experiment, model)
-        names = [name for name in parameter_names(experiment) if name not in ("width", "eps", "K0_scale")]
-        there |= dict(zip(names, get_parameters(made_by, tuple(names)).tolist(), strict=True)) if names else {}
+        names = tuple(places(experiment.model))
+        there |= dict(zip(names, get_parameters(made_by, names).tolist(), strict=True))
     for name, value in there.items():
         here = float(get_parameters(experiment, (name,))[0])
         if name not in free and not np.isclose(here, float(value), rtol=1e-5, atol=0):
@@ -129,7 +131,7 @@ def _kinds(module):
 
 def _observe_estimate(data, experiment, with_V4):
     P = pairs(experiment.K0.shape[0])[0].size
-    of_G = observables.place(observables.G, P, data.control)
+    of_G = observables.slice_of(observables.G, P, data.control)
     layers = tuple(np.asarray(data.layers).tolist())
     if layers != experiment.layers or data.K0.shape[-1] != experiment.K0.shape[0]:
         raise ValueError(

@@ -17,9 +17,9 @@ from ..checks import check_count
 from ..closures import Closure
 from ..trajectory.failures import LIMIT
 from ..trajectory.solve import EXACT
+from .identifiability import explain, in_words
 from .likelihood import Prediction, noise, predict, settle, whitener
 from .parameters import Experiment, check_names, coordinate_slopes, get_parameters, to_coordinates, typical_scales
-from .untold import explain, in_words
 
 # Directions that hold a smaller share than this of the information in the best one are lost: it is rounding error.
 LOST = 1e-11
@@ -28,8 +28,12 @@ LOST = 1e-11
 class Information(eqx.Module):
     """Fisher information of named parameters; informations of independent ensembles add up.
 
-    `scales` are what a change of order one of each parameter is, `expectation_error` the estimated relative error of the Gaussian
-    expectations behind it.
+    Attributes:
+        names: The parameters.
+        values: Where the information is taken.
+        scales: What a change of order one of each parameter is.
+        matrix: The information matrix.
+        expectation_error: Estimated relative error of the Gaussian expectations behind the information.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -106,8 +110,8 @@ class Information(eqx.Module):
 def fisher(
     experiment: Experiment,
     free: Sequence[str],
-    networks: int,
     *,
+    networks: int,
     closure: Closure = EXACT,
     with_V4: bool = False,
 ) -> Information:
@@ -134,7 +138,7 @@ def fisher(
     """
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
-    coordinates = to_coordinates(names, get_parameters(experiment, names))
+    coordinates = to_coordinates(experiment, names, get_parameters(experiment, names))
     prediction = predict(experiment, names, coordinates, settle(experiment, closure, with_V4), with_V4)
     check_prediction(experiment, names, prediction)
     W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
@@ -146,7 +150,7 @@ def information(
 ) -> Information:
     """The information in a prediction made at the experiment's own values, for a whitening matrix W."""
     values = np.asarray(get_parameters(experiment, names), np.float64)
-    J = W @ np.asarray(prediction.jacobian, np.float64) / coordinate_slopes(names, values)
+    J = W @ np.asarray(prediction.jacobian, np.float64) / coordinate_slopes(experiment, names, values)
     scales = typical_scales(experiment, names)
     return Information(names, values, scales, J.T @ J, float(prediction.expectation_error))
 

@@ -32,12 +32,12 @@ from .parameters import (
     coordinate_slopes,
     from_coordinates,
     get_parameters,
-    is_bounded,
-    is_positive,
+    least_values,
+    said_of,
     set_parameters,
     to_coordinates,
 )
-from .search import LeastSquares, first_order, gram, least_squares
+from .search import LeastSquares, gradient_steps, least_squares
 
 if TYPE_CHECKING:
     import optax
@@ -48,9 +48,20 @@ ROUNDS = 6
 class Fit(Shown):
     """The result of `fit`: `values` of the free parameters `names` and their standard errors `stderr`.
 
-    `experiment` holds the estimates in place, `closure` is the theory, `information` the Fisher information there; `history` is chi2 at
-    each point tried, `message` says why the search ended. `chi2` is scaled to have mean `dof` if the theory is right; a parameter at its
-    bound counts as held there. `covariance` and the intervals are those of a search without the bound.
+    Attributes:
+        names: The free parameters.
+        values: Their estimates.
+        covariance: Of the estimates, as of a search without bounds.
+        information: The Fisher information at the estimates.
+        chi2: The least chi2, scaled to have mean `dof` if the theory is right.
+        dof: Degrees of freedom; a parameter at its bound counts as held there.
+        history: chi2 at each point tried.
+        converged: Whether the search ended where it should.
+        message: Why the search ended.
+        experiment: The networks, the estimates in place.
+        closure: The theory.
+        observed: The statistics of the data.
+        prediction: What the theory says of these statistics at the estimates.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -102,15 +113,16 @@ class Fit(Shown):
 
         reach = special.stdtrit(len(self.observed.shares) - 1, 0.5 + 0.5 * level) * np.array([-1, 1])
         rows = []
-        for name, value, error in zip(self.names, self.values, self.stderr, strict=True):
-            row = value * np.exp(reach * error / value) if is_positive(name) else value + reach * error
-            rows.append(np.maximum(row, 0) if is_bounded(name) else row)
+        every = said_of(self.experiment, self.names)
+        for said, value, error in zip(every, self.values, self.stderr, strict=True):
+            row = value * np.exp(reach * error / value) if said.positive else value + reach * error
+            rows.append(np.maximum(row, said.least))
         return np.array(rows)
 
     @property
     def at_bound(self) -> tuple[str, ...]:
         """The variances of biases that ended at their lower bound, zero; searches inside the bounds stop a hair above it."""
-        bound = _at_bound(self.names, self.values, self.stderr)
+        bound = _at_bound(least_values(self.experiment, self.names), self.values, self.stderr)
         return tuple(name for name, at_bound in zip(self.names, bound, strict=True) if at_bound)
 
     def __str__(self) -> str:
@@ -132,9 +144,9 @@ class Fit(Shown):
         return str(self)
 
 
-def _at_bound(names, values, stderr):
-    """Which parameters are zero to all that matters and must not be less."""
-    return np.array([is_bounded(name) for name in names]) & (values < 1e-6 * stderr)
+def _at_bound(least, values, stderr):
+    """Which parameters are at the bound below them, to all that matters."""
+    return values < least + 1e-6 * stderr
 
 
 def fit(
@@ -186,7 +198,7 @@ def fit(
         check_same(data, experiment, names)
     observed = observe(data, experiment, with_V4)
     closure = settle(experiment, closure, with_V4)
-    x = np.asarray(to_coordinates(names, get_parameters(experiment, names)), np.float64)
+    x = np.asarray(to_coordinates(experiment, names, get_parameters(experiment, names)), np.float64)
 
     def evaluate(x) -> Prediction:
         point = predict(experiment, names, jnp.asarray(x, experiment.K0.dtype), closure, with_V4)
@@ -197,8 +209,10 @@ def fit(
     history: list[float] = []
     shift, settled, message = np.inf, True, ""
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
-        problem = LeastSquares(evaluate, observed, names, with_V4, rounding(experiment), history, bar)
-        search = least_squares if optimiser is None else first_order(optimiser)
+        problem = LeastSquares(
+            evaluate, observed, least_values(experiment, names), with_V4, rounding(experiment), history, bar
+        )
+        search = least_squares if optimiser is None else gradient_steps(optimiser)
         W = problem.weigh(prediction)
         start = information(experiment, names, prediction, W)
         refuse_lost(start, with_V4)
@@ -214,7 +228,7 @@ def fit(
     if settled and shift >= 0.01:
         settled = False
         message = f"The weights still changed the estimates by {shift:.2g} standard errors after {ROUNDS} rounds."
-    result = _result(experiment, problem, x, prediction, closure, settled, message)
+    result = _result(experiment, names, problem, x, prediction, closure, settled, message)
     if start.weakest[1] > 1:
         refuse_vague(result.information, with_V4)
     return result
@@ -222,22 +236,22 @@ def fit(
 
 def _at(experiment, names, x):
     """The experiment with the parameters at coordinates x, and their values."""
-    values = from_coordinates(names, jnp.asarray(x))
+    values = from_coordinates(experiment, names, jnp.asarray(x))
     return set_parameters(experiment, names, values.astype(experiment.K0.dtype)), np.asarray(values, np.float64)
 
 
-def _result(experiment, problem, x, prediction, closure, settled, message):
+def _result(experiment, names, problem, x, prediction, closure, settled, message):
     """Errors from the scatter of the data, and chi2 scaled by what that scatter makes of its expectation."""
-    names, observed, with_V4 = problem.names, problem.observed, problem.with_V4
+    observed, with_V4 = problem.observed, problem.with_V4
     best, values = _at(experiment, names, x)
     W = problem.weigh(prediction)
     info = information(best, names, prediction, W)
     refuse_lost(info, with_V4)
-    J = W @ prediction.jacobian / coordinate_slopes(names, values)
-    covariance = observed.scatter(np.linalg.solve(gram(J), J.T) @ W)
-    moved = J[:, ~_at_bound(names, values, np.sqrt(np.diagonal(covariance)))]
+    J = W @ prediction.jacobian / coordinate_slopes(experiment, names, values)
+    covariance = observed.scatter(np.linalg.pinv(J) @ W)
+    moved = J[:, ~_at_bound(problem.least, values, np.sqrt(np.diagonal(covariance)))]
     difference = prediction.statistics - observed.statistics
-    remainder = np.eye(len(J)) - moved @ np.linalg.solve(gram(moved), moved.T)  # what fitting leaves of the noise
+    remainder = np.eye(len(J)) - moved @ np.linalg.pinv(moved)  # what fitting leaves of the noise
     dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
     chi2 = float((W @ difference) @ remainder @ (W @ difference)) * dof / expected if dof else 0.0

@@ -63,7 +63,7 @@ def predict(
     """Theory and Jacobian at a point; one compiled program serves a whole fit, whatever the data."""
 
     def statistics(coordinates):
-        e = set_parameters(experiment, names, from_coordinates(names, coordinates))
+        e = set_parameters(experiment, names, from_coordinates(experiment, names, coordinates))
         if isinstance(closure, HermiteTower) and by_pairs(e, closure, with_V4):
             mean, covariance, error = moments_by_pairs(e, PairTower.of(closure))
         else:

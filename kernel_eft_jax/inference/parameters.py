@@ -1,12 +1,15 @@
 r"""What an experiment is, and its parameters by name: the leaves of its tree.
 
-A block of one matrix has `C_W`, `C_b` and `activation.slope`, other blocks `branch[1].C_W`, `branch[0].slope`, by the place of a part in the
-branch; all have `decay`, `width`, `K0_scale` and `eps`. Variances of weights, eps, width and K0_scale are greater than zero and move in
-their logarithm; variances of biases, which may be zero, decay and the parameters of activations move as they are.
+A block of one matrix has `C_W`, `C_b` and `activation.slope`, other blocks `branch[1].C_W`, `branch[0].slope`, by the
+place of a part in the branch; all have `decay`, `width`, `K0_scale` and `eps`. What may be said of a parameter is
+declared with the field that holds it (`fields`): variances of weights, eps, width and K0_scale are greater than zero
+and move in their logarithm; variances of biases, which may be zero, decay and most parameters of activations move as
+they are.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -16,19 +19,19 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import check_kernel, check_layers, check_positive, is_concrete
 from ..depths import check_eps
-from ..maps import Dense
+from ..fields import Parameter, declared, parameter
 from ..model import Model
-from ..pairs import pack, unpack
+from ..pairs import pack
 
-Place = tuple[int, int | None]
 Tree = TypeVar("Tree", "Experiment", Model)
+POSITIVE = parameter(positive=True)
 
 
 class Experiment(eqx.Module):
     """Networks of one width, observed after some of their layers: what decides the law of the observed kernels G.
 
-    All but `layers` are array leaves, free to be fitted, but for an `eps` of each layer: a common factor of them moves the law as C_W, C_b
-    and decay together do, so free those.
+    All but `layers` are array leaves, free to be fitted, but for an `eps` of each layer: a common factor of them moves
+    the law as C_W, C_b and decay together do, so free those.
 
     Args:
         model: The block.
@@ -39,15 +42,15 @@ class Experiment(eqx.Module):
         K0_scale: A factor of the input kernel, for inputs of unknown scale.
 
     Raises:
-        ValueError: For a kernel that is none, for layers not in increasing order, for width, eps or K0_scale that are not positive, and
-            for decay eps^2 > 1.
+        ValueError: For a kernel that is none, for layers not in increasing order, for width, eps or K0_scale that are
+            not positive, and for decay eps^2 > 1.
     """
 
     model: Model
     K0: Float[Array, "N N"]
-    width: Float[Array, ""]
-    eps: Float[Array, "..."]
-    K0_scale: Float[Array, ""]
+    width: Float[Array, ""] = eqx.field(metadata=POSITIVE)
+    eps: Float[Array, "..."] = eqx.field(metadata=POSITIVE)
+    K0_scale: Float[Array, ""] = eqx.field(metadata=POSITIVE)
     layers: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
@@ -71,8 +74,22 @@ class Experiment(eqx.Module):
         self.width, self.eps, self.K0_scale = (jnp.asarray(x, dtype=self.K0.dtype) for x in (width, eps, K0_scale))
 
 
+class Place(NamedTuple):
+    """Where a parameter is: the number of its leaf in the tree, of its entry where the leaf has several, and of the
+    part of the branch.
+
+    With the module whose field holds the parameter, and what that field says of it.
+    """
+
+    leaf: int
+    entry: int | None
+    part: int | None
+    module: Any
+    said: Parameter
+
+
 def places(tree: Experiment | Model) -> dict[str, Place]:
-    """Where each parameter is: the number of its leaf in the tree, and of one entry where the leaf has several."""
+    """The place of each parameter in the tree, by its name."""
     model = tree.model if isinstance(tree, Experiment) else tree
     found: dict[str, Place] = {}
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
@@ -81,8 +98,27 @@ def places(tree: Experiment | Model) -> dict[str, Place]:
             continue
         if hasattr(model, "activation"):  # one matrix
             name = name.replace("branch[0]", "activation").replace("branch[1].", "")
-        found |= {name: (i, None)} if leaf.ndim == 0 else {f"{name}[{j}]": (i, j) for j in range(leaf.size)}
+        held = _part_and_holder(tree, path)
+        if leaf.ndim == 0:
+            found[name] = Place(i, None, *held)
+        else:
+            found |= {f"{name}[{j}]": Place(i, j, *held) for j in range(leaf.size)}
     return found
+
+
+def _part_and_holder(tree: Any, path: tuple[Any, ...]) -> tuple[int | None, Any, Parameter]:
+    """The number of the part on a path, the last module there, and what its field says of the parameter."""
+    node, part, module, said = tree, None, tree, Parameter()
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            module, said = node, next(declared(field) for field in fields(node) if field.name == key.name)
+            node = getattr(node, key.name)
+        elif isinstance(key, jax.tree_util.SequenceKey):
+            part = key.idx if part is None else part  # the first tuple on the way is the branch
+            node = node[key.idx]
+        else:  # inside a function of the user's own
+            break
+    return part, module, said
 
 
 def parameter_names(experiment: Experiment) -> list[str]:
@@ -94,8 +130,8 @@ def get_parameters(tree: Experiment | Model, names: Sequence[str]) -> Float[Arra
     """The values of the named parameters, in the precision of an experiment's kernel or of a model's decay."""
     dtype = tree.K0.dtype if isinstance(tree, Experiment) else tree.decay.dtype
     leaves, known = jax.tree.leaves(tree), places(tree)
-    found = (known[name] for name in names)
-    return jnp.stack([(leaves[i] if j is None else leaves[i].reshape(-1)[j]).astype(dtype) for i, j in found])
+    found = ((leaves[known[name].leaf], known[name].entry) for name in names)
+    return jnp.stack([(leaf if j is None else leaf.reshape(-1)[j]).astype(dtype) for leaf, j in found])
 
 
 def set_parameters(tree: Tree, names: Sequence[str], values: Float[Array, " parameters"]) -> Tree:
@@ -103,20 +139,21 @@ def set_parameters(tree: Tree, names: Sequence[str], values: Float[Array, " para
     leaves, structure = jax.tree.flatten(tree)
     known = places(tree)
     for name, value in zip(names, values, strict=True):
-        i, j = known[name]
+        i, j, *_ = known[name]
         value = value.astype(leaves[i].dtype)
         leaves[i] = value if j is None else leaves[i].reshape(-1).at[j].set(value).reshape(leaves[i].shape)
     return jax.tree.unflatten(structure, leaves)
 
 
-def is_positive(name: str) -> bool:
-    """Whether a parameter is greater than zero and moves in its logarithm."""
-    return name in ("eps", "width", "K0_scale") or name.split(".")[-1] == "C_W"
+def said_of(tree: Experiment | Model, names: Sequence[str]) -> list[Parameter]:
+    """What the fields of the named parameters say of them."""
+    known = places(tree)
+    return [known[name].said for name in names]
 
 
-def is_bounded(name: str) -> bool:
-    """Whether a parameter may be zero but not less: the variance of biases."""
-    return name.split(".")[-1] == "C_b"
+def least_values(experiment: Experiment, names: Sequence[str]) -> Float[np.ndarray, " parameters"]:
+    """The bound below each parameter that can be reached: zero for variances of biases, minus infinity for most."""
+    return np.array([said.least for said in said_of(experiment, names)])
 
 
 def check_names(experiment: Experiment, free: Sequence[str]) -> tuple[str, ...]:
@@ -126,21 +163,22 @@ def check_names(experiment: Experiment, free: Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in names if name not in known]
     if "eps" in unknown and experiment.eps.ndim:
         raise ValueError(
-            "Argument `free` names eps, of which the experiment has one for each layer. A common factor of them moves the law as C_W, C_b and "
-            "decay together do: free those, or give the experiment one number."
+            "Argument `free` names eps, of which the experiment has one for each layer. A common factor of them "
+            "moves the law as C_W, C_b and decay together do: free those, or give the experiment one number."
         )
     if not names or unknown or len(set(names)) < len(names):
         raise ValueError(f"Argument `free` must name different parameters among {known}, but is {names}.")
-    for name, value in zip(names, np.asarray(get_parameters(experiment, names)), strict=True):
-        if is_positive(name) and is_concrete(value) and not value > 0:
+    values = np.asarray(get_parameters(experiment, names))
+    for name, value, said in zip(names, values, said_of(experiment, names), strict=True):
+        if said.positive and is_concrete(value) and not value > 0:
             raise ValueError(
                 f"Parameter `{name}` is free and must start from a value greater than zero, but is {value}."
             )
     moves_skip = [name for name in ("decay", "eps") if name in names]
     if moves_skip and no_skip(experiment.model, experiment.eps):
         raise ValueError(
-            f"Argument `free` names {moves_skip[0]}, but decay eps^2 is 1: there is no skip, and the law has no derivative by it. Start from a "
-            f"decay below 1 / eps^2, or hold {moves_skip[0]} fixed."
+            f"Argument `free` names {moves_skip[0]}, but decay eps^2 is 1: there is no skip, and the law has no "
+            f"derivative by it. Start from a decay below 1 / eps^2, or hold {moves_skip[0]} fixed."
         )
     return names
 
@@ -152,54 +190,42 @@ def no_skip(model: Model, eps: Float[ArrayLike, "..."]) -> bool:
     return bool(float(model.decay) * np.max(np.asarray(eps, np.float64)) ** 2 > 1 - 1e-6)
 
 
-def to_coordinates(names: tuple[str, ...], values: Float[Array, " parameters"]) -> Float[Array, " parameters"]:
+def to_coordinates(
+    experiment: Experiment, names: Sequence[str], values: Float[Array, " parameters"]
+) -> Float[Array, " parameters"]:
     """Logarithms of positive parameters, others as they are: the coordinates in which fits move."""
-    return jnp.stack([jnp.log(v) if is_positive(name) else v for name, v in zip(names, values, strict=True)])
+    pairs = zip(said_of(experiment, names), values, strict=True)
+    return jnp.stack([jnp.log(value) if said.positive else value for said, value in pairs])
 
 
-def from_coordinates(names: tuple[str, ...], values: Float[Array, " parameters"]) -> Float[Array, " parameters"]:
+def from_coordinates(
+    experiment: Experiment, names: Sequence[str], coordinates: Float[Array, " parameters"]
+) -> Float[Array, " parameters"]:
     """Inverse of `to_coordinates`."""
-    return jnp.stack([jnp.exp(v) if is_positive(name) else v for name, v in zip(names, values, strict=True)])
+    pairs = zip(said_of(experiment, names), coordinates, strict=True)
+    return jnp.stack([jnp.exp(x) if said.positive else x for said, x in pairs])
 
 
 def coordinate_slopes(
-    names: tuple[str, ...], values: Float[np.ndarray, " parameters"]
+    experiment: Experiment, names: Sequence[str], values: Float[np.ndarray, " parameters"]
 ) -> Float[np.ndarray, " parameters"]:
     """Derivative of each parameter by its coordinate."""
-    return np.array([value if is_positive(name) else 1.0 for name, value in zip(names, values, strict=True)])
-
-
-def typical_scales(experiment: Experiment, names: tuple[str, ...]) -> Float[np.ndarray, " parameters"]:
-    """What a change of order one of each parameter is: of positive ones their value.
-
-    Of the variance of biases the variance of what they are added to, of decay that which balances growth, Q / K0; parameters of
-    activations, such as a slope of 0.01, have one for their unit if they are smaller.
-    """
-    model = experiment.model
-    one_matrix = hasattr(model, "activation")
-    denses = [i for i, part in enumerate(model.branch) if isinstance(part, Dense)]
-    before, after = _mean_variances(experiment)
-    least = {"C_b" if one_matrix else f"branch[{i}].C_b": float(x) for i, x in zip(denses, after, strict=True)}
-    least["decay"] = float(after[-1] / before)
-    values = np.abs(np.asarray(get_parameters(experiment, names), np.float64))
     return np.array(
-        [
-            max(value, 0.0 if is_positive(name) else least.get(name, 1.0)) or 1.0
-            for name, value in zip(names, values, strict=True)
-        ]
+        [value if said.positive else 1.0 for said, value in zip(said_of(experiment, names), values, strict=True)]
     )
 
 
+def typical_scales(experiment: Experiment, names: Sequence[str]) -> Float[np.ndarray, " parameters"]:
+    """What a change of order one of each parameter is, in its own units: see `fields.Parameter`."""
+    values = np.abs(np.asarray(get_parameters(experiment, names), np.float64))
+    positive = np.array([said.positive for said in said_of(experiment, names)])
+    scales = np.where(positive, values, np.maximum(values, np.asarray(_units(experiment, tuple(names)))))
+    return np.where(scales > 0, scales, 1.0)
+
+
 @eqx.filter_jit
-def _mean_variances(experiment):
-    """The mean variance of the stream, and that behind each matrix of the branch."""
-
-    def mean(k):
-        return jnp.mean(jnp.diagonal(unpack(k)))
-
-    k = experiment.K0_scale * pack(experiment.K0)
-    x, after = experiment.model.read.moments(k), []
-    for kernel_map in experiment.model.maps:
-        x = kernel_map.value(x)
-        after += [mean(x)] if isinstance(kernel_map, Dense) else []
-    return mean(k), after
+def _units(experiment, names):
+    known, along = places(experiment), experiment.model.kernels_along(experiment.K0_scale * pack(experiment.K0))
+    held = [known[name] for name in names]
+    units = [place.said.unit(place.module, along[place.part or 0]) for place in held]
+    return jnp.stack([jnp.asarray(unit, dtype=experiment.K0.dtype) for unit in units])

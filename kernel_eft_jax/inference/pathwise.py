@@ -1,8 +1,9 @@
 r"""Derivatives through the sampler: how the kernels of the very same random networks move with a parameter.
 
-The normals z of the block law, hidden ones too, are held while $\phi' = a \phi + \epsilon L z$, $L L^T = C_b + C_W S$ moves, so the mean over
-networks of dG/dtheta is an unbiased estimate of d E[G]/dtheta at finite width. Where S has full rank, or keeps its rank as the
-parameter moves; not for C_b at zero with more inputs than neurons, or with repeated inputs that would come apart.
+The normals z of the block law, hidden ones too, are held while $\phi' = a \phi + \epsilon L z$, $L L^T = C_b + C_W S$
+moves, so the mean over networks of dG/dtheta is an unbiased estimate of d E[G]/dtheta at finite width. Where S has full
+rank, or keeps its rank as the parameter moves; not for C_b at zero with more inputs than neurons, or with repeated
+inputs that would come apart.
 """
 
 import math
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, UInt32
 
 from ..checks import check_count, check_kernel
+from ..cholesky import semidefinite_cholesky
 from ..depths import check_eps
 from ..ensemble import BlockSampler
 from ..ensemble.factors import gram, mix
@@ -22,9 +24,9 @@ from ..ensemble.normals import network_keys
 from ..ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, read_stream
 from ..maps import Affine
 from ..model import Model
-from ..network import semidefinite_cholesky, shapes, skip
+from ..network import shapes, skip
 from ..pairs import pack, unpack
-from .parameters import Experiment, check_names, get_parameters, set_parameters
+from .parameters import Experiment, check_names, get_parameters, least_values, set_parameters
 
 BATCH = 256
 
@@ -32,6 +34,7 @@ BATCH = 256
 def pathwise_kernels(
     model: Model,
     K0: Float[ArrayLike, "N N"],
+    *,
     width: int,
     layers: tuple[int, ...],
     eps: Float[ArrayLike, "..."],
@@ -40,9 +43,9 @@ def pathwise_kernels(
 ) -> Float[Array, "B T N N"]:
     """The kernels G that `sample_kernels` draws, network by number, differentiable in model, K0 and eps, in both modes.
 
-    Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. It computes in the precision of
-    K0; for statistics without derivatives `estimate` is faster. Derivatives are not those of the law where C_b is zero and
-    biases would separate what depends on each other: opposite inputs, or more inputs than neurons.
+    Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. It computes in the
+    precision of K0; for statistics without derivatives `estimate` is faster. Derivatives are not those of the law where
+    C_b is zero and biases would separate what depends on each other: opposite inputs, or more inputs than neurons.
 
     Args:
         model: The block.
@@ -103,7 +106,7 @@ class PathwiseSensitivity(Pathwise):
 
 
 def pathwise_sensitivity(
-    experiment: Experiment, free: Sequence[str], networks: int, key: PRNGKeyArray
+    experiment: Experiment, free: Sequence[str], *, networks: int, key: PRNGKeyArray
 ) -> PathwiseSensitivity:
     """Mean kernels at finite width and their derivatives by the named parameters, from sampled networks.
 
@@ -118,17 +121,16 @@ def pathwise_sensitivity(
             "Networks have a whole number of neurons: `width` must be one, and no derivative by it exists."
         )
     values = np.asarray(get_parameters(experiment, names))
-    no_biases = any(name.endswith("C_b") and value == 0 for name, value in zip(names, values, strict=True))
-    if no_biases and _biases_separate(experiment):
+    if (values == least_values(experiment, names)).any() and _biases_separate(experiment):
         raise ValueError(
-            "Argument `free` names C_b, which is zero where some inputs depend on others but not once there are biases (opposite "
-            "inputs, or more inputs than neurons): single networks have no derivative there. Start from C_b > 0, leave out "
-            "the dependent inputs, or take `sensitivity`, whose mean kernels have one."
+            "Argument `free` names C_b, which is zero where some inputs depend on others but not once there are "
+            "biases (opposite inputs, or more inputs than neurons): single networks have no derivative there. Start "
+            "from C_b > 0, leave out the dependent inputs, or take `sensitivity`, whose mean kernels have one."
         )
     if {"eps", "decay"} & set(names) and not skip(experiment.model, jnp.asarray(experiment.eps)) > 0:
         raise ValueError(
-            "Argument `free` names eps or decay where decay eps^2 = 1 and there is no skip: a = sqrt(1 - decay eps^2) has no derivative "
-            "there. Leave them out, or take `sensitivity`, whose mean kernels have one."
+            "Argument `free` names eps or decay where decay eps^2 = 1 and there is no skip: a = sqrt(1 - decay "
+            "eps^2) has no derivative there. Leave them out, or take `sensitivity`, whose mean kernels have one."
         )
     first, second = np.zeros(()), np.zeros(())
     for start in range(0, networks, BATCH):
@@ -160,7 +162,8 @@ def _with_derivatives(experiment, names, width, members, key):
 
     def kernels(values):
         e = set_parameters(experiment, names, values)
-        G = pathwise_kernels(e.model, e.K0_scale * e.K0, width, e.layers, e.eps, members, key)
+        sizes = {"width": width, "layers": e.layers, "eps": e.eps}
+        G = pathwise_kernels(e.model, e.K0_scale * e.K0, **sizes, networks=members, key=key)
         return G, G
 
     derivative, G = jax.jacfwd(kernels, has_aux=True)(get_parameters(experiment, names))

@@ -1,4 +1,8 @@
-r"""Searches for the least of $\chi^2(x) = |W (y - m(x))|^2$ inside bounds: Gauss-Newton in a trust region, or first-order steps."""
+r"""Searches for the least of $\chi^2(x) = |W (y - m(x))|^2$ inside bounds: Gauss-Newton in a trust region, or
+first-order steps.
+
+Steps and errors come from the pseudo-inverse of J = W dm/dx, whose condition number is the root of that of J^T J.
+"""
 
 from typing import Any, NamedTuple
 
@@ -9,18 +13,20 @@ from tqdm import tqdm
 
 from .data import Observed
 from .likelihood import Prediction, exact_relations, noise, whitener
-from .parameters import is_bounded
 
 STEPS = 2000
 BROKEN = 0.1  # standard errors by which data may miss a relation that is exact in theory
 
 
 class LeastSquares(NamedTuple):
-    """What a search needs: theory at a point, data, and a place to report to."""
+    """What a search needs: theory at a point, data, the bounds below the coordinates, and a place to report to.
+
+    Most bounds are minus infinity: logarithms are free.
+    """
 
     evaluate: Any
     observed: Observed
-    names: tuple[str, ...]
+    least: Float[np.ndarray, " parameters"]
     with_V4: bool
     rounding: float
     history: list[float]
@@ -44,11 +50,6 @@ class LeastSquares(NamedTuple):
         self.bar.set_postfix_str(f"chi2 {r @ r:.6g}")
         return r
 
-    @property
-    def bounded(self) -> np.ndarray:
-        """Which coordinates must not be less than zero: variances of biases; logarithms are free."""
-        return np.array([is_bounded(name) for name in self.names])
-
 
 def least_squares(problem, x, prediction, W):
     """Gauss-Newton in a trust region, inside the bounds."""
@@ -62,12 +63,12 @@ def least_squares(problem, x, prediction, W):
             known[x.tobytes()] = problem.evaluate(x)
         return known[x.tobytes()]
 
-    errors = np.sqrt(np.diagonal(np.linalg.inv(gram(W @ prediction.jacobian))))
+    errors = np.linalg.norm(np.linalg.pinv(W @ prediction.jacobian), axis=1)
     result = optimize.least_squares(
         lambda x: problem.residual(at(x), W),
-        np.maximum(x, np.where(problem.bounded, 1e-3 * errors, -np.inf)),
+        np.maximum(x, problem.least + 1e-3 * errors),
         lambda x: W @ at(x).jacobian,  # pyright: ignore[reportArgumentType]
-        bounds=(np.where(problem.bounded, 0.0, -np.inf), np.inf),
+        bounds=(problem.least, np.inf),
         x_scale=errors,
         ftol=1e-9,
         xtol=1e-9,
@@ -77,18 +78,20 @@ def least_squares(problem, x, prediction, W):
     return result.x, result.success, f"The search ended: {result.message}"
 
 
-def first_order(optimiser):
-    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one is left."""
+def gradient_steps(optimiser):
+    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one
+    is left."""
 
     def search(problem, x, prediction, W):
-        covariance = np.linalg.inv(gram(W @ prediction.jacobian))
+        inverse = np.linalg.pinv(W @ prediction.jacobian)
+        covariance = inverse @ inverse.T
         unit = np.linalg.cholesky(covariance)
 
         def inside(x):
             """The nearest point within the bound, in units of the expected errors."""
-            for i in np.flatnonzero(problem.bounded & (x < 0)):
-                x = x - covariance[i] * (x[i] / covariance[i, i])
-            return np.where(problem.bounded, np.maximum(x, 0), x)
+            for i in np.flatnonzero(x < problem.least):
+                x = x - covariance[i] * ((x[i] - problem.least[i]) / covariance[i, i])
+            return np.maximum(x, problem.least)
 
         z = jnp.zeros(x.size)
         state = optimiser.init(z)
@@ -109,8 +112,3 @@ def first_order(optimiser):
         )
 
     return search
-
-
-def gram(J):
-    """J^T J."""
-    return J.T @ J

@@ -24,8 +24,8 @@ from ..trajectory.solve import EXACT
 from .parameters import get_parameters, no_skip, places, set_parameters
 
 
-class Kernels(NamedTuple):
-    """K0, V4 and K1, or their derivatives, at the saved depths."""
+class Derivatives(NamedTuple):
+    """Derivatives of K0, V4 and K1 by one parameter, or their elasticities, at the saved depths."""
 
     K0: Float[Array, "T N N"]
     V4: Float[Array, "T N N N N"]
@@ -51,13 +51,13 @@ class Sensitivity(Shown):
             lines.append(f"  {name} = {shown(value)}: d K0[00], V4[00,00], K1[00] = {K0}, {V4}, {K1} at the last depth")
         return "\n".join(lines)
 
-    def __getitem__(self, name: str) -> Kernels:
+    def __getitem__(self, name: str) -> Derivatives:
         if name not in self.names:
             raise KeyError(f"There is no parameter `{name}`; there are {list(self.names)}.")
         K0, V4, K1 = (part[self.names.index(name)] for part in self.packed[:3])
-        return Kernels(unpack(K0), unpack_covariance(V4), unpack(K1))
+        return Derivatives(unpack(K0), unpack_covariance(V4), unpack(K1))
 
-    def elasticity(self, name: str) -> Kernels:
+    def elasticity(self, name: str) -> Derivatives:
         r"""Relative derivatives $\partial \ln y / \partial \ln \theta$: per cent of change for one per cent of the parameter.
 
         Zero where the derivative is zero, infinite where only the value is: K1 at depth zero, say. Zero also for a parameter
@@ -65,7 +65,7 @@ class Sensitivity(Shown):
         """
         values = (self.solution.K0, self.solution.V4, self.solution.K1)
         scaled = [self.values[self.names.index(name)] * derivative for derivative in self[name]]
-        return Kernels(*(jnp.where(d == 0, 0, d / y) for d, y in zip(scaled, values, strict=True)))
+        return Derivatives(*(jnp.where(d == 0, 0, d / y) for d, y in zip(scaled, values, strict=True)))
 
     @property
     def expectation_error(self) -> float:
@@ -110,7 +110,7 @@ def sensitivity(
     K0 = check_kernel(K0)
     names = list(places(model))
     moving_eps = eps is not None and np.ndim(eps) == 0
-    if eps is not None and no_skip(model, eps):
+    if eps is not None and no_skip(model, jnp.asarray(eps)):
         names.remove("decay")
         moving_eps = False
     if eps is None:

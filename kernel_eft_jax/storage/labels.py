@@ -1,4 +1,5 @@
-"""Labelled arrays: dimensions t (depth time), a, b, c, d (inputs), each variable with its meaning; read back by name, not by position."""
+"""Labelled arrays: dimensions t (depth time), a, b, c, d (inputs), each variable with its meaning; read back by name,
+not by position."""
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -48,19 +49,22 @@ def dataset(kind: str, ts: Any, inputs: int, variables: Mapping[str, Any], attri
 
 
 def check_dimensions(data: "xr.Dataset") -> None:
-    """That depth and inputs are there as dimensions, and all inputs in their order; ValueError where they were selected or sorted."""
+    """Check that depth and inputs are dimensions, with all inputs in their order. Raises ValueError where inputs were
+    selected or sorted."""
     remedy = "Load the file that `save` wrote, and select from the result."
     for dimension in "t" + INPUTS:
         if dimension not in data.sizes:
             raise ValueError(f"It lacks the dimension {dimension}. {remedy}")
         if dimension in INPUTS and not np.array_equal(data[dimension].values, np.arange(data.sizes["a"])):
             raise ValueError(
-                f"Its dimension {dimension} must hold all inputs in their order, but holds {data[dimension].values}. {remedy}"
+                f"Its dimension {dimension} must hold all inputs in their order, but holds {data[dimension].values}. "
+                f"{remedy}"
             )
 
 
 def axes(data: "xr.Dataset", name: str, dimensions: str) -> np.ndarray:
-    """The values of a variable with its dimensions in this order, whatever their order there; ValueError if it has others."""
+    """The values of a variable with its dimensions in this order, whatever their order there; ValueError if it has
+    others."""
     wanted, there = dimensions.split(), data[name].dims
     if set(wanted) != set(there):
         raise ValueError(

@@ -1,7 +1,7 @@
 """A result in a file: netCDF that opens in plain xarray, whole or absent, and sealed by a digest of all its bytes.
 
-The seal lies behind the end of the HDF5 data, where readers of HDF5 do not look. A file that another program has written again has no seal: it is
-read if its dimensions and variables are those of a result.
+The seal lies behind the end of the HDF5 data, where readers of HDF5 do not look. A file that another program has
+written again has no seal: it is read if its dimensions and variables are those of a result.
 """
 
 import hashlib
@@ -67,15 +67,16 @@ def save(result: Result, path: str | os.PathLike, **settings: Any) -> Path:
     for name, note in notes.items():
         if name.startswith("stats_") or data.attrs.get(name, note) != note:
             raise ValueError(
-                f"Argument `{name}` has a name that the file itself uses, for {data.attrs.get(name, 'counts of work')!s:.200}: leave it out, "
-                "or give it another name."
+                f"Argument `{name}` has a name that the file itself uses, for "
+                f"{data.attrs.get(name, 'counts of work')!s:.200}: leave it out, or give it another name."
             )
     content = to_bytes(data.assign_attrs(notes))
     return write_whole(path, content + SEAL + hashlib.sha256(content).hexdigest().encode())
 
 
 def load(path: str | os.PathLike) -> Any:
-    """Read back what `save` wrote; a result's model is the one that made it, or None for functions that no file can hold.
+    """Read back what `save` wrote; a result's model is the one that made it, or None for functions that no file can
+    hold.
 
     Args:
         path: The file.

@@ -2,8 +2,9 @@
 
     {"Model": {"activation": {"Sin": {}}, "C_W": {"float64": 1.5}, "C_b": {"float64": 0.1}}}
 
-A module is its class, by its public name in this package, with its fields; an array is its dtype with its numbers at full precision. So a new
-class needs no entry anywhere. A function cannot be rebuilt from text: it is kept as its name, and what holds it is rebuilt as None.
+A module is its class, by its public name in this package, with its fields; an array is its dtype with its numbers at
+full precision. So a new class needs no entry anywhere. A function cannot be rebuilt from text: it is kept as its name,
+and what holds it is rebuilt as None.
 """
 
 import importlib
@@ -20,7 +21,7 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-LOST = "function"
+FUNCTION = "function"
 
 
 def describe(value: Any) -> str:
@@ -29,7 +30,8 @@ def describe(value: Any) -> str:
 
 
 def rebuild(text: str) -> Any:
-    """The value that `describe` wrote. Raises ValueError, with a sentence, for functions and for classes that this package has not."""
+    """The value that `describe` wrote. Raises ValueError, with a sentence, for functions and for classes that this
+    package does not have."""
     return _rebuild(json.loads(text))
 
 
@@ -46,7 +48,8 @@ def made_by(data: "xr.Dataset", names: Iterable[str]) -> dict[str, Any]:
 
 
 def attribute(value: Any) -> str | int | float:
-    """A value as an attribute of a file: numbers and text as they are, modules and keys in a form that can be rebuilt, others as their text."""
+    """A value as an attribute of a file: numbers and text as they are, modules and keys in a form that can be rebuilt,
+    others as their text."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, eqx.Module | tuple) or eqx.is_array(value):
         return describe(value)
@@ -66,16 +69,17 @@ def _describe(value: Any) -> Any:
         return {type(value).__name__: [_describe(x) for x in value]}
     if isinstance(value, np.generic):
         value = value.item()
-    return value if value is None or isinstance(value, bool | int | float | str) else {LOST: repr(value)}
+    return value if value is None or isinstance(value, bool | int | float | str) else {FUNCTION: repr(value)}
 
 
 def _rebuild(value):
     if not isinstance(value, dict):
         return value
     ((name, content),) = value.items()
-    if name == LOST:
+    if name == FUNCTION:
         raise ValueError(
-            f"The file holds the name of a function, {content}, and not the function: build the model again and pass it."
+            f"The file holds the name of a function, {content}, and not the function: build the model again and pass "
+            "it."
         )
     if name == "key":
         ((implementation, numbers),) = content.items()
@@ -91,7 +95,7 @@ def _rebuild(value):
     try:
         dtype = jnp.dtype(name)
     except TypeError as error:
-        raise ValueError(f"The file holds a {name}, which this version of the package has not.") from error
+        raise ValueError(f"The file holds a {name}, which this version of the package does not have.") from error
     return jnp.asarray(np.asarray(content, dtype))
 
 

@@ -22,10 +22,18 @@ if TYPE_CHECKING:
 class Solution(Shown, Result):
     """K0, V4 and K1 at the saved depths: E[G] = K0 + K1 / n, Cov(G, G) = V4 / n, up to higher orders of 1/n.
 
-    `packed` holds them in pair space (entries a <= b only); the properties give full matrices. `truncation` estimates the
-    errors left by a truncated expansion (None for closures that expand nothing), `stats` counts the work and holds
-    `expectation_error`, the estimated relative error of the Gaussian expectations; `result` is diffrax's. `model`, `closure`, `layers` and `eps`
-    say where the numbers come from; the last two are None in the continuum.
+    Symbols: [glossary](../glossary.md).
+
+    Attributes:
+        ts: The saved depth times.
+        packed: The moments in pair space, entries a <= b only; the properties give full matrices.
+        truncation: Estimated errors that a truncated expansion leaves; None for closures that expand nothing.
+        stats: Counts of work, and `expectation_error`, the estimated relative error of the Gaussian expectations.
+        result: Diffrax's, whose value is a sentence where a solve failed.
+        model: The block.
+        closure: The theory, its degree chosen.
+        eps: The step of a layer, one number or one for each; None in the continuum.
+        layers: The saved layers; None in the continuum.
     """
 
     ts: Float[Array, " T"]

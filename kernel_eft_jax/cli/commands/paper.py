@@ -19,7 +19,10 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         for name, item in parts(arguments):
             sections += item.sections
-            files += [*kawase_ota.write(item, folder), *kawase_ota.write_table(sections, str(kawase_ota.MAIN), folder)]
+            files += [
+                *kawase_ota.write_item(item, folder),
+                *kawase_ota.write_table(sections, str(kawase_ota.MAIN), folder),
+            ]
             if not arguments.quiet:
                 print(f"\n{kawase_ota.markdown(item.sections, name)}", flush=True)
     except KeyboardInterrupt:

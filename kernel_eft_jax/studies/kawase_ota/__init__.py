@@ -1,4 +1,5 @@
-"""The published study (Kawase and Ota 2026, arXiv 2604.15742), redone: every number beside the published one, with a verdict.
+"""The published study (Kawase and Ota 2026, arXiv 2604.15742), redone: every number beside the published one, with a
+verdict.
 
     study = main_job(networks, key)              the main ensemble, and the theories at the same layers
     main_item(study)                             Figures 1 and 3, and their numbers
@@ -8,7 +9,8 @@
     activation_item(activation_studies(...))     the residual for activations that are not odd
     everything(sizes, key)                       all of them
 
-An `Item` has tables (`sections`), figures and results; `write` puts figures and results into a directory, `write_table` the tables.
+An `Item` has tables (`sections`), figures and results; `write_item` puts figures and results into a directory,
+`write_table` the tables.
 """
 
 from .activations import activation_item as activation_item
@@ -18,15 +20,15 @@ from .equations import residual_noise as residual_noise
 from .euler import Euler as Euler
 from .euler import SourceOnly as SourceOnly
 from .gauss_hermite import GaussHermite as GaussHermite
+from .item import Chapter as Chapter
 from .item import Drawing as Drawing
 from .item import Item as Item
 from .item import Row as Row
-from .item import Section as Section
-from .item import Value as Value
+from .item import WithError as WithError
 from .item import draw as draw
 from .item import markdown as markdown
 from .item import summary as summary
-from .item import write as write
+from .item import write_item as write_item
 from .item import write_table as write_table
 from .main_job import MAIN as MAIN
 from .main_job import PUBLISHED as PUBLISHED

@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 import kernel_eft_jax as keft
 
-from .item import Drawing, Item, Row, Section, entry, first
+from .item import Chapter, Drawing, Item, Row, entry, first
 from .main_job import C_W, Setting, Study, Theory, main_job
 from .names import G_ONLY, SIGMA, TOWER
 
@@ -49,7 +49,7 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
             for part in ("transport", "source")
         } | {"transport, theory at order 1/n": (ts, first(tower.transport))}
         results[f"activation {name}"] = study.sampled
-    section = Section(
+    section = Chapter(
         f"The residual for other activations: one input, K0 = 1, n = {SETTING.width}, t = 1",
         "The transport part again, and here it is large: for activations that are not odd the published statement holds, and more so than for "
         "tanh. In parts of the rate of V4. Networks of finite width differ from every theory here by order 1/n; what is more is the error "

@@ -1,7 +1,9 @@
-r"""The published equations on the sampled networks of the main job: the residual of V4, and the source of K1 (Figure 4).
+r"""The published equations on the sampled networks of the main job: the residual of V4, and the source of K1 (Figure
+4).
 
-The residual is split into what the transport term $\chi V_4 + V_4 \chi^T$ and the source $\Sigma(K_0, Q(K_0))$ leave out, each measured at one
-depth without a derivative (`covariance_residual`); once with the published 32-point rule and once converged.
+The residual is split into what the transport term $\chi V_4 + V_4 \chi^T$ and the source $\Sigma(K_0, Q(K_0))$ leave
+out, each measured at one depth without a derivative (`covariance_residual`); once with the published 32-point rule and
+once converged.
 """
 
 import itertools
@@ -12,7 +14,7 @@ import numpy as np
 import kernel_eft_jax as keft
 
 from .gauss_hermite import tanh_squared
-from .item import Drawing, Item, Row, Section, Value, entry, first
+from .item import Chapter, Drawing, Item, Row, WithError, entry, first
 from .main_job import C_W, MODEL, PUBLISHED, RULE_32, RULE_MODEL, TANH, Study
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, TOWER
 from .summary import summary_section
@@ -40,8 +42,9 @@ def equations_item(study: Study) -> Item:
 def residual_noise(study: Study) -> Mapping[float, float]:
     r"""Standard errors of the published residuals, by depth time.
 
-    A difference of V4 between neighbouring layers has the noise $\sqrt{4 V_4 \Sigma / (\mathrm{networks}\, \epsilon^2)}$ at least; its
-    size is that of the differences of published residuals that are 0.05 apart in t.
+    A difference of V4 between neighbouring layers has the noise
+    $\sqrt{4 V_4 \Sigma / (\mathrm{networks}\, \epsilon^2)}$ at least; its size is that of the differences of published
+    residuals that are 0.05 apart in t.
     """
     Sigma = 4 * first(study.sampled.G) * C_W * first(study.sampled.S)
     shape = np.sqrt(4 * first(study.sampled.V4) * Sigma / (NETWORKS_THERE * study.setting.eps**2))
@@ -59,14 +62,14 @@ def _residual(study, found):
         here, converged = (
             entry(found[name].value.total, found[name].stderr.total, study.place(t)) for name in (RULE, G_ONLY)
         )
-        rows.append(Row(f"residual[00,00] at t = {t:g}", Value(published, noise[t]), here, converged))
+        rows.append(Row(f"residual[00,00] at t = {t:g}", WithError(published, noise[t]), here, converged))
     end, exact = (float(first(found[name].value.total)[-1]) for name in (RULE, G_ONLY))
     why = (
-        "Published errors are not given: what stands here has the size that published neighbours show, 0.05 apart in t. With converged "
-        f"expectations the residual at t = {study.sampled.ts[-1]:g} is {exact:.2f} instead of {end:.2f}. It does not vanish: that is "
-        "the closure's own error."
+        "Published errors are not given: what stands here has the size that published neighbours show, 0.05 apart in "
+        f"t. With converged expectations the residual at t = {study.sampled.ts[-1]:g} is {exact:.2f} instead of "
+        f"{end:.2f}. It does not vanish: that is the closure's own error."
     )
-    return Section("Residual of the V4 equation", why, rows)
+    return Chapter("Residual of the V4 equation", why, rows)
 
 
 def _parts(found, tower):
@@ -83,10 +86,11 @@ def _parts(found, tower):
     transport, total = (float(first(getattr(value, part))[-1]) for part in ("transport", "total"))
     why = (
         "The transport part by HermiteTower; the source part is zero at leading order in 1/n. Transport is "
-        f"{100 * transport / total:.0f} % of the residual at t = 2: that published statement stands. Its size does not: {transport:.2f} "
-        f"instead of {first(found[RULE].value.transport)[-1]:.2f} by the rule, beside a rate of V4 of about 29."
+        f"{100 * transport / total:.0f} % of the residual at t = 2: that published statement stands. Its size does "
+        f"not: {transport:.2f} instead of {first(found[RULE].value.transport)[-1]:.2f} by the rule, beside a rate of "
+        "V4 of about 29."
     )
-    return Section("Residual of the V4 equation, its parts, converged", why, rows, "order 1/n")
+    return Chapter("Residual of the V4 equation, its parts, converged", why, rows, "order 1/n")
 
 
 def _source(study):
@@ -102,24 +106,25 @@ def _source(study):
     (right,), (wrong,) = (tanh_squared(s, study.setting.K0[:1, 0])[0] for s in (TANH, RULE_32))
     measured = entry(exact.exact, at=0)
     noise = float(np.sqrt(study.setting.width * first(study.sampled.V_SS)[0] / NETWORKS_THERE))
-    by_rule = Value(measured.value + study.setting.width * (right - wrong))
+    by_rule = WithError(measured.value + study.setting.width * (right - wrong))
     rows = [
-        Row("U1[00] at t = 0, measured", Value(published["exact_measured"], noise), by_rule, measured),
-        Row("U1[00] at t = 0 by the EFT", Value(published["EFT_model"]), closure[RULE], closure[G_ONLY]),
+        Row("U1[00] at t = 0, measured", WithError(published["exact_measured"], noise), by_rule, measured),
+        Row("U1[00] at t = 0 by the EFT", WithError(published["EFT_model"]), closure[RULE], closure[G_ONLY]),
         Row(
             "K1[00] at t = 2 from the measured source",
-            Value(K1["exact_source"], K1["standard_error"]),
+            WithError(K1["exact_source"], K1["standard_error"]),
             driven._replace(value=driven.value + bias),
             driven,
         ),
     ]
     why = (
-        "At depth zero the neurons are independent, so U1 = n (E[S] - E_K0[ss]) is exactly zero, and with control variates it is sampled "
-        "without noise; the value published as measured is n times the error of the rule for E[tanh^2]. "
-        "The EFT has 1/2 Hess : Wishart / C_W there: it counts the sampling noise of G. At t = 2 the source is "
-        f"{first(exact.exact)[-1]:.3f} and the EFT's model of it, fed with the sampled V4 and K1, {first(exact.closure)[-1]:.3f}."
+        "At depth zero the neurons are independent, so U1 = n (E[S] - E_K0[ss]) is exactly zero, and with control "
+        "variates it is sampled without noise; the value published as measured is n times the error of the rule for "
+        "E[tanh^2]. The EFT has 1/2 Hess : Wishart / C_W there: it counts the sampling noise of G. At t = 2 the "
+        f"source is {first(exact.exact)[-1]:.3f} and the EFT's model of it, fed with the sampled V4 and K1, "
+        f"{first(exact.closure)[-1]:.3f}."
     )
-    return Section("What drives K1", why, rows)
+    return Chapter("What drives K1", why, rows)
 
 
 def _residual_figure(study, found, tower):

@@ -76,6 +76,7 @@ def _derivative(f, order):
 def tanh_squared(
     activation: keft.Activation, k: Float[ArrayLike, " M"]
 ) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
-    """E[s^2] and E[(s^2)''] at each variance, s = tanh by one way of taking expectations: Q and twice chi of one input for C_W = 1."""
+    """E[s^2] and E[(s^2)''] at each variance, s = tanh by one way of taking expectations: Q and twice chi of one input
+    for C_W = 1."""
     model, K = keft.Model(activation, 1.0), jnp.asarray(k)[:, None, None]
     return np.ravel(jax.vmap(model.Q)(K)), 2 * np.ravel(jax.vmap(model.chi)(K, jnp.ones_like(K)))

@@ -18,7 +18,7 @@ SURPRISE = 3.0  # standard errors
 BY_CHANCE = 0.0027  # of normal numbers are further from their mean than that
 
 
-class Value(NamedTuple):
+class WithError(NamedTuple):
     """A number and its standard error, zero where nothing is random."""
 
     value: float
@@ -28,10 +28,10 @@ class Value(NamedTuple):
         return f"{self.value:.5g} ± {self.error:.2g}" if self.error else f"{self.value:.6g}"
 
 
-def entry(x: Any, stderr: Any = None, at: int = -1) -> Value:
+def entry(x: Any, stderr: Any = None, at: int = -1) -> WithError:
     """The component 00 or 00,00 at one of the saved depths."""
     value, error = (0.0 if y is None else float(np.asarray(y)[at].ravel()[0]) for y in (x, stderr))
-    return Value(value, error)
+    return WithError(value, error)
 
 
 def first(x: Any) -> np.ndarray:
@@ -40,12 +40,13 @@ def first(x: Any) -> np.ndarray:
 
 
 class Row(NamedTuple):
-    """A published number and ours, got in the published way; ours with converged expectations, if that differs; why they disagree."""
+    """A published number and ours, got in the published way; ours with converged expectations, if that differs; why
+    they disagree."""
 
     quantity: str
-    published: Value
-    here: Value
-    converged: Value | None = None
+    published: WithError
+    here: WithError
+    converged: WithError | None = None
     reason: str = "differs"
 
     @property
@@ -56,7 +57,8 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`agrees` within three standard errors, or one in the last digit printed where nothing is random; else the reason."""
+        """`agrees` within three standard errors, or one in the last digit printed where nothing is random; else the
+        reason."""
         gap, error = self._gap()
         digits = len(repr(float(self.published.value)).partition(".")[2])
         return "agrees" if abs(gap) <= (SURPRISE * error or 1.001 * 10.0**-digits) else self.reason
@@ -65,7 +67,7 @@ class Row(NamedTuple):
         return self.here.value - self.published.value, float(np.hypot(self.published.error, self.here.error))
 
 
-class Section(NamedTuple):
+class Chapter(NamedTuple):
     """Rows that belong together, and what they say; `compared` names what stands in the place of published numbers."""
 
     title: str
@@ -75,7 +77,8 @@ class Section(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure of panels as data: lines (ts, value) or (ts, value, stderr) by panel and label, as `figures.plot_panels` takes them."""
+    """A figure of panels as data: lines (ts, value) or (ts, value, stderr) by panel and label, as `figures.plot_panels`
+    takes them."""
 
     title: str
     panels: Mapping[str, Mapping[str, tuple]]
@@ -86,12 +89,12 @@ class Drawing(NamedTuple):
 class Item(NamedTuple):
     """One part of the study: its tables, its figures by file name, its results by file name."""
 
-    sections: list[Section]
+    sections: list[Chapter]
     figures: Mapping[str, Drawing]
     results: Mapping[str, keft.Estimate | keft.Solution]
 
 
-def markdown(sections: Sequence[Section], heading: str) -> str:
+def markdown(sections: Sequence[Chapter], heading: str) -> str:
     """The tables as text: aligned, and valid Markdown, with a summary on top."""
     lines = ["## arXiv 2604.15742: published and here", "", heading, "", *textwrap.wrap(summary(sections), 110), ""]
     for title, why, rows, compared in sections:
@@ -109,23 +112,24 @@ def markdown(sections: Sequence[Section], heading: str) -> str:
     return "\n".join(lines)
 
 
-def summary(sections: Sequence[Section]) -> str:
+def summary(sections: Sequence[Chapter]) -> str:
     """How many published numbers come back in the published way, and which do not."""
     rows = [row for section in sections if section.compared == "published" for row in section.rows]
     random = [row for row in rows if row.published.error or row.here.error]
     others = [f"{row.quantity} ({row.difference}, {row.verdict})" for row in rows if row.verdict != "agrees"]
     agree, agree_random = (sum(row.verdict == "agrees" for row in some) for some in (rows, random))
     text = (
-        f"{agree} of {len(rows)} published numbers come back in the published way: {agree_random} of {len(random)} sampled ones within "
-        f"three standard errors, {agree - agree_random} of {len(rows) - len(random)} others to the last digit."
+        f"{agree} of {len(rows)} published numbers come back in the published way: {agree_random} of {len(random)} "
+        f"sampled ones within three standard errors, {agree - agree_random} of {len(rows) - len(random)} others to "
+        "the last digit."
     )
     if not others:
         return text
-    chance = f"Beyond three standard errors chance alone has {BY_CHANCE * len(random):.1f} of {len(random)} independent numbers."
-    return f"{text} The others: {'; '.join(others)}. {chance}"
+    chance = f"{BY_CHANCE * len(random):.1f} of {len(random)} independent numbers"
+    return f"{text} The others: {'; '.join(others)}. Beyond three standard errors chance alone has {chance}."
 
 
-def write(item: Item, out: str | os.PathLike) -> list[Path]:
+def write_item(item: Item, out: str | os.PathLike) -> list[Path]:
     """Results and figures of an item into a directory, figures also with their panels stacked; the files written."""
     from kernel_eft_jax import figures
 
@@ -134,7 +138,7 @@ def write(item: Item, out: str | os.PathLike) -> list[Path]:
     paths = [keft.save(result, out / f"{slug(name)}.nc") for name, result in item.results.items()]
     for name, drawing in item.figures.items():
         for suffix, columns in (("", drawing.columns), ("-stacked", 1)):
-            paths += figures.save(draw(drawing, columns), out / (slug(name) + suffix))
+            paths += figures.save_figure(draw(drawing, columns), out / (slug(name) + suffix))
     return paths
 
 
@@ -148,7 +152,7 @@ def draw(drawing: Drawing, columns: int) -> Any:
     return plot_panels(panels, title=drawing.title, ylabel=drawing.ylabel, columns=columns, order=ORDER)
 
 
-def write_table(sections: Sequence[Section], heading: str, out: str | os.PathLike) -> list[Path]:
+def write_table(sections: Sequence[Chapter], heading: str, out: str | os.PathLike) -> list[Path]:
     """The tables as Markdown and as JSON into a directory; the files written."""
     rows = [[r._asdict() | {"difference": r.difference, "verdict": r.verdict} for r in s.rows] for s in sections]
     data = [s._asdict() | {"rows": of_section} for s, of_section in zip(sections, rows, strict=True)]

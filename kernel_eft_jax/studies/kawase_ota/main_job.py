@@ -1,8 +1,8 @@
 r"""The main job of the published study: sample, solve, compare; Figures 1 and 3.
 
-The published numerics take Gaussian expectations by a 32-point Gauss-Hermite rule, which is not converged for tanh. With it, and
-with the published Euler layers, `solve` gives the published theory back, digit by digit; the last column of the tables has the same
-theory with converged expectations.
+The published numerics take Gaussian expectations by a 32-point Gauss-Hermite rule, which is not converged for tanh.
+With it, and with the published Euler layers, `solve` gives the published theory back, digit by digit; the last column
+of the tables has the same theory with converged expectations.
 """
 
 import json
@@ -18,7 +18,7 @@ import kernel_eft_jax as keft
 
 from .euler import Euler, SourceOnly
 from .gauss_hermite import GaussHermite, tanh_squared
-from .item import Drawing, Item, Row, Section, Value, entry
+from .item import Chapter, Drawing, Item, Row, WithError, entry
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, SOURCE, TOWER
 
 PUBLISHED = json.loads(files("kernel_eft_jax.studies.kawase_ota").joinpath("published.json").read_text())
@@ -44,7 +44,8 @@ MAIN = Setting(0.6 + 1.4 * np.eye(4), 64, 800, 0.05)
 
 
 class Theory(NamedTuple):
-    """A closure at the published settings, for the first few inputs: V4_ab,cd does not depend on inputs other than its own."""
+    """A closure at the published settings, for the first few inputs: V4_ab,cd does not depend on inputs other than its
+    own."""
 
     closure: keft.Closure
     activation: keft.Activation
@@ -101,7 +102,8 @@ def main_job(
     checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> Study:
-    """Sample networks, by default of the published setting, n = 64 and 800 layers at eps = 0.05, and solve theories layer by layer."""
+    """Sample networks, by default of the published setting, n = 64 and 800 layers at eps = 0.05, and solve theories
+    layer by layer."""
     K0, width, depth, eps = setting
     sizes = {"width": width, "depth": depth, "eps": eps, "networks": networks}
     model = keft.Model(activation, C_W)
@@ -120,8 +122,9 @@ def main_item(study: Study) -> Item:
     return Item(main_sections(study), _figures(study), {"sampled": study.sampled, **theories})
 
 
-def main_sections(study: Study) -> list[Section]:
-    """The tables of the main job: the theory of the kernel alone, the sampled networks, what holds. One input is enough."""
+def main_sections(study: Study) -> list[Chapter]:
+    """The tables of the main job: the theory of the kernel alone, the sampled networks, what holds. One input is
+    enough."""
     return [_theory(study), _sampled(study), _what_holds(study)]
 
 
@@ -134,16 +137,16 @@ def _theory(study):
     ]
     numbers += [("K1_EFT[00] at t = 2", published["K1_EFT_00"], "K1", -1)]
     rows = [
-        Row(quantity, Value(theirs), entry(getattr(rule, name), at=i), entry(getattr(exact, name), at=i))
+        Row(quantity, WithError(theirs), entry(getattr(rule, name), at=i), entry(getattr(exact, name), at=i))
         for quantity, theirs, name, i in numbers
     ]
-    (value, bend), (value_32, bend_32) = (np.ravel(tanh_squared(s, np.array([4.0]))) for s in (TANH, RULE_32))
+    (value, second), (value_32, second_32) = (np.ravel(tanh_squared(s, np.array([4.0]))) for s in (TANH, RULE_32))
     why = (
-        "Same equations, same layers, same 32-point rule: the published theory comes back. That rule is not converged for tanh. At K = 4 it "
-        f"gives E[tanh^2] too large by {value_32 - value:.1e}, and E[(tanh^2)''], which is chi, as {bend_32:.4f} where it is {bend:.4f}: that "
-        "is the whole difference to the last column."
+        "Same equations, same layers, same 32-point rule: the published theory comes back. That rule is not "
+        f"converged for tanh. At K = 4 it gives E[tanh^2] too large by {value_32 - value:.1e}, and E[(tanh^2)''], "
+        f"which is chi, as {second_32:.4f} where it is {second:.4f}: that is the whole difference to the last column."
     )
-    return Section("Theory of the kernel alone (GOnly)", why, rows)
+    return Chapter("Theory of the kernel alone (GOnly)", why, rows)
 
 
 def _sampled(study):
@@ -151,42 +154,44 @@ def _sampled(study):
     networks = PUBLISHED["settings"]["main"]["networks"]
     rows = []
     for p in PUBLISHED["V4_0000_n64"]:
-        theirs = Value(p["sampled"], V4_error(p["sampled"], networks))
+        theirs = WithError(p["sampled"], V4_error(p["sampled"], networks))
         rows.append(Row(f"V4[00,00] at t = {p['t']}", theirs, entry(*study.V4(), at=study.place(p["t"]))))
     plain = entry(sampled.V4, sampled.stderr.V4)
     K1 = entry(sampled.K1, sampled.stderr.K1)
-    mic = Value(published["microscopic"], published["standard_error"])
+    mic = WithError(published["microscopic"], published["standard_error"])
     rows += [
         rows[-1]._replace(quantity="V4[00,00] at t = 2.0, no control variate", here=plain),
         Row("K1_mic[00] at t = 2", mic, K1._replace(value=K1.value + bias), K1),
     ]
     why = (
-        f"K1_mic = n (E[G] - K0), and the published K0[00] is too large by {-bias / study.setting.width:.5f}: {bias:+.3f} of the published "
-        "K1_mic is that error, times n; the last column is without it. Errors of the published V4 are not given; sqrt(2 / networks) V4 is "
-        "used. Values of one ensemble at several depths are correlated."
+        f"K1_mic = n (E[G] - K0), and the published K0[00] is too large by {-bias / study.setting.width:.5f}: "
+        f"{bias:+.3f} of the published K1_mic is that error, times n; the last column is without it. Errors of the "
+        "published V4 are not given; sqrt(2 / networks) V4 is used. Values of one ensemble at several depths are "
+        "correlated."
     )
     title = f"Sampled networks, n = {study.setting.width}: {networks:,} published, {sampled.networks:,} here"
-    return Section(title, why, rows)
+    return Chapter(title, why, rows)
 
 
 def _what_holds(study):
     """The theories that go beyond the kernel alone beside the published networks."""
     V4s, K1s = ({name: entry(getattr(s, q)).value for name, s in study.theories.items()} for q in ("V4", "K1"))
     wide, mic = PUBLISHED["V4_0000_T2_by_width"][-1], PUBLISHED["K1_00_T2_n64"]
-    V4 = Value(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
-    K1 = Value(mic["microscopic"] - float(study.quadrature_bias()[-1, 0, 0]), mic["standard_error"])
+    V4 = WithError(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
+    K1 = WithError(mic["microscopic"] - float(study.quadrature_bias()[-1, 0, 0]), mic["standard_error"])
     rows = []
     for name in (SIGMA, TOWER):
         rows += [
-            Row(f"V4: sampled, n = {wide['n']}; here {name}", V4, Value(V4s[name])),
-            Row(f"K1_mic less the error of K0; here {name}", K1, Value(K1s[name])),
+            Row(f"V4: sampled, n = {wide['n']}; here {name}", V4, WithError(V4s[name])),
+            Row(f"K1_mic less the error of K0; here {name}", K1, WithError(K1s[name])),
         ]
     why = (
-        f"With converged expectations the V4 of GOnly is off by {100 * (V4s[G_ONLY] / V4s[TOWER] - 1):.1f} % at infinite width (published: -12 % "
-        f"of the sampled one at n = 64), and its K1_EFT is {K1s[G_ONLY] / K1s[TOWER]:.1f} times too large (published: 1.2). The theories that "
-        "go beyond it agree with the published networks."
+        f"With converged expectations the V4 of GOnly is off by {100 * (V4s[G_ONLY] / V4s[TOWER] - 1):.1f} % at "
+        "infinite width (published: -12 % of the sampled one at n = 64), and its K1_EFT is "
+        f"{K1s[G_ONLY] / K1s[TOWER]:.1f} times too large (published: 1.2). The theories that go beyond it agree with "
+        "the published networks."
     )
-    return Section("What holds, component [00] at t = 2", why, rows)
+    return Chapter("What holds, component [00] at t = 2", why, rows)
 
 
 def _figures(study):

@@ -1,14 +1,15 @@
 r"""The bias of a 32-point Gauss-Hermite rule, step by step: E[tanh^2], chi, V4, and what it does to the conclusion.
 
-The rule integrates $f(\sqrt k\, x)$ as if it were a polynomial; tanh has poles at a distance of pi/2 from the real line, which for k = 4 lie at
-0.8 in x, so that the error falls slowly with the number of points. Derivatives, which are chi, are worse than values.
+The rule integrates $f(\sqrt k\, x)$ as if it were a polynomial; tanh has poles at a distance of pi/2 from the real
+line, which for k = 4 lie at 0.8 in x, so that the error falls slowly with the number of points. Derivatives, which are
+chi, are worse than values.
 """
 
 import numpy as np
 
 from .euler import Euler
 from .gauss_hermite import GaussHermite, tanh_squared
-from .item import Drawing, Item, Row, Section, Value, entry, first
+from .item import Chapter, Drawing, Item, Row, WithError, entry, first
 from .main_job import MAIN, PUBLISHED, TANH, Study, Theory
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, TOWER
 
@@ -16,7 +17,8 @@ RULES = {f"{m}-point rule": GaussHermite(TANH, m) for m in (32, 64, 128)} | {G_O
 
 
 def quadrature_item(study: Study) -> Item:
-    """The published code with other numbers of points, and each step from the rule to V4, along the variances of the main job."""
+    """The published code with other numbers of points, and each step from the rule to V4, along the variances of the
+    main job."""
     k = first(study.theories[G_ONLY].K0)
     squares = {name: tanh_squared(rule, k) for name, rule in RULES.items()}
     solutions = {
@@ -29,19 +31,22 @@ def quadrature_item(study: Study) -> Item:
 
     converged = at_T2(TANH)
     rows = [
-        Row(f"V4[00,00] at t = 2, eps = 0.1, {m} points", Value(value), at_T2(GaussHermite(TANH, int(m))), converged)
+        Row(
+            f"V4[00,00] at t = 2, eps = 0.1, {m} points", WithError(value), at_T2(GaussHermite(TANH, int(m))), converged
+        )
         for m, value in PUBLISHED["V4_0000_T2_eps_0.10_of_the_published_code_by_points"].items()
     ]
     networks, V4 = entry(study.V4()[0]).value, {name: entry(s.V4).value for name, s in solutions.items()}
     steps = "; ".join(f"{name}: {v:.2f}, {100 * (v / networks - 1):.1f} %" for name, v in V4.items())
-    (value, slope), (exact, exact_slope) = (np.array(squares[name])[:, -1] for name in ("32-point rule", G_ONLY))
+    (value, second), (exact, exact_second) = (np.array(squares[name])[:, -1] for name in ("32-point rule", G_ONLY))
     why = (
-        f"The published code itself, and this pipeline. At the variance of t = 2, {k[-1]:.2f}, the 32-point rule is off by "
-        f"{value - exact:.1e} in E[tanh^2] and gives {slope:.4f} for E[(tanh^2)''], which is {exact_slope:.4f}: "
-        "transport all but stops, and V4 stays behind. With more points the theory moves to the converged one and the networks, with nothing "
-        f"else changed. V4[00,00] at t = 2, eps = {study.setting.eps:g}, and its distance from the networks here: {steps}."
+        f"The published code itself, and this pipeline. At the variance of t = 2, {k[-1]:.2f}, the 32-point rule is "
+        f"off by {value - exact:.1e} in E[tanh^2] and gives {second:.4f} for E[(tanh^2)''], which is "
+        f"{exact_second:.4f}: transport all but stops, and V4 stays behind. With more points the theory moves to the "
+        f"converged one and the networks, with nothing else changed. V4[00,00] at t = 2, eps = {study.setting.eps:g}, "
+        f"and its distance from the networks here: {steps}."
     )
-    section = Section("The published code, with 64 points in place of 32", why, rows, "published code")
+    section = Chapter("The published code, with 64 points in place of 32", why, rows, "published code")
     results = {
         f"theory-GOnly-{rule.points}-points": solutions[name]
         for name, rule in RULES.items()
@@ -59,7 +64,7 @@ def _figure(study, squares, solutions):
         r"error of the rule for $E[\tanh^2]$, along $K_0(t)$": {
             name: (ts, value - squares[G_ONLY][0]) for name, (value, _) in squares.items() if name != G_ONLY
         },
-        r"$\chi \propto E[(\tanh^2)'']$ along $K_0(t)$": {name: (ts, slope) for name, (_, slope) in squares.items()},
+        r"$\chi \propto E[(\tanh^2)'']$ along $K_0(t)$": {name: (ts, second) for name, (_, second) in squares.items()},
         r"$V_{4;00,00}$ that follows": {
             **{name: (ts, value) for name, value in theories.items()},
             NETWORKS: (ts, V4, stderr),

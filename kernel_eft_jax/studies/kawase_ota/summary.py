@@ -1,8 +1,8 @@
 r"""The published numerical summary by its definition: relative errors of theories, averaged over depth.
 
-Where K1 is small its relative error is the sampling noise of the published networks. Their mean kernel has the noise X / n with
-$X' = X + dt\, \chi X + M'$ and independent $M'$, whose covariance is what the sources add to V4. The K1 measured there is K1 + X, and that
-accumulated from the measured source lacks M, the sum of the M'.
+Where K1 is small its relative error is the sampling noise of the published networks. Their mean kernel has the noise X
+/ n with $X' = X + dt\, \chi X + M'$ and independent $M'$, whose covariance is what the sources add to V4. The K1
+measured there is K1 + X, and that accumulated from the measured source lacks M, the sum of the M'.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxtyping import Float
 import kernel_eft_jax as keft
 from kernel_eft_jax.pairs import unpack
 
-from .item import Row, Section, Value
+from .item import Chapter, Row, WithError
 from .main_job import MODEL, PUBLISHED, TANH, Study, Theory, V4_error
 from .names import G_ONLY, RULE, SOURCE
 
@@ -34,8 +34,9 @@ def mean_error(theory, sampled, study: Study, start: int = 0) -> float:
     return float(np.mean(every))
 
 
-def summary_section(study: Study) -> Section:
-    """All entries of the four inputs; V4 at infinite width, which the sampled excess is added to, takes a tower of its own."""
+def summary_section(study: Study) -> Chapter:
+    """All entries of the four inputs; V4 at infinite width, which the sampled excess is added to, takes a tower of its
+    own."""
     published, sampled = PUBLISHED["mean_relative_errors_over_depth_n64"], study.sampled
     rule, source = study.theories[RULE], study.theories[SOURCE]
     tower = Theory(keft.HermiteTower(20), TANH, len(study.setting.K0)).solve(study.setting, sampled.layers)
@@ -49,17 +50,18 @@ def summary_section(study: Study) -> Section:
     found = zip(("K0", "V4_full", "V4_source_only"), *sampled.jackknife(errors), strict=True)
     V4_noise = V4_error(1.0, NETWORKS_THERE)
     noise = {"K0": V4_noise / np.sqrt(2 * study.setting.width), "V4_full": V4_noise, "V4_source_only": V4_noise}
-    rows = [Row(name, Value(published[name], noise[name]), Value(float(v), float(e))) for name, v, e in found]
-    rows += [Row(name, Value(published[name]), value) for name, value in noisy_K1(study).items()]
+    rows = [Row(name, WithError(published[name], noise[name]), WithError(float(v), float(e))) for name, v, e in found]
+    rows += [Row(name, WithError(published[name]), value) for name, value in noisy_K1(study).items()]
     why = (
-        "Frobenius norm over all entries of theory - sampled, over that of sampled, averaged over layers 0 to L (K1: 1 to L); theory by the "
-        "32-point rule. The errors of the published V4 rows are those of one entry. The two of K1 are the noise of the published K1 at small "
-        f"depth: here K1 has that noise, drawn {DRAWS} times from its law, and the error is the scatter from draw to draw."
+        "Frobenius norm over all entries of theory - sampled, over that of sampled, averaged over layers 0 to L (K1: "
+        "1 to L); theory by the 32-point rule. The errors of the published V4 rows are those of one entry. The two "
+        f"of K1 are the noise of the published K1 at small depth: here K1 has that noise, drawn {DRAWS} times from "
+        "its law, and the error is the scatter from draw to draw."
     )
-    return Section("Numerical summary: relative errors averaged over depth", why, rows)
+    return Chapter("Numerical summary: relative errors averaged over depth", why, rows)
 
 
-def noisy_K1(study: Study) -> dict[str, Value]:
+def noisy_K1(study: Study) -> dict[str, WithError]:
     """The mean relative errors of K1 with the noise of the published networks, by their published names."""
     mic = study.sampled.K1 + study.quadrature_bias()
     eft = np.asarray(study.theories[RULE].K1)
@@ -68,7 +70,7 @@ def noisy_K1(study: Study) -> dict[str, Value]:
         for X, M in zip(*published_noise(study), strict=True)
     ]
     values = zip(("K1_exact_source", "K1_EFT"), np.mean(found, axis=0), np.std(found, axis=0), strict=True)
-    return {name: Value(float(value), float(error)) for name, value, error in values}
+    return {name: WithError(float(value), float(error)) for name, value, error in values}
 
 
 def published_noise(

@@ -1,4 +1,5 @@
-"""The published sweeps: width at fixed depth, depth at fixed width, and the step size (Figure 2); the source of V4 (Table 3).
+"""The published sweeps: width at fixed depth, depth at fixed width, and the step size (Figure 2); the source of V4
+(Table 3).
 
 V4 of an input does not depend on which others are there, so that one input is sampled instead of four.
 """
@@ -12,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 import kernel_eft_jax as keft
 
-from .item import Drawing, Item, Row, Section, Value, entry, first
+from .item import Chapter, Drawing, Item, Row, WithError, entry, first
 from .main_job import MAIN, MODEL, PUBLISHED, RULE_MODEL, THEORIES, Setting, Study, V4_error, main_job
 from .names import G_ONLY, RULE, TOWER
 
@@ -51,7 +52,7 @@ def relative_error(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _errors(studies):
     def row(quantity, published, study, i=-1):
-        theirs = Value(published, V4_error(1.0, NETWORKS_THERE))
+        theirs = WithError(published, V4_error(1.0, NETWORKS_THERE))
         here, converged = (entry(*relative_error(study, name), at=i) for name in (RULE, G_ONLY))
         return Row(quantity, theirs, here, converged)
 
@@ -71,25 +72,26 @@ def _errors(studies):
         if float(T) < 2
     ]
     why = (
-        f"Published errors taken as sqrt(2 / networks), {NETWORKS_THERE:,} networks. The error does not fall with the width nor with the step, and "
-        "grows with depth: so it was read as that of the closure. It is that of the rule, which is the same at every width and step. The "
-        f"same networks beside the converged theory: {100 * relative_error(wide, G_ONLY)[0][-1]:.1f} % at n = {WIDE} and t = 2."
+        f"Published errors taken as sqrt(2 / networks), {NETWORKS_THERE:,} networks. The error does not fall with the "
+        "width nor with the step, and grows with depth: so it was read as that of the closure. It is that of the "
+        "rule, which is the same at every width and step. The same networks beside the converged theory: "
+        f"{100 * relative_error(wide, G_ONLY)[0][-1]:.1f} % at n = {WIDE} and t = 2."
     )
-    return Section("Sweeps of width, step and depth: V4 of GOnly / sampled V4 - 1", why, rows)
+    return Chapter("Sweeps of width, step and depth: V4 of GOnly / sampled V4 - 1", why, rows)
 
 
 def _widths(studies):
     rows = [
         Row(
             f"V4[00,00] at t = 2, n = {p['n']}",
-            Value(p["sampled"], V4_error(p["sampled"], NETWORKS_THERE)),
+            WithError(p["sampled"], V4_error(p["sampled"], NETWORKS_THERE)),
             entry(*studies[p["n"], FINE].V4()),
         )
         for p in PUBLISHED["V4_0000_T2_by_width"]
     ]
     limit = entry(studies[WIDE, FINE].theories[TOWER].V4).value
     why = f"At infinite width these layers have {limit:.3f} (HermiteTower): what is left falls like 1/n."
-    return Section("Sampled V4 does not depend on the width, up to 1/n", why, rows)
+    return Chapter("Sampled V4 does not depend on the width, up to 1/n", why, rows)
 
 
 def _table_3(study):
@@ -106,15 +108,20 @@ def _table_3(study):
         i = study.place(p["t"])
         noise = 2 * p["microscopic"] / np.sqrt(NETWORKS_THERE * study.setting.width)
         rows.append(
-            Row(f"Sigma[00,00] of networks at t = {p['t']:g}", Value(p["microscopic"], noise), entry(*networks, at=i))
+            Row(
+                f"Sigma[00,00] of networks at t = {p['t']:g}",
+                WithError(p["microscopic"], noise),
+                entry(*networks, at=i),
+            )
         )
     for p in PUBLISHED["table_3_Sigma_0000_n256"]:
         i = study.place(p["t"])
         here, converged = (entry(closures[name], at=i) for name in (RULE, G_ONLY))
-        rows.append(Row(f"Sigma[00,00] of the closure at t = {p['t']:g}", Value(p["closure"]), here, converged))
+        rows.append(Row(f"Sigma[00,00] of the closure at t = {p['t']:g}", WithError(p["closure"]), here, converged))
     share = 100 * (networks[0][-1] / closures[G_ONLY][-1] - 1)
-    why = f"The source closes well: what networks add to Sigma(K0, Q(K0)) is of order 1/n, here {share:.2f} per cent at t = 2."
-    return Section(f"Table 3, the source of V4, n = {WIDE}", why, rows)
+    why = "The source closes well: what networks add to Sigma(K0, Q(K0)) is of order 1/n, "
+    why += f"here {share:.2f} per cent at t = 2."
+    return Chapter(f"Table 3, the source of V4, n = {WIDE}", why, rows)
 
 
 def _figure_2(studies):

@@ -31,7 +31,8 @@ FULL = Sizes(*(PUBLISHED["settings"][part]["networks"] for part in ("main", "swe
 def everything(
     sizes: Sizes, key: PRNGKeyArray, *, checkpoint: str | os.PathLike | None = None, progress: bool = True
 ) -> Iterator[tuple[str, Item]]:
-    """Name and content of each part of the study, computed as they are asked for; the main job goes on from a checkpoint.
+    """Name and content of each part of the study, computed as they are asked for; the main job goes on from a
+    checkpoint.
 
     The first part, the main job, draws the same networks whether or not others are asked for.
     """

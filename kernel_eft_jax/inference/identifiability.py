@@ -1,7 +1,8 @@
 r"""What data cannot tell apart, in words.
 
-Directions d of no information leave the law of the data unchanged. Where all values that move are nonzero, their relative changes are
-$d \ln \theta_i = \ell_i$, and to first order the data tell the products $\prod \theta_i^{a_i}$ with $a \cdot \ell = 0$ for every lost direction.
+Directions d of no information leave the law of the data unchanged. Where all values that move are nonzero, their
+relative changes are $d \ln \theta_i = \ell_i$, and to first order the data tell the products $\prod \theta_i^{a_i}$
+with $a \cdot \ell = 0$ for every lost direction.
 """
 
 from itertools import combinations
@@ -9,7 +10,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
-# A component below a hundredth of the largest does not change what a sentence says.
+# A component below a hundredth of the largest component does not change what a sentence says.
 SMALL = 0.01
 SIMPLE = 1e-3  # exponents this close to halves are halves
 
@@ -39,7 +40,8 @@ def explain(
             )
         else:
             sentences += [
-                f"{in_words(named, d, scales[shared])} leaves the law of the data unchanged at these values: no data can tell it."
+                f"{in_words(named, d, scales[shared])} leaves the law of the data unchanged at these values: no data "
+                "can tell it."
                 for d in basis
             ]
     return " ".join(sentences)
