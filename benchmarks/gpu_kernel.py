@@ -15,12 +15,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from kernel_eft_jax.ensemble.factors import DOUBTFUL, gram
 from kernel_eft_jax.ensemble.normals import network_keys, threefry, two_normals
-from kernel_eft_jax.pairs import pair_count, pair_table, pairs
+from kernel_eft_jax.pairs import pair_count, pair_table
 
 EPSILON = float(jnp.finfo(jnp.float32).eps)
 
@@ -70,83 +71,98 @@ def on_chip(problem, key, networks, interpret=False):
 
 def layers_of_some(neurons, shape, count, *refs):
     """The kernel: some networks from the inputs to the last depth. `shape` is (inputs, neurons, networks)."""
-    (saved, eps, skip, factor, C_W, C_b, *limits), (*keys, out, out_doubtful) = refs[:count], refs[count:]
-    (inputs, width, together), table = shape, pair_table(shape[0])
-    C_W, C_b, everyone = C_W[0], C_b[0], [(int(a), int(b)) for a, b in zip(*pairs(inputs), strict=True)]
-    copies = (everyone, [(a, a) for a in range(inputs)]) if limits else ()
-
-    words = tuple(jnp.broadcast_to(word[...][None], (width, together)) for word in keys)
-    neuron = jax.lax.broadcasted_iota(jnp.uint32, (width, together), 0)
-
-    def normals(layer):
-        """The normals z of a layer, an array for each input."""
-        layer = jnp.full((width, together), layer, jnp.uint32)
-        drawn = [two_normals(*threefry(words, (layer, neuron + jnp.uint32(j * width)))) for j in range(inputs // 2)]
-        return [z for half in zip(*drawn, strict=True) for z in half]
-
-    def sums(some, x):
-        """The kernel of x, of some pairs of inputs."""
-        return [jnp.sum(x[a] * x[b], axis=0) / width for a, b in some]
-
-    def spread(some, values):
-        """Of each pair of inputs (a, b) the value of (a, b), in the order of the list; both orders for all pairs."""
-        found = dict(zip(some, values, strict=True))
-        return found | {(b, a): x for (a, b), x in found.items()}
-
-    def read(layer, copy, phi, h):
-        """C_S of a free copy."""
-        values, S = spread(copy, h), sums(copy, [neurons(x) for x in phi])
-        slope = [[limits[1][layer, int(table[a, b]), k] for k in range(3)] for a, b in copy]
-        response = [
-            j[0] * values[a, a] + j[1] * values[b, b] + j[2] * values[a, b]
-            for j, (a, b) in zip(slope, copy, strict=True)
-        ]
-        return [x + y for x, y in zip(S, response, strict=True)]
-
-    def step(layer, state):
-        phi, S, doubtful, free = state
-        step_eps, a = at(eps, layer), at(skip, layer)
-        L, few = cholesky(spread(everyone, [C_b + C_W * x for x in S]), inputs)
-        z, dt = normals((layer + 1).astype(jnp.uint32)), step_eps * step_eps * C_W
-
-        def moved(x, rows):
-            """x after an increment, by rows of a factor."""
-            return [
-                a * y + step_eps * total(row[j][None] * z[j] for j in sorted(row))
-                for y, row in zip(x, rows, strict=True)
-            ]
-
-        def moved_free(copy, rows, phi, C_S, h, R):
-            places = [int(table[pair]) for pair in copy]
-            h = [a * a * x + dt * (y - limits[0][layer, p]) for x, y, p in zip(h, C_S, places, strict=True)]
-            R = [a * a * x + dt * (S[p] - y) for x, y, p in zip(R, C_S, places, strict=True)]
-            phi = moved(phi, rows)
-            return phi, read(layer + 1, copy, phi, h), h, R
-
-        if limits:
-            L0, inverse = ([[x[layer, i, j] for j in range(i + 1)] for i in range(inputs)] for x in limits[2:])
-            factors = turned(L0, inverse, L), directions(L0, L)
-            free = [moved_free(c, rows, *state) for c, rows, state in zip(copies, factors, free, strict=True)]
-        phi = moved(phi, L)
-        return phi, sums(everyone, [neurons(x) for x in phi]), doubtful | few, free
+    tables, (*keys, out, doubtful) = refs[:count], refs[count:]
+    law = Law(neurons, shape, tables, [word[...] for word in keys])
 
     def save(place, state):
         layer, *state = state
-        state = jax.lax.fori_loop(layer, saved[place], step, tuple(state))
-        phi, S, _, free = state
-        columns = [*sums(everyone, phi), *S, *sums(everyone, [x * x for x in phi])]
-        for copy, (x, *rest) in zip(copies, free, strict=True):
-            columns += [*sums(copy, x), *sums(copy, [y * y for y in x]), *(y for part in rest for y in part)]
-        for row, column in enumerate(columns):
+        state = jax.lax.fori_loop(layer, law.saved[place], law.step, tuple(state))
+        for row, column in enumerate(law.columns(*state)):
             out[place, row, :] = column
-        return saved[place], *state
+        return law.saved[place], *state
 
-    z, zero = normals(jnp.uint32(0)), jnp.zeros((together,), jnp.float32)
-    phi = [total(factor[a, b] * z[b] for b in range(a + 1)) for a in range(inputs)]
-    S, nothing = sums(everyone, [neurons(x) for x in phi]), [[zero for _ in copy] for copy in copies]
-    free = [(phi, read(0, copy, phi, h), h, h) for copy, h in zip(copies, nothing, strict=True)]
-    first = jnp.int32(0), phi, S, zero > 0, free
-    out_doubtful[...] = jax.lax.fori_loop(0, saved.shape[0], save, first)[3].astype(jnp.int32)
+    doubtful[...] = jax.lax.fori_loop(0, law.saved.shape[0], save, (jnp.int32(0), *law.start()))[3].astype(jnp.int32)
+
+
+class Law:
+    """How a few networks move: the state is phi, their S, whether a pivot was doubtful, and phi, C_S, h and R of each free copy.
+
+    `copies` are the pairs of inputs that a free copy knows: that of all inputs all of them, that of each input alone the input itself.
+    """
+
+    def __init__(self, neurons, shape, tables, words):
+        self.saved, self.eps, self.skip, self.factor, C_W, C_b, *self.limits = tables
+        self.neurons, self.C_W, self.C_b = neurons, C_W[0], C_b[0]
+        (self.inputs, self.width, self.networks), table = shape, pair_table(shape[0])
+        self.place = {(a, b): int(table[a, b]) for a, b in np.ndindex(table.shape)}
+        self.pairs = [pair for pair in self.place if pair[0] <= pair[1]]
+        self.copies = [self.pairs, [(a, a) for a in range(self.inputs)]] if self.limits else []
+        self.words = tuple(jnp.broadcast_to(word[None], shape[1:]) for word in words)
+        self.neuron = jax.lax.broadcasted_iota(jnp.uint32, shape[1:], 0)
+
+    def normals(self, layer):
+        """The normals z of a layer, an array for each input."""
+        half, layer = range(self.inputs // 2), jnp.full(self.neuron.shape, layer, jnp.uint32)
+        counters = [(layer, self.neuron + jnp.uint32(j * self.width)) for j in half]
+        drawn = [two_normals(*threefry(self.words, counter)) for counter in counters]
+        return [z for part in zip(*drawn, strict=True) for z in part]
+
+    def gram(self, known, x):
+        """The kernel of x, of the pairs that are known."""
+        return [jnp.sum(x[a] * x[b], axis=0) / self.width for a, b in known]
+
+    def S(self, known, phi):
+        """The kernel of the features."""
+        return self.gram(known, [self.neurons(x) for x in phi])
+
+    def C_S(self, layer, known, phi, h):
+        """What a matrix reads of a free copy: its own S, and the response to h."""
+        value, found = dict(zip(known, h, strict=True)), []
+        for S, (a, b) in zip(self.S(known, phi), known, strict=True):
+            J = [self.limits[1][layer, self.place[a, b], k] for k in range(3)]
+            found.append(S + (J[0] * value[a, a] + J[1] * value[b, b] + J[2] * value[a, b]))
+        return found
+
+    def start(self):
+        """Depth zero: the free neurons are the network's own, and nothing responds."""
+        z, zero = self.normals(jnp.uint32(0)), jnp.zeros(self.networks, jnp.float32)
+        phi = [total(self.factor[a, b] * z[b] for b in range(a + 1)) for a in range(self.inputs)]
+        nothing = [[zero for _ in known] for known in self.copies]
+        free = [(phi, self.C_S(0, known, phi, h), h, h) for known, h in zip(self.copies, nothing, strict=True)]
+        return phi, self.S(self.pairs, phi), zero > 0, free
+
+    def step(self, layer, state):
+        """One layer."""
+        phi, S, doubtful, free = state
+        L, more = cholesky({pair: self.C_b + self.C_W * S[p] for pair, p in self.place.items()}, self.inputs)
+        eps, a, z = at(self.eps, layer), at(self.skip, layer), self.normals((layer + 1).astype(jnp.uint32))
+
+        def moved(phi, rows):
+            u = [total(factor[None] * z[b] for b, factor in sorted(row.items())) for row in rows]
+            return [a * x + eps * y for x, y in zip(phi, u, strict=True)]
+
+        def moved_free(known, rows, phi, C_S, h, R):
+            places, dt = [self.place[pair] for pair in known], eps * eps * self.C_W
+            pulls = [y - self.limits[0][layer, p] for y, p in zip(C_S, places, strict=True)]
+            h = [a * a * x + dt * pull for x, pull in zip(h, pulls, strict=True)]
+            R = [a * a * x + dt * (S[p] - y) for x, y, p in zip(R, C_S, places, strict=True)]
+            phi = moved(phi, rows)
+            return phi, self.C_S(layer + 1, known, phi, h), h, R
+
+        if free:
+            below = [[x[layer, i, j] for j in range(i + 1)] for x in self.limits[2:] for i in range(self.inputs)]
+            L0, inverse = below[: self.inputs], below[self.inputs :]
+            factors = turned(L0, inverse, L), directions(L0, L)
+            free = [moved_free(*copy, *before) for *copy, before in zip(self.copies, factors, free, strict=True)]
+        phi = moved(phi, L)
+        return phi, self.S(self.pairs, phi), doubtful | more, free
+
+    def columns(self, phi, S, doubtful, free):
+        """What is written of each network, in the order of `seen`."""
+        found = [*self.gram(self.pairs, phi), *S, *self.gram(self.pairs, [x * x for x in phi])]
+        for known, (x, *rest) in zip(self.copies, free, strict=True):
+            found += [*self.gram(known, x), *self.gram(known, [y * y for y in x]), *(y for part in rest for y in part)]
+        return found
 
 
 def at(ref, layer):
