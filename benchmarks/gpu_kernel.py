@@ -1,4 +1,4 @@
-r"""All layers of an ensemble in one GPU kernel, by Pallas: what stays on the chip need not be moved.
+r"""All layers of an ensemble in one GPU kernel, by Pallas.  `python benchmarks/gpu_kernel.py`, on a GPU, compares and times it.
 
 A program of the kernel takes a few networks from the inputs to the last depth. Pre-activations, free copies and their sums stay in registers;
 random numbers are made where they are used, from the counters of `normals`; what leaves the chip is a column of sums for each network at
@@ -19,8 +19,11 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from kernel_eft_jax.ensemble.estimate import add_theory, prepare
 from kernel_eft_jax.ensemble.factors import DOUBTFUL, gram
 from kernel_eft_jax.ensemble.normals import network_keys, threefry, two_normals
+from kernel_eft_jax.ensemble.samplers import BlockSampler
+from kernel_eft_jax.ensemble.simulate import simulate
 from kernel_eft_jax.pairs import pair_count, pair_table
 
 EPSILON = float(jnp.finfo(jnp.float32).eps)
@@ -134,7 +137,9 @@ class Law:
     def step(self, layer, state):
         """One layer."""
         phi, S, doubtful, free = state
-        L, more = cholesky({pair: self.C_b + self.C_W * S[p] for pair, p in self.place.items()}, self.inputs)
+        L, more = cholesky(
+            {(b, a): self.C_b + self.C_W * x for (a, b), x in zip(self.pairs, S, strict=True)}, self.inputs
+        )
         eps, a, z = at(self.eps, layer), at(self.skip, layer), self.normals((layer + 1).astype(jnp.uint32))
 
         def moved(phi, rows):
@@ -218,3 +223,29 @@ def turned(L0, inverse, L):
             for x in (left, right)
         )
     return [{b: total(L0[a][k] * right[k][b] for k in range(a + 1)) for b in range(inputs)} for a in range(inputs)]
+
+
+def main():
+    """At four inputs of 64 neurons, with control variates and without: how far from `simulate`, and the rates of both."""
+    from ensemble import DEPTH, EPS, MODEL, kernel, repeat  # here, since the tests read this file without its folder
+
+    on_gpu, key = jax.default_backend() == "gpu", jax.random.key(0)
+    networks = jnp.arange(2**17 if on_gpu else 2**6, dtype=jnp.uint32)
+    chip, plain = partial(on_chip, interpret=not on_gpu), partial(simulate, measure=seen)
+    for control in (False, True):
+        problem = prepare(MODEL, kernel(4), 64, DEPTH, EPS, BlockSampler(), [DEPTH // 2, DEPTH])
+        problem, _ = add_theory(problem, MODEL, kernel(4), DEPTH, EPS, control)
+        (found, doubtful), expected = (jax.jit(route)(problem, key, networks) for route in (chip, plain))
+        scale = jnp.max(jnp.abs(expected), axis=(0, 2))[:, None]
+        error = jnp.max(jnp.where(doubtful, 0, jnp.abs(found - expected) / scale))
+        print(
+            f"control {control}: {error:.1e} from simulate, {int(doubtful.sum())} of {networks.size} networks doubtful"
+        )
+        for name, route in {"on the chip": chip, "simulate": plain}.items() if on_gpu else ():
+            call = partial(jax.jit(route), problem, key, networks)
+            rate = repeat(lambda call=call: jax.block_until_ready(call()), networks.size * DEPTH, 1, 2.0)["rate"]
+            print(f"  {name}: {rate / 1e6:.4g} million sample-layers a second")
+
+
+if __name__ == "__main__":
+    main()
