@@ -7,7 +7,7 @@ input, and matrices of inputs are lists.
 
 Nobody has run this on a GPU, and `estimate` does not use it: it is compiled for a GPU that is not there, counted (`gpu_program.py`), and held
 against `simulate` on a CPU (tests/test_gpu_kernel.py), with which it agrees to float32 rounding. For one matrix behind an activation
-without parameters, an even number of inputs and a width that is a power of two (a limit of Triton). A network with a pivot so small that
+without parameters, a few inputs, and a width that is a power of two (a limit of Triton). A network with a pivot so small that
 `features_factor` turns to the features is marked as doubtful, and belongs to `simulate`.
 """
 
@@ -35,8 +35,9 @@ def seen(state, path):
     if state.control is not None:
         joint, alone = state.control
         columns += [gram(joint.phi), gram(joint.phi**2), joint.S, joint.h, joint.R]
-        phi, *rest = alone
-        columns += [jnp.mean(phi[:, 0] ** 2, axis=1), jnp.mean(phi[:, 0] ** 4, axis=1), *(x[:, 0] for x in rest)]
+        if alone is not None:
+            phi, *rest = alone
+            columns += [jnp.mean(phi[:, 0] ** 2, axis=1), jnp.mean(phi[:, 0] ** 4, axis=1), *(x[:, 0] for x in rest)]
     return jnp.concatenate(columns)
 
 
@@ -48,17 +49,17 @@ def on_chip(problem, key, networks, interpret=False):
     (section,), inputs, width, size = problem.model.sections, len(problem.factor), problem.width, networks.size
     count, together = pair_count(inputs), max(1, 256 // width)
     plain = not section.norms and not jax.tree.leaves(section.neurons)
-    if inputs % 2 or width & (width - 1) or size % together or not plain:
+    if width < 2 or width & (width - 1) or size % together or not plain:
         raise ValueError(
-            "The kernel takes an even number of inputs, a width that is a power of two, a multiple of "
-            f"{together} networks, and one matrix behind an activation without parameters: take `simulate`."
+            f"The kernel takes a width that is a power of two, at least 2, a multiple of {together} networks, and one matrix "
+            "behind an activation without parameters: take `simulate`."
         )
     dense, sums = section.dense, 3 * count
     tables = [problem.layers, problem.eps, problem.skip, problem.factor, dense.C_W[None], dense.C_b[None]]
     if problem.path is not None:
         path, ((L0, inverse),) = problem.path.joint, problem.path.factors
         tables += [path.S, path.responses[0].slope, L0, inverse]
-        sums += 5 * (count + inputs)
+        sums += 5 * (count + (inputs if inputs > 1 else 0))
     depths, some = problem.layers.size, pl.BlockSpec((together,), lambda i: (i,))
     found, doubtful = pl.pallas_call(
         partial(layers_of_some, section.neurons, (inputs, width, together), len(tables)),
@@ -90,7 +91,9 @@ def layers_of_some(neurons, shape, count, *refs):
 class Law:
     """How a few networks move: the state is phi, their S, whether a pivot was doubtful, and phi, C_S, h and R of each free copy.
 
-    `copies` are the pairs of inputs that a free copy knows: that of all inputs all of them, that of each input alone the input itself.
+    Of each input there are two arrays (neurons, networks), for the first half of its neurons and for the other: a draw is the real part of a pair
+    of normals for one half of an input, and the imaginary part for another. `copies` are the pairs of inputs that a free copy knows: that of
+    all inputs all of them, that of each input alone the input itself.
     """
 
     def __init__(self, neurons, shape, tables, words):
@@ -99,24 +102,28 @@ class Law:
         (self.inputs, self.width, self.networks), table = shape, pair_table(shape[0])
         self.place = {(a, b): int(table[a, b]) for a, b in np.ndindex(table.shape)}
         self.pairs = [pair for pair in self.place if pair[0] <= pair[1]]
-        self.copies = [self.pairs, [(a, a) for a in range(self.inputs)]] if self.limits else []
-        self.words = tuple(jnp.broadcast_to(word[None], shape[1:]) for word in words)
-        self.neuron = jax.lax.broadcasted_iota(jnp.uint32, shape[1:], 0)
+        alone = [(a, a) for a in range(self.inputs)]
+        self.copies = ([self.pairs, alone] if self.inputs > 1 else [self.pairs]) if self.limits else []
+        half = self.width // 2, self.networks
+        self.words = tuple(jnp.broadcast_to(word[None], half) for word in words)
+        self.neuron = jax.lax.broadcasted_iota(jnp.uint32, half, 0)
 
     def normals(self, layer):
-        """The normals z of a layer, an array for each input."""
-        half, layer = range(self.inputs // 2), jnp.full(self.neuron.shape, layer, jnp.uint32)
-        counters = [(layer, self.neuron + jnp.uint32(j * self.width)) for j in half]
+        """The normals z of a layer."""
+        layer = jnp.full(self.neuron.shape, layer, jnp.uint32)
+        counters = [(layer, self.neuron + jnp.uint32(half * self.width // 2)) for half in range(self.inputs)]
         drawn = [two_normals(*threefry(self.words, counter)) for counter in counters]
-        return [z for part in zip(*drawn, strict=True) for z in part]
+        real, imaginary = map(list, zip(*drawn, strict=True))
+        halves = real + imaginary
+        return [halves[2 * a : 2 * a + 2] for a in range(self.inputs)]
 
     def gram(self, known, x):
         """The kernel of x, of the pairs that are known."""
-        return [jnp.sum(x[a] * x[b], axis=0) / self.width for a, b in known]
+        return [jnp.sum(x[a][0] * x[b][0] + x[a][1] * x[b][1], axis=0) / self.width for a, b in known]
 
     def S(self, known, phi):
         """The kernel of the features."""
-        return self.gram(known, [self.neurons(x) for x in phi])
+        return self.gram(known, jax.tree.map(self.neurons, phi))
 
     def C_S(self, layer, known, phi, h):
         """What a matrix reads of a free copy: its own S, and the response to h."""
@@ -129,7 +136,7 @@ class Law:
     def start(self):
         """Depth zero: the free neurons are the network's own, and nothing responds."""
         z, zero = self.normals(jnp.uint32(0)), jnp.zeros(self.networks, jnp.float32)
-        phi = [total(self.factor[a, b] * z[b] for b in range(a + 1)) for a in range(self.inputs)]
+        phi = [[total(self.factor[a, b] * z[b][k] for b in range(a + 1)) for k in range(2)] for a in range(self.inputs)]
         nothing = [[zero for _ in known] for known in self.copies]
         free = [(phi, self.C_S(0, known, phi, h), h, h) for known, h in zip(self.copies, nothing, strict=True)]
         return phi, self.S(self.pairs, phi), zero > 0, free
@@ -143,8 +150,8 @@ class Law:
         eps, a, z = at(self.eps, layer), at(self.skip, layer), self.normals((layer + 1).astype(jnp.uint32))
 
         def moved(phi, rows):
-            u = [total(factor[None] * z[b] for b, factor in sorted(row.items())) for row in rows]
-            return [a * x + eps * y for x, y in zip(phi, u, strict=True)]
+            u = [[total(x[None] * z[b][k] for b, x in sorted(row.items())) for k in range(2)] for row in rows]
+            return jax.tree.map(lambda x, y: a * x + eps * y, phi, u)
 
         def moved_free(known, rows, phi, C_S, h, R):
             places, dt = [self.place[pair] for pair in known], eps * eps * self.C_W
@@ -157,16 +164,16 @@ class Law:
         if free:
             below = [[x[layer, i, j] for j in range(i + 1)] for x in self.limits[2:] for i in range(self.inputs)]
             L0, inverse = below[: self.inputs], below[self.inputs :]
-            factors = turned(L0, inverse, L), directions(L0, L)
+            factors = (turned(L0, inverse, L), directions(L0, L))[: len(free)]
             free = [moved_free(*copy, *before) for *copy, before in zip(self.copies, factors, free, strict=True)]
         phi = moved(phi, L)
         return phi, self.S(self.pairs, phi), doubtful | more, free
 
     def columns(self, phi, S, doubtful, free):
         """What is written of each network, in the order of `seen`."""
-        found = [*self.gram(self.pairs, phi), *S, *self.gram(self.pairs, [x * x for x in phi])]
+        found = [*self.gram(self.pairs, phi), *S, *self.gram(self.pairs, jax.tree.map(jnp.square, phi))]
         for known, (x, *rest) in zip(self.copies, free, strict=True):
-            found += [*self.gram(known, x), *self.gram(known, [y * y for y in x]), *(y for part in rest for y in part)]
+            found += [*self.gram(known, x), *self.gram(known, jax.tree.map(jnp.square, x)), *jax.tree.leaves(rest)]
         return found
 
 
