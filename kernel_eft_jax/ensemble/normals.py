@@ -39,8 +39,10 @@ def threefry(
     return x, y
 
 
-def normal_pairs(x: UInt32[Array, "*shape"], y: UInt32[Array, "*shape"]) -> Complex[Array, "*shape"]:
-    """Two independent standard normals, as real and imaginary part, from two random words.
+def two_normals(
+    x: UInt32[Array, "*shape"], y: UInt32[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Two independent standard normals from two random words.
 
     The angle is a random multiple of pi/2 plus theta in [-pi/4, pi/4), where these polynomials (Moshier's) are exact to
     float32 rounding. The largest normal is 6.8.
@@ -53,7 +55,12 @@ def normal_pairs(x: UInt32[Array, "*shape"], y: UInt32[Array, "*shape"]) -> Comp
     cos = 1 - 0.5 * w + w * w * (4.166664568298827e-2 + w * (-1.388731625493765e-3 + 2.443315711809948e-5 * w))
     turned, reversed_ = (y >> 31) == 1, ((y >> 30) & 1) == 1
     r = jnp.where(reversed_, -r, r)
-    return jax.lax.complex(r * jnp.where(turned, -sin, cos), r * jnp.where(turned, cos, sin))
+    return r * jnp.where(turned, -sin, cos), r * jnp.where(turned, cos, sin)
+
+
+def normal_pairs(x: UInt32[Array, "*shape"], y: UInt32[Array, "*shape"]) -> Complex[Array, "*shape"]:
+    """The two normals of `two_normals` as real and imaginary part."""
+    return jax.lax.complex(*two_normals(x, y))
 
 
 def normals(keys: tuple[Array, Array], layer: UInt32[Array, ""], index: UInt32[Array, "..."]) -> Complex[Array, "..."]:
