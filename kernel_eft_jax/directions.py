@@ -1,4 +1,4 @@
-"""Identity functions that raise a helpful TypeError when they are differentiated in the mode that is not supported.
+"""Identity functions that raise a helpful TypeError when they are differentiated in the mode that is not supported, or tell that they are.
 
 JAX differentiates forward by pushing tangents through a program, and in reverse by recording the same linear program and
 transposing it. So an identity on tangents that fails when it is run, but not when it is transposed, marks a function as
@@ -9,11 +9,14 @@ primitives does not do it: `linear_call` runs its function already when it is re
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import PyTree
+
+from .checks import is_concrete
 
 
 def reverse_only(x: PyTree, message: str) -> PyTree:
@@ -24,6 +27,23 @@ def reverse_only(x: PyTree, message: str) -> PyTree:
 def forward_only(x: PyTree, message: str) -> PyTree:
     """x; reverse-mode differentiation through it raises TypeError with the message."""
     return jax.tree.map(functools.partial(_mark, _forward_only, message), x)
+
+
+def when_reversed(x: PyTree, check: Callable[[], None]) -> PyTree:
+    """x; `check` is called before reverse-mode differentiation through it does any work."""
+    return jax.tree.map(functools.partial(_noted, check), x)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _noted(check, x):
+    return x
+
+
+@_noted.defjvp
+def _noted_jvp(check, primals, tangents):
+    # A value that is known, with a tangent that is recorded: reverse mode, outside jit. Inside, nothing runs before the transposition.
+    known = is_concrete(primals[0])
+    return _noted(check, primals[0]), _reversed.bind(tangents[0], message=(check, known))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -41,10 +61,10 @@ def _refuse(*_, message):
     raise TypeError(message)
 
 
-def _primitive(name, run, batch, transpose):
+def _primitive(name, run, batch, transpose, record=lambda aval, message: aval):
     primitive = Primitive(name)
     primitive.def_impl(run)
-    primitive.def_abstract_eval(lambda aval, message: aval)
+    primitive.def_abstract_eval(record)
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
     batching.primitive_batchers[primitive] = lambda args, dims, message: (batch(*args, message=message), dims[0])
     ad.deflinear2(primitive, transpose)
@@ -67,4 +87,25 @@ _reverse_only = _primitive(
     run=_refuse,
     batch=_refuse,  # only tangents that are pushed forward are batched
     transpose=lambda cotangent, x, message: [_mark(_forward_only, message, cotangent)],
+)
+
+
+def _record(aval, message):
+    check, known = message
+    if known:
+        check()
+    return aval
+
+
+def _transposed(cotangent, x, message):
+    message[0]()
+    return [cotangent]
+
+
+_reversed = _primitive(
+    "reversed",
+    run=_pass,
+    batch=lambda x, message: _reversed.bind(x, message=message),
+    transpose=_transposed,
+    record=_record,
 )

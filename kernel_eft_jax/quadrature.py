@@ -87,6 +87,12 @@ def normal_density(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.exp(-0.5 * y**2) * (2 * math.pi) ** -0.5
 
 
+def steepness(width: Float[Array, "*shape"], sharpness: Float[ArrayLike, ""]) -> Float[Array, "*shape"]:
+    """One over the scale of y on which a function of (width y) changes within 1 / sharpness: that of y itself for functions without a scale."""
+    sharpness = jnp.asarray(sharpness, width.dtype)
+    return jnp.where(sharpness > 0, width * sharpness, 1)
+
+
 def rule_around(
     kinks: Float[Array, " C"],
     mean: Float[Array, "*batch"],
@@ -98,7 +104,7 @@ def rule_around(
     width = jnp.broadcast_to(width, mean.shape)
     apart = jnp.reshape(kinks, (1,) * mean.ndim + kinks.shape) - mean[..., None]
     centres = apart / jnp.maximum(width, jnp.finfo(mean.dtype).tiny ** 0.5)[..., None]
-    return centred_rule(centres, width * sharpness, *points)
+    return centred_rule(centres, steepness(width, sharpness), *points)
 
 
 def remaining_share(

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.polynomial.legendre import leggauss
 from scipy.integrate import quad
+from scipy.linalg import expm
 from scipy.special import erf, expit
 
 import kernel_eft_jax as keft
@@ -312,6 +313,123 @@ def one_input_layers(case: Case, C_W: float, C_b: float, k: float, eps: float, l
         response = np.append((1 + h * chi) * response, h * C_W)
         ks.append(k + h * Q)
     return dict(zip(("K0", "V4", "K1", "V4_g_only", "K1_g_only"), np.array(rows).T, strict=True))
+
+
+def two_input_layers(case: Case, C_W: float, K: np.ndarray, eps: float, layers: int) -> dict[str, np.ndarray]:
+    """K0, V4, K1 of two inputs at the last layer, in pairs (aa, ab, bb): the fluctuation field of section 5 as sums over layers.
+
+    h_L = sum_l R_Ll xi_l(s s), and covariances of the free fields at two layers are averages over phi of the earlier one and a rest: trapezoidal
+    rules in four variables, no modes. Correlations of one are allowed.
+    """
+    s, h, kernels, responses = case.s, eps**2 * C_W, [np.asarray(K, float)], []
+    for _ in range(layers):
+        values, chi, hess = _pair_response(case, kernels[-1])
+        responses.append((chi, hess))
+        kernels.append(kernels[-1] + h * values)
+
+    def factor(K):
+        """Lower triangular L with L L^T = K, which may be singular."""
+        first = np.sqrt(K[0, 0])
+        across = K[0, 1] / first if first > 0 else 0.0
+        return np.array([[first, 0], [across, np.sqrt(max(K[1, 1] - across**2, 0))]])
+
+    def nodes(width):
+        """A quarter of the distance of the pole: exp(-2 pi / 0.25) is 1e-11."""
+        return line(min(0.7, 0.25 * case.pole / width)) if width > 1e-12 else (np.zeros(1), np.ones(1))
+
+    def given(early, rest):
+        """E[f | phi_early] for s s and for its second derivatives by (aa, ab, bb), (pairs, 4, x, y)."""
+        L, M = factor(early), factor(rest)
+        (x, w), (y, v) = nodes(np.hypot(L[0, 0], abs(L[1, 0]))), nodes(L[1, 1])
+        (t, weight), (u, along) = nodes(max(M[0, 0], abs(M[1, 0]))), nodes(M[1, 1])
+        a = [s(L[0, 0] * x[:, None] + M[0, 0] * t, r) for r in range(3)]  # (x, t)
+        phi_b = (L[1, 0] * x[:, None] + L[1, 1] * y)[:, :, None] + M[1, 0] * t  # (x, y, t)
+        b = np.zeros((3, *phi_b.shape))
+        squares = np.zeros((2, *phi_b.shape))
+        for shift, share in zip(M[1, 1] * u, along, strict=True):
+            here = [s(phi_b + shift, r) for r in range(3)]
+            b += share * np.stack(here)
+            squares += share * np.stack([here[0] ** 2, 2 * (here[1] ** 2 + here[0] * here[2])])
+        found = np.zeros((3, 4, x.size, y.size))
+        of_a, of_b = [a[0] ** 2, 2 * (a[1] ** 2 + a[0] * a[2])], squares
+        found[0, 0], found[0, 1] = ((f @ weight)[:, None] for f in of_a)
+        found[2, 0], found[2, 3] = (f @ weight for f in of_b)
+        mixed = ((0, 0, 1), (2, 0, 1), (1, 1, 2), (0, 2, 1))
+        found[1] = [scale * np.einsum("xt,xyt,t->xy", a[i], b[j], weight, optimize=True) for i, j, scale in mixed]
+        phi_a, phi_b = np.broadcast_arrays((L[0, 0] * x)[:, None], L[1, 0] * x[:, None] + L[1, 1] * y)
+        here = [s(phi, 0) for phi in (phi_a, phi_b)]
+        F = np.stack([here[0] ** 2, here[0] * here[1], here[1] ** 2])
+        G = np.stack([phi_a**2, phi_a * phi_b, phi_b**2])
+        weights = np.outer(w, v)
+        F, G = (f - np.einsum("pxy,xy->p", f, weights)[:, None, None] for f in (F, G))
+        return np.einsum("pfxy,qxy,xy->pfq", found, F, weights), np.einsum("pxy,qxy,xy->pq", G, F, weights)
+
+    V, K1, R, FF, GF = None, np.zeros(3), np.zeros((0, 3, 3)), np.zeros((layers, layers, 3, 3)), []
+    for l in range(layers + 1):
+        k = kernels[l][[0, 0, 1], [0, 1, 1]]
+        along_h = np.einsum("lpq,lmqr,msr->ps", R, FF[:l, :l], R)
+        cross = sum((G @ r.T for G, r in zip(GF, R, strict=True)), np.zeros((3, 3)))
+        a, b = np.array([0, 0, 1]), np.array([0, 1, 1])
+        free = wick(kernels[l])[a[:, None], b[:, None], a, b]
+        V, K1_here = free + cross + cross.T + along_h, K1
+        if l == layers:
+            return {"K0": k, "V4": V, "K1": K1_here}
+        chi, hess = responses[l]
+        both = [given(kernels[early], kernels[l] - kernels[early]) for early in range(l + 1)]
+        bend = np.zeros(3)  # Cov(xi(grad^2 s s), h)
+        for (found, _), r in zip(both[:l], R, strict=True):
+            bend += np.einsum("pfq,fq->p", found[:, 1:], r)
+        K1 = K1 + h * (chi @ K1 + 0.5 * np.einsum("pqr,qr->p", hess, along_h) + 0.5 * bend)
+        for early, (found, _) in enumerate(both):
+            FF[l, early], FF[early, l] = found[:, 0], found[:, 0].T
+        GF.append(both[l][1])
+        R = np.concatenate([R + h * np.einsum("pq,lqr->lpr", chi, R), h * np.eye(3)[None]])
+    raise AssertionError
+
+
+def _pair_response(case, K):
+    """E[s s] of two inputs as a matrix, and its first and second derivatives by (aa, ab, bb) for the pairs (aa, ab, bb)."""
+    values, chi, hess = np.zeros((2, 2)), np.zeros((3, 3)), np.zeros((3, 3, 3))
+    for i, place in ((0, 0), (1, 2)):
+        alone = expansion_from(pair_moments(case, K[i, i], K[i, i], 1.0))
+        values[i, i], chi[place, place] = alone.value, alone.slope.sum()
+        hess[place, place, place] = alone.curvature.sum()
+    rho = np.clip(K[0, 1] / np.sqrt(K[0, 0] * K[1, 1]), -1, 1)
+    both, order = expansion_from(pair_moments(case, K[0, 0], K[1, 1], rho)), np.array([0, 2, 1])
+    values[0, 1] = values[1, 0] = both.value
+    chi[1], hess[1] = both.slope[order], both.curvature[np.ix_(order, order)]
+    return values, chi, hess
+
+
+def sigma_kernel_layers(case, C_W, k, dt, layers):
+    """V4, V_SS, K1, K0 of the closure for one input, its layer written out by hand for z = (phi^2, s^2) and a trapezoidal rule."""
+    x, w = line(1 / 24)
+
+    def under(k):
+        """Covariance, regression of (s^2)'' on z, noise per Q, and first and second response of E[s^2], under N(0, k)."""
+        s = [case.s(np.sqrt(k) * x, r) for r in range(3)]
+        f, slope, bend = s[0] ** 2, 2 * s[0] * s[1], 2 * (s[1] ** 2 + s[0] * s[2])
+        z = np.stack([k * x**2, f])
+        z = z - (z @ w)[:, None]
+        C, gradient = (z * w) @ z.T, np.stack([2 * np.sqrt(k) * x, slope])
+        chi, hess = (f * (x**2 - 1)) @ w / (2 * k), (f * (x**4 - 6 * x**2 + 3)) @ w / (4 * k**2)
+        return C, np.linalg.solve(C, (z * w) @ bend), (gradient * w) @ gradient.T, chi, hess, f @ w
+
+    V, mean = under(k)[0], np.zeros(2)
+    for _ in range(layers):
+        q = C_W * under(k)[-1]
+        _, bend, noise, *_ = under(k + dt * q / 2)
+        generator = dt * np.array([[0, 0], 0.5 * q * bend])
+        # Van Loan: the flow and the noise of a linear system, from one exponential.
+        both = expm(np.block([[-generator, dt * q * noise], [np.zeros((2, 2)), generator.T]]))
+        F = both[2:, 2:].T
+        k = k + dt * q
+        _, bend, _, chi, hess, _ = under(k)
+        layer = F + dt * C_W * np.array([[0, 1], [0, chi]])
+        source = 0.5 * dt * C_W * bend @ (F @ V[:, 1]) + 0.5 * (dt * C_W) ** 2 * hess * V[1, 1]
+        mean = layer @ mean + np.array([0, source])
+        V = layer @ V @ layer.T + F @ both[:2, 2:]
+    return V[0, 0], V[1, 1], mean[0], k
 
 
 def layers(name: str, C_W: float, C_b: float, k: float, eps: float, count: int) -> Problem:

@@ -1,17 +1,18 @@
 """HermiteTower and SigmaKernel against oracles that expand in no modes: sums over layers, closed forms, dense quadrature."""
 
 import itertools
+import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import PROBLEMS, SMOOTH, Problem, line, one_input_layers, select, sigma, wick
-from scipy.linalg import expm
+from problems import PROBLEMS, SMOOTH, Problem, line, one_input_layers, select, sigma, sigma_kernel_layers, wick
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import maps
+from kernel_eft_jax.closures.pair_tower import PairTower
 from kernel_eft_jax.expectations.four_point import local_products, products_and_noise
 from kernel_eft_jax.maps import apply_slope
 from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
@@ -202,42 +203,11 @@ def test_a_degree_too_low_to_tell_says_so():
     assert np.isfinite(solution.truncation.V4).all()
 
 
-def sigma_kernel_layers(case, C_W, k, dt, layers):
-    """V4, V_SS, K1 of the closure for one input, its layer written out by hand for z = (phi^2, s^2) and a trapezoidal rule."""
-    x, w = line(1 / 24)
-
-    def under(k):
-        """Covariance, regression of (s^2)'' on z, noise per Q, and first and second response of E[s^2], under N(0, k)."""
-        s = [case.s(np.sqrt(k) * x, r) for r in range(3)]
-        f, slope, bend = s[0] ** 2, 2 * s[0] * s[1], 2 * (s[1] ** 2 + s[0] * s[2])
-        z = np.stack([k * x**2, f])
-        z = z - (z @ w)[:, None]
-        C, gradient = (z * w) @ z.T, np.stack([2 * np.sqrt(k) * x, slope])
-        chi, hess = (f * (x**2 - 1)) @ w / (2 * k), (f * (x**4 - 6 * x**2 + 3)) @ w / (4 * k**2)
-        return C, np.linalg.solve(C, (z * w) @ bend), (gradient * w) @ gradient.T, chi, hess, f @ w
-
-    V, mean = under(k)[0], np.zeros(2)
-    for _ in range(layers):
-        q = C_W * under(k)[-1]
-        _, bend, noise, *_ = under(k + dt * q / 2)
-        generator = dt * np.array([[0, 0], 0.5 * q * bend])
-        # Van Loan: the flow and the noise of a linear system, from one exponential.
-        both = expm(np.block([[-generator, dt * q * noise], [np.zeros((2, 2)), generator.T]]))
-        F = both[2:, 2:].T
-        k = k + dt * q
-        _, bend, _, chi, hess, _ = under(k)
-        layer = F + dt * C_W * np.array([[0, 1], [0, chi]])
-        source = 0.5 * dt * C_W * bend @ (F @ V[:, 1]) + 0.5 * (dt * C_W) ** 2 * hess * V[1, 1]
-        mean = layer @ mean + np.array([0, source])
-        V = layer @ V @ layer.T + F @ both[:2, 2:]
-    return V[0, 0], V[1, 1], mean[0]
-
-
 @pytest.mark.parametrize(("name", "dt", "layers"), [("Erf", 1.0, 10), ("SiLU", 0.25, 4)])
 def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt, layers):
     """At any eps, by hand in plain NumPy. What is left of erf at eps = 1, K1 = -1.39 where -1.68 is right, is the closure itself."""
     case = SMOOTH[name]
-    by_hand = sigma_kernel_layers(case, 2.0, 1.0, dt, layers)
+    *by_hand, _ = sigma_kernel_layers(case, 2.0, 1.0, dt, layers)
     model = keft.Model(case.activation, jnp.array(2.0))
     solution = keft.solve(model, [[1.0]], layers=layers, eps=dt**0.5, closure=keft.SigmaKernel())
     found = [float(x.ravel()[0]) for x in (solution.V4, solution.V_SS, solution.K1)]
@@ -263,17 +233,36 @@ def test_stiff_directions_of_the_sigma_kernel():
         assert gaps[1] < 0.3 * gaps[0] < 0.1, quantity
 
 
-@pytest.mark.parametrize(
-    "closure", [keft.GOnly(), keft.HermiteTower(6), keft.SigmaKernel(6)], ids=lambda c: type(c).__name__
-)
-@pytest.mark.parametrize("size", [1e-8, 1e6])
-def test_a_rescaled_problem_has_the_rescaled_answer(closure, size):
-    """ReLU knows no scale: K0 and K1 scale with the input kernel, V4 with its square, to ten times the tolerance of the continuum."""
-    model, K = keft.Model(keft.ReLU(), jnp.array(1.5)), np.array([[1.0, 0.3], [0.3, 2.0]])
-    one, other = (keft.solve(model, s * K, 0.5, closure=closure) for s in (1.0, size))
-    for quantity, power in (("K0", 1), ("V4", 2), ("K1", 1)):
-        value, scaled = getattr(one, quantity), getattr(other, quantity) / size**power
-        np.testing.assert_allclose(scaled, value, atol=1e-7 * np.abs(value).max(), err_msg=quantity)
+# With phi -> r phi and the biases: what knows no scale stays, others change on a scale of their own.
+RESCALED = {
+    "LeakyReLU": lambda s: keft.Model(keft.LeakyReLU(0.2), jnp.array(1.5), 0.25 * s),
+    "Linear": lambda s: keft.Model(keft.Linear(), jnp.array(1.5), 0.25 * s),
+    "tanh": lambda s: keft.Model(keft.Scaled(keft.Tanh(), s**-0.5), 1.5 * s, 0.25 * s),
+}
+CLOSURES = [keft.GOnly(), keft.HermiteTower(6), keft.SigmaKernel(6), PairTower(6)]
+
+
+@pytest.mark.parametrize("closure", CLOSURES, ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("name", RESCALED)
+@pytest.mark.parametrize("depth", [{"ts": [0.5, 1.0]}, {"layers": [2, 6], "eps": 0.5}], ids=["continuum", "layers"])
+def test_a_rescaled_problem_has_the_rescaled_answer(closure, name, depth):
+    """K0 and K1 scale with the input kernel, V4 with its square, bounds too: bit for bit where the factor is a power of four, else to rounding."""
+
+    @jax.jit
+    def solved(s):
+        solution = keft.solve(
+            RESCALED[name](s), s * jnp.array([[1.0, 0.3], [0.3, 2.0]]), closure=closure, throw=False, **depth
+        )
+        several = [solution.packed] + ([] if solution.truncation is None else [solution.truncation])
+        return [(m.K0 / s, m.V4 / s**2, m.K1 / s) for m in several]
+
+    one = solved(jnp.array(1.0))
+    K0 = np.abs(one[0][0]).max()
+    for size in (4.0**-13, 4.0**10, 1e-8, 0.7):
+        rounding = 0 if math.log(size, 4).is_integer() else 1e-11
+        for moments, scaled in zip(one, solved(jnp.array(size)), strict=True):
+            for x, y, unit in zip(moments, scaled, (K0, K0**2, K0), strict=True):
+                np.testing.assert_allclose(y, x, rtol=0, atol=rounding * unit)
 
 
 def test_an_input_of_zero_norm():

@@ -4,6 +4,9 @@ Oracles: kernels of residual blocks by neural-tangents and by a NumPy trapezoida
 distance between layers and continuum; central differences for derivatives, between themselves independent modes.
 """
 
+import subprocess
+import sys
+
 import diffrax
 import equinox as eqx
 import jax
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
+from kernel_eft_jax.closures import base
 
 PUBLISHED_K0 = 0.6 + 1.4 * np.eye(4)
 CUBE = keft.Model(
@@ -248,3 +252,50 @@ def test_what_cannot_fit_is_refused_before_any_work(closure, inputs, remedy):
     says = rf"{type(closure).__name__}\(.* for {inputs} inputs .* needs about .* GiB.*pairs and chosen quadruples of inputs, or .*{remedy}"
     with pytest.raises(MemoryError, match=says):
         keft.solve(keft.Model(keft.Erf(), C_W=1.0), np.eye(inputs), 1.0, closure=closure)
+
+
+def test_derivatives_are_counted_in_the_memory(monkeypatch):
+    """With room for the solve and for no more: reverse mode, in and outside jit, and forward mode of many parameters are refused before any work."""
+    monkeypatch.setattr(base, "host_memory", lambda: 2**26)
+    K = jnp.eye(24)
+
+    def observe(C_W):
+        return keft.solve(keft.Model(keft.Erf(), C_W), K, layers=100, eps=0.1, closure=keft.GOnly()).V4[0, 0, 1, 0, 1]
+
+    C_W = jnp.array(1.0)
+    assert np.isfinite(jax.jacfwd(observe)(C_W))
+    for gradient in (jax.grad(observe), jax.jit(jax.grad(observe))):
+        with pytest.raises(
+            MemoryError, match=r"24 inputs at 1 depths in reverse mode, which keeps 100 layers, needs about 0.08"
+        ):
+            gradient(C_W)
+    with pytest.raises(MemoryError, match=r"in reverse mode, which keeps 90 checkpoints, needs"):
+        jax.grad(lambda C: keft.solve(keft.Model(keft.Erf(), C), K, 1.0, closure=keft.GOnly()).K1[0, 0, 1])(C_W)
+    with pytest.raises(MemoryError, match=r"at 1 depths, with derivatives by 304 parameters, needs about"):
+        keft.sensitivity(keft.Model(keft.Erf(), C_W), K, layers=2, eps=0.1, closure=keft.GOnly())
+
+
+MEASURED = """
+import resource
+import jax
+import jax.numpy as jnp
+import kernel_eft_jax as keft
+from kernel_eft_jax.closures import base
+jax.config.update("jax_enable_x64", True)
+def peak(layers):
+    def observe(C_W):
+        model = keft.Model(keft.Erf(), C_W)
+        return keft.solve(model, jnp.eye(24), layers=layers, eps=0.05, closure=keft.GOnly()).V4[0, 0, 1, 0, 1]
+    jax.grad(observe)(jnp.array(1.0)).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+few = peak(100)
+print(peak(900) - few)
+"""
+
+
+@pytest.mark.slow
+def test_reverse_mode_keeps_what_is_told():
+    """The peak memory of a process of its own: 800 layers more take 800 states more, 300^2 numbers each, within a third."""
+    found = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    unit = 1024 if sys.platform == "linux" else 1
+    np.testing.assert_allclose(int(found.stdout) * unit, 800 * 8 * 300**2, rtol=1 / 3)

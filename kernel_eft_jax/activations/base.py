@@ -80,7 +80,7 @@ class Activation(eqx.Module):
 
     @property
     def sharpness(self) -> Any:
-        """One over the scale of x on which s changes near its kinks, or near zero."""
+        """One over the scale of x on which s changes near its kinks, or near zero; zero for a function that has no scale."""
         return 1.0
 
     def moments(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -198,8 +198,10 @@ def rule(
 
 
 def _sides(f, activation, dtype):
-    places = kink_places(activation, dtype)
-    step = 4 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(places), 1)
+    places, sharpness = kink_places(activation, dtype), jnp.asarray(activation.sharpness, dtype)
+    # Beside a kink on the scale of the function, which may have none.
+    scale = jnp.where(sharpness > 0, 1 / jnp.where(sharpness > 0, sharpness, 1), jnp.finfo(dtype).tiny ** 0.5)
+    step = 4 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(places), scale)
     return f(places - step), f(places + step)
 
 

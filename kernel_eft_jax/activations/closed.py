@@ -29,6 +29,10 @@ class Linear(PairActivation):
     def __call__(self, x):
         return x
 
+    @property
+    def sharpness(self):
+        return 0.0
+
     def moment(self, k_aa, k_bb, k_ab):
         return k_ab
 

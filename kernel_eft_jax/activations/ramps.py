@@ -34,6 +34,10 @@ class _Ramp(PairActivation):
     def kinks(self):
         return (0.0,)
 
+    @property
+    def sharpness(self):
+        return 0.0
+
     def __call__(self, x):
         return jnp.where(x > 0, x, self._below(x.dtype) * x)
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..quadrature import centred_rule, derivatives, normal_density, remaining_share
+from ..quadrature import centred_rule, derivatives, normal_density, remaining_share, steepness
 from .base import Activation, Expansion, at_zero, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 
 S, SLOPE, BEND, THIRD, FOURTH = range(5)
@@ -58,7 +58,7 @@ def outer_rule(
     A kink of s_b becomes a bend as narrow as rest / across: a place of its own, next to that of s_a.
     """
     places = centres(activation, across.dtype)
-    width = jnp.maximum(*roots) * jnp.asarray(activation.sharpness, across.dtype)
+    width = steepness(jnp.maximum(*roots), activation.sharpness)
     least = jnp.finfo(across.dtype).tiny ** 0.5
     all_places = places / roots[0]
     if activation.kinks:

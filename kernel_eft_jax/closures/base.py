@@ -103,14 +103,26 @@ class Closure(eqx.Module, Generic[State]):
         return self.moments(model, state), self.truncation(model, state)
 
 
-def check_memory(closure: Closure, model: Model, inputs: int, itemsize: int, saved: int) -> None:
-    """That a solve which saves so many depths fits the machine; raises MemoryError, with the remedy, before any work."""
-    need = itemsize * (closure.numbers(model, inputs) + SAVED * saved * pair_count(inputs) ** 2)
-    there = host_memory()
+def check_memory(
+    closure: Closure,
+    model: Model,
+    inputs: int,
+    itemsize: int,
+    saved: int,
+    tangents: int = 0,
+    kept: int = 0,
+    why: str = "",
+) -> None:
+    """That a solve which saves so many depths fits the machine; raises MemoryError, with the remedy, before any work.
+
+    Forward mode carries `tangents` more of everything, and reverse mode keeps so many states of the past; `why` says so.
+    """
+    once = closure.numbers(model, inputs) + SAVED * saved * pair_count(inputs) ** 2
+    need, there = itemsize * ((1 + tangents) * once + kept), host_memory()
     if need > there:
         lower = ", or take a lower degree, or GOnly()" if hasattr(closure, "degree") else ", or save fewer depths"
         raise MemoryError(
-            f"{closure!r} for {inputs} inputs at {saved} depths needs about {need / 2**30:.3g} GiB, and there are "
+            f"{closure!r} for {inputs} inputs at {saved} depths{why} needs about {need / 2**30:.3g} GiB, and there are "
             f"{there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: `solve_pairs` "
             f"solves for pairs and chosen quadruples of inputs{lower}."
         )

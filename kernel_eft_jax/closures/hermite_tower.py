@@ -31,7 +31,7 @@ from ..checks import check_count
 from ..expectations.hermite_modes import PairFunctions, frame, mode_covariances, modes, pair_functions, rotate, without
 from ..maps import Local, Response, apply_all, carry_all
 from ..model import Model
-from ..pairs import input_count, pair_count, triples, wick
+from ..pairs import input_count, pair_count, pairs, triples, wick
 from .base import COPIES, Closure, Moments, pair_units
 
 DEGREES = (4, 8, 12, 16, 24, 32, 48, 64)  # few, so that a sweep over parameters compiles few programs
@@ -135,6 +135,16 @@ class HermiteTower(Closure[TowerState]):
         return COPIES * pair_count(inputs) ** 2 * J.size * s.size
 
     def step(self, model: Model, state: TowerState, dt) -> TowerState:
+        after, turn = self._unforgotten(model, state, dt)
+        return after._replace(tail=slowest(turn) ** (self._degree(model.read) + 1) * after.tail)
+
+    def drift(self, model: Model, state: TowerState) -> TowerState:
+        zero = jnp.zeros((), state.k.dtype)
+        rate, d_turn = jax.jvp(lambda dt: self._unforgotten(model, state, dt), (zero,), (jnp.ones_like(zero),))[1]
+        return rate._replace(tail=rate.tail + (self._degree(model.read) + 1) * slowest_rate(d_turn) * state.tail)
+
+    def _unforgotten(self, model: Model, state: TowerState, dt):
+        """One layer, but for the decay of `tail`, and how the frame turns."""
         read, shrink, f = self._read(model.read, state), model.shrink(dt), frame(state.k)
         y, responses = self._covariances(state, read), model.responses_of_read(read.response.value)
         transport = apply_all(responses, y.with_h)
@@ -142,25 +152,23 @@ class HermiteTower(Closure[TowerState]):
         k = shrink * state.k + dt * responses[-1].value
         u = shrink * state.u + dt * apply_all(responses, y.with_modes)
         turn = frame(k).M @ (_root(shrink) * f.L)
-        bounds = self._bounds(state, read, responses, turn, shrink, dt, self._degree(model.read))
-        return TowerState(
+        after = TowerState(
             k,
             rotate(turn[None], u),
             shrink**2 * state.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
             shrink * state.K1 + dt * m_Q,
-            *bounds,
+            *self._bounds(state, read, responses, shrink, dt),
         )
+        return after, turn
 
-    def _bounds(self, state: TowerState, read: "Read", responses, turn, shrink, dt, degree):
-        """`tail`, `v_error` and `K1_error` one layer on, for a hierarchy that ends at a degree."""
+    def _bounds(self, state: TowerState, read: "Read", responses, shrink, dt):
+        """`tail` (without its decay), `v_error` and `K1_error` one layer on."""
         errors, bounds = self._errors(state, read), [r.absolute() for r in responses]
         transport_error = apply_all(bounds, errors.with_h)
         m_error, C_error = carry_all(bounds, errors.mean, errors.with_y)
         tail = shrink * state.tail + dt * apply_all(bounds, errors.with_modes)
-        # Never above one, as kernels only grow by what a layer adds; no `maximum`, whose derivative between equals is of neither.
-        slowest = jnp.where(turn[:, 1, 1] > turn[:, 0, 0], turn[:, 1, 1], turn[:, 0, 0])
         v_error = shrink**2 * state.v_error + shrink * dt * (transport_error + transport_error.T) + dt**2 * C_error
-        return slowest ** (degree + 1) * tail, v_error, shrink * state.K1_error + dt * m_error
+        return tail, v_error, shrink * state.K1_error + dt * m_error
 
     def moments(self, model: Model, state: TowerState) -> Moments:
         return self.readings(model, state)[0]
@@ -283,7 +291,8 @@ def _shares(model: Model, variances: Float[Array, " N"], dt: Float[Array, " L"],
             cut = Read(read.response, without(read.functions, degree, model.read))
             tail, v_error, K1_error = bounds
             lower = state._replace(tail=tail, v_error=v_error, K1_error=K1_error)
-            return tower._bounds(lower, cut, responses, turn, model.shrink(dt), dt, degree.astype(dt.dtype))
+            tail, *others = tower._bounds(lower, cut, responses, model.shrink(dt), dt)
+            return slowest(turn) ** (degree.astype(dt.dtype) + 1) * tail, *others
 
         bounds = jax.vmap(bound)(each, bounds)
         V4 = tower.moments(model, after).V4[0, 0]
@@ -298,6 +307,32 @@ def _shares(model: Model, variances: Float[Array, " N"], dt: Float[Array, " L"],
         return worst
 
     return jnp.max(jax.lax.map(alone, variances), axis=0)
+
+
+def slowest(turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
+    """The largest singular value of each pair's turn, lower triangular: covariances with modes of degree m shrink by its m-th power or more.
+
+    Never above one but for rounding, as kernels only grow by what a layer adds.
+    """
+    first, across, second = turn[:, 0, 0], turn[:, 1, 0], turn[:, 1, 1]
+    half = 0.5 * (first**2 - across**2 - second**2)
+    return jnp.sqrt(0.5 * (first**2 + across**2 + second**2) + _length(half, first * across))
+
+
+def slowest_rate(d_turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
+    """The rate of change of `slowest` where turn is one and changes at a rate: the largest eigenvalue of its symmetric part.
+
+    (One is the largest singular value twice, so that JAX's derivative would be that of either, by chance.)
+    """
+    first, across, second = d_turn[:, 0, 0], d_turn[:, 1, 0], d_turn[:, 1, 1]
+    a, b = pairs(input_count(d_turn.shape[0]))
+    both = 0.5 * (first + second) + _length(0.5 * (first - second), 0.5 * across)
+    return jnp.where(a == b, first, both)  # one input with itself has no psi_2
+
+
+def _length(x, y):
+    square = x**2 + y**2
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def _root(shrink: Float[Array, ""]) -> Float[Array, ""]:

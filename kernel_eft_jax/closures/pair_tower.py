@@ -19,7 +19,7 @@ from ..maps import Local, apply_all, carry_all
 from ..model import Model
 from ..pairs import triples, wick
 from .base import Closure, Moments, pair_units
-from .hermite_tower import BOUNDS, KINKED_DEGREE, HermiteTower, _root, polynomial_degree
+from .hermite_tower import BOUNDS, KINKED_DEGREE, HermiteTower, _root, polynomial_degree, slowest, slowest_rate
 
 NODES = (
     48,
@@ -65,15 +65,17 @@ class PairTower(Closure[PairState]):
 
     def step(self, model: Model, state: PairState, dt) -> PairState:
         after, turn = self._unturned(model, state, dt)
-        return after._replace(u=turned(turn, after.u))
+        tail = slowest(turn) ** (self._degree(model) + 1) * after.tail
+        return after._replace(u=turned(turn[1], after.u), tail=tail)
 
     def drift(self, model: Model, state: PairState) -> PairState:
         zero = jnp.zeros((), state.k.dtype)
         rate, d_turn = jax.jvp(lambda dt: self._unturned(model, state, dt), (zero,), (jnp.ones_like(zero),))[1]
-        return rate._replace(u=rate.u + turning(d_turn, state.u))
+        tail = rate.tail + (self._degree(model) + 1) * slowest_rate(d_turn) * state.tail
+        return rate._replace(u=rate.u + turning(d_turn[1], state.u), tail=tail)
 
     def _unturned(self, model, state, dt):
-        """One layer, u still in the modes of its beginning, and how these turn into those of its end."""
+        """One layer, u still in the modes of its beginning and `tail` not yet decayed, and how the modes turn into those of its end."""
         read, shrink, f = self._read(model, state.k), model.shrink(dt), frame(state.k)
         response, responses = (
             Local(*read.expansion, jnp.zeros((), dt.dtype)),
@@ -88,17 +90,16 @@ class PairTower(Closure[PairState]):
         bounds = [r.absolute() for r in responses]
         transport_error = apply_all(bounds, with_h)
         m_error, C_error = carry_all(bounds, mean, with_y)
-        slowest = jnp.where(turn[:, 1, 1] > turn[:, 0, 0], turn[:, 1, 1], turn[:, 0, 0])  # as in `HermiteTower`
         after = PairState(
             k,
             shrink * state.u + dt * apply_all(responses, with_modes),
             shrink**2 * state.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
             shrink * state.K1 + dt * m_Q,
-            slowest ** (self._degree(model) + 1) * (shrink * state.tail + dt * apply_all(bounds, tail)),
+            shrink * state.tail + dt * apply_all(bounds, tail),
             shrink**2 * state.v_error + shrink * dt * (transport_error + transport_error.T) + dt**2 * C_error,
             shrink * state.K1_error + dt * m_error,
         )
-        return after, turn[1]
+        return after, turn
 
     def moments(self, model: Model, state: PairState) -> Moments:
         response = _contract(state.u, _products(state))

@@ -21,7 +21,7 @@ from ..activations.base import at_zero, between_sides, centres, enough_points
 from ..activations.summation import BEND as BEND_FACTOR
 from ..activations.summation import kink_bends
 from ..pairs import input_count, pair_table, pairs, triples
-from ..quadrature import centred_rule, derivative, powers, remaining_scale
+from ..quadrature import centred_rule, derivative, powers, remaining_scale, steepness
 from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions, rotate
 
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
@@ -150,7 +150,7 @@ class _Conditional:
         """Nodes and weights for each input x, (x, nodes), with places for the kinks of all others given x; kinks of x itself last."""
         activation, dtype = self.activation, K.dtype
         places = centres(activation, dtype)
-        width = jnp.broadcast_to(jnp.max(self.roots) * jnp.asarray(activation.sharpness, dtype), self.roots.shape)
+        width = jnp.broadcast_to(steepness(jnp.max(self.roots), activation.sharpness), self.roots.shape)
         around = places[None, :] / self.roots[:, None]
         if activation.kinks:
             width = jnp.maximum(width, jnp.max(jnp.abs(self.across) * self.inverse, axis=1))

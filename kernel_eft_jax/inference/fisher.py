@@ -139,7 +139,7 @@ def fisher(
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
     coordinates = to_coordinates(experiment, names, get_parameters(experiment, names))
-    prediction = predict(experiment, names, coordinates, settle(experiment, closure, with_V4), with_V4)
+    prediction = predict(experiment, names, coordinates, settle(experiment, names, closure, with_V4), with_V4)
     check_prediction(experiment, names, prediction)
     W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
     return information(experiment, names, prediction, W)

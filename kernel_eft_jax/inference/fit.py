@@ -197,7 +197,7 @@ def fit(
     if isinstance(data, Estimate):
         check_same(data, experiment, names)
     observed = observe(data, experiment, with_V4)
-    closure = settle(experiment, closure, with_V4)
+    closure = settle(experiment, names, closure, with_V4)
     x = np.asarray(to_coordinates(experiment, names, get_parameters(experiment, names)), np.float64)
 
     def evaluate(x) -> Prediction:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..closures import Closure, GOnly, HermiteTower
+from ..closures.base import check_memory
 from ..closures.pair_tower import PairTower
 from ..depths import squares
 from ..pairs import pack, pair_table, pairs
@@ -43,13 +44,16 @@ def by_pairs(experiment: Experiment, closure: Closure, with_V4: bool) -> bool:
     return isinstance(closure, HermiteTower) and experiment.K0.shape[0] > MOST and not with_V4
 
 
-def settle(experiment: Experiment, closure: Closure, with_V4: bool) -> Closure:
+def settle(experiment: Experiment, names: tuple[str, ...], closure: Closure, with_V4: bool) -> Closure:
     """The closure with what it leaves open decided at the experiment's own values; MemoryError if it cannot fit."""
     e = experiment
     k, dt = e.K0_scale * pack(e.K0), squares(e.eps, e.layers[-1], e.K0.dtype)
     if by_pairs(e, closure, with_V4):
         return closure.settled(e.model, k, dt)
-    return settled(closure, e.model, k, dt, len(e.layers))
+    closure = settled(closure, e.model, k, dt, len(e.layers))
+    N, why = e.K0.shape[0], f", with derivatives by {len(names)} parameters,"
+    check_memory(closure, e.model, N, e.K0.dtype.itemsize, len(e.layers), tangents=len(names), why=why)
+    return closure
 
 
 @eqx.filter_jit

@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import check_kernel, check_layers
 from ..closures import Closure, Moments
+from ..closures.base import check_memory
 from ..model import Model
 from ..pairs import pack, pairs, unpack, unpack_covariance
 from ..showing import Shown, shown
@@ -119,6 +120,16 @@ def sensitivity(
     else:
         depth = {"layers": check_layers(layers), "eps": jnp.asarray(eps, K0.dtype)}
     values = (get_parameters(model, names).astype(K0.dtype), pack(K0), depth["eps"] if moving_eps else None)
+    count = len(ravel_pytree(values)[0])
+    check_memory(
+        solution.closure,
+        model,
+        K0.shape[0],
+        K0.dtype.itemsize,
+        len(solution.ts),
+        tangents=count,
+        why=f", with derivatives by {count} parameters,",
+    )
     derivatives = _derivatives(model, tuple(names), values, depth, solution.closure, options | {"throw": False})
     names += [f"K0[{a}, {b}]" for a, b in zip(*pairs(K0.shape[0]), strict=True)] + ["eps"] * moving_eps
     derivatives = jax.tree.map(lambda d: jnp.moveaxis(d, -1, 0), derivatives)

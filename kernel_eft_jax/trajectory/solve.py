@@ -21,9 +21,9 @@ from ..checks import check_count, check_kernel, check_layers, is_concrete
 from ..closures import Closure, HermiteTower
 from ..closures.base import check_memory
 from ..depths import check_eps, check_times, squares
-from ..directions import forward_only, reverse_only
+from ..directions import forward_only, reverse_only, when_reversed
 from ..model import Model
-from ..pairs import input_count, pack
+from ..pairs import input_count, pack, pair_count
 from .failures import checked
 from .solution import Solution
 
@@ -90,6 +90,7 @@ def solve(
     if ts is not None:
         times = jnp.asarray(check_times(ts), K0.dtype)
         closure = settled(closure, model, pack(K0), continuum_steps(times), times.size)
+        model, K0 = _counted(closure, model, K0, times.size, _checkpoints(adjoint, max_steps), "checkpoints")
         solution = _continuum(model, K0, times, closure, *continuum, max_steps)
     elif layers is None or eps is None:
         raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
@@ -102,6 +103,7 @@ def solve(
         steps = check_layers(layers)
         eps = jnp.asarray(check_eps(eps, model.decay, steps[-1]), K0.dtype)
         closure = settled(closure, model, pack(K0), squares(eps, steps[-1], K0.dtype), len(steps))
+        model, K0 = _counted(closure, model, K0, len(steps), steps[-1], "layers")
         solution = _layers(closure, model, pack(K0), eps, steps)
     return checked(solution, pack(K0)) if throw else solution
 
@@ -117,6 +119,30 @@ def settled(closure: Closure, model: Model, k: Float[Array, " P"], dt: Float[Arr
     closure = closure.settled(model, k, dt) if known else closure
     check_memory(closure, model, input_count(k.shape[0]), k.dtype.itemsize, saved)
     return closure
+
+
+def _counted(closure, model, K0, saved, count, of):
+    """The model and K0; where they are differentiated in reverse mode, which keeps a state for each of so many layers, its memory is checked."""
+    leaves = jax.tree.leaves((model, K0))
+    if all(map(is_concrete, leaves)):
+        return model, K0
+    k = jax.ShapeDtypeStruct((pair_count(K0.shape[0]),), K0.dtype)
+    state = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter_eval_shape(closure.init, model, k)))
+
+    def check():
+        why = f" in reverse mode, which keeps {count} {of},"
+        check_memory(closure, model, K0.shape[0], K0.dtype.itemsize, saved, kept=count * state, why=why)
+
+    dynamic, static = eqx.partition((model, K0), eqx.is_inexact_array)
+    return eqx.combine(when_reversed(dynamic, check), static)
+
+
+def _checkpoints(adjoint, max_steps):
+    """How many states the reverse mode of diffrax's adjoints keeps."""
+    if isinstance(adjoint, diffrax.DirectAdjoint):
+        return max_steps
+    given = getattr(adjoint, "checkpoints", None)
+    return given or math.isqrt(2 * max_steps)
 
 
 def _continuum(model, K0, ts, closure, solver, adjoint, controller, dt0, max_steps):
