@@ -6,6 +6,7 @@ can read its arguments before JAX is imported.
 
 import importlib
 import importlib.metadata
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ def __getattr__(name: str) -> Any:
         public = importlib.import_module(".public", __name__)
         globals().update({known: getattr(public, known) for known in public.__all__}, __all__=public.__all__)
     if name not in globals():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     return globals()[name]
 
 
 def __dir__() -> list[str]:
-    """The public names, and what every module has."""
-    return sorted({*globals(), *__getattr__("__all__")})
+    """The public names."""
+    return sorted([*__getattr__("__all__"), "__version__"])

@@ -12,7 +12,7 @@ from .checks import is_concrete
 
 def check_times(ts: Any) -> Any:
     """Depth times as a vector; a single number is a list of one. NumPy where the values are known, so that a user's jit keeps them known."""
-    ts = np.atleast_1d(np.asarray(ts, np.float64)) if is_concrete(ts) else jnp.atleast_1d(ts)
+    ts = np.atleast_1d(checks.to_numpy(ts, "ts").astype(np.float64)) if is_concrete(ts) else jnp.atleast_1d(ts)
     if ts.ndim != 1 or ts.shape[0] == 0:
         raise ValueError(f"Argument `ts` must be a list of depth times, but has shape {ts.shape}.")
     if is_concrete(ts) and (not np.isfinite(ts).all() or ts[0] < 0 or (np.diff(ts) <= 0).any()):

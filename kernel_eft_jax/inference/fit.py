@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from ..checks import check_kind, check_untraced
+from ..checks import check_flag, check_kind, check_untraced
 from ..closures import Closure
 from ..ensemble import Estimate
 from ..showing import Shown
@@ -103,7 +103,8 @@ class Fit(Shown):
         reach = special.stdtrit(len(self.observed.shares) - 1, 0.5 + 0.5 * level) * np.array([-1, 1])
         rows = []
         for name, value, error in zip(self.names, self.values, self.stderr, strict=True):
-            row = value * np.exp(reach * error / value) if is_positive(name) else value + reach * error
+            with np.errstate(over="ignore"):  # an error far above the value: the interval has no upper end
+                row = value * np.exp(reach * error / value) if is_positive(name) else value + reach * error
             rows.append(np.maximum(row, 0) if is_bounded(name) else row)
         return np.array(rows)
 
@@ -181,6 +182,8 @@ def fit(
     remedy = "it is a search on the host. Call it from outside."
     check_untraced("fit", remedy, experiment, () if isinstance(data, Estimate) else data)
     check_kind(experiment, Experiment, "experiment")
+    check_kind(closure, Closure, "closure")
+    check_flag(with_V4, "with_V4")
     names = check_names(experiment, free)
     if isinstance(data, Estimate):
         check_same(data, experiment, names)
