@@ -6,6 +6,7 @@ can read its arguments before JAX is imported.
 
 import importlib
 import importlib.metadata
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ def __getattr__(name: str) -> Any:
         known = {name: value for name, value in public.items() if not name.startswith("_")}
         globals().update(known, __all__=sorted(known))
     if name not in globals():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     return globals()[name]
 
 
 def __dir__() -> list[str]:
-    """The public names, and what every module has."""
-    return sorted({*globals(), *__getattr__("__all__")})
+    """The public names."""
+    return sorted([*__getattr__("__all__"), "__version__"])

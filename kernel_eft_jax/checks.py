@@ -39,6 +39,14 @@ def check_array(value: Any, name: str) -> Float[Array, "..."]:
     return jnp.asarray(value, dtype=jnp.float32) if value.dtype.itemsize < 4 else jnp.asarray(value)
 
 
+def check_shape(value: Any, name: str, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Real numbers of one shape as a floating-point array."""
+    array = check_array(value, name)
+    if array.shape != shape:
+        raise ValueError(f"Argument `{name}` must have shape {shape}, but has shape {array.shape}.")
+    return array
+
+
 def to_numpy(value: Any, name: str) -> np.ndarray:
     """A concrete value as a NumPy array of numbers, its dtype kept."""
     if not is_concrete(value):
@@ -144,7 +152,8 @@ def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST) -> tup
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iuf" or (array != np.round(array)).any():
         raise ValueError(f"{law}, but is {layers!r:.200}.")
     if array.min() < 0 or array.max() > depth:
-        raise ValueError(f"Argument `{name}` must lie between 0 and the depth {depth}, but is {layers!r:.200}.")
+        law = f"lie between 0 and the depth {depth}" if depth < LARGEST else "be 0 or more"
+        raise ValueError(f"Argument `{name}` must {law}, but is {layers!r:.200}.")
     if (np.diff(array.astype(np.int64)) <= 0).any():
         raise ValueError(f"{law}, but is {layers!r:.200}.")
     return tuple(array.astype(np.int64).tolist())
@@ -167,7 +176,41 @@ def check_kind(value: Any, kind: type, name: str) -> None:
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         made = f": write {value.__name__}()" if isinstance(value, type) and issubclass(value, kind) else ""
+        made = ": unpack a stack of `recipes` by `**`" if isinstance(value, dict) and name in value else made
         raise ValueError(f"Argument `{name}` must be {article} {kind.__name__} object, but is {value!r:.200}{made}.")
+
+
+def check_flag(value: Any, name: str) -> None:
+    """That an argument is True or False: a text such as "no" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"Argument `{name}` must be True or False, but is {value!r:.200}.")
+
+
+def check_function(value: Any, name: str) -> None:
+    """That an argument is an elementwise function of arrays which JAX can trace."""
+    if not callable(value):
+        raise ValueError(f"Argument `{name}` must be a function of an array, but is {value!r:.200}.")
+    x = np.asarray([[-1.7, -0.4, 0.3], [0.9, 1.6, 2.3]], np.float32)
+    try:
+        eqx.filter_eval_shape(value, jnp.asarray(x))
+        whole = value(jnp.asarray(x))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ValueError(
+            f"Argument `{name}` must be a function of an array that JAX can trace, made of functions of jax.numpy such as jnp.tanh, but "
+            f"fails with {reason:.200}"
+        ) from error
+    if getattr(whole, "shape", None) != x.shape:
+        shape = getattr(whole, "shape", type(whole).__name__)
+        raise ValueError(f"Argument `{name}` must be elementwise, but makes {shape} of an array of shape {x.shape}.")
+    if not is_concrete(whole):
+        return
+    each = [np.asarray(value(jnp.asarray(x[i : i + 1, j : j + 1]))) for i, j in np.ndindex(*x.shape)]
+    if not np.allclose(np.asarray(whole), np.reshape(each, x.shape), rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise ValueError(
+            f"Argument `{name}` must be elementwise, but what it makes of one entry depends on the others, as a softmax or a layer norm "
+            "does. An activation acts on each neuron alone; divide inputs by their size with a map of kernels such as RMSNorm."
+        )
 
 
 def check_untraced(work: str, remedy: str, *arguments: Any) -> None:

@@ -101,7 +101,7 @@ def transformer_mlp(
     W_2 (LeCun's by default; `gpt2_mlp` for GPT-2's). LayerNorm and RMSNorm are the same at order 1/n. Attention blocks, which mix inputs,
     are not described.
     """
-    first, second = C_W
+    first, second = _two_variances(C_W)
     return Model([RMSNorm(), Dense(first, ratio=ratio), GELU() if activation is None else activation, Dense(second)])
 
 
@@ -124,7 +124,7 @@ def llama_mlp(C_W: tuple[float, float] = (1.0, 1.0), *, ratio: float = 8 / 3) ->
     and of W_2. The hidden layer has `ratio` n neurons, two thirds of four times n in the paper, so that n must be divisible by three;
     Llama 7B rounds to 11008 of 4096, ratio=2.6875.
     """
-    first, second = C_W
+    first, second = _two_variances(C_W)
     return Model([RMSNorm(), Dense(first, ratio=ratio), GLU(SiLU()), Dense(second)])
 
 
@@ -206,6 +206,14 @@ def _one_matrix(activation: Any, C_W: Any, C_b: Any = 0.0, decay: float = 0.0) -
             f"Argument `activation` must be an activation object such as Tanh(), or Smooth(fn) for a function of yours, but is {activation!r}."
         )
     return Model(activation, C_W, C_b, decay=decay)
+
+
+def _two_variances(C_W):
+    if np.ndim(C_W) != 1 or len(C_W) != 2:
+        raise ValueError(
+            f"Argument `C_W` must be two variances, of the first and of the last matrix, but is {C_W!r:.200}."
+        )
+    return C_W
 
 
 def _check_deviation(value, name):

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .activations import Activation, Expansion
-from .checks import is_concrete
+from .checks import check_array, is_concrete
 from .expectations.four_point import products
 from .fields import parameter
 from .pairs import input_count, pairs, triples, unpack, wick
@@ -247,7 +247,7 @@ def mean_variance(k: Float[Array, " P"]) -> Float[Array, ""]:
 
 def variance(name: str, value: Real[ArrayLike, ""]) -> Float[Array, ""]:
     """A variance as an array leaf, if it is one number, finite and not negative."""
-    value = jnp.asarray(value, dtype=float) if not isinstance(value, jax.Array) else value
+    value = value if isinstance(value, jax.Array) else check_array(value, name).astype(float)
     if value.shape != ():
         raise ValueError(f"Argument `{name}` must be one number, but has shape {value.shape}.")
     if is_concrete(value) and not (np.isfinite(value) and value >= 0):

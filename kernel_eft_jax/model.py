@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Linear
-from .checks import check_array, check_features, check_kernel, check_unstacked, is_concrete
+from .checks import check_array, check_features, check_kernel, check_shape, check_unstacked, is_concrete
 from .fields import parameter
 from .maps import (
     GLU,
@@ -95,7 +95,9 @@ class Model(eqx.Module):
                 "in Dense(C_W, C_b)."
             )
         self.branch = check_branch(branch)
-        self.decay = jnp.asarray(decay, dtype=float) if not hasattr(decay, "dtype") else jnp.asarray(decay)
+        self.decay = (
+            check_array(decay, "decay") if hasattr(decay, "dtype") else check_array(decay, "decay").astype(float)
+        )
         if self.decay.shape != () or (is_concrete(self.decay) and not np.isfinite(self.decay)):
             raise ValueError(f"Argument `decay` must be one finite number, but is {decay}.")
 
@@ -163,7 +165,7 @@ class Model(eqx.Module):
           C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
         """
         K = self._check(K)
-        return _chi(self, K, check_array(h, "h").astype(K.dtype))
+        return _chi(self, K, check_shape(h, "h", K.shape).astype(K.dtype))
 
     def hess(self, K: Float[ArrayLike, "N N"], V: Float[ArrayLike, "N N N N"]) -> Float[Array, "N N"]:
         r"""Second derivative of Q at K contracted with a covariance V of kernels.
@@ -175,7 +177,7 @@ class Model(eqx.Module):
         kinked activations the second derivative along such a component is infinite and is left out.)
         """
         K = self._check(K)
-        return _hess(self, K, check_array(V, "V").astype(K.dtype))
+        return _hess(self, K, check_shape(V, "V", K.shape * 2).astype(K.dtype))
 
     def _check(self, K):
         check_unstacked(self)
@@ -254,16 +256,24 @@ def _hess(model, K, V):
     return unpack(2 * carry_all(quiet, jnp.zeros_like(packed[0]), packed)[0])
 
 
+def _made(part):
+    """The remedy for a class or a function in place of an object."""
+    if isinstance(part, type) and issubclass(part, Part):
+        return f": write {part.__name__}({'C_W' if part is Dense else ''})"
+    return ": write Smooth(fn) for a function fn" if callable(part) else ""
+
+
 def check_branch(parts: Any) -> tuple[Part, ...]:
     """The parts of a branch as a tuple, if they make a block; ValueError with the remedy if not."""
     kinds = "activations, Dense, GLU and RMSNorm"
     if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
         raise ValueError(
-            f"Argument `branch` must be an activation object such as Tanh() or Smooth(fn), or a list of {kinds}, but is {parts!r}."
+            f"Argument `branch` must be an activation object such as Tanh() or Smooth(fn), or a list of {kinds}, but is {parts!r}"
+            f"{_made(parts)}."
         )
     for part in parts:
         if not isinstance(part, Part):
-            raise ValueError(f"Argument `branch` must consist of {kinds}, but holds {part!r}.")
+            raise ValueError(f"Argument `branch` must consist of {kinds}, but holds {part!r}{_made(part)}.")
     if not isinstance(parts[-1], Dense):
         raise ValueError(
             "Argument `branch` must end in a matrix, which makes the increments independent: add Dense(C_W) at its end."

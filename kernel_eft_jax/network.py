@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from .checks import check_count, check_features, check_kernel
+from .checks import check_count, check_features, check_kernel, check_key
 from .cholesky import semidefinite_cholesky
 from .depths import check_eps
 from .maps import GLU
@@ -67,6 +67,7 @@ class ResNet(eqx.Module):
         check_count(depth, "depth")
         eps = check_eps(eps, model.decay, depth)
         matrices = tuple(zip(model.sections, shapes(model, width), strict=True))
+        check_key(key)
         keys = jax.random.split(key, 2 * len(matrices))
         W = [jax.random.normal(k, (depth, *shape)) for k, (_, shape) in zip(keys[::2], matrices, strict=True)]
         b = [jax.random.normal(k, (depth, shape[0])) for k, (_, shape) in zip(keys[1::2], matrices, strict=True)]
@@ -119,5 +120,6 @@ def draw_inputs(K0: Float[ArrayLike, "N N"], *, width: int, key: PRNGKeyArray) -
     """Pre-activations at depth zero, N(0, K0) independently over neurons: a random linear embedding of the data."""
     K0 = check_kernel(K0)
     check_count(width, "width")
+    check_key(key)
     z = jax.random.normal(key, (K0.shape[0], width), K0.dtype)
     return jnp.matmul(semidefinite_cholesky(K0), z, precision="highest")

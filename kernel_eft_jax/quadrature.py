@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .checks import check_kernel
+from .checks import check_function, check_kernel
 
 POINTS = 64  # nodes of half a cell
 REACH = 10.0  # beyond, the normal density matters to functions only that grow like exponentials
@@ -243,6 +243,8 @@ def expect(f: Function, g: Function, K: Float[ArrayLike, "N N"]) -> Float[Array,
     derivatives are accurate to 1e-10 for variances up to 1000, for every correlation from -1 to 1. Do not use it for functions with kinks
     (ReLU): the activations have their own expectations, and `Model.Q` uses them.
     """
+    check_function(f, "f")
+    check_function(g, "g")
     return _expect(f, g, check_kernel(K, "K", zeros=True))
 
 

@@ -33,6 +33,7 @@ def gpt2(*, width: int, depth: int) -> Stack:
     Weights of standard deviation 0.02, those that end a block divided by $\sqrt{2 L}$ (`conventions.gpt2_mlp`, `gpt2_eps`). The stream
     starts as embeddings of tokens with standard deviation 0.02 and of positions with 0.01: two different tokens at one position.
     """
+    check_count(depth, "depth")
     K0 = _two_inputs(0.02**2 + 0.01**2, 0.01**2)
     return _stack(conventions.gpt2_mlp(width), K0, width, depth, conventions.gpt2_eps(depth))
 

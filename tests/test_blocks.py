@@ -327,7 +327,7 @@ def test_gonly_is_the_tower_where_the_branch_begins_with_a_matrix():
 
 
 def test_memory_of_kernels_is_the_response_for_two_matrices():
-    """Cov(G(l), G(m)): what the tower remembers is what the kernel-only closure remembers, where that is exact."""
+    """Cov(G(l), G(m)): what the tower remembers is what GOnly remembers, where that is exact."""
     model, k, dt = Model([Dense(1.0), Sin(), Dense(1.5)], decay=0.2), pack(jnp.asarray(UNEQUAL)), jnp.array(0.3)
     recalled = []
     for closure in (HermiteTower(4), GOnly()):

@@ -1,11 +1,15 @@
 """Checks at the door: an error names the argument, says what was wrong, and what would be right; good input passes untouched."""
 
+import math
+
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
+from kernel_eft_jax import figures
 from kernel_eft_jax.checks import (
     check_array,
     check_count,
@@ -287,3 +291,105 @@ def test_bad_models_and_data(make, says):
 def test_zero_variances_are_allowed():
     """No weights or no biases is a model: Q is then C_b everywhere, or zero."""
     np.testing.assert_array_equal(keft.Model(keft.Erf(), 0.0, 0.5).Q(jnp.asarray(GOOD)), np.full((2, 2), 0.5))
+
+
+class TestDoors:
+    """One row for each kind of wrong input: who is blamed, and what is advised. What is silent or a riddle is a defect."""
+
+    MODEL = keft.Model(keft.Tanh(), 2.0)
+    G = np.ones((20, 1, 1, 1))
+    KEY = jax.random.key(0)
+
+    @pytest.mark.parametrize(
+        ("call", "says"),
+        [
+            (lambda: keft.Model(keft.Tanh, 1.0), r"`branch` must be an activation object.*write Tanh\(\)"),
+            (lambda: keft.Model(jnp.tanh, 1.0), r"`branch` must be.*write Smooth\(fn\)"),
+            (lambda: keft.Model([keft.Tanh(), keft.Dense]), r"`branch` must consist.*write Dense\(C_W\)"),
+            (lambda: keft.Model(keft.Tanh(), "two"), "`C_W` must be numbers, but is 'two'"),
+            (lambda: keft.Model(keft.Tanh(), 1j), "`C_W` must be real numbers"),
+            (lambda: keft.LeakyReLU("0.1"), "must be numbers, but is '0.1'"),
+            (
+                lambda: keft.Smooth(math.tanh),
+                r"`fn` must be a function of an array that JAX can trace.*such as jnp\.tanh",
+            ),
+            (
+                lambda: keft.Smooth(np.tanh),
+                r"`fn` must be a function of an array that JAX can trace.*such as jnp\.tanh",
+            ),
+            (lambda: keft.expect("tanh", jnp.tanh, GOOD), "`f` must be a function of an array"),
+            (lambda: keft.expect(jnp.tanh, jax.nn.softmax, GOOD), "`g` must be elementwise"),
+            (lambda: keft.expect(jnp.tanh, jnp.sum, GOOD), "`g` must be elementwise"),
+            (lambda: TestDoors.MODEL.chi(GOOD, [[1.0]]), r"`h` must have shape \(2, 2\), but has shape \(1, 1\)"),
+            (lambda: TestDoors.MODEL.hess(GOOD, GOOD), r"`V` must have shape \(2, 2, 2, 2\)"),
+            (lambda: keft.solve(TestDoors.MODEL, GOOD, layers=[1]), "`eps` is missing: `layers` asks for layers"),
+            (lambda: keft.solve(TestDoors.MODEL, GOOD, eps=0.1), "`layers` is missing: `eps` asks for layers"),
+            (lambda: keft.solve(TestDoors.MODEL, GOOD, layers=[-1], eps=0.1), "`layers` must be 0 or more"),
+            (lambda: keft.solve(TestDoors.MODEL, GOOD, ["a"]), r"`ts` must be numbers, but is \['a'\]"),
+            (
+                lambda: keft.solve(TestDoors.MODEL, GOOD, [1.0], closure=keft.GOnly),
+                r"`closure` must be.*write GOnly\(\)",
+            ),
+            (
+                lambda: keft.solve(TestDoors.MODEL, GOOD, [1.0], solver=diffrax.Tsit5),
+                r"`solver` must be.*write Tsit5\(\)",
+            ),
+            (
+                lambda: keft.solve(keft.recipes.plain(width=8, depth=2), GOOD, [1.0]),
+                r"(?s)`model` must be.*unpack a stack",
+            ),
+            (lambda: keft.draw_inputs(GOOD, 8, key=0), r"`key` must be one key such as `jax\.random\.key\(0\)`"),
+            (lambda: keft.recipes.gpt2(width=8, depth=0), "`depth` must be a whole number"),
+            (lambda: keft.conventions.transformer_mlp(C_W=(1.0, 2.0, 3.0)), "`C_W` must be two variances"),
+            (lambda: keft.estimate(TestDoors.MODEL, GOOD, **RUN, control="no"), "`control` must be True or False"),
+            (lambda: keft.fit(TestDoors.G, EXPERIMENT, ["C_W"], closure="GOnly"), "`closure` must be a Closure object"),
+            (lambda: keft.fisher(EXPERIMENT, ["C_W"], networks=9, with_V4="no"), "`with_V4` must be True or False"),
+            (
+                lambda: keft.fit(EXPERIMENT, EXPERIMENT, ["C_W"]),
+                "`data` must be kernels of sampled networks or an Estimate",
+            ),
+            (lambda: keft.width_check(TestDoors.G, SOLUTION), "`kernels` must map widths to arrays of kernels"),
+            (lambda: keft.width_check({"wide": TestDoors.G}, SOLUTION), "`width` in `kernels` must be a whole number"),
+            (lambda: keft.width_check({16: TestDoors.G}, TestDoors.MODEL), "`theory` must be a Solution object"),
+            (lambda: keft.diagnostics.compare(TestDoors.MODEL, SOLUTION), "`theory` must be a Solution object"),
+            (lambda: keft.coordinate_check(**STACK, own=TestDoors.G), "`own` must map widths to arrays of kernels"),
+            (
+                lambda: keft.coordinate_check(**STACK, own={8: TestDoors.G}),
+                "`own` must hold.*as `layers`; here they are 0, 1, 2",
+            ),
+            (
+                lambda: keft.coordinate_check(**STACK, tolerance=-1),
+                "`tolerance` must be a finite number greater than zero",
+            ),
+            (lambda: keft.coordinate_check(**STACK, key=0), "`key` must be one key"),
+            (lambda: keft.validity_window("gpt2", GOOD, depth=2, eps=0.5), "`model` must be a Model object"),
+            (lambda: keft.validity_window(**WINDOW, closures=[keft.GOnly()]), "`closures` must map names to closures"),
+            (
+                lambda: keft.validity_window(**WINDOW, reference=keft.GOnly()),
+                "`reference` must be exact.*which GOnly is not",
+            ),
+            (lambda: figures.plot_fit(SOLUTION), "`fit` must be a Fit object"),
+            (lambda: figures.plot_trajectories(SOLUTION, title=""), "`results` must map labels to results"),
+            (
+                lambda: figures.plot_trajectories({"": SOLUTION}, (3, 3), title=""),
+                "`entry` must name inputs from 0 to 0",
+            ),
+        ],
+    )
+    def test_the_argument_is_named_with_its_remedy(self, call, says):
+        with pytest.raises(ValueError, match=says):
+            call()
+
+    def test_a_name_that_is_misspelt_comes_with_the_right_one(self):
+        """Python adds its hint where the error knows the module."""
+        with pytest.raises(AttributeError, match="has no attribute 'HermitTower'") as found:
+            _ = keft.HermitTower
+        assert found.value.name == "HermitTower"
+        assert found.value.obj is keft
+
+
+STACK = {"model": TestDoors.MODEL, "K0": [[1.0]], "width": 8, "depth": 2, "eps": 0.5}
+WINDOW = {name: STACK[name] for name in ("model", "K0", "depth", "eps")}
+RUN = {"width": 8, "depth": 2, "eps": 0.5, "networks": 64, "key": TestDoors.KEY, "progress": False}
+EXPERIMENT = keft.Experiment(TestDoors.MODEL, [[1.0]], width=8, layers=[2], eps=0.5)
+SOLUTION = keft.solve(TestDoors.MODEL, [[1.0]], layers=[1], eps=0.5, closure=keft.GOnly())

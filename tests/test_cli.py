@@ -54,7 +54,7 @@ def test_theory_by_layers_from_a_kernel_file(suffix):
 
 
 def test_theory_of_a_tower_states_its_truncation(capsys):
-    command = "theory --activation sin --inputs 1 --closure hermite-tower --degree 4 --eps 0.5 --depth 2 --times 2"
+    command = "theory --activation sin --inputs 1 --closure HermiteTower --degree 4 --eps 0.5 --depth 2 --times 2"
     assert run(command) == 0
     assert "Errors estimate the truncation" in capsys.readouterr().out
     assert load_solution("theory.nc").truncation is not None
@@ -189,7 +189,7 @@ def test_a_table_as_json(capsys):
     assert run("theory --activation linear --C_W 0.7 --inputs 1 --T 1 --times 2 --json") == 0
     record = json.loads(capsys.readouterr().out)
     assert record["command"] == "theory"
-    assert record["closure"].startswith("hermite-tower")
+    assert record["closure"].startswith("HermiteTower")
     assert record["model"] == "linear, C_W = 0.7, C_b = 0"
     assert record["rows"][-1]["K0[00]"]["value"] == pytest.approx(2 * np.exp(0.7), rel=1e-6)
     assert [file.rpartition("/")[2] for file in record["files"]] == ["theory.nc", "theory.png"]
@@ -202,7 +202,7 @@ def test_quiet_says_nothing(capfd):
 
 def test_the_table_alone(tmp_path, capsys):
     assert run("theory --activation linear --inputs 1 --T 1 --times 2 --out -") == 0
-    assert "closure: hermite-tower" in capsys.readouterr().out
+    assert "closure: HermiteTower" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -224,18 +224,18 @@ def test_figures_in_every_format(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_K1_of_the_kernel_only_closure_says_what_it_is(capsys):
+def test_K1_of_GOnly_says_what_it_is(capsys):
     """In the table, in JSON and in the file; other closures say nothing of the kind."""
     command = "theory --activation sin --inputs 1 --T 0.1 --times 2 --overwrite"
-    assert cli.main([*command.split(), "--closure", "g-only"]) == 0
+    assert cli.main([*command.split(), "--closure", "GOnly"]) == 0
     printed = capsys.readouterr().out
-    assert "closure: g-only\n" in printed
+    assert "closure: GOnly\n" in printed
     assert "K1_EFT[00]" in printed
-    assert "K1 is K1_EFT of the kernel-only closure" in printed
+    assert "This K1 is K1_EFT of GOnly" in printed
     with xarray.open_dataset("theory.nc", engine="h5netcdf") as file:
         assert "GOnly" in str(file.attrs["closure"])
         assert "K1_EFT" in file.attrs["notes"]
-    assert cli.main([*command.split(), "--closure", "sigma-kernel", "--degree", "12"]) == 0
+    assert cli.main([*command.split(), "--closure", "SigmaKernel", "--degree", "12"]) == 0
     printed = capsys.readouterr().out
-    assert "closure: sigma-kernel of degree 12\n" in printed
+    assert "closure: SigmaKernel of degree 12\n" in printed
     assert "K1_EFT" not in printed

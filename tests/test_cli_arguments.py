@@ -58,12 +58,22 @@ def test_the_version_is_the_package_s(capsys):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("", "The following arguments are required: command"),
-        ("theorie", "invalid choice: 'theorie'"),
+        ("", "Name a command, one of paper, theory, "),
+        ("theorie", "`command` must be one of paper, theory, sample, "),
+        ("theorie", "but is theorie; did you mean theory?"),
+        ("theory --act gelu", "There is no option --act; did you mean --activation?"),
+        (
+            "theory --block tanh, dense:2",
+            "The word dense:2 belongs to no option: write the values of one option without spaces",
+        ),
+        ("network GPT2", "`recipe` must be one of gpt2, "),
+        ("network GPT2", "but is GPT2; did you mean gpt2?"),
+        ("sample --target K1", "`--target` expects 2 arguments"),
+        ("sample --checkpoint run.txt", "`--checkpoint` must end in .npz, but is run.txt"),
         ("theory --time 3", "There is no option --time; did you mean --times?"),
-        ("theory extra", "Unrecognized arguments: extra"),
-        ("theory --C_W -1", "`--C_W` must be a finite number, a variance, not below zero, but is -1"),
-        ("theory --C_W nan", "`--C_W` must be a finite number, a variance, not below zero, but is nan"),
+        ("theory extra", "The word extra belongs to no option"),
+        ("theory --C_W -1", "`--C_W` must be a variance, a finite number not below zero, but is -1"),
+        ("theory --C_W nan", "`--C_W` must be a variance, a finite number not below zero, but is nan"),
         ("theory --diagonal -1", "`--diagonal` must be a finite number greater than zero, but is -1"),
         ("theory --off-diagonal inf", "`--off-diagonal` must be a finite number, but is inf"),
         ("theory --inputs 0", "`--inputs` must be a whole number from 1 to 10,000, but is 0"),
@@ -72,11 +82,11 @@ def test_the_version_is_the_package_s(capsys):
         ("theory --T -1", "`--T` must be a finite number greater than zero, but is -1"),
         ("theory --depth 4", "`--depth` counts layers: give `--eps` too"),
         ("theory --eps 0.1", "`--eps` asks for layers: give their number as `--depth`"),
-        ("theory --eps 0.1 --depth 4 --T 1", "leave out `--T`"),
+        ("theory --eps 0.1 --depth 4 --T 1", "leave out one of the two"),
         ("theory --eps 0 --depth 4", "`--eps` must be a finite number greater than zero, but is 0"),
         ("theory --eps 1 --depth 100000000000000000000", "`--depth` must be a whole number from 1 to 1,000,000"),
-        ("theory --closure g-only --degree 8", "`--degree` belongs to sigma-kernel and hermite-tower"),
-        ("theory --closure tower", "`--closure`: invalid choice: 'tower'"),
+        ("theory --closure GOnly --degree 8", "`--degree` belongs to SigmaKernel and HermiteTower"),
+        ("theory --closure tower", "`--closure` must be one of HermiteTower, SigmaKernel, GOnly, but is tower"),
         ("theory --degree 1", "`--degree` must be a whole number from 2 to 1,000, but is 1"),
         (
             "theory --block tanh,dense:2 --C_W 1",
@@ -228,10 +238,47 @@ class TestSettings:
         ("Try increasing `max_steps`.", "Take a smaller `--T`, or layers with `--eps` and `--depth`."),
         ("Take `with_V4=True`.", "Take --with-V4."),
         ("Take smaller variances, or throw=False to see them.", "Take smaller variances."),
+        (
+            "Argument `branch` must end in a matrix: add Dense(C_W).",
+            "Argument `--block` must end in a matrix: add dense:C_W.",
+        ),
+        ("Take another width, or Dense(..., ratio=43 / 16).", "Take another width, or ratio=43 / 16."),
+        (
+            "Take HermiteTower(), or a lower degree, or GOnly().",
+            "Take --closure HermiteTower, or a lower degree, or --closure GOnly.",
+        ),
+        ("Argument `own` needs 16 networks.", "Argument `--own` needs 16 networks."),
+        ("Argument `data` must hold 16 networks.", "kernels.npz must hold 16 networks."),
     ],
 )
 def test_messages_speak_of_options(library, says):
-    assert messages.in_options(library, argparse.Namespace(off_diagonal=1, K0=None)) == says
+    assert messages.in_options(library, argparse.Namespace(off_diagonal=1, K0=None, data="kernels.npz")) == says
+
+
+@pytest.mark.parametrize("text", ["GOnly", "gonly", "g-only", "G-ONLY"])
+def test_a_closure_has_one_name_however_it_is_typed(text):
+    assert arguments.read(["theory", "--closure", text, "--out", "-"]).closure == "GOnly"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (
+            "theory --activation leaky-relu:slope",
+            "slope in 'leaky-relu:slope' lacks its value: write leaky-relu:slope=NUMBER",
+        ),
+        ("theory --block attention,dense:1", "Unknown layer 'attention'"),
+        (
+            "theory --diagonal 1 --off-diagonal 3",
+            "`--off-diagonal` must lie between -1 and --diagonal, 1, for 2 inputs, but is 3",
+        ),
+        ("theory --block dense:1,tanh", "`--block` must end in a matrix"),
+    ],
+)
+def test_what_a_model_or_kernel_cannot_be(command, says, capsys):
+    """What the command line writes into a model or a kernel is blamed on the option that wrote it."""
+    assert cli.main([*command.split(), "--out", "-"]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_what_the_page_shows_can_be_typed():

@@ -100,7 +100,7 @@ def test_validity_of_linear_networks(tmp_path, capsys):
     assert record["reach"]["GOnly"]["V4"]["t_star"] is None
     assert re.search(r"V4 +GOnly +everywhere", printed)
     assert out.stat().st_size > 10_000
-    assert json.loads(out.with_suffix(".json").read_text())["reference"] == "hermite-tower of degree 2"
+    assert json.loads(out.with_suffix(".json").read_text())["reference"] == "HermiteTower of degree 2"
 
 
 def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
@@ -118,7 +118,7 @@ def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
     )
     np.savez(tmp_path / "kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)
     out = tmp_path / "fit.json"
-    start = ["--activation", "tanh", "--C_W", "1", "--C_b", "0.5", "--closure", "g-only"]
+    start = ["--activation", "tanh", "--C_W", "1", "--C_b", "0.5", "--closure", "GOnly"]
     assert cli.main(["fit", str(tmp_path / "kernels.npz"), *start, "--out", str(out)]) == 0
     record = json.loads(out.read_text())
     for name, truth in (("C_W", 1.5), ("C_b", 0.2)):
@@ -140,7 +140,7 @@ def test_fit_takes_what_sample_writes(sampler, capsys):
     ensemble = f"--width 16 --depth 6 --eps 0.4 --networks 512 --times 3 --sampler {sampler}"
     command = f"sample --activation linear --C_W 1.5 --C_b 0.2 --inputs 1 --diagonal 1 {ensemble}"
     assert run(command) == 0
-    command = "fit sample.nc --activation linear --C_W 1 --C_b 0.5 --closure g-only"
+    command = "fit sample.nc --activation linear --C_W 1 --C_b 0.5 --closure GOnly"
     assert run(command) == 0
     with open("fit.json") as file:
         record = json.load(file)
@@ -188,7 +188,7 @@ def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
         return dataclasses.replace(found(*args, **options), converged=False)
 
     monkeypatch.setattr(keft.inference, "fit", stopped)
-    command = "fit kernels.npz --activation linear --free C_W --closure g-only"
+    command = "fit kernels.npz --activation linear --free C_W --closure GOnly"
     assert run(command) == 1
     printed = capsys.readouterr()
     assert "NOT CONVERGED" in printed.out

@@ -13,7 +13,7 @@ from kernel_eft_jax.cli.outputs import write
 from kernel_eft_jax.cli.printing import rounded
 
 MAIN = "import sys; from kernel_eft_jax.cli import main; sys.exit(main())"
-THEORY = "theory --activation linear --inputs 1 --closure g-only --T 1 --times 2 --out -"
+THEORY = "theory --activation linear --inputs 1 --closure GOnly --T 1 --times 2 --out -"
 
 
 def environment(tmp_path, **more):

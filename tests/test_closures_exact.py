@@ -73,7 +73,7 @@ def test_numbers_of_the_sigma_kernel_closure(sigma_kernel):
 
 
 def test_closures_agree_on_two_inputs_to_their_stated_accuracy(sigma_kernel):
-    """V4 of two inputs: tower and sigma-kernel, two different systems, differ by 0.2 %; Cov(G, S) and Cov(S, S) by 3 %; K1 by 0.02."""
+    """V4 of two inputs: HermiteTower and SigmaKernel, two different systems, differ by 0.2 %; Cov(G, S) and Cov(S, S) by 3 %; K1 by 0.02."""
     tower = keft.solve(*PAPER, closure=keft.HermiteTower(20))
     np.testing.assert_allclose(sigma_kernel.V4, tower.V4, rtol=2e-3)
     np.testing.assert_allclose(sigma_kernel.K1, tower.K1, atol=0.04)

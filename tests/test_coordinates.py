@@ -222,7 +222,10 @@ class TestCommand:
 
 
 def test_own_networks_need_the_layers_of_the_prediction(own):
-    with pytest.raises(ValueError, match=r"Argument `kernels` must hold arrays of shape"):
+    with pytest.raises(
+        ValueError,
+        match=r"Argument `own` must hold arrays of shape.*Give the layers .* as `layers`; here they are 0, 4",
+    ):
         keft.coordinate_check(**STACK, layers=[0, 4], own=own)
     with pytest.raises(ValueError, match=r"Argument `width`"):
         keft.coordinate_check(**(STACK | {"width": 0}))

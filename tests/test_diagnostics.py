@@ -236,7 +236,7 @@ def test_kernels_of_the_wrong_shape_are_refused(linear):
 
 
 class Euler(keft.GOnly):
-    """The kernel-only closure in Euler's steps, without the terms of order eps^4."""
+    """GOnly in Euler's steps, without the terms of order eps^4."""
 
     def step(self, model, state, dt):
         return jax.tree.map(lambda y, rate: y + dt * rate, state, keft.GOnly().drift(model, state))

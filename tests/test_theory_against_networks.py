@@ -86,7 +86,7 @@ def test_covariances_are_the_towers_and_the_rest_falls_like_one_over_n(setting, 
 
 
 def test_joint_covariances_and_the_mean_of_the_sigma_kernel():
-    """Cov(G, S), Cov(S, S) and n (E[S] - E_K0[s s]) of the tower and of the sigma-kernel closure, n = 256, 16,000 networks.
+    """Cov(G, S), Cov(S, S) and n (E[S] - E_K0[s s]) of the tower and of SigmaKernel, n = 256, 16,000 networks.
 
     Within 4.5 standard errors of the plain estimates (1.1 % here) and the next order in 1/n; tanh, where both are accurate.
     """

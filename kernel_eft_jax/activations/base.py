@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import is_concrete
+from ..checks import check_array, is_concrete
 from ..pairs import input_count, pairs, triples
 from ..quadrature import (
     POINTS,
@@ -163,7 +163,7 @@ def enough_points(activation: Activation, terms: int = 0) -> int:
 
 def array(value: Any) -> Array:
     """A parameter as an array that gradients reach."""
-    return value if isinstance(value, jax.Array) else jnp.asarray(value, dtype=float)
+    return value if isinstance(value, jax.Array) else check_array(value, "parameter of an activation").astype(float)
 
 
 def finite(name: str, value: Array) -> None:

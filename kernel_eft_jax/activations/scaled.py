@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..checks import check_kind
 from .base import Activation, Expansion, array, finite
 
 
@@ -16,6 +17,7 @@ class Scaled(Activation):
     output_scale: Float[Array, ""] = eqx.field(converter=array, default=1.0)
 
     def __check_init__(self):
+        check_kind(self.activation, Activation, "activation")
         finite("input_scale", self.input_scale)
         finite("output_scale", self.output_scale)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import is_concrete
+from ..checks import check_function, is_concrete
 from ..showing import shown
 from .accuracy import quadrature_error
 from .base import Activation, array, finite
@@ -110,7 +110,7 @@ class OfFunction(Summed):
 
     def __init__(self, fn: Callable[[Array], Array]):
         if not callable(fn):
-            raise ValueError(f"Argument `fn` must be a function of an array, but is {fn!r}.")
+            check_function(fn, "fn")
         arrays, rest = eqx.partition(fn, eqx.is_array)
         self.fn = arrays
         leaves, structure = jax.tree.flatten(rest)
@@ -130,7 +130,7 @@ class OfFunction(Summed):
 
     def __check_init__(self):
         if all(is_concrete(leaf) for leaf in jax.tree.leaves(self)):
-            _check_elementwise(self)
+            check_function(self.function, "fn")
 
 
 class Smooth(OfFunction):
@@ -140,20 +140,3 @@ class Smooth(OfFunction):
     one: `Scaled(Smooth(fn), ...)` brings others there. A function with kinks is for `Piecewise`. Raises ValueError for a function that is
     not elementwise, such as a softmax or a layer norm.
     """
-
-
-def _check_elementwise(f):
-    """That every entry of f(x) is f of that entry alone, for arrays of any shape."""
-    x = np.asarray([[-1.7, -0.4, 0.3], [0.9, 1.6, 2.3]], np.float32)
-    whole = f(jnp.asarray(x))
-    if getattr(whole, "shape", None) != x.shape:
-        shape = getattr(whole, "shape", type(whole).__name__)
-        raise ValueError(f"Argument `fn` must be elementwise, but makes {shape} of an array of shape {x.shape}.")
-    each = np.stack([np.asarray(f(jnp.asarray(x[i : i + 1, j : j + 1]))) for i, j in np.ndindex(*x.shape)]).reshape(
-        x.shape
-    )
-    if not np.allclose(np.asarray(whole), each, rtol=1e-3, atol=1e-5, equal_nan=True):
-        raise ValueError(
-            "Argument `fn` must be elementwise, but what it makes of one entry depends on the others, as a softmax or a layer norm "
-            "does. An activation acts on each neuron alone; divide inputs by their size with a map of kernels such as RMSNorm."
-        )

@@ -22,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = read(sys.argv[1:] if argv is None else argv)
+            if not arguments.quiet and arguments.command != "compare" and sys.stderr.isatty():
+                print(
+                    "The first call of a command compiles for up to a minute; later calls are faster.", file=sys.stderr
+                )
             load(arguments.command, arguments.cache).run(arguments)
         except SystemExit:  # after --help and --version
             pass

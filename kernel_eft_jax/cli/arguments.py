@@ -4,14 +4,14 @@ import argparse
 import difflib
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from . import settings
 from .outputs import FIGURES, check_outputs
-from .values import number, path, positive, variance, whole
+from .values import number, one_of, path, positive, variance, whole
 
-CLOSURES = ("hermite-tower", "sigma-kernel", "g-only")
+CLOSURES = ("HermiteTower", "SigmaKernel", "GOnly")
 SAMPLERS = ("block", "weights")
 RECIPES = ("gpt2", "pre-norm", "depth-mup", "ln-scaling", "umup", "resnet-v2", "plain")
 BLOCKS = """blocks, read as the data flow; a ratio is the width of the hidden layer over that of the stream:
@@ -69,16 +69,33 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with which option, and what would be right."""
         message = re.sub(r"^argument (\S+?): must ", r"Argument `\1` must ", message)
+        message = re.sub(r"^argument (\S+?): expected ", r"Argument `\1` expects ", message)
         message = re.sub(r"^argument (\S+?): ", r"Argument `\1`: ", message)
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        if unknown:
-            close = difflib.get_close_matches(unknown[1], self.options(), 1)
-            message = f"there is no option {unknown[1]}" + (f"; did you mean {close[0]}?" if close else "")
+        choice = re.match(r"Argument `(\S+)`: invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            known = re.findall(r"[\w-]+", choice[3])
+            message = f"argument `{choice[1]}` must be one of {', '.join(known)}, but is {choice[2]}{_close(choice[2], known)}"
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown and unknown[1].startswith("-"):
+            begin = [name for name in self.options() if name.startswith(unknown[1])]
+            hint = f"; did you mean {begin[0]}?" if begin else _close(unknown[1], self.options())
+            message = f"there is no option {unknown[1]}{hint}"
+        elif unknown:
+            message = f"the word {unknown[1]} belongs to no option: write the values of one option without spaces, or in quotes"
+        if message == "the following arguments are required: command":
+            message = f"name a command, one of {', '.join(COMMANDS)}: `kernel-eft --help` says what each does"
         raise ValueError(f"{message[0].upper()}{message[1:]}{'' if message.endswith('?') else '.'}")
 
     def options(self) -> dict[str, argparse.Action]:
         """The options by their names."""
         return {name: action for action in self._actions for name in action.option_strings if name.startswith("--")}
+
+
+def _close(text: str, known: Iterable[str]) -> str:
+    """The name that was probably meant, as the end of a sentence."""
+    spelt = {re.sub(r"[-_]", "", name.lower()): name for name in known}
+    close = difflib.get_close_matches(re.sub(r"[-_]", "", text.lower()), spelt, 1, 0.5)
+    return f"; did you mean {spelt[close[0]]}?" if close else ""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -218,7 +235,7 @@ def _add_network(sub):
     sub.add_argument(
         "recipe", nargs="?", choices=RECIPES, help="a stack as people initialise it; or --block with --eps"
     )
-    _add_setting(sub)
+    _add_setting(sub, stack=", or that of the recipe or of --own")
     sub.add_argument("--width", type=whole(1, LARGEST), help="neurons of the stream (default: 512, or that of --own)")
     sub.add_argument("--depth", type=whole(1, DEEPEST), help="number of blocks (default: 24, or that of --own)")
     sub.add_argument("--eps", type=positive, help="step size where no recipe says it (default: 1, or that of --own)")
@@ -245,9 +262,11 @@ def _add_solve(sub):
 
 
 def _add_closure(sub):
-    sub.add_argument("--closure", choices=CLOSURES, default=CLOSURES[0], help="the theory")
+    sub.add_argument("--closure", type=one_of(CLOSURES), choices=CLOSURES, default=CLOSURES[0], help="the theory")
     sub.add_argument(
-        "--degree", type=whole(2, 1000), help="where sigma-kernel or hermite-tower is cut off (the tower: chosen)"
+        "--degree",
+        type=whole(2, 1000),
+        help="degree of SigmaKernel or HermiteTower (default: 20 of SigmaKernel; HermiteTower chooses)",
     )
 
 
@@ -276,14 +295,14 @@ def _add_model(sub, role=""):
     sub.add_argument("--C_W", type=variance, help=f"weight variance times width{role} (default: 2)")
     sub.add_argument("--C_b", type=variance, help=f"bias variance{role} (default: 0)")
     sub.add_argument("--block", metavar="LAYER,LAYER,...", help="a block of several layers instead; see below")
-    sub.add_argument("--decay", type=variance, help="c: the stream is multiplied by sqrt(1 - c eps^2) (default: 0)")
+    sub.add_argument("--decay", type=number, help="c: the stream is multiplied by sqrt(1 - c eps^2) (default: 0)")
 
 
-def _add_setting(sub):
+def _add_setting(sub, stack=""):
     _add_model(sub)
     sub.add_argument("--inputs", type=whole(1, 10_000), help="number of inputs (default: 2)")
-    sub.add_argument("--diagonal", type=positive, help="input kernel on its diagonal (default: 2)")
-    sub.add_argument("--off-diagonal", type=number, help="input kernel off its diagonal (default: 0.6)")
+    sub.add_argument("--diagonal", type=positive, help=f"input kernel on its diagonal (default: 2{stack})")
+    sub.add_argument("--off-diagonal", type=number, help=f"input kernel off its diagonal (default: 0.6{stack})")
     sub.add_argument("--K0", type=path, metavar="FILE", help="input kernel from a .npy or .csv file instead")
 
 
@@ -344,12 +363,16 @@ def _check_together(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"Argument `--K0` names the whole input kernel: leave out {given('inputs', 'diagonal', 'off_diagonal')[0]}."
         )
-    if getattr(arguments, "closure", None) == "g-only" and given("degree"):
-        raise ValueError("Argument `--degree` belongs to sigma-kernel and hermite-tower; g-only has none.")
+    if getattr(arguments, "closure", None) == "GOnly" and given("degree"):
+        raise ValueError(
+            "Argument `--degree` belongs to SigmaKernel and HermiteTower, but the closure is GOnly: leave out --degree."
+        )
     if arguments.command in ("theory", "sensitivity"):
         if given("depth") and not given("eps"):
             raise ValueError("Argument `--depth` counts layers: give `--eps` too, or `--T` for the continuum.")
-        if given("eps") and (given("T") or not given("depth")):
-            raise ValueError("Argument `--eps` asks for layers: give their number as `--depth`, and leave out `--T`.")
+        if given("eps") and given("T"):
+            raise ValueError("Argument `--eps` asks for layers, and `--T` for the continuum: leave out one of the two.")
+        if given("eps") and not given("depth"):
+            raise ValueError("Argument `--eps` asks for layers: give their number as `--depth`.")
     if arguments.command == "paper" and arguments.full and not arguments.all:
         raise ValueError("Argument `--full` goes with `--all`: the whole study at the published sizes.")

@@ -6,12 +6,25 @@ import re
 # What the library says about its own arguments, and what a person at the command line can do.
 WORDS = (
     (r"`?(?:reference|closure)=HermiteTower\((\d+)\)`?", r"--degree \1"),
-    (r"`?HermiteTower\((\d+)\)`?", r"--closure hermite-tower --degree \1"),
+    (r"`?HermiteTower\((\d+)\)`?", r"--closure HermiteTower --degree \1"),
+    (r"`?\b(GOnly|HermiteTower)\(\)`?", r"--closure \1"),
+    (r"HermiteTower\(degree=(\d+)\)", r"HermiteTower of degree \1"),
+    (r"`solve_pairs`", "`solve_pairs` of the Python package"),
+    (
+        r"Save fewer layers with `save_at`, or take `sample_kernels`, which keeps kernels and no moments",
+        "Save fewer depths with --times",
+    ),
+    (r"Argument `branch`", "Argument `--block`"),
+    (r"Argument `(own|kernels)`", "Argument `--own`"),
+    (r"Dense\(\.\.\., ratio=([^)]*)\)", r"ratio=\1"),
+    (r"Dense\((\w+)\)", r"dense:\1"),
+    (r"put a Dense", "put a dense:C_W"),
+    (r"Make it again with `save`\.", "Make it again with `kernel-eft`."),
     (r"Argument `reference`", "The tower of this `--degree`"),
     (r"`?with_V4=True`?", "--with-V4"),
     (r"Try increasing `max_steps`\.", "Take a smaller `--T`, or layers with `--eps` and `--depth`."),
     (r",? or `?throw=False`?[^.]*(?=\.)", ""),
-    (r"Argument `data`", "The file"),
+    (r", or an Estimate, but", ", but"),
     (r"Argument `experiment`", "The setting"),
     (r"Argument `ts`", "The list of depths"),
 )
@@ -19,6 +32,7 @@ WORDS = (
 
 def in_options(message: str, arguments: argparse.Namespace) -> str:
     """The message with the library's arguments replaced by the options of this command."""
+    message = message.replace("Argument `data`", str(getattr(arguments, "data", "The file")))
     for pattern, words in WORDS:
         message = re.sub(pattern, words, message)
     return re.sub(r"`(\w+)`", lambda found: f"`{_option(found[1], arguments)}`", message)

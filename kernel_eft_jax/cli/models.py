@@ -22,8 +22,8 @@ from .kernel_file import read_kernel
 
 PLACES = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
 ALIASES = {"swish": "silu", "identity": "linear"}
-K1_EFT = "K1 is K1_EFT of the kernel-only closure: about twice what networks have at the paper's settings; use hermite-tower."
-CLOSURE_OF = {name: getattr(closures, "".join(map(str.capitalize, name.split("-")))) for name in CLOSURES}
+K1_EFT = "This K1 is K1_EFT of GOnly: about twice what networks have at the paper's settings. For K1 itself take HermiteTower."
+CLOSURE_OF = {name: getattr(closures, name) for name in CLOSURES}
 
 
 def option_name(cls: type) -> str:
@@ -51,8 +51,13 @@ def make_activation(layer: Layer, others: tuple[str, ...] = ()) -> Activation:
     if name is None:
         close = difflib.get_close_matches(asked, [*plain, *ALIASES], 1)
         hint = f" Did you mean {plain.get(close[0], close[0])}?" if close else ""
-        raise ValueError(f"Unknown activation {layer.name!r}.{hint} Known: {', '.join([*known, *others])}.")
+        kind = "layer" if others else "activation"
+        raise ValueError(f"Unknown {kind} {layer.name!r}.{hint} Known: {', '.join(sorted([*known, *others]))}.")
     parameters: dict[str, Any] = {field.name: field.type for field in fields(known[name])}
+    if layer.plain and layer.plain[0] in parameters:
+        raise ValueError(
+            f"Parameter {layer.plain[0]} in {layer.text!r} lacks its value: write {name}:{layer.plain[0]}=NUMBER."
+        )
     wrong = [*layer.plain, *(key for key in layer.parameters if key not in parameters)]
     if wrong:
         has = f"has the parameter {', '.join(parameters)}" if parameters else "has no parameters"
@@ -123,6 +128,12 @@ def make_kernel(arguments: argparse.Namespace) -> np.ndarray:
     if arguments.K0 is not None:
         return read_kernel(arguments.K0)
     inputs, diagonal, off = arguments.inputs or 2, arguments.diagonal or 2.0, arguments.off_diagonal
+    least = -diagonal / (inputs - 1) if inputs > 1 else -np.inf
+    if off is not None and inputs > 1 and not least <= off <= diagonal:
+        raise ValueError(
+            f"Argument `--off-diagonal` must lie between {least:.6g} and --diagonal, {diagonal:.6g}, for {inputs} inputs, but is {off:.6g}: "
+            "no others are covariances."
+        )
     return np.where(np.eye(inputs, dtype=bool), diagonal, 0.6 if off is None else off)
 
 
@@ -152,7 +163,7 @@ def describe_closure(closure: closures.Closure | None) -> str:
 
 
 def remarks(model: Model | None, closure: closures.Closure | None) -> list[str]:
-    """What has to be said beside K1 of the kernel-only closure for a block that begins with an activation."""
+    """What has to be said beside K1 of GOnly for a block that begins with an activation."""
     if model is None or not isinstance(closure, closures.GOnly) or isinstance(model.read, activations.Linear):
         return []
     return [K1_EFT]

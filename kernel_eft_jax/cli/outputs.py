@@ -48,9 +48,12 @@ def check_outputs(arguments: argparse.Namespace) -> Outputs:
         beside = _file("--figure", figure, FIGURES)
     elif result is not None and other is not None:
         beside = result.with_suffix(other)
-    named = {"--out": result, "--figure": beside, "--checkpoint": getattr(arguments, "checkpoint", None)}
+    checkpoint = getattr(arguments, "checkpoint", None)
+    named = {"--out": result, "--figure": beside, "--checkpoint": checkpoint}
     named |= {name: getattr(arguments, name, None) for name in INPUTS}
     _check_apart({name: file for name, file in named.items() if file is not None})
+    if checkpoint is not None:
+        _file("--checkpoint", str(checkpoint), (".npz",))
     for option, file in (("--out", result), ("--figure" if figure is not None else "--out", beside)):
         if file is not None:
             _check_free(option, file, arguments.overwrite)

@@ -21,14 +21,20 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return read
 
 
-def _number(law: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+def one_of(names: tuple[str, ...]) -> Callable[[str], str]:
+    """A name, in capital or small letters, with hyphens or without."""
+    known = {name.lower(): name for name in names}
+    return lambda text: known.get(text.replace("-", "").lower(), text)
+
+
+def _number(law: str, holds: Callable[[float], bool], kind: str = "finite number") -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and holds(value)):
-            raise ArgumentTypeError(f"must be a finite number{law}, but is {text}")
+            raise ArgumentTypeError(f"must be a {kind}{law}, but is {text}")
         return value
 
     return read
@@ -36,7 +42,7 @@ def _number(law: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
 
 number = _number("", lambda value: True)
 positive = _number(" greater than zero", lambda value: value > 0)
-variance = _number(", a variance, not below zero", lambda value: value >= 0)
+variance = _number(" not below zero", lambda value: value >= 0, "variance, a finite number")
 
 
 def path(text: str) -> Path:

@@ -9,6 +9,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..checks import check_kind
 from ..ensemble import Estimate
 from ..trajectory import Solution
 
@@ -44,6 +45,8 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
     Raises ValueError if the two have other inputs, input kernels, models or step sizes, or no depth in common. A theory of the continuum has
     no step size, and differs from layers by terms of order eps^2.
     """
+    check_kind(theory, Solution, "theory")
+    check_kind(sampled, Estimate, "sampled")
     _check_same(theory, sampled)
     here, there = _common(theory, sampled)
     quantities = {}

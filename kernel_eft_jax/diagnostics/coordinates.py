@@ -14,7 +14,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from ..checks import check_count, check_kernel, check_layers
+from ..checks import check_count, check_kernel, check_key, check_layers, check_positive
 from ..model import Model
 from ..trajectory import Solution, solve
 from .validity import Width, validity_window
@@ -72,7 +72,11 @@ class CoordinateCheck(eqx.Module):
 
     def measured(self, index: int) -> "MeasuredStream":
         """The same of the user's networks, by their place among the widths of `own`."""
-        assert self.own is not None
+        count = 0 if self.own is None else len(self.own.widths)
+        if self.own is None or not 0 <= index < count:
+            raise ValueError(
+                f"Argument `index` must count networks given as `own`, of which there are {count} widths, but is {index}."
+            )
         width, networks = int(self.own.widths[index]), int(self.own.networks[index])
         mean = _diagonal(self.theory.K0) + _diagonal(self.own.K1[index]) / width
         spread = _spread(self.own.V4[index], width)
@@ -95,7 +99,7 @@ class CoordinateCheck(eqx.Module):
         K0, mean, table = np.asarray(self.theory.K0, np.float64), self.mean[:, 0], []
         for i in np.unique(np.linspace(0, len(mean) - 1, 9).astype(int)).tolist():
             spread, drift = (100 * x[i, 0] / mean[i] for x in (self.spread, self.drift))
-            drift = drift if abs(drift) > 1e-9 else 0.0  # rounding of a drift that vanishes, as behind a norm
+            drift = round(drift, 6) + 0.0  # a drift that vanishes, as behind a norm, is rounding
             cosine = (K0[i, 0, 1] / np.sqrt(K0[i, 0, 0] * K0[i, 1, 1]),) if K0.shape[-1] > 1 else ()
             table.append((i, (mean[i], spread, drift, *cosine)))
         return table
@@ -108,6 +112,7 @@ class CoordinateCheck(eqx.Module):
         ]
         meaning = [
             "Seed to seed: one standard deviation of the mean square. Drift: what this width changes of the mean at infinite width."
+            + " Cosine 01: of the angle between inputs 0 and 1." * (self.mean.shape[1] > 1)
         ]
         return [*growth, *meaning, *self._enough(), *self._own(), NOT_COVERED]
 
@@ -124,11 +129,12 @@ class CoordinateCheck(eqx.Module):
             predicted, spread = self.mean_at(yours.width), self.spread_at(yours.width)
             off = np.abs(yours.mean - predicted) / np.maximum(yours.stderr, np.finfo(float).tiny)
             i, a = np.unravel_index(off.argmax(), off.shape)
+            place = max(0, 1 - int(np.floor(np.log10(max(yours.stderr[i, a], 1e-12)))))
             ratios = 100 * yours.spread[-1, 0] / yours.mean[-1, 0], 100 * spread[-1, 0] / predicted[-1, 0]
             yield (
-                f"Your {yours.networks} networks of width {yours.width}: the mean square is {yours.mean[i, a]:.5g} ± {yours.stderr[i, a]:.2g} at "
-                f"layer {self.layers[i]}, where it is farthest from the predicted {predicted[i, a]:.5g}, by {off[i, a]:.1f} "
-                f"standard errors. Seed to seed ± {ratios[0]:.3g} % at the last layer, predicted ± {ratios[1]:.3g} %."
+                f"Your {yours.networks} networks of width {yours.width}: the mean square is {yours.mean[i, a]:.{place}f} ± "
+                f"{yours.stderr[i, a]:.{place}f} at layer {self.layers[i]}, where it is farthest "
+                f"from the predicted {predicted[i, a]:.{place}f}, by {off[i, a]:.1f} standard errors. Seed to seed ± {ratios[0]:.3g} % at the last layer, predicted ± {ratios[1]:.3g} %."
             )
 
 
@@ -182,7 +188,10 @@ def coordinate_check(
     evenly = np.unique(np.round(np.linspace(0, depth, SHOWN + 1))).astype(int).tolist()
     saved = check_layers(evenly if layers is None else layers, "layers", depth)
     K0 = check_kernel(K0)
-    kernels = None if own is None else check_kernels(own, (len(saved), *K0.shape))  # before the work
+    check_positive(tolerance, "tolerance")
+    if key is not None:
+        check_key(key)
+    kernels = None if own is None else _check_own(own, saved, K0.shape)  # before the work
     theory = solve(model, K0, layers=saved, eps=eps)
     own_check = None if kernels is None else width_check(kernels, theory)
     window = None
@@ -190,6 +199,19 @@ def coordinate_check(
         choices = {"tolerance": tolerance, "networks": networks, "progress": progress}
         window = validity_window(model, K0, depth=depth, eps=eps, key=key, closures={}, **choices)
     return CoordinateCheck(theory, width, tolerance, {} if window is None else window.widths, own_check)
+
+
+def _check_own(own, layers, shape):
+    """Kernels of the user's networks by their width; where they are of other layers, the argument that says which."""
+    try:
+        return check_kernels(own, (len(layers), *shape), "own")
+    except ValueError as error:
+        if "shape" not in str(error):
+            raise
+        named = ", ".join(map(str, layers[:4])) + (", ..." if len(layers) > 4 else "")
+        raise ValueError(
+            f"{error} Give the layers at which yours were taken as `layers`; here they are {named}."
+        ) from error
 
 
 def _diagonal(K):

@@ -1,4 +1,4 @@
-r"""The equations of the kernel-only theory, term by term, on sampled networks or on another closure's solution.
+r"""The equations of GOnly, term by term, on sampled networks or on another closure's solution.
 
 One layer moves the covariance of the kernel, exactly and at any width, by ($a^2 = 1 - c \epsilon^2$)
 
@@ -46,7 +46,7 @@ class Measured(eqx.Module, Generic[Parts]):
 
 
 class CovarianceResidual(eqx.Module):
-    """The exact rate of V4 less that of the kernel-only closure, in three parts that add up to it."""
+    """The exact rate of V4 less that of `GOnly`, in three parts that add up to it."""
 
     transport: Float[np.ndarray, "T N N N N"]  # C_W (V_GS + V_GS^T) - chi V4 - V4 chi^T
     source: Float[np.ndarray, "T N N N N"]  # E[Sigma(G, Qhat)] - Sigma(K0, Q(K0)), of order 1/n
@@ -58,11 +58,11 @@ class MeanSource(eqx.Module):
     """n (E[S] - S(K0)), what drives K1: dK1/dt = C_W U1 - c K1."""
 
     exact: Float[np.ndarray, "T N N"]  # U1 itself
-    closure: Float[np.ndarray, "T N N"]  # the kernel-only model of it, from K1 and V4 of the result
+    closure: Float[np.ndarray, "T N N"]  # that of GOnly, from K1 and V4 of the result
 
 
-class KernelOnly(NamedTuple):
-    """What the kernel alone says at one depth: Q, chi V4, the mean correction of S, and the covariance of Q."""
+class OfGOnly(NamedTuple):
+    """What GOnly says at one depth: Q, chi V4, the mean correction of S, and the covariance of Q."""
 
     q: Float[Array, " P"]
     transport: Float[Array, "P P"]
@@ -73,7 +73,7 @@ class KernelOnly(NamedTuple):
 def covariance_residual(
     result: Estimate | Solution, model: Model | None = None, K0: Float[ArrayLike, "T N N"] | None = None
 ) -> Measured[CovarianceResidual]:
-    r"""The residual of the V4 equation of the kernel-only closure, V4 that of `result`.
+    r"""The residual of the V4 equation of `GOnly`, V4 that of `result`.
 
     The expectations Q and chi are those of `model`, at the kernels `K0` (both by default those of `result`): give a model with another
     quadrature and its own K0 to see what a quadrature rule does. The layer part is that of the layer which follows the saved depth (of
@@ -86,7 +86,7 @@ def covariance_residual(
     dt = _following_steps(result)[:, None, None]
 
     def residual(G, Q, K1, V4, V_GQ, V_QQ, inverse_width) -> CovarianceResidual:
-        kernel = kernel_only(model, k0, K1, V4)
+        kernel = of_g_only(model, k0, K1, V4)
         exact = _both_ways(V_GQ)
         noise = _sigma(G, Q) + inverse_width * _exchange(V_GQ, both=True)
         square = 0.5 * _sigma(Q, Q) + inverse_width * _exchange(V_QQ, both=False)
@@ -101,9 +101,9 @@ def covariance_residual(
 
     def predicted(x: Any) -> CovarianceResidual:
         K1, V4 = np.asarray(x.packed.K1), np.asarray(x.packed.V4)
-        kernel = kernel_only(model, k0, K1, V4)
+        kernel = of_g_only(model, k0, K1, V4)
         V_GQ, V_QQ = kernel.transport, kernel.C_Q
-        if x.packed.V_GS is not None:  # else the closure is one of the kernel alone
+        if x.packed.V_GS is not None:  # else the closure is GOnly
             V_GQ, V_QQ = C_W * np.asarray(x.packed.V_GS), C_W**2 * np.asarray(x.packed.V_SS)
         return residual(k0, kernel.q, K1, V4, V_GQ, V_QQ, 0.0)
 
@@ -113,17 +113,17 @@ def covariance_residual(
 def mean_source(
     result: Estimate | Solution, model: Model | None = None, K0: Float[ArrayLike, "T N N"] | None = None
 ) -> Measured[MeanSource]:
-    r"""The source of K1 and the kernel-only model of it.
+    r"""The source of K1, and what `GOnly` takes for it.
 
-    For one matrix the model is $(\chi K_1 + \tfrac12 \mathrm{Hess} : V_4) / C_W$. At depth zero the neurons are independent and the exact
-    source is 0, while the model has V4 the Wishart covariance: it counts the sampling noise of G itself, which does not move S. Where
+    For one matrix `GOnly` has $(\chi K_1 + \tfrac12 \mathrm{Hess} : V_4) / C_W$. At depth zero the neurons are independent and the exact
+    source is 0, while `GOnly` has V4 the Wishart covariance: it counts the sampling noise of G itself, which does not move S. Where
     the branch begins with a matrix or a norm it does move S, and both are the same. See `covariance_residual` for the arguments.
     """
     model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
 
     def sources(x: Any) -> MeanSource:
-        closure = kernel_only(model, k0, _pack(np.asarray(x.K1)), _pack_covariance(np.asarray(x.V4))).m_S
+        closure = of_g_only(model, k0, _pack(np.asarray(x.K1)), _pack_covariance(np.asarray(x.V4))).m_S
         exact = closure if x.U1 is None else _pack(np.asarray(x.U1))
         return MeanSource(_unpack(exact), _unpack(closure))
 
@@ -166,17 +166,17 @@ def kurtosis(result: Estimate | Solution) -> Measured[Float[np.ndarray, "T N"]]:
     return _evaluate(measured if isinstance(result, Estimate) else predicted, result)
 
 
-def kernel_only(model: Model, k0: Any, K1: Any, V4: Any) -> Any:
-    """The kernel-only theory at a sequence of packed kernels, as NumPy arrays."""
-    return jax.tree.map(np.asarray, _kernel_only(model, *(jnp.asarray(x) for x in (k0, K1, V4))))
+def of_g_only(model: Model, k0: Any, K1: Any, V4: Any) -> Any:
+    """GOnly at a sequence of packed kernels, as NumPy arrays."""
+    return jax.tree.map(np.asarray, _of_g_only(model, *(jnp.asarray(x) for x in (k0, K1, V4))))
 
 
 @eqx.filter_jit
-def _kernel_only(model: Model, k0, K1, V4) -> KernelOnly:
+def _of_g_only(model: Model, k0, K1, V4) -> OfGOnly:
     def at(k, K1, V4):
         *to_S, last = model.responses(k)
         m_S, C_S = carry_all(to_S, K1, V4)
-        return KernelOnly(last.value, apply_all([*to_S, last], V4), m_S, last.carry(m_S, C_S)[1])
+        return OfGOnly(last.value, apply_all([*to_S, last], V4), m_S, last.carry(m_S, C_S)[1])
 
     return jax.vmap(at)(k0, K1, V4)
 

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from ..checks import check_count, check_positive
+from ..activations import Linear
+from ..checks import check_count, check_key, check_kind, check_positive
 from ..closures import Closure, GOnly, HermiteTower, SigmaKernel
 from ..depths import check_eps
 from ..ensemble import Estimate, estimate
@@ -116,7 +117,7 @@ class Window(Shown):
 
 
 def closures_of(model: Model) -> Mapping[str, Closure]:
-    """The closures worth comparing for a block: that of the kernel alone, and the sigma-kernel where it is defined."""
+    """The closures worth comparing for a block: `GOnly`, and `SigmaKernel` where it is defined."""
     one_matrix = hasattr(model, "activation") and float(model.decay) == 0
     return {"GOnly": GOnly()} | ({"SigmaKernel": SigmaKernel()} if one_matrix else {})
 
@@ -163,7 +164,14 @@ def validity_window(
         ValueError: For arguments that make no sense, and if the reference's own truncation error is not known or not small beside the
             tolerance: pass a higher degree.
     """
+    check_kind(model, Model, "model")
     check_positive(tolerance, "tolerance")
+    if key is not None:
+        check_key(key)
+    if closures is not None and not isinstance(closures, Mapping):
+        raise ValueError(
+            f"Argument `closures` must map names to closures, such as {{'GOnly': GOnly()}}, but is {closures!r:.200}."
+        )
     check_count(depth, "depth")
     eps = check_eps(eps, model.decay, depth)
     layers = np.unique(np.round(np.linspace(0, depth, min(depth, 100) + 1)).astype(int)).tolist()
@@ -234,8 +242,14 @@ def _deviation(sampled: Estimate, exact: Solution, quantity: str, tolerance: flo
 
 
 def _check_reference(exact: Solution, tolerance: float) -> None:
-    """That the reference's own truncation is known and small: a NaN is no small number."""
+    """That the reference is exact, or its own truncation known and small: a NaN is no small number."""
     if exact.truncation is None:
+        if isinstance(exact.closure, GOnly | SigmaKernel) and not isinstance(exact.model.read, Linear):
+            name = type(exact.closure).__name__
+            raise ValueError(
+                f"Argument `reference` must be exact at order 1/n, which {name} is not for a block that begins with an activation: take "
+                "HermiteTower()."
+            )
         return
     a, b = pairs(exact.K0.shape[-1])
     units = {"V4": unit(exact, "V4")[:, a[:, None], b[:, None], a, b], "K1": unit(exact, "K1")[..., 0]}

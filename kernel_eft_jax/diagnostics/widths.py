@@ -12,7 +12,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from ..checks import check_array
+from ..checks import check_array, check_count, check_kind
 from ..ensemble.statistics import interval, least_V4_error
 from ..showing import Shown
 from ..trajectory import Solution
@@ -121,6 +121,7 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
     Raises:
         ValueError: If shapes do not fit, kernels are not finite, or networks are fewer than 16.
     """
+    check_kind(theory, Solution, "theory")
     K0 = np.asarray(theory.K0, np.float64)
     columns: list[Any] = [
         (width, len(G), *_moments(G, K0, width)) for width, G in check_kernels(kernels, K0.shape).items()
@@ -130,25 +131,28 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
 
 
 def check_kernels(
-    kernels: Mapping[int, Float[ArrayLike, "B T N N"]], shape: tuple[int, ...]
+    kernels: Mapping[int, Float[ArrayLike, "B T N N"]], shape: tuple[int, ...], name: str = "kernels"
 ) -> dict[int, Float[np.ndarray, "B T N N"]]:
     """Kernels of networks by their width, narrow ones first, in float64; `shape` is that of one network, (T, N, N)."""
+    law = f"Argument `{name}` must map widths to arrays of kernels, {{64: G}} for networks of 64 neurons"
+    if not isinstance(kernels, Mapping):
+        raise ValueError(f"{law}, but is a {type(kernels).__name__}.")
     if not kernels:
-        raise ValueError("Argument `kernels` must map widths to arrays of kernels, but is empty.")
+        raise ValueError(f"{law}, but is empty.")
     checked = {}
-    for width in sorted(kernels):
-        G = np.asarray(check_array(kernels[width], "kernels"), np.float64)
+    for width, value in sorted((check_count(width, f"width` in `{name}"), value) for width, value in kernels.items()):
+        G = np.asarray(check_array(value, name), np.float64)
         if G.ndim != 4 or G.shape[1:] != shape:
             raise ValueError(
-                f"Argument `kernels` must hold arrays of shape (networks, {', '.join(map(str, shape))}), networks first and the depths "
-                f"and inputs of the theory after, but for width {width} the shape is {G.shape}."
+                f"Argument `{name}` must hold arrays of shape (networks, layers, inputs, inputs) = (networks, "
+                f"{', '.join(map(str, shape))}), but for width {width} the shape is {G.shape}."
             )
         if len(G) < LEAST:
             raise ValueError(
-                f"Argument `kernels` needs {LEAST} networks or more to show their scatter, but width {width} has {len(G)}."
+                f"Argument `{name}` needs {LEAST} networks or more to show their scatter, but width {width} has {len(G)}."
             )
         if not np.isfinite(G).all():
-            raise ValueError(f"Argument `kernels` must be finite, but for width {width} it is not.")
+            raise ValueError(f"Argument `{name}` must be finite, but for width {width} it is not.")
         checked[width] = G
     return checked
 

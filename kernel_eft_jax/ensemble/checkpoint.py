@@ -102,8 +102,8 @@ class Checkpoint:
             raise
         except Exception as error:
             raise ValueError(
-                f"The checkpoint {self.path} is truncated or not a checkpoint ({error}). Delete it to start from the beginning, or "
-                "name another file."
+                f"The checkpoint {self.path} is cut short, damaged, or not a checkpoint. Delete it to start from the beginning, or name "
+                "another file."
             ) from error
         self._check(settings)
         groups = (Group(int(c), f, s) for c, f, s in zip(*(arrays[name] for name in ARRAYS[:3]), strict=True))

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..activations import Activation
 from ..checks import (
     check_count,
+    check_flag,
     check_kernel,
     check_key,
     check_kind,
@@ -97,6 +98,7 @@ def estimate(
         FloatingPointError: With depth and entry, for networks that turn non-finite.
     """
     check_arguments("estimate", model, K0, eps, key, sampler)
+    check_flag(control, "control")
     networks = check_count(networks, "networks", least=2 * GROUPS)
     if control and not isinstance(sampler, BlockSampler):
         raise ValueError(
@@ -116,7 +118,7 @@ def estimate(
     silent = not progress or jax.process_index() > 0
     with contextlib.nullcontext() if file is None else file, terminable(file):
         plan, sums = begin(problem, networks, file)
-        with tqdm(total=networks, unit=" networks", disable=silent) as bar:
+        with tqdm(desc=f"width {width}", total=networks, unit=" networks", disable=silent) as bar:
             sums = accumulate(problem, key, plan, sums, bar, goal, file)
     layers = np.asarray(problem.layers)
     return Estimate.of(sums, limit, problem.width, layers, np.asarray(eps), control, model, sampler, key)

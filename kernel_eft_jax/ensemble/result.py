@@ -114,6 +114,10 @@ class Estimate(Shown, Result, Quantities):
         For the relative variance at the last depth: `est.jackknife(lambda q: q.V4[-1, 0, 0, 0, 0] / q.G[-1, 0, 0] ** 2)`. The function
         gives real numbers, or a tree of arrays of them; ValueError for complex ones.
         """
+        if not callable(function):
+            raise ValueError(
+                f"Argument `function` must be a function of the quantities, such as lambda q: q.K1, but is {function!r:.200}."
+            )
         return jackknife(lambda total: function(quantities(total, self.limit, self.width, self.control)), self.sums)
 
     def interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

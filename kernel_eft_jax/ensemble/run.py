@@ -206,7 +206,7 @@ def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target:
     left, pace = plan.networks - bar.n, rehearse(problem, key, plan) / jax.process_count()
     unless = ", unless the target comes first" if target else ""
     bar.write(
-        f"{left:,} networks in blocks of {plan.size:,} need about {tqdm.format_interval(left * pace)}{unless}, and "
+        f"{left:,} networks in blocks of {plan.size:,} need about {tqdm.format_interval(max(1, left * pace))}{unless}, and "
         f"{amount(plan.memory)} of memory",
         file=sys.stderr,
     )

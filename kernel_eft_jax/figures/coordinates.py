@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from ..checks import check_kind
 from ..diagnostics import CoordinateCheck
-from .style import COLOURS, CURVES, POINTS, grid, legend, styled
+from .style import COLOURS, CURVES, POINTS, check_entry, grid, legend, styled
 
 BAND = {"alpha": 0.2, "linewidth": 0}
 REACH = 8.0  # the second panel goes from an eighth of the width to eight times
@@ -21,6 +22,8 @@ def plot_coordinate_check(
 
     Bands and bars hold two thirds of all seeds, by the log-normal law of the predicted or measured mean and variance.
     """
+    check_kind(check, CoordinateCheck, "check")
+    check_entry((entry,), check.mean.shape[1])
     figure, axes = grid(2, columns, title, sharey=True)
     if check.mean[:, entry].max() > 10 * check.mean[:, entry].min():
         axes[0].set_yscale("log")

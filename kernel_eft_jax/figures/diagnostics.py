@@ -6,13 +6,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
+from ..checks import check_kind
 from ..diagnostics import WidthCheck, Window
-from .style import COLOURS, CURVES, DEPTH, POINTS, TOLERABLE, entry_text, grid, legend, styled
+from .style import COLOURS, CURVES, DEPTH, POINTS, TOLERABLE, check_entry, entry_text, grid, legend, styled
 
 
 @styled
 def plot_window(window: Window, title: str = "Where the theories hold", *, columns: int = 3) -> Figure:
     """Errors of closures against depth with the tolerance and t*; where networks were sampled, their deviation by width with n*."""
+    check_kind(window, Window, "window")
     figure, axes = grid(3 if window.widths else 2, columns, title)
     for ax in axes:
         ax.axhspan(1e-9, window.tolerance, zorder=0, **TOLERABLE)
@@ -77,6 +79,8 @@ def plot_width_check(
     check: WidthCheck, entry: tuple[int, int] = (0, 0), title: str = "Networks of several widths", *, columns: int = 2
 ) -> Figure:
     """V4_ab,ab and K1_ab of networks of each width as points, and of the theory as a curve, against depth."""
+    check_kind(check, WidthCheck, "check")
+    check_entry(entry, check.K1.shape[-1])
     ts, pair = np.asarray(check.theory.ts), (*entry, *entry)
     figure, axes = grid(2, columns, title)
     for ax, quantity, symbol, place in zip(axes, ("V4", "K1"), ("V_4", "K_1"), (pair, entry), strict=True):

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..checks import check_kind
 from ..inference import Fit
 from ..pairs import pairs
 from .style import COLOURS, CURVES, PANEL, POINTS, grid, legend, styled
@@ -16,6 +17,7 @@ def plot_fit(fit: Fit) -> Figure:
     Where V4 was fitted too, a third panel shows what is left of the variances of the same entries. Error bars are the noise
     that the theory predicts for so many networks, not the scatter of the data. The first seven entries are shown.
     """
+    check_kind(fit, Fit, "fit")
     layers, P = np.array(fit.experiment.layers), fit.prediction.covariance.shape[1]
     means, error = np.s_[: layers.size * P], fit.expected_stderr
     left = (fit.observed.statistics - fit.prediction.statistics) / error

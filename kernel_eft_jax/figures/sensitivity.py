@@ -4,8 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..checks import check_kind
 from ..inference import Sensitivity
-from .style import COLOURS, CURVES, DEPTH, entry_text, grid, legend, styled
+from .style import COLOURS, CURVES, DEPTH, check_entry, entry_text, grid, legend, styled
 
 # Relative to the largest effect in a panel: less cannot be seen.
 VISIBLE = 1e-3
@@ -19,6 +20,8 @@ def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), 
     no per cent (`sensitivity[name]` has their derivatives), and those with less effect. None where the quantity itself is
     zero, as K1 is at depth zero.
     """
+    check_kind(sensitivity, Sensitivity, "sensitivity")
+    check_entry(entry, sensitivity.solution.K0.shape[-1])
     zero = [name for name, value in zip(sensitivity.names, sensitivity.values, strict=True) if value == 0]
     curves = {name: _curves(sensitivity, name, entry) for name in sensitivity.names if name not in zero}
     sizes = {

@@ -88,6 +88,12 @@ def legend(figure: Figure, axes: Sequence[Axes], extra: dict[str, Artist] | None
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
+def check_entry(entry: tuple[int, ...], inputs: int) -> None:
+    """That an entry is one of a result of so many inputs."""
+    if not all(isinstance(a, int) and 0 <= a < inputs for a in entry):
+        raise ValueError(f"Argument `entry` must name inputs from 0 to {inputs - 1}, but is {entry!r}.")
+
+
 def entry_text(*entry: int) -> str:
     """(0, 1, 0, 1) as 01,01."""
     return ",".join("".join(map(str, entry[i : i + 2])) for i in range(0, len(entry), 2))

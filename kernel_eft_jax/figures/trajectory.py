@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..ensemble import Estimate
 from ..trajectory import Solution
-from .style import COLOURS, CURVES, DEPTH, POINTS, entry_text, grid, legend, styled
+from .style import COLOURS, CURVES, DEPTH, POINTS, check_entry, entry_text, grid, legend, styled
 
 SHOWN = 21  # points of one line, at most: error bars of more run into each other
 
@@ -66,6 +66,12 @@ def plot_trajectories(
     results: Mapping[str, Estimate | Solution], entry: tuple[int, int] = (0, 0), *, title: str, columns: int = 2
 ) -> Figure:
     """V4_ab,ab and K1_ab of sampled networks and theories, by their labels, against depth."""
+    if not isinstance(results, Mapping):
+        raise ValueError(
+            f"Argument `results` must map labels to results, {{'theory': solution}}, but is a {type(results).__name__}."
+        )
+    for result in results.values():
+        check_entry(entry, result.K0.shape[-1])
     V4 = {label: _line(result, "V4", (*entry, *entry)) for label, result in results.items()}
     K1 = {label: _line(result, "K1", entry) for label, result in results.items()}
     panels = {f"$V_{{4;{entry_text(*entry, *entry)}}}$": V4, f"$K_{{1;{entry_text(*entry)}}}$": K1}

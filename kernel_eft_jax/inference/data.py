@@ -41,6 +41,10 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
     if isinstance(data, Estimate):
         return _observe_estimate(data, experiment, with_V4)
     inputs, layers = experiment.K0.shape[0], len(experiment.layers)
+    if isinstance(data, eqx.Module):
+        raise ValueError(
+            f"Argument `data` must be kernels of sampled networks or an Estimate, but is a {type(data).__name__}."
+        )
     G = to_numpy(data, "data")
     if G.ndim != 4 or G.shape[1:] != (layers, inputs, inputs):
         raise ValueError(

@@ -28,7 +28,7 @@ def read_kernels(path: str | os.PathLike) -> tuple[Float[np.ndarray, "B T N N"],
         with open(path, "rb") as stream:
             start = stream.read(2)
             if start not in (b"PK", b"\x93N", b""):  # NumPy would speak of pickles
-                raise ValueError("it holds something else, so save the arrays with numpy.savez")
+                raise ValueError("it holds something else: save the arrays with numpy.savez.")
             stream.seek(0)
             file = np.load(stream, allow_pickle=False)
             # An .npy file holds one array without a name.

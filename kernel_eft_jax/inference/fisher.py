@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..checks import check_count
+from ..checks import check_count, check_flag, check_kind
 from ..closures import Closure
 from ..trajectory.failures import LIMIT
 from ..trajectory.solve import EXACT
@@ -136,6 +136,9 @@ def fisher(
     Raises:
         ValueError: For free parameters that are none, and where the theory is not finite or its expectations are not accurate.
     """
+    check_kind(experiment, Experiment, "experiment")
+    check_kind(closure, Closure, "closure")
+    check_flag(with_V4, "with_V4")
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
     coordinates = to_coordinates(experiment, names, get_parameters(experiment, names))

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from ..checks import check_kind, check_untraced
+from ..checks import check_flag, check_kind, check_untraced
 from ..closures import Closure
 from ..ensemble import Estimate
 from ..showing import Shown
@@ -115,7 +115,8 @@ class Fit(Shown):
         rows = []
         every = said_of(self.experiment, self.names)
         for said, value, error in zip(every, self.values, self.stderr, strict=True):
-            row = value * np.exp(reach * error / value) if said.positive else value + reach * error
+            with np.errstate(over="ignore"):  # an error far above the value: the interval has no upper end
+                row = value * np.exp(reach * error / value) if said.positive else value + reach * error
             rows.append(np.maximum(row, said.least))
         return np.array(rows)
 
@@ -193,6 +194,8 @@ def fit(
     remedy = "it is a search on the host. Call it from outside."
     check_untraced("fit", remedy, experiment, () if isinstance(data, Estimate) else data)
     check_kind(experiment, Experiment, "experiment")
+    check_kind(closure, Closure, "closure")
+    check_flag(with_V4, "with_V4")
     names = check_names(experiment, free)
     if isinstance(data, Estimate):
         check_same(data, experiment, names)

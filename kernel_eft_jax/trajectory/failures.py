@@ -25,7 +25,7 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
     if not (successful and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))):
         _check_start(solution, k)
     if not successful:
-        finite = np.isfinite(np.asarray(solution.packed.K0)).all(-1)
+        finite = np.asarray(jnp.isfinite(solution.packed.K0).all(-1))
         reached = [float(t) for t, ok in zip(solution.ts, finite, strict=True) if ok]
         raise RuntimeError(
             f"The solve stopped after depth t = {max(reached, default=0.0):.6g} of {float(solution.ts[-1]):.6g}: "

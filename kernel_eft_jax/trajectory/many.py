@@ -21,7 +21,7 @@ from ..checks import check_kernel, check_kind, check_layers, check_untraced
 from ..closures import Closure, GOnly, HermiteTower
 from ..closures.hermite_tower import COPIES
 from ..closures.pair_tower import PairTower
-from ..depths import squares, times_of_layers
+from ..depths import check_times, squares, times_of_layers
 from ..machine import cores, host_memory
 from ..model import Model
 from ..pairs import pack, pair_table
@@ -71,6 +71,7 @@ def solve_pairs(
     K0 = check_kernel(K0)
     chosen = _check_quadruples(quadruples, K0.shape[0])
     steps = None if layers is None else check_layers(layers)
+    ts = None if ts is None else check_times(ts)
     if stepsize_controller is None and ts is not None:
         tolerance = 1e-6 if K0.dtype == jnp.float64 else 1e-5
         stepsize_controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_count, check_kernel, check_layers, is_concrete
+from ..checks import check_count, check_kernel, check_kind, check_layers, is_concrete
 from ..closures import Closure, HermiteTower
 from ..closures.base import check_memory
 from ..depths import check_eps, check_times, squares
@@ -77,9 +77,15 @@ def solve(
         RuntimeError: With depth and entry, if the solve fails, stops being finite, or if its Gaussian expectations have an estimated error
             above one per cent.
     """
-    for name, value, kind in (("model", model, Model), ("closure", closure, Closure)):
-        if not isinstance(value, kind):
-            raise ValueError(f"Argument `{name}` must be a {kind.__name__} object, but is {value!r}.")
+    check_kind(model, Model, "model")
+    check_kind(closure, Closure, "closure")
+    for name, value, kind in (
+        ("solver", solver, diffrax.AbstractSolver),
+        ("adjoint", adjoint, diffrax.AbstractAdjoint),
+        ("stepsize_controller", stepsize_controller, diffrax.AbstractStepSizeController),
+    ):
+        if value is not None:
+            check_kind(value, kind, name)
     K0 = check_kernel(K0)
     continuum = (solver, adjoint, stepsize_controller, dt0)
     if ts is not None and (layers is not None or eps is not None):
@@ -93,6 +99,11 @@ def solve(
         model, K0 = _counted(closure, model, K0, times.size, _checkpoints(adjoint, max_steps), "checkpoints")
         solution = _continuum(model, K0, times, closure, *continuum, max_steps)
     elif layers is None or eps is None:
+        given, missing = ("layers", "eps") if eps is None else ("eps", "layers")
+        if layers is not None or eps is not None:
+            raise ValueError(
+                f"Argument `{missing}` is missing: `{given}` asks for layers, which need both. For the continuum give `ts` alone."
+            )
         raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
     elif continuum != (None,) * 4:
         raise ValueError(

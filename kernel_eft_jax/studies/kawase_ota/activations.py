@@ -1,6 +1,6 @@
 """Beyond the published settings: the residual of the V4 equation, split, for activations that are not odd.
 
-There the mean of phi over the neurons fluctuates too, the sigma-kernel feels it, and a closure of the kernel alone cannot.
+There the mean of phi over the neurons fluctuates too, S feels it, and `GOnly` cannot.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from kernel_eft_jax.pairs import pack, sigma_product, unpack, unpack_covariance
 
 
 class Euler(keft.GOnly):
-    """The kernel-only closure with the published step from layer to layer; its state is packed, K0 (P,), V4 (P, P), K1 (P,)."""
+    """GOnly with the published step from layer to layer; its state is packed, K0 (P,), V4 (P, P), K1 (P,)."""
 
     def step(self, model: keft.Model, state, dt):
         K0 = unpack(state.K0)
