@@ -134,7 +134,8 @@ class CoordinateCheck(eqx.Module):
             yield (
                 f"Your {yours.networks} networks of width {yours.width}: the mean square is {yours.mean[i, a]:.{place}f} ± "
                 f"{yours.stderr[i, a]:.{place}f} at layer {self.layers[i]}, where it is farthest "
-                f"from the predicted {predicted[i, a]:.{place}f}, by {off[i, a]:.1f} standard errors. Seed to seed ± {ratios[0]:.3g} % at the last layer, predicted ± {ratios[1]:.3g} %."
+                f"from the predicted {predicted[i, a]:.{place}f}, by {off[i, a]:.1f} standard errors. "
+                f"Seed to seed ± {ratios[0]:.3g} % at the last layer, predicted ± {ratios[1]:.3g} %."
             )
 
 
