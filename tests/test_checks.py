@@ -338,7 +338,7 @@ class TestDoors:
                 lambda: keft.solve(keft.recipes.plain(width=8, depth=2), GOOD, [1.0]),
                 r"(?s)`model` must be.*unpack a stack",
             ),
-            (lambda: keft.draw_inputs(GOOD, 8, key=0), r"`key` must be one key such as `jax\.random\.key\(0\)`"),
+            (lambda: keft.draw_inputs(GOOD, width=8, key=0), r"`key` must be one key such as `jax\.random\.key\(0\)`"),
             (lambda: keft.recipes.gpt2(width=8, depth=0), "`depth` must be a whole number"),
             (lambda: keft.conventions.transformer_mlp(C_W=(1.0, 2.0, 3.0)), "`C_W` must be two variances"),
             (lambda: keft.estimate(TestDoors.MODEL, GOOD, **RUN, control="no"), "`control` must be True or False"),

@@ -95,7 +95,7 @@ def solve(
         )
     if ts is not None:
         times = jnp.asarray(check_times(ts), K0.dtype)
-        closure = settled(closure, model, pack(K0), continuum_steps(times), times.size)
+        closure = settled(closure, model, pack(K0), continuum_steps(times), times.size, states=times.size)
         model, K0 = _counted(closure, model, K0, times.size, _checkpoints(adjoint, max_steps), "checkpoints")
         solution = _continuum(model, K0, times, closure, *continuum, max_steps)
     elif layers is None or eps is None:
@@ -124,12 +124,22 @@ def continuum_steps(ts: Float[Array, " T"]) -> Float[Array, " L"]:
     return jnp.full(SMALL_STEPS, ts[-1] / SMALL_STEPS)
 
 
-def settled(closure: Closure, model: Model, k: Float[Array, " P"], dt: Float[Array, " L"], saved: int) -> Closure:
-    """The closure with what it leaves open decided, where that can be looked at; MemoryError if its solve for `saved` depths cannot fit."""
+def settled(
+    closure: Closure, model: Model, k: Float[Array, " P"], dt: Float[Array, " L"], saved: int, states: int = 0
+) -> Closure:
+    """The closure with what it leaves open decided, where that can be looked at.
+
+    MemoryError if a solve for `saved` depths cannot fit, which keeps so many whole `states`.
+    """
     known = all(map(is_concrete, jax.tree.leaves((model, k, dt))))
     closure = closure.settled(model, k, dt) if known else closure
-    check_memory(closure, model, input_count(k.shape[0]), k.dtype.itemsize, saved)
+    kept = states * _state_size(closure, model, k) if states else 0
+    check_memory(closure, model, input_count(k.shape[0]), k.dtype.itemsize, saved, kept=kept)
     return closure
+
+
+def _state_size(closure, model, k):
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter_eval_shape(closure.init, model, k)))
 
 
 def _counted(closure, model, K0, saved, count, of):
@@ -138,7 +148,7 @@ def _counted(closure, model, K0, saved, count, of):
     if all(map(is_concrete, leaves)):
         return model, K0
     k = jax.ShapeDtypeStruct((pair_count(K0.shape[0]),), K0.dtype)
-    state = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter_eval_shape(closure.init, model, k)))
+    state = _state_size(closure, model, k)
 
     def check():
         why = f" in reverse mode, which keeps {count} {of},"
