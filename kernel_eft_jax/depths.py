@@ -1,5 +1,6 @@
 """Depth, in one language everywhere: layers with their steps eps, or depth times of the continuum, $t_l = \\sum_{j \\le l} \\epsilon_j^2$."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,7 +49,9 @@ def squares(eps: Float[ArrayLike, "..."], depth: int, dtype: Any) -> Float[Array
     return jnp.broadcast_to(jnp.asarray(eps, dtype) ** 2, (depth,))
 
 
-def times_of_layers(layers: Int[ArrayLike, " T"], eps: Float[ArrayLike, "..."]) -> Float[np.ndarray, " T"]:
+def times_of_layers(
+    layers: Sequence[int] | Int[np.ndarray, " T"], eps: Float[ArrayLike, "..."]
+) -> Float[np.ndarray, " T"]:
     """Depth times of layers, with known eps."""
     layers = np.asarray(layers, np.int64)
     eps = np.asarray(eps, np.float64)

@@ -53,7 +53,7 @@ CALLS = {
     "solve, two inputs": lambda: keft.solve(keft.Model(keft.Erf(), 1.0), np.eye(2), **LAYERS, **GONLY).packed,
     "solve, continuum": lambda: keft.solve(MODEL, K0, [0.1], **GONLY).packed,
     "solve_pairs": lambda: keft.solve_pairs(MODEL, np.eye(2), **LAYERS, **GONLY, progress=False).K1,
-    "fisher": lambda: keft.fisher(experiment(), ["C_W"], 100, **GONLY).matrix,
+    "fisher": lambda: keft.fisher(experiment(), ["C_W"], networks=100, **GONLY).matrix,
     "fit": lambda: keft.fit(sampled(), experiment(), ["C_W"], **GONLY, progress=False).values,
     "sensitivity": lambda: keft.sensitivity(MODEL, K0, **LAYERS, **GONLY).packed,
     "gradient": lambda: jax.grad(lambda m: keft.solve(m, K0, **LAYERS, **GONLY).K1.sum())(MODEL).C_W,

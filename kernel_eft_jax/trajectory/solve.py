@@ -19,11 +19,11 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import check_count, check_kernel, check_kind, check_layers, is_concrete
 from ..closures import Closure, HermiteTower
-from ..closures.base import check_memory
+from ..closures.base import COPIES, check_memory
 from ..depths import check_eps, check_times, squares
 from ..directions import forward_only, reverse_only, when_reversed
 from ..model import Model
-from ..pairs import input_count, pack, pair_count
+from ..pairs import input_count, pack
 from .failures import checked
 from .solution import Solution
 
@@ -133,13 +133,10 @@ def settled(
     """
     known = all(map(is_concrete, jax.tree.leaves((model, k, dt))))
     closure = closure.settled(model, k, dt) if known else closure
-    kept = states * _state_size(closure, model, k) if states else 0
-    check_memory(closure, model, input_count(k.shape[0]), k.dtype.itemsize, saved, kept=kept)
+    inputs = input_count(k.shape[0])
+    kept = states * closure.numbers(model, inputs) // COPIES
+    check_memory(closure, model, inputs, k.dtype.itemsize, saved, kept=kept)
     return closure
-
-
-def _state_size(closure, model, k):
-    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter_eval_shape(closure.init, model, k)))
 
 
 def _counted(closure, model, K0, saved, count, of):
@@ -147,8 +144,7 @@ def _counted(closure, model, K0, saved, count, of):
     leaves = jax.tree.leaves((model, K0))
     if all(map(is_concrete, leaves)):
         return model, K0
-    k = jax.ShapeDtypeStruct((pair_count(K0.shape[0]),), K0.dtype)
-    state = _state_size(closure, model, k)
+    state = closure.numbers(model, K0.shape[0]) // COPIES
 
     def check():
         why = f" in reverse mode, which keeps {count} {of},"
