@@ -2,8 +2,8 @@ r"""All layers of an ensemble in one GPU kernel, by Pallas.  `python benchmarks/
 
 A program of the kernel takes a few networks from the inputs to the last depth. Pre-activations, free copies and their sums stay in registers;
 random numbers are made where they are used, from the counters of `normals`; what leaves the chip is a column of sums for each network at
-each saved depth. The law is that of `simulate` with `BlockSampler`, written down once more: arrays are (neurons, networks), one for each
-input, and matrices of inputs are lists.
+each saved depth. The law is that of `simulate` with `BlockSampler`, written down once more: arrays are (neurons, networks), for each
+input on its own, and matrices of inputs are lists.
 
 Nobody has run this on a GPU, and `estimate` does not use it: it is compiled for a GPU that is not there, counted (`gpu_program.py`), and held
 against `simulate` on a CPU (tests/test_gpu_kernel.py), with which it agrees to float32 rounding. For one matrix behind an activation
@@ -46,9 +46,9 @@ def on_chip(problem, key, networks, interpret=False):
 
     A program of the kernel is one warp, so that sums over neurons need no barrier, with eight neurons of each input in a thread.
     """
-    (section,), inputs, width, size = problem.model.sections, len(problem.factor), problem.width, networks.size
+    (section, *more), inputs, width, size = problem.model.sections, len(problem.factor), problem.width, networks.size
     count, together = pair_count(inputs), max(1, 256 // width)
-    plain = not section.norms and not jax.tree.leaves(section.neurons)
+    plain = not more and not section.norms and not jax.tree.leaves(section.neurons)
     if width < 2 or width & (width - 1) or size % together or not plain:
         raise ValueError(
             f"The kernel takes a width that is a power of two, at least 2, a multiple of {together} networks, and one matrix "

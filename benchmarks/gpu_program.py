@@ -173,16 +173,15 @@ def main():
         found = kernels(program(inputs, width, networks, control))
         usual, more = ([x for x in found if x[3] is rare] for rare in (False, True))
         moved, moved_more = (sum(read + written for _, read, written, _ in x) / networks for x in (usual, more))
+        lines = [
+            f"{name:32} reads {read / networks:8.1f}  writes {written / networks:8.1f} bytes a network{', where doubtful' if rare else ''}"
+            for name, read, written, rare in found
+        ]
         rows.append(
             row(inputs, width, networks, route, len(usual), moved, needs)
-            | {
-                "more_where_doubtful": {"kernels_per_layer": len(more), "bytes": moved_more},
-                "kernels": [{"name": n, "read": r, "written": w, "doubtful": rare} for n, r, w, rare in found],
-            }
+            | {"more_where_doubtful": {"kernels_per_layer": len(more), "bytes": moved_more}, "kernels": lines}
         )
-        for name, read, written, rare in found:
-            where = "where doubtful" if rare else ""
-            print(f"  {name:32} reads {read / networks:8.1f}  writes {written / networks:8.1f} bytes a network {where}")
+        print(*(f"  {line}" for line in lines), sep="\n")
         print(f"  where some network has a doubtful pivot {len(more)} kernels and {moved_more:.0f} bytes more")
         moved, instructions, used = chip(inputs, width, networks, control)
         rows.append(

@@ -80,5 +80,8 @@ def test_near_copies_are_marked(key):
 
 
 def test_what_the_kernel_does_not_take(key):
-    with pytest.raises(ValueError, match="take `simulate`"):
-        gpu_kernel.on_chip(problem(kernel(2), False, width=24), key, networks(32), interpret=True)
+    p = problem(kernel(2), False)
+    two = eqx.tree_at(lambda p: p.model, p, keft.Model([keft.Dense(1.0), keft.Tanh(), keft.Dense(2.0)]))
+    for refused, count in ((problem(kernel(2), False, width=24), 32), (p, 33), (two, 32)):
+        with pytest.raises(ValueError, match="take `simulate`"):
+            gpu_kernel.on_chip(refused, key, networks(count), interpret=True)
