@@ -49,9 +49,8 @@ def measure(closure, inputs, depth):
         "K1_error": K1 - EXACT_K1,
     }
     print(
-        "{case:34s} {inputs:3d} {first_call_cpu_s:8.1f} {run_cpu_s:9.4f} {V4_0000:10.4f} {V4_error:9.1e} {K1_00:9.4f} {K1_error:9.1e}".format(
-            **row
-        ),
+        "{case:34s} {inputs:3d} {first_call_cpu_s:8.1f} {run_cpu_s:9.4f} "
+        "{V4_0000:10.4f} {V4_error:9.1e} {K1_00:9.4f} {K1_error:9.1e}".format(**row),
         flush=True,
     )
     return row

@@ -197,7 +197,8 @@ def measure(seconds):
             counts = needed(inputs, width, route)
             row |= {f"{what}_per_s": number * row[SPEED] for what, number in counts.items()}
             rows.append(row | {"needed": counts, "ceilings": limits})
-            speed = f"{row['rate'] / 1e6:10.4f} {row['rate_core'] / 1e6:10.4f} {row['of_ceiling']:10.0%} {row['of_naive']:8.2f}"
+            speed = f"{row['rate'] / 1e6:10.4f} {row['rate_core'] / 1e6:10.4f} "
+            speed += f"{row['of_ceiling']:10.0%} {row['of_naive']:8.2f}"
             work = f"{row['operations_per_s'] / 1e9:6.2f} {row['bytes_per_s'] / 1e9:6.2f}"
             print(
                 f"{inputs:6} {width:6}  {route:22} {speed} {work} {row['block']:6} {row['compile_s']:10.2f}", flush=True
@@ -220,8 +221,10 @@ def published(networks=20_000):
     told = re.search(r"need about (?:(\d+):)?(\d+):(\d+)", told)
     told = sum(int(x or 0) * 60**i for i, x in enumerate(reversed(told.groups())))
     error = est.stderr.K1[-1, 0, 0]
-    print(f"published setting: {networks:,} networks, control variates, in {seconds:.1f} s with compilation; {told} s told beforehand; "
-          f"standard error of K1[00] {error:.4f}")  # fmt: skip
+    print(
+        f"published setting: {networks:,} networks, control variates, in {seconds:.1f} s with compilation; "
+        f"{told} s told beforehand; standard error of K1[00] {error:.4f}"
+    )
     return {"networks": networks, "seconds": seconds, "told_seconds": told, "stderr_K1": error}
 
 
@@ -232,7 +235,8 @@ from kernel_eft_jax.ensemble import estimate
 def run():
     start = time.perf_counter()
     result = estimate(
-        MODEL, kernel(2), width=64, depth=40, eps=EPS, networks=65_536, key=jax.random.key(0), save_at=[20, 40], progress=False
+        MODEL, kernel(2), width=64, depth=40, eps=EPS, networks=65_536, key=jax.random.key(0), save_at=[20, 40],
+        progress=False,
     )
     return time.perf_counter() - start, result
 run()
@@ -283,7 +287,8 @@ def main():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = [LOAD, os.getloadavg()[0] if hasattr(os, "getloadavg") else None]
     machine = {
-        "device": device.device_kind, "devices": jax.local_device_count(), "cpu": cpu_name(), "cores": cores, "load_before_and_after": load,
+        "device": device.device_kind, "devices": jax.local_device_count(), "cpu": cpu_name(), "cores": cores,
+        "load_before_and_after": load,
         "python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__, "depth": DEPTH,
         "seconds_per_measurement": seconds,
     }  # fmt: skip

@@ -97,7 +97,8 @@ def page(table: str) -> str:
         for figures in (PUBLISHED, BEYOND)
     )
     # The table's own heading becomes a section of the page.
-    return f"{by_hand}{MARK}\n\n## The published figures\n\n{published}## Beyond them\n\n{beyond}{table.rstrip()}\n\n{NEXT}\n"
+    figures = f"## The published figures\n\n{published}## Beyond them\n\n{beyond}"
+    return f"{by_hand}{MARK}\n\n{figures}{table.rstrip()}\n\n{NEXT}\n"
 
 
 def draw_window(results: Path, name: str) -> None:

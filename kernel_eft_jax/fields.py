@@ -25,7 +25,10 @@ class Parameter(NamedTuple):
 
 
 def parameter(**said: Any) -> dict[str, Parameter]:
-    """The metadata of a field that holds a parameter: `eqx.field(metadata=parameter(positive=True))`."""
+    """The metadata of a field that holds a parameter: `eqx.field(metadata=parameter(positive=True))`.
+
+    Takes what `Parameter` holds: `positive`, `least` and `unit`.
+    """
     return {KEY: Parameter(**said)}
 
 

@@ -4,8 +4,8 @@ $$\phi^{l+1} = a \phi^l + \epsilon f^l(\phi^l), \qquad f = W s(\phi) + b,
   \quad W_{ij} \sim N(0, C_W / m), \quad b_i \sim N(0, C_b)$$
 
 for one matrix, m the number of features that it reads; other branches as `Model` has them. The rows of phi are inputs, its columns
-neurons. Networks vmap: `eqx.filter_vmap` over keys makes an ensemble. To sample many networks for their statistics only, `estimate` is
-faster by orders of magnitude and never stores weights.
+neurons. Networks vmap: `eqx.filter_vmap` over keys makes an ensemble. To sample many networks for their statistics alone, use `estimate`:
+it is faster by orders of magnitude and never stores weights.
 """
 
 import equinox as eqx

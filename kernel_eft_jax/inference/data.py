@@ -105,7 +105,7 @@ def _check_values(G, experiment):
 
 
 def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) -> None:
-    """That an Estimate is of the experiment's networks, but for the free parameters; ValueError that names what contradicts.
+    """Check that an Estimate is of the experiment's networks, but for the free parameters. Raises ValueError with what contradicts.
 
     To fit what the networks are known not to be, give their kernels by `sample_kernels`.
     """

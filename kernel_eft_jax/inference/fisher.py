@@ -70,7 +70,7 @@ class Information(eqx.Module):
 
     @property
     def condition(self) -> float:
-        """Condition number of the information relative to the size of each parameter; infinite if a direction is lost."""
+        """Condition number of the information, each parameter in units of its scale; infinite if a direction is lost."""
         values = self._modes[0]
         return float(values[-1] / values[0]) if values[0] > 0 else float("inf")
 

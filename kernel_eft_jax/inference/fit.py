@@ -122,7 +122,7 @@ class Fit(Shown):
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """The variances of biases that ended at their lower bound, zero; searches inside the bounds stop a hair above it."""
+        """The parameters that ended at their lower bound, such as a variance of biases at zero; a search inside the bounds stops slightly above."""
         bound = _at_bound(least_values(self.experiment, self.names), self.values, self.stderr)
         return tuple(name for name, at_bound in zip(self.names, bound, strict=True) if at_bound)
 
@@ -146,7 +146,7 @@ class Fit(Shown):
 
 
 def _at_bound(least, values, stderr):
-    """Which parameters are at the bound below them, to all that matters."""
+    """Which parameters are at their lower bound, to a millionth of their errors."""
     return values < least + 1e-6 * stderr
 
 
@@ -244,7 +244,7 @@ def _at(experiment, names, x):
 
 
 def _result(experiment, names, problem, x, prediction, closure, settled, message):
-    """Errors from the scatter of the data, and chi2 scaled by what that scatter makes of its expectation."""
+    """The result: errors come from the scatter of the data, and chi2 is scaled so that its mean is `dof` for that scatter."""
     observed, with_V4 = problem.observed, problem.with_V4
     best, values = _at(experiment, names, x)
     W = problem.weigh(prediction)

@@ -5,7 +5,7 @@ The statistics of B networks are the mean kernel at each saved layer and, where 
 $$E[\bar G] = K_0 + K_1 / n, \qquad \mathrm{Cov}(\bar G) = C / (n B), \qquad
   \mathrm{Cov}(\hat C_{pq}, \hat C_{rs}) = (C_{pr} C_{qs} + C_{ps} C_{qr}) / (n^2 (B - 1))$$
 
-C is V4 within a layer, and what the closure remembers between layers.
+Within a layer C is V4; between layers C is what the closure remembers.
 """
 
 from typing import NamedTuple
@@ -86,7 +86,7 @@ def kernel_moments(
 ) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"], Float[Array, ""]]:
     """Mean and covariance, within and between the observed layers, of one network's packed kernels, to order 1/n.
 
-    And the estimated relative error of the Gaussian expectations at those layers.
+    The last result is the estimated relative error of the Gaussian expectations at those layers.
     """
     model, observed = e.model, np.asarray(e.layers)
     # The scan ends one layer behind the last observed one, where nothing is read any more.
@@ -115,7 +115,7 @@ def kernel_moments(
 def moments_by_pairs(
     e: Experiment, closure: Closure
 ) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"], Float[Array, ""]]:
-    """`kernel_moments` of many inputs: means and variances are exact, pair by pair, and what weighs them is not.
+    """`kernel_moments` of many inputs: means and variances are exact, pair by pair; the covariances that weigh them are approximate.
 
     Covariances between entries, and between layers, are the correlations of `GOnly` with those variances. That is enough for the weights of
     mean kernels, and not for statistics that are covariances themselves.
@@ -140,7 +140,7 @@ def moments_by_pairs(
 
 
 def _stop_gradient(model):
-    """The model without derivatives; activations may hold functions, which are none."""
+    """The model with its arrays held fixed in derivatives; functions that activations hold are kept as they are."""
     arrays, rest = eqx.partition(model, eqx.is_array)
     return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
@@ -159,7 +159,7 @@ def _join(V4, across):
 
 
 def _within(covariance):
-    """The blocks of one layer with itself, (T, P, P)."""
+    """The covariance of each layer with itself, (T, P, P)."""
     return jnp.moveaxis(jnp.diagonal(covariance, axis1=0, axis2=2), -1, 0)
 
 

@@ -1,9 +1,9 @@
 r"""Derivatives through the sampler: how the kernels of the very same random networks move with a parameter.
 
-The normals z of the block law, hidden ones too, are held while $\phi' = a \phi + \epsilon L z$, $L L^T = C_b + C_W S$
-moves, so the mean over networks of dG/dtheta is an unbiased estimate of d E[G]/dtheta at finite width. Where S has full
-rank, or keeps its rank as the parameter moves; not for C_b at zero with more inputs than neurons, or with repeated
-inputs that would come apart.
+The normals z of the block law, those of hidden layers too, are held while $\phi' = a \phi + \epsilon L z$,
+$L L^T = C_b + C_W S$, moves with the parameter. So the mean over networks of dG/dtheta is an unbiased estimate of
+d E[G]/dtheta at finite width, where S has full rank or keeps its rank as the parameter moves. The estimate is wrong for
+C_b at zero if there are more inputs than neurons, or repeated inputs that biases would separate.
 """
 
 import math
