@@ -27,11 +27,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..activations import Activation
+from ..activations.base import enough_points, rule
 from ..checks import check_count, is_concrete
 from ..expectations.four_point import local_products, products_and_noise, products_error
 from ..maps import apply_slope, contract_curvature
 from ..model import Model
 from ..pairs import input_count, pair_count, sigma_product, triples, wick
+from ..quadrature import derivatives
 from .base import COPIES, Closure, Moments, pair_units
 
 DOUBLINGS = (
@@ -107,7 +109,9 @@ class SigmaKernel(Closure[SigmaState]):
         return (4 * COPIES + series) * pair_count(inputs) ** 2
 
     def error(self, model: Model, k) -> Float[Array, ""]:
-        return jnp.maximum(model.error(k), products_error(model.activation, k, self.degree))
+        variances = k[triples(input_count(k.shape[0]))[:, 0]]
+        nodes = jax.lax.map(lambda k: _nodes_error(model.activation, k, self.degree), variances)
+        return jnp.stack([model.error(k), products_error(model.activation, k, self.degree), jnp.max(nodes)]).max()
 
     def _free_field(self, activation: Activation, q, at: "Regression"):
         """The generator and the noise of free neurons' (g, y) at a kernel."""
@@ -172,6 +176,19 @@ def _regression(activation: Activation, k, degree: int) -> Regression:
     inverse = _pseudo_inverse(C)
     bend = jnp.matmul(jnp.concatenate([with_g, with_y], axis=-1), inverse, precision="highest")
     return Regression(k, slope, curvature, bend)
+
+
+def _nodes_error(activation: Activation, k: Float[Array, ""], degree: int) -> Float[Array, ""]:
+    """How much half as many nodes again change $E[s^4]$ and $k E[s^2 (s^2)'']$, relative to E[s^4]: products bend more sharply than s."""
+
+    def means(points):
+        x, w = rule(activation, jnp.zeros_like(k), jnp.sqrt(k), points)
+        s, slope, bend = derivatives(activation, 2)(jnp.sqrt(k) * x)
+        return jnp.stack([jnp.sum(s**4 * w), jnp.sum(2 * k * s**2 * (slope**2 + s * bend) * w)])
+
+    points = enough_points(activation, degree + 1)
+    finer = means(3 * points // 2)
+    return jnp.max(jnp.abs(means(points) - finer)) / jnp.where(finer[0] > 0, finer[0], 1)
 
 
 def _one_matrix(model: Model) -> Activation:

@@ -23,6 +23,7 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
         raise RuntimeError("The input kernel is not finite.")
     _check_start(solution, k)
     if solution.result != diffrax.RESULTS.successful:
+        _check_error(float(solution.closure.error(solution.model, k)))  # no step succeeds where rates are noise
         finite = np.asarray(jnp.isfinite(solution.packed.K0).all(-1))
         reached = [float(t) for t, ok in zip(solution.ts, finite, strict=True) if ok]
         raise RuntimeError(
@@ -30,7 +31,11 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
             f"{diffrax.RESULTS[solution.result]}"
         )
     _check_entries(solution)
-    error = float(solution.stats["expectation_error"])
+    _check_error(float(solution.stats["expectation_error"]))
+    return solution
+
+
+def _check_error(error):
     if not error <= LIMIT:
         raise RuntimeError(
             f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers would be no "
@@ -38,7 +43,6 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
             "Piecewise) for a function with kinks, smaller variances, a higher degree of the closure, or throw=False "
             "to see the numbers all the same."
         )
-    return solution
 
 
 def _checked_inside_jit(solution):
