@@ -8,6 +8,7 @@ own objects.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -74,6 +75,7 @@ def solve(
 
     Raises:
         ValueError: For arguments that make no sense, before any work.
+        MemoryError: For a solve, or its gradient in reverse mode, that cannot fit, before any work.
         RuntimeError: With depth and entry, if the solve fails, stops being finite, or if its Gaussian expectations have an estimated error
             above one per cent.
     """
@@ -90,7 +92,8 @@ def solve(
     if ts is not None:
         times = jnp.asarray(check_times(ts), K0.dtype)
         closure = settled(closure, model, pack(K0), continuum_steps(times), times.size)
-        model, K0 = _counted(closure, model, K0, times.size, _checkpoints(adjoint, max_steps), "checkpoints")
+        kept = _checkpoints(adjoint, max_steps), "checkpoints"
+        model, K0, times = _counted(closure, model, K0, times, times.size, *kept)
         solution = _continuum(model, K0, times, closure, *continuum, max_steps)
     elif layers is None or eps is None:
         raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
@@ -103,7 +106,7 @@ def solve(
         steps = check_layers(layers)
         eps = jnp.asarray(check_eps(eps, model.decay, steps[-1]), K0.dtype)
         closure = settled(closure, model, pack(K0), squares(eps, steps[-1], K0.dtype), len(steps))
-        model, K0 = _counted(closure, model, K0, len(steps), steps[-1], "layers")
+        model, K0, eps = _counted(closure, model, K0, eps, len(steps), steps[-1], "layers")
         solution = _layers(closure, model, pack(K0), eps, steps)
     return checked(solution, pack(K0)) if throw else solution
 
@@ -121,28 +124,30 @@ def settled(closure: Closure, model: Model, k: Float[Array, " P"], dt: Float[Arr
     return closure
 
 
-def _counted(closure, model, K0, saved, count, of):
-    """The model and K0; where they are differentiated in reverse mode, which keeps a state for each of so many layers, its memory is checked."""
-    leaves = jax.tree.leaves((model, K0))
-    if all(map(is_concrete, leaves)):
-        return model, K0
-    k = jax.ShapeDtypeStruct((pair_count(K0.shape[0]),), K0.dtype)
+def _counted(closure, model, K0, depth, saved, count, of) -> Any:
+    """The model, K0 and eps or times; where they are differentiated in reverse mode, which keeps `count` states, its memory is checked."""
+    everything = model, K0, depth
+    if all(map(is_concrete, jax.tree.leaves(everything))):
+        return everything
+    inputs, itemsize = K0.shape[0], K0.dtype.itemsize
+    k = jax.ShapeDtypeStruct((pair_count(inputs),), K0.dtype)
     state = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter_eval_shape(closure.init, model, k)))
 
     def check():
         why = f" in reverse mode, which keeps {count} {of},"
-        check_memory(closure, model, K0.shape[0], K0.dtype.itemsize, saved, kept=count * state, why=why)
+        check_memory(closure, model, inputs, itemsize, saved, kept=count * state, why=why)
 
-    dynamic, static = eqx.partition((model, K0), eqx.is_inexact_array)
+    dynamic, static = eqx.partition(everything, eqx.is_inexact_array)
     return eqx.combine(when_reversed(dynamic, check), static)
 
 
 def _checkpoints(adjoint, max_steps):
-    """How many states the reverse mode of diffrax's adjoints keeps."""
+    """How many states the reverse mode of one of diffrax's adjoints keeps."""
+    if isinstance(adjoint, diffrax.BacksolveAdjoint):
+        return 0
     if isinstance(adjoint, diffrax.DirectAdjoint):
         return max_steps
-    given = getattr(adjoint, "checkpoints", None)
-    return given or math.isqrt(2 * max_steps)
+    return getattr(adjoint, "checkpoints", None) or math.isqrt(2 * max_steps)
 
 
 def _continuum(model, K0, ts, closure, solver, adjoint, controller, dt0, max_steps):
