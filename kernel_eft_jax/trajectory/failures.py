@@ -24,11 +24,9 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
     _check_start(solution, k)
     if solution.result != diffrax.RESULTS.successful:
         _check_error(float(solution.closure.error(solution.model, k)))  # no step succeeds where rates are noise
-        finite = np.asarray(jnp.isfinite(solution.packed.K0).all(-1))
-        reached = [float(t) for t, ok in zip(solution.ts, finite, strict=True) if ok]
         raise RuntimeError(
-            f"The solve stopped after depth t = {max(reached, default=0.0):.6g} of {float(solution.ts[-1]):.6g}: "
-            f"{diffrax.RESULTS[solution.result]}"
+            f"The solve stopped at depth t = {float(solution.stats['reached']):.6g} of {float(solution.ts[-1]):.6g}, where its steps became too "
+            f"small or too many: {diffrax.RESULTS[solution.result]} Variances may grow without bound there: look at smaller depths."
         )
     _check_entries(solution)
     _check_error(float(solution.stats["expectation_error"]))

@@ -201,9 +201,10 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         parameters, units = args
         return read(parameters, as_state(units * y))
 
-    # Backsolve cannot save a function of the state.
+    # Backsolve cannot save a function of the state. What is saved last is the depth that a solve which fails has reached.
     late = isinstance(adjoint, diffrax.BacksolveAdjoint)
-    saveat = diffrax.SaveAt(ts=ts) if late else diffrax.SaveAt(ts=ts, fn=save)
+    both = [diffrax.SubSaveAt(ts=ts, fn=save), diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: t)]
+    saveat = diffrax.SaveAt(ts=ts) if late else diffrax.SaveAt(subs=both)
     out = diffrax.diffeqsolve(
         diffrax.ODETerm(rate),
         solver,
@@ -219,8 +220,12 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         throw=False,
     )
     assert out.ys is not None
-    moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, (parameters, units)) if late else out.ys
-    stats = {"num_steps": out.stats["num_steps"]}
+    if late:
+        moments, truncation = jax.vmap(save, in_axes=(0, 0, None))(ts, out.ys, (parameters, units))
+        reached = ts[-1]
+    else:
+        (moments, truncation), (reached,) = out.ys
+    stats = {"num_steps": out.stats["num_steps"], "reached": jax.lax.stop_gradient(reached)}
     stats |= _expectation_error(closure, model, moments)
     return Solution(ts, moments, truncation, stats, out.result, model, closure, None, None)
 
