@@ -206,7 +206,7 @@ def test_an_interrupted_process_stops_the_others_and_all_go_on(number, start, tm
 
 
 def test_memory_that_a_process_may_not_take_is_not_taken(start):
-    """With 2 GiB of address space left a run of 4 GiB is refused in a sentence."""
+    """With 2 GiB of address space left, less what JAX's threads reserve until then, a run of 27 GiB is refused in a sentence."""
     code = """
 import json, resource, sys
 import jax, numpy as np
@@ -221,7 +221,9 @@ keft.estimate(keft.Model(keft.Linear(), 1.0), np.eye(24), **sizes, key=jax.rando
     worker = start({}, code=code)
     _, err = worker.communicate(timeout=300)
     assert worker.returncode == 1
-    assert re.search(r"MemoryError: This run needs about .* on the host, which has [12](\.\d+)? GiB", err), err
+    told = re.search(r"MemoryError: This run needs about .* on the host, which has (\S+) GiB", err)
+    assert told, err
+    assert float(told[1]) <= 2
 
 
 def test_errors_of_a_full_disk_are_known_by_their_number():

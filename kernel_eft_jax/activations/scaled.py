@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import check_kind
+from ..checks import check_kind, is_concrete
 from .base import Activation, Expansion, array, finite
 
 
@@ -19,6 +19,8 @@ class Scaled(Activation):
     def __check_init__(self):
         check_kind(self.activation, Activation, "activation")
         finite("input_scale", self.input_scale)
+        if is_concrete(self.input_scale) and not np.all(np.asarray(self.input_scale) != 0):
+            raise ValueError("Parameter `input_scale` of Scaled must not be zero: what is left is a constant.")
         finite("output_scale", self.output_scale)
 
     def __call__(self, x):

@@ -25,14 +25,17 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
     if not (successful and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))):
         _check_start(solution, k)
     if not successful:
-        finite = np.asarray(jnp.isfinite(solution.packed.K0).all(-1))
-        reached = [float(t) for t, ok in zip(solution.ts, finite, strict=True) if ok]
+        _check_error(float(solution.closure.error(solution.model, k)))  # no step succeeds where rates are noise
         raise RuntimeError(
-            f"The solve stopped after depth t = {max(reached, default=0.0):.6g} of {float(solution.ts[-1]):.6g}: "
-            f"{diffrax.RESULTS[solution.result]}"
+            f"The solve stopped at depth t = {float(solution.stats['reached']):.6g} of {float(solution.ts[-1]):.6g}, where its steps became too "
+            f"small or too many: {diffrax.RESULTS[solution.result]} Variances may grow without bound there: look at smaller depths."
         )
     _check_entries(solution)
-    error = float(solution.stats["expectation_error"])
+    _check_error(float(solution.stats["expectation_error"]))
+    return solution
+
+
+def _check_error(error):
     if not error <= LIMIT:
         raise RuntimeError(
             f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers would be no "
@@ -40,7 +43,6 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
             "Piecewise) for a function with kinks, smaller variances, a higher degree of the closure, or throw=False "
             "to see the numbers all the same."
         )
-    return solution
 
 
 def _checked_inside_jit(solution):

@@ -8,6 +8,7 @@ own objects.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -74,6 +75,7 @@ def solve(
 
     Raises:
         ValueError: For arguments that make no sense, before any work.
+        MemoryError: For a solve, or its gradient in reverse mode, that cannot fit, before any work.
         RuntimeError: With depth and entry, if the solve fails, stops being finite, or if its Gaussian expectations have an estimated error
             above one per cent.
     """
@@ -96,7 +98,8 @@ def solve(
     if ts is not None:
         times = jnp.asarray(check_times(ts), K0.dtype)
         closure = settled(closure, model, pack(K0), continuum_steps(times), times.size, states=times.size)
-        model, K0 = _counted(closure, model, K0, times.size, _checkpoints(adjoint, max_steps), "checkpoints")
+        kept = _checkpoints(adjoint, max_steps), "checkpoints"
+        model, K0, times = _counted(closure, model, K0, times, times.size, *kept)
         solution = _continuum(model, K0, times, closure, *continuum, max_steps)
     elif layers is None or eps is None:
         given, missing = ("layers", "eps") if eps is None else ("eps", "layers")
@@ -114,7 +117,7 @@ def solve(
         steps = check_layers(layers)
         eps = jnp.asarray(check_eps(eps, model.decay, steps[-1]), K0.dtype)
         closure = settled(closure, model, pack(K0), squares(eps, steps[-1], K0.dtype), len(steps))
-        model, K0 = _counted(closure, model, K0, len(steps), steps[-1], "layers")
+        model, K0, eps = _counted(closure, model, K0, eps, len(steps), steps[-1], "layers")
         solution = _layers(closure, model, pack(K0), eps, steps)
     return checked(solution, pack(K0)) if throw else solution
 
@@ -139,27 +142,29 @@ def settled(
     return closure
 
 
-def _counted(closure, model, K0, saved, count, of):
-    """The model and K0; where they are differentiated in reverse mode, which keeps a state for each of so many layers, its memory is checked."""
-    leaves = jax.tree.leaves((model, K0))
-    if all(map(is_concrete, leaves)):
-        return model, K0
-    state = closure.numbers(model, K0.shape[0]) // COPIES
+def _counted(closure, model, K0, depth, saved, count, of) -> Any:
+    """The model, K0 and eps or times; where they are differentiated in reverse mode, which keeps `count` states, its memory is checked."""
+    everything = model, K0, depth
+    if all(map(is_concrete, jax.tree.leaves(everything))):
+        return everything
+    inputs, itemsize = K0.shape[0], K0.dtype.itemsize
+    state = closure.numbers(model, inputs) // COPIES
 
     def check():
         why = f" in reverse mode, which keeps {count} {of},"
-        check_memory(closure, model, K0.shape[0], K0.dtype.itemsize, saved, kept=count * state, why=why)
+        check_memory(closure, model, inputs, itemsize, saved, kept=count * state, why=why)
 
-    dynamic, static = eqx.partition((model, K0), eqx.is_inexact_array)
+    dynamic, static = eqx.partition(everything, eqx.is_inexact_array)
     return eqx.combine(when_reversed(dynamic, check), static)
 
 
 def _checkpoints(adjoint, max_steps):
-    """How many states the reverse mode of diffrax's adjoints keeps."""
+    """How many states the reverse mode of one of diffrax's adjoints keeps."""
+    if isinstance(adjoint, diffrax.BacksolveAdjoint):
+        return 0
     if isinstance(adjoint, diffrax.DirectAdjoint):
         return max_steps
-    given = getattr(adjoint, "checkpoints", None)
-    return given or math.isqrt(2 * max_steps)
+    return getattr(adjoint, "checkpoints", None) or math.isqrt(2 * max_steps)
 
 
 def _continuum(model, K0, ts, closure, solver, adjoint, controller, dt0, max_steps):
@@ -209,6 +214,11 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         parameters, units = args
         return ravel_pytree(drift(parameters, as_state(units * y)))[0] / units
 
+    # Whole states are saved and read afterwards: diffrax would compile two copies more of a function of the state.
+    # What is saved last is the depth that a solve which fails has reached; Backsolve cannot save that.
+    backsolve = isinstance(adjoint, diffrax.BacksolveAdjoint)
+    both = [diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: t)]
+    saveat = diffrax.SaveAt(ts=ts) if backsolve else diffrax.SaveAt(subs=both)
     out = diffrax.diffeqsolve(
         diffrax.ODETerm(rate),
         solver,
@@ -217,16 +227,16 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         dt0=dt0,
         y0=start / units,
         args=(parameters, units),  # what the rate uses it is given: Backsolve cannot see what a function encloses
-        saveat=diffrax.SaveAt(ts=ts),
+        saveat=saveat,
         stepsize_controller=controller,
         adjoint=adjoint,
         max_steps=max_steps,
         throw=False,
     )
     assert out.ys is not None
-    # States are saved and read afterwards: diffrax would compile three copies of whatever it saves a function of.
-    moments, truncation = jax.lax.map(lambda y: read(parameters, as_state(units * y)), out.ys)
-    stats = {"num_steps": out.stats["num_steps"]}
+    states, (reached,) = (out.ys, ts[-1:]) if backsolve else out.ys
+    moments, truncation = jax.lax.map(lambda y: read(parameters, as_state(units * y)), states)
+    stats = {"num_steps": out.stats["num_steps"], "reached": jax.lax.stop_gradient(reached)}
     stats |= _expectation_error(closure, model, moments)
     return Solution(ts, moments, truncation, stats, out.result, model, closure, None, None)
 
