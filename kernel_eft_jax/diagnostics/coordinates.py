@@ -129,12 +129,13 @@ class CoordinateCheck(eqx.Module):
             predicted, spread = self.mean_at(yours.width), self.spread_at(yours.width)
             off = np.abs(yours.mean - predicted) / np.maximum(yours.stderr, np.finfo(float).tiny)
             i, a = np.unravel_index(off.argmax(), off.shape)
-            place = max(0, 1 - int(np.floor(np.log10(max(yours.stderr[i, a], 1e-12)))))
+            places = max(0, 1 - int(np.floor(np.log10(max(yours.stderr[i, a], 1e-12)))))
+            mine, error, theirs = (f"{x[i, a]:.{places}f}" for x in (yours.mean, yours.stderr, predicted))
             ratios = 100 * yours.spread[-1, 0] / yours.mean[-1, 0], 100 * spread[-1, 0] / predicted[-1, 0]
             yield (
-                f"Your {yours.networks} networks of width {yours.width}: the mean square is {yours.mean[i, a]:.{place}f} ± "
-                f"{yours.stderr[i, a]:.{place}f} at layer {self.layers[i]}, where it is farthest from the predicted {predicted[i, a]:.{place}f}, by {off[i, a]:.1f} "
-                f"standard errors. Seed to seed ± {ratios[0]:.3g} % at the last layer, predicted ± {ratios[1]:.3g} %."
+                f"Your {yours.networks} networks of width {yours.width}: the mean square is {mine} ± {error} at layer {self.layers[i]}, where "
+                f"it is farthest from the predicted {theirs}, by {off[i, a]:.1f} standard errors. Seed to seed ± {ratios[0]:.3g} % at the "
+                f"last layer, predicted ± {ratios[1]:.3g} %."
             )
 
 
