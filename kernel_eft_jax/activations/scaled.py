@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import check_kind
+from ..checks import check_kind, check_variances
 from .base import Activation, Expansion, array, finite
 
 
@@ -40,6 +40,7 @@ class Scaled(Activation):
         return Expansion(outer * value, outer * inner * slope, outer * inner**2 * curvature)
 
     def error(self, k):
+        k = check_variances(k)
         return self.activation.error(self._squares(k)[0] * k)
 
     @property

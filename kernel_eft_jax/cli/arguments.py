@@ -159,7 +159,9 @@ def parser(parsers: dict[str, Parser] | None = None) -> Parser:
 
 
 def _add_paper(sub):
-    sub.add_argument("--networks", type=whole(64, LARGEST), help="networks of the main job (default: a laptop's share)")
+    sub.add_argument(
+        "--networks", type=whole(64, LARGEST), help="networks of the main job (default: 40,000; published: 5 million)"
+    )
     _add_seed(sub)
     sub.add_argument("--out", type=path, default="results", help="folder for figures, data and table")
     sub.add_argument("--all", action="store_true", help="every published number, and what lies beyond them")
