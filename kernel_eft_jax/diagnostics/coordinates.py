@@ -85,10 +85,12 @@ class CoordinateCheck(eqx.Module):
     def __str__(self) -> str:
         two = self.theory.K0.shape[-1] > 1
         lines = [f"Stream of {self.layers[-1]} blocks of width {self.width}: {self.theory.model!r}"]
-        lines += [" ".join(f"{name:>14}" for name in ("layer", *COLUMNS[: 3 + two]))]
-        for i, row in self.rows():
-            cells = (f"{row[0]:.5g}", f"± {row[1]:.3g} %", f"{row[2]:+.2g} %", *(f"{c:.4f}" for c in row[3:]))
-            lines.append(" ".join(f"{cell:>14}" for cell in (self.layers[i], *cells)))
+        table = [["layer", *COLUMNS[: 3 + two]]]
+        for i, (mean, spread, drift, *cosine) in self.rows():
+            cells = f"{mean:.5g}", f"± {spread:.3g} %", f"{drift:+.2g} %", *(f"{c:.4f}" for c in cosine)
+            table.append([str(self.layers[i]), *cells])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
         return "\n".join([*lines, *self.sentences()])
 
     def __repr__(self) -> str:
