@@ -102,6 +102,8 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
     """Defaults where there are any, and examples as they are written."""
 
     def _get_help_string(self, action):
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(action.default)})"
         return action.help if action.default in (None, False, True) else super()._get_help_string(action)
 
 
