@@ -211,7 +211,7 @@ def _check_own(own, layers, shape):
     except ValueError as error:
         if "shape" not in str(error):
             raise
-        named = ", ".join(map(str, layers[:4])) + (", ..." if len(layers) > 4 else "")
+        named = ", ".join(map(str, layers[:4])) + (" and so on" if len(layers) > 4 else "")
         raise ValueError(
             f"{error} Give the layers at which yours were taken as `layers`; here they are {named}."
         ) from error
