@@ -106,6 +106,14 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
     return K
 
 
+def check_variances(k: Float[ArrayLike, "*shape"], name: str = "k") -> Float[Array, "*shape"]:
+    """Variances as a floating-point array: none is negative."""
+    k = check_array(k, name)
+    if is_concrete(k) and (np.asarray(k) < 0).any():
+        raise ValueError(f"Argument `{name}` is a variance and must not be negative, but is {k}.")
+    return k
+
+
 def check_sampled(K: Float[Array, "N N"], name: str = "K0") -> None:
     """Check that networks with these variances can be sampled in float32, in which a run squares variances and their differences of order 1/n."""
     variances = np.diagonal(np.asarray(K, np.float64))

@@ -147,7 +147,7 @@ class Problem(NamedTuple):
     """A model with its input kernel and depths, and what is known there.
 
     `known` may hold K0 (T, N, N); V4 (T, N, N, N, N) and K1 (T, N, N), exact at leading order in 1/n; and V4_g_only, K1_g_only,
-    what the G-only equations give. `depth` says where, in the words of `solve`: ts, or layers and eps.
+    what the equations of GOnly give. `depth` says where, in the words of `solve`: ts, or layers and eps.
     """
 
     name: str
@@ -277,7 +277,7 @@ def relu_continuum(C_W: float, k: float) -> Problem:
 
 
 def one_input_layers(case: Case, C_W: float, C_b: float, k: float, eps: float, layers: int) -> dict[str, np.ndarray]:
-    """K0, V4, K1 and the G-only V4, K1 at layers 0, 1, ..., `layers`, by the equations at the head of this file."""
+    """K0, V4, K1 and V4, K1 of GOnly at layers 0, 1, ..., `layers`, by the equations at the head of this file."""
     s, h = case.s, eps**2
     functions = (
         lambda phi: s(phi, 0) ** 2,

@@ -368,6 +368,11 @@ class TestDoors:
                 lambda: keft.validity_window(**WINDOW, reference=keft.GOnly()),
                 "`reference` must be exact.*which GOnly is not",
             ),
+            (
+                lambda: keft.Experiment(TestDoors.MODEL, [[1.0]], width=8, layers=[0]),
+                "`layers` must name a layer behind the input",
+            ),
+            (lambda: keft.Tanh().error(-1.0), "`k` is a variance and must not be negative"),
             (lambda: figures.plot_fit(SOLUTION), "`fit` must be a Fit object"),
             (lambda: figures.plot_trajectories(SOLUTION, title=""), "`results` must map labels to results"),
             (

@@ -140,7 +140,7 @@ def test_every_activation_has_a_name():
         ("theory --activation polynomial", "Activation polynomial needs coefficients"),
         (
             "theory --diagonal 1 --off-diagonal 1.5",
-            "`--K0` must be positive semi-definite, but its smallest eigenvalue is -0.5",
+            "`--off-diagonal` must lie between -1 and --diagonal, 1, for 2 inputs, but is 1.5",
         ),
         ("theory --K0 nothing.npy", "nothing.npy: No such file or directory"),
         ("theory --K0 missing.csv", "missing.csv: No such file or directory"),

@@ -1,4 +1,4 @@
-r"""The G-only closure against what is known without it.
+r"""GOnly against what is known without it.
 
 Oracles: the trajectories of `problems`, closed forms among them; the same equations written a second time in plain NumPy
 and SciPy, with full index notation, an own quadrature and an own integrator; numbers of converged quadrature known to five

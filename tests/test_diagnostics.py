@@ -401,8 +401,8 @@ def test_networks_of_another_law_are_seen(wishart_theory, quantity, scale):
 def test_bad_kernels_are_refused(wishart_theory):
     good = np.ones((20, 1, 2, 2))
     for kernels, message in (
-        ({}, "must map widths to arrays of kernels, but is empty"),
-        ({4: good[:, 0]}, r"arrays of shape \(networks, 1, 2, 2\)"),
+        ({}, "must map widths to arrays of kernels, .*, but is empty"),
+        ({4: good[:, 0]}, r"arrays of shape .* = \(networks, 1, 2, 2\)"),
         ({4: good[:10]}, "needs 16 networks or more to show their scatter, but width 4 has 10"),
         ({4: np.nan * good}, "must be finite, but for width 4 it is not"),
     ):

@@ -3,7 +3,10 @@
 import importlib
 import importlib.util
 import re
+import runpy
+import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -132,3 +135,25 @@ def test_every_public_name_is_in_the_reference():
         module, _, name = path.rpartition(".")
         owner = importlib.import_module(f"kernel_eft_jax.{module}".rstrip("."))
         assert getattr(owner, name).__doc__, path
+
+
+def test_the_readme_of_a_package_index_has_no_dead_link(monkeypatch):
+    """An index serves the README alone: every link there is absolute, no picture is left, and what is cut is named."""
+    interface = types.ModuleType("hatchling.metadata.plugin.interface")
+    monkeypatch.setattr(interface, "MetadataHookInterface", object, raising=False)
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    text = runpy.run_path(str(ROOT / "hatch_build.py"))["for_index"]((ROOT / "README.md").read_text())
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    assert "![" not in text
+    for name in re.findall(r"\(`((?:docs|notebooks|CITATION)[^`]*)`\)", text):
+        assert (ROOT / name).exists()
+    assert "tutorial (`docs/tutorial.md`)" in text
+
+
+def test_captions_do_not_say_where_a_panel_stands():
+    """Panels are named by what they show: a phone stacks them."""
+    for page in run.pages():
+        for caption in re.findall(r"^\*[^*].*?\*$", page.read_text(), re.MULTILINE | re.DOTALL):
+            assert not re.search(r"\b(Left|left|right|Right)\b[,:]", caption), (page, caption)

@@ -177,7 +177,7 @@ def test_fourth_cumulant_of_a_neuron(key, model):
 
     $$\kappa_{ab} = (V4 - W)_{aa,bb} + 2 (V4 - W)_{ab,ab}$$
 
-    with V4 of the Hermite tower. n = 128, 24,000 networks: errors below 5 % of the largest entry, where without the control variate they
+    with V4 of HermiteTower. n = 128, 24,000 networks: errors below 5 % of the largest entry, where without the control variate they
     are of its size. Within 4.5 errors and the next order, 4 kappa / n: six numbers, false alarm 4e-5. Depth zero has none.
     """
     eps, layers = 0.3, [0, 4, 8]

@@ -270,7 +270,7 @@ def test_the_summary_averages_as_published(study):
 def test_the_published_noise_is_that_of_the_mean_kernel(study):
     """Variance of X is n V4 / networks, with chi in it, and of M that of the sources alone; 200 draws tell it to 10 %, z below 5.
 
-    Independent of the code under test: a G-only V4 that was stepped in layers, and the published standard error of K1 is its root.
+    Independent of the code under test: a V4 of GOnly that was stepped in layers, and the published standard error of K1 is its root.
     """
     X, M = summary.published_noise(study)
     for noise, name in ((X, study_of.G_ONLY), (M, study_of.SOURCE)):

@@ -216,7 +216,7 @@ def test_continuum_is_the_limit_of_layers(name, case):
 
 
 def test_layers_known_from_elsewhere():
-    """tanh, C_W = 2, K0(0) = 2, eps = 0.5, 8 layers: a Hermite tower of degree 90, written apart from this, to its digits."""
+    """tanh, C_W = 2, K0(0) = 2, eps = 0.5, 8 layers: a HermiteTower of degree 90, written apart from this, to its digits."""
     (problem,) = [p for p in PROBLEMS if p.name == "Tanh layers"]
     found = [problem.known[q].value[-1].item() for q in ("K0", "V4", "K1")]
     np.testing.assert_allclose(found, [4.3322839, 47.3969, -0.34284], atol=5e-5)
@@ -230,7 +230,7 @@ def test_table_against_sampled_networks(name, case, row, layers, time):
     """The law of a layer, sampled: n = 128, 20,000 networks. The standard error of V4 is 1.1 %, 1/n and eps leave 2.5 %.
 
     The distance of 7 % that is allowed is four standard errors beyond that, a false alarm once in 20,000 seeds (and the seed is
-    fixed). The G-only equations, which differ by 14 % and more, fail.
+    fixed). The equations of GOnly, which differ by 14 % and more, fail.
     """
     (problem,) = [p for p in PROBLEMS if p.name == name]
     s = (lambda x: SMOOTH[case].s(x, 0)) if case else (lambda x: np.maximum(x, 0))

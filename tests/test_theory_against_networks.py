@@ -54,7 +54,7 @@ def largest(difference, stderr):
 def test_mean_kernels_have_the_towers_correction(setting):
     """K1 on and off the diagonal at every depth, n = 256, 16,000 networks: within 4 standard errors (false alarm 1e-3).
 
-    The same comparison rejects the G-only K1, by more than six standard errors (observed: 8.7 and more).
+    The same comparison rejects the K1 of GOnly, by more than six standard errors (observed: 8.7 and more).
     """
     estimate, tower = wide(setting), tower_of(setting)
     allowed = 4 * estimate.stderr.K1 + np.abs(tower.K1) * 4 / 256  # what is of the next order in 1/n

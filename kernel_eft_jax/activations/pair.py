@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import is_concrete
+from ..checks import check_variances, is_concrete
 from .accuracy import closed_form_error
 from .base import Activation, Expansion
 
@@ -37,7 +37,7 @@ class PairActivation(Activation):
         return Expansion(self.moment(*k), self.gradient(*k), self.hessian(*k))
 
     def error(self, k):
-        return closed_form_error(self, k)
+        return closed_form_error(self, check_variances(k))
 
     def __check_init__(self):
         ours = type(self).__module__.startswith(__package__ or "")

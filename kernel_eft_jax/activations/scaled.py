@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import check_kind, is_concrete
+from ..checks import check_kind, check_variances, is_concrete
 from .base import Activation, Expansion, array, finite
 
 
@@ -42,6 +42,7 @@ class Scaled(Activation):
         return Expansion(outer * value, outer * inner * slope, outer * inner**2 * curvature)
 
     def error(self, k):
+        k = check_variances(k)
         return self.activation.error(self._squares(k)[0] * k)
 
     @property

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import check_function, is_concrete
+from ..checks import check_function, check_variances, is_concrete
 from ..showing import shown
 from .accuracy import quadrature_error
 from .base import Activation, array, finite
@@ -36,7 +36,7 @@ class Summed(Activation):
         return between_many(self, k) if many else super().between(k)
 
     def error(self, k):
-        return quadrature_error(self, k)
+        return quadrature_error(self, check_variances(k))
 
 
 class Tanh(Summed):

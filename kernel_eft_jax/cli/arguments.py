@@ -102,6 +102,8 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
     """Defaults where there are any, and examples as they are written."""
 
     def _get_help_string(self, action):
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(action.default)})"
         return action.help if action.default in (None, False, True) else super()._get_help_string(action)
 
 
@@ -159,7 +161,9 @@ def parser(parsers: dict[str, Parser] | None = None) -> Parser:
 
 
 def _add_paper(sub):
-    sub.add_argument("--networks", type=whole(64, LARGEST), help="networks of the main job (default: a laptop's share)")
+    sub.add_argument(
+        "--networks", type=whole(64, LARGEST), help="networks of the main job (default: 40,000; published: 5 million)"
+    )
     _add_seed(sub)
     sub.add_argument("--out", type=path, default="results", help="folder for figures, data and table")
     sub.add_argument("--all", action="store_true", help="every published number, and what lies beyond them")
@@ -223,7 +227,9 @@ def _add_validity(sub):
     _add_setting(sub)
     _add_layers(sub)
     sub.add_argument("--tolerance", type=positive, default=0.05, help="relative error of V4 and K1 that is tolerable")
-    sub.add_argument("--degree", type=whole(2, 1000), default=40, help="of the Hermite tower that is taken as exact")
+    sub.add_argument(
+        "--degree", type=whole(2, 1000), default=40, help="degree of the HermiteTower that is taken as exact"
+    )
     _add_ensemble(sub, networks=16_384)
     figures = ", ".join(FIGURES)
     sub.add_argument(
@@ -233,7 +239,10 @@ def _add_validity(sub):
 
 def _add_network(sub):
     sub.add_argument(
-        "recipe", nargs="?", choices=RECIPES, help="a stack as people initialise it; or --block with --eps"
+        "recipe",
+        nargs="?",
+        choices=RECIPES,
+        help="a stack as people initialise it; without one, say your block by --block and --eps",
     )
     _add_setting(sub, stack=", or that of the recipe or of --own")
     sub.add_argument("--width", type=whole(1, LARGEST), help="neurons of the stream (default: 512, or that of --own)")
@@ -281,7 +290,7 @@ def _add_ensemble(sub, networks):
 
 
 def _add_seed(sub):
-    text = "of the random numbers; the same seed gives the same networks"
+    text = "seed of the random numbers; the same seed gives the same networks"
     sub.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help=text)
 
 
@@ -289,8 +298,8 @@ def _add_model(sub, role=""):
     sub.add_argument(
         "--activation",
         metavar="NAME[:PARAMETER=VALUE]",
-        help="tanh, erf, relu, gelu, silu, ... with a parameter as in leaky-relu:slope=0.1 or "
-        "polynomial:coefficients=0,1,-0.3; a name that is not known gets the list of all (default: tanh)",
+        help="tanh, erf, relu, gelu, silu and others; a parameter follows the name, as in leaky-relu:slope=0.1 or "
+        "polynomial:coefficients=0,1,-0.3; an unknown name prints the list of all (default: tanh)",
     )
     sub.add_argument("--C_W", type=variance, help=f"weight variance times width{role} (default: 2)")
     sub.add_argument("--C_b", type=variance, help=f"bias variance{role} (default: 0)")
@@ -321,7 +330,7 @@ def _add_common(sub):
         "--no-cache",
         dest="cache",
         action="store_false",
-        help="keep no compiled programs in the cache folder of the user",
+        help="keep no compiled programs in the cache folder of the user, which make later calls fast",
     )
 
 
@@ -329,12 +338,12 @@ COMMANDS = {
     "paper": (_add_paper, "Repeat the main job of arXiv 2604.15742: figures, data, and a table beside it."),
     "theory": (_add_theory, "Solve for K0, V4 and K1, in the continuum or (with --eps) layer by layer."),
     "sample": (_add_sample, "Sample networks: means and covariances of their kernels, with errors."),
-    "compare": (_add_compare, "Hold a theory against sampled networks: differences in standard errors."),
-    "fit": (_add_fit, "Estimate hyperparameters from kernels of networks, your own or sampled ones."),
+    "compare": (_add_compare, "Compare a theory with sampled networks: differences in standard errors."),
+    "fit": (_add_fit, "Estimate hyperparameters from kernels of networks, your own or those of `kernel-eft sample`."),
     "sensitivity": (_add_sensitivity, "Derivatives of K0, V4 and K1 by every parameter and input."),
     "network": (
         _add_network,
-        "How the stream of your network grows, differs between seeds, and drifts with the width.",
+        "How the activations of your network grow with depth, differ between seeds, and change with the width.",
     ),
     "validity": (_add_validity, "How deep the closures hold, and how wide a network must be for order 1/n."),
 }

@@ -85,10 +85,12 @@ class CoordinateCheck(eqx.Module):
     def __str__(self) -> str:
         two = self.theory.K0.shape[-1] > 1
         lines = [f"Stream of {self.layers[-1]} blocks of width {self.width}: {self.theory.model!r}"]
-        lines += [" ".join(f"{name:>14}" for name in ("layer", *COLUMNS[: 3 + two]))]
-        for i, row in self.rows():
-            cells = (f"{row[0]:.5g}", f"± {row[1]:.3g} %", f"{row[2]:+.2g} %", *(f"{c:.4f}" for c in row[3:]))
-            lines.append(" ".join(f"{cell:>14}" for cell in (self.layers[i], *cells)))
+        table = [["layer", *COLUMNS[: 3 + two]]]
+        for i, (mean, spread, drift, *cosine) in self.rows():
+            cells = f"{mean:.5g}", f"± {spread:.3g} %", f"{drift:+.2g} %", *(f"{c:.4f}" for c in cosine)
+            table.append([str(self.layers[i]), *cells])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
         return "\n".join([*lines, *self.sentences()])
 
     def __repr__(self) -> str:
@@ -129,13 +131,13 @@ class CoordinateCheck(eqx.Module):
             predicted, spread = self.mean_at(yours.width), self.spread_at(yours.width)
             off = np.abs(yours.mean - predicted) / np.maximum(yours.stderr, np.finfo(float).tiny)
             i, a = np.unravel_index(off.argmax(), off.shape)
-            place = max(0, 1 - int(np.floor(np.log10(max(yours.stderr[i, a], 1e-12)))))
+            places = max(0, 1 - int(np.floor(np.log10(max(yours.stderr[i, a], 1e-12)))))
+            mine, error, theirs = (f"{x[i, a]:.{places}f}" for x in (yours.mean, yours.stderr, predicted))
             ratios = 100 * yours.spread[-1, 0] / yours.mean[-1, 0], 100 * spread[-1, 0] / predicted[-1, 0]
             yield (
-                f"Your {yours.networks} networks of width {yours.width}: the mean square is {yours.mean[i, a]:.{place}f} ± "
-                f"{yours.stderr[i, a]:.{place}f} at layer {self.layers[i]}, where it is farthest "
-                f"from the predicted {predicted[i, a]:.{place}f}, by {off[i, a]:.1f} standard errors. "
-                f"Seed to seed ± {ratios[0]:.3g} % at the last layer, predicted ± {ratios[1]:.3g} %."
+                f"Your {yours.networks} networks of width {yours.width}: the mean square is {mine} ± {error} at layer {self.layers[i]}, where "
+                f"it is farthest from the predicted {theirs}, by {off[i, a]:.1f} standard errors. Seed to seed ± {ratios[0]:.3g} % at the "
+                f"last layer, predicted ± {ratios[1]:.3g} %."
             )
 
 
@@ -209,7 +211,7 @@ def _check_own(own, layers, shape):
     except ValueError as error:
         if "shape" not in str(error):
             raise
-        named = ", ".join(map(str, layers[:4])) + (", ..." if len(layers) > 4 else "")
+        named = ", ".join(map(str, layers[:4])) + (" and so on" if len(layers) > 4 else "")
         raise ValueError(
             f"{error} Give the layers at which yours were taken as `layers`; here they are {named}."
         ) from error

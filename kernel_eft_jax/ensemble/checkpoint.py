@@ -92,6 +92,9 @@ class Checkpoint:
             return None
         try:
             with open(self.path, "rb") as raw:
+                if raw.read(2) != b"PK":  # NumPy would speak of pickles
+                    raise ValueError("it is of another format")
+                raw.seek(0)
                 file: Any = np.load(raw, allow_pickle=False)
                 arrays = {name: file[name] for name in ARRAYS}
                 settings, digest = str(file["settings"]), str(file["digest"])
@@ -102,8 +105,8 @@ class Checkpoint:
             raise
         except Exception as error:
             raise ValueError(
-                f"The checkpoint {self.path} is cut short, damaged, or not a checkpoint. Delete it to start from the beginning, or name "
-                "another file."
+                f"The checkpoint {self.path} is truncated or not a checkpoint ({error}). Delete it to start from the beginning, or "
+                "name another file."
             ) from error
         self._check(settings)
         groups = (Group(int(c), f, s) for c, f, s in zip(*(arrays[name] for name in ARRAYS[:3]), strict=True))

@@ -68,6 +68,10 @@ class Experiment(eqx.Module):
         for name, value in (("width", width), ("K0_scale", K0_scale)):
             check_positive(value, name)
         self.layers = check_layers(layers)
+        if self.layers[-1] == 0:
+            raise ValueError(
+                "Argument `layers` must name a layer behind the input, layer 0, which no parameter of the model moves."
+            )
         self.model = model
         self.K0 = check_kernel(K0)
         eps = check_eps(eps, model.decay, self.layers[-1])
