@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 LARGEST = 2**31 - 1  # layers and networks are counted in 32 bits
 SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12

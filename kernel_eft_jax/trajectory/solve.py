@@ -88,7 +88,7 @@ def solve(
     ):
         if value is not None:
             check_kind(value, kind, name)
-    K0 = check_kernel(K0)
+    K = check_kernel(K0)
     continuum = (solver, adjoint, stepsize_controller, dt0)
     if ts is not None and (layers is not None or eps is not None):
         raise ValueError(
@@ -96,11 +96,11 @@ def solve(
             "`layers=[...]` and `eps`."
         )
     if ts is not None:
-        times = jnp.asarray(check_times(ts), K0.dtype)
-        closure = settled(closure, model, pack(K0), continuum_steps(times), times.size, states=times.size)
+        times = jnp.asarray(check_times(ts), K.dtype)
+        closure = settled(closure, model, pack(K), continuum_steps(times), times.size, states=times.size)
         kept = _checkpoints(adjoint, max_steps), "checkpoints"
-        model, K0, times = _counted(closure, model, K0, times, times.size, *kept)
-        solution = _continuum(model, K0, times, closure, *continuum, max_steps)
+        model, K, times = _counted(closure, model, K, times, times.size, *kept)
+        solution = _continuum(model, K, times, closure, *continuum, max_steps)
     elif layers is None or eps is None:
         given, missing = ("layers", "eps") if eps is None else ("eps", "layers")
         if layers is not None or eps is not None:
@@ -115,11 +115,11 @@ def solve(
         )
     else:
         steps = check_layers(layers)
-        eps = jnp.asarray(check_eps(eps, model.decay, steps[-1]), K0.dtype)
-        closure = settled(closure, model, pack(K0), squares(eps, steps[-1], K0.dtype), len(steps))
-        model, K0, eps = _counted(closure, model, K0, eps, len(steps), steps[-1], "layers")
-        solution = _layers(closure, model, pack(K0), eps, steps)
-    return checked(solution, pack(K0)) if throw else solution
+        eps = jnp.asarray(check_eps(eps, model.decay, steps[-1]), K.dtype)
+        closure = settled(closure, model, pack(K), squares(eps, steps[-1], K.dtype), len(steps))
+        model, K, eps = _counted(closure, model, K, eps, len(steps), steps[-1], "layers")
+        solution = _layers(closure, model, pack(K), eps, steps)
+    return checked(solution, pack(K)) if throw else solution
 
 
 def continuum_steps(ts: Float[Array, " T"]) -> Float[Array, " L"]:
