@@ -30,7 +30,8 @@ class Estimate(Shown, Result, Quantities):
     Layers are l, depth times t, the sum of eps^2 over the layers; arrays are float64 NumPy arrays over the saved depths. `model`, `sampler`,
     `eps` (one number, or one a layer), `width` and `key` are what made it; `model` is None if it was loaded from a file and holds a function
     of your own. `stderr` is right on average: from 64 networks on, its square is within 4 % the variance of G and of V4, without a correction.
-    But V4 and its error are small together, so that two standard errors hold less often than 95 %: `interval` is for that.
+    But V4 and its error are small together, so that two standard errors hold less often than 95 %: `interval` is for that. So are V4_excess and
+    its error, which may be negative and has no better interval: at width 16 two errors hold 93 % of the time at 2,048 networks, 95 % at 16,384.
     """
 
     layers: Int[np.ndarray, " T"]
