@@ -155,8 +155,18 @@ class Model(eqx.Module):
         return tuple(maps)
 
     def Q(self, K: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
-        r"""Covariance of the next increment at infinite width; $C_b + C_W E[s(\phi_a) s(\phi_b)]$ for one matrix."""
-        return _Q(self, self._check(K))
+        r"""Covariance of the next increment at infinite width; $C_b + C_W E[s(\phi_a) s(\phi_b)]$ for one matrix.
+
+        Raises FloatingPointError, outside jit, where it is not finite.
+        """
+        Q = _Q(self, self._check(K))
+        if is_concrete(Q) and not np.isfinite(Q).all():
+            a, b = np.argwhere(~np.isfinite(np.asarray(Q)))[0]
+            raise FloatingPointError(
+                f"The kernel map is not finite: Q[{a}, {b}] at K[{a}, {b}] = {float(np.asarray(K)[a, b]):.6g} is {float(Q[a, b])}. The second moment "
+                "of the activation must exist at this variance, as a number of this dtype: take a smaller kernel."
+            )
+        return Q
 
     def chi(self, K: Float[ArrayLike, "N N"], h: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
         r"""First derivative of Q at K along the symmetric matrix h; for one matrix

@@ -464,8 +464,14 @@ def test_targets_that_are_not_finite_say_so(key):
 
 
 def test_non_finite_is_named(key):
-    """A cubic activation diverges: the error says where first, and does not wait for the end."""
+    """A cubic activation diverges: the error says where first, and does not wait for the end. So for single networks, and for Q itself."""
     model = Model(Polynomial([0.0, 0.0, 0.0, 1.0]), 2.0)
+    with pytest.raises(
+        FloatingPointError, match=r"entry \[\d, \d\] of G at layer [2-9] of network \d+ is (inf|nan)\. .* eps"
+    ):
+        sample_kernels(model, K0, width=4, depth=30, eps=1.0, networks=16, key=key, save_at=range(31))
+    with pytest.raises(FloatingPointError, match=r"Q\[0, 0\] at K\[0, 0\] = 1e\+110 is (inf|nan)"):
+        model.Q([[1e110]])
     with pytest.raises(FloatingPointError, match=r"entry \[0, 0\] of [GS] at layer [2-6], .* eps"):
         estimate(
             model,

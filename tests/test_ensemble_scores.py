@@ -72,6 +72,27 @@ def test_scores_against_closed_forms(key, route):
 
 
 @pytest.mark.slow
+def test_errors_of_variances_are_right_on_average(key):
+    """Over 240 keys the mean squared deviation of V4 and V4_excess is the mean squared error, and its squared z of mean 1.25 is their skewness.
+
+    Value and error are small together (correlation 0.7), so that single z scatter more than errors are wrong. The mean of six entries of this
+    ratio has a standard error of 0.07, found by repetition; the bounds of 0.35 are five of them.
+    """
+    n, depth, eps, C_W = RUN["width"], RUN["depth"], RUN["eps"], 1.5
+    _, V4, _ = linear_moments(np.asarray(K0), n, depth, eps, C_W)
+    limit = linear_moments(np.asarray(K0), 1e9, depth, eps, C_W)[1]
+    each = [runs(Model(Linear(), C_W), "block law, control", k)[:2] for k in jax.random.split(key, 4)]
+    for name, truth in (("V4", V4), ("V4_excess", V4 - limit)):
+        value, error = (np.concatenate([part[i][name] for part in each]) for i in (0, 1))
+        off = value - independent(name, truth[None])
+        ratio = ((off**2).mean(axis=0) / (error**2).mean(axis=0)).mean()
+        print(
+            f"{name}: squared deviations over squared errors {ratio:.2f}, mean squared z {(off**2 / error**2).mean():.2f}"
+        )
+        assert abs(ratio - 1) < 0.35
+
+
+@pytest.mark.slow
 def test_scores_of_samplers_and_routes_against_each_other(key):
     """tanh with biases: each key against the other 59 of its route, and the means of routes against each other, within 4.9 errors (1e-6)."""
     model, means = Model(Tanh(), 2.0, 0.1), {}

@@ -32,7 +32,7 @@ from ..depths import check_eps, squares
 from ..maps import Dense
 from ..model import Model
 from ..network import shapes, skip
-from ..pairs import pack, pair_table
+from ..pairs import pack, pair_table, pairs
 from .checkpoint import Checkpoint
 from .control import infinite_width
 from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, lengths, quantities, recorded
@@ -155,6 +155,7 @@ def sample_kernels(
     Raises:
         ValueError: For bad arguments.
         MemoryError: If the kernels cannot fit.
+        FloatingPointError: With layer, entry and network, for networks that turn non-finite.
     """
     check_arguments("sample_kernels", model, K0, eps, key, sampler)
     networks = check_count(networks, "networks")
@@ -162,7 +163,16 @@ def sample_kernels(
     size = sample_size(problem, networks)
     batches = [jnp.arange(first, first + size, dtype=jnp.uint32) for first in range(0, networks, size)]
     G = np.concatenate([np.asarray(compiled(kernels_of_networks)(problem, key, batch)) for batch in batches], axis=-1)
-    return np.moveaxis(G[..., :networks], -1, 0)[..., pair_table(problem.factor.shape[0])]
+    G = np.moveaxis(G[..., :networks], -1, 0)
+    bad = np.argwhere(~np.isfinite(G))
+    if bad.size:
+        network, t, p = bad[bad[:, 1].argmin()]  # where it begins
+        a, b = pairs(problem.factor.shape[0])
+        raise FloatingPointError(
+            f"The networks turned non-finite: entry [{a[p]}, {b[p]}] of G at layer {problem.layers[t]} of network {network} is "
+            f"{G[network, t, p]}. Variances grow with depth: take a smaller eps, depth or C_W."
+        )
+    return G[..., pair_table(problem.factor.shape[0])]
 
 
 def check_arguments(work, model, K0, eps, key, sampler):
