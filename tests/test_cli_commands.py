@@ -28,7 +28,7 @@ def test_interrupting_ends_quietly(monkeypatch, capsys):
 
 
 def item(name):
-    row = kawase_ota.Row("a number", kawase_ota.WithError(1.0), kawase_ota.Value(1.0))
+    row = kawase_ota.Row("a number", kawase_ota.WithError(1.0), kawase_ota.WithError(1.0))
     return kawase_ota.Item([kawase_ota.Chapter(name, "why", [row])], {}, {})
 
 
