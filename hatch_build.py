@@ -1,6 +1,7 @@
 """The README as a package index shows it: what lies in the source distribution is named, and not linked.
 
-An index serves the README alone, so that a link to a file beside the README leads nowhere there, and a picture is a broken one.
+An index serves the README alone, so that a link to a file beside the README leads nowhere there, and a picture is a
+broken one.
 """
 
 import re

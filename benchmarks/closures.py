@@ -1,10 +1,11 @@
-"""How long does the theory take? CPU time of the first call of `solve`, which compiles, and of the next ones, for each closure.
+"""How long does the theory take? CPU time of the first call of `solve`, which compiles, and of the next ones, for each
+closure.
 
     python benchmarks/closures.py [--out benchmarks/results/closures_cpu.json]
 
-Paper's settings (tanh, C_W = 2, C_b = 0, K0 = 2 on the diagonal and 0.6 off it, T = 2), float64, tolerance 1e-8. CPU time is that of
-all threads, so that other programs on the machine matter little; times of a run are medians of three. Errors are against the leading
-order in 1/n of one input, known without any closure.
+Paper's settings (tanh, C_W = 2, C_b = 0, K0 = 2 on the diagonal and 0.6 off it, T = 2), float64, tolerance 1e-8. CPU
+time is that of all threads, so that other programs on the machine matter little; times of a run are medians of three.
+Errors are against the leading order in 1/n of one input, known without any closure.
 """
 
 import argparse

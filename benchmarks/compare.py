@@ -3,8 +3,9 @@
     make benchmarks                                 # measure anew, into benchmarks/results, then compare
     python benchmarks/compare.py [--within 1.1]     # compare what lies in benchmarks/results now
 
-A number counts as changed if the ratio, or its inverse, is above `--within`. Errors at the level of rounding (below 1e-9) are left out, and
-so is what says where it was measured, which is shown first where it differs: times of two machines are no comparison.
+A number counts as changed if the ratio, or its inverse, is above `--within`. Errors at the level of rounding (below
+1e-9) are left out, and so is what says where it was measured, which is shown first where it differs: times of two
+machines are no comparison.
 """
 
 import argparse
@@ -17,7 +18,8 @@ ROUNDING = 1e-9
 
 
 def numbers(value, path=()):
-    """The numbers of a result by their place; a row of a list is named by what it says of itself, not by its position."""
+    """The numbers of a result by their place; a row of a list is named by what it says of itself, not by its
+    position."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from numbers(inner, (*path, key))

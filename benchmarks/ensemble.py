@@ -1,12 +1,14 @@
-"""How fast are ensembles, and how near to what the machine can do?  `python benchmarks/ensemble.py [seconds per measurement]`
+"""How fast are ensembles, and how near to what the machine can do?
+`python benchmarks/ensemble.py [seconds per measurement]`
 
-The unit is the sample-layer: one network advanced one layer, statistics included. Ceilings are measured with the same shapes and
-threads: drawing a layer's normals alone, tanh alone, reading and writing phi once, and for weights the rate of large matrix products.
-"of ceiling" is the rate over that of all of them in turn, each as often as a layer needs it. "M/core s" counts processor time instead of
-time: on a CPU that others use too, it is the better number, and "of ceiling" and "of naive" are ratios of it there. "Gop/s" and "GB/s"
-are that rate times the operations and bytes that a sample-layer needs at least (`needed`). Compile times are apart. Then one run of
-`estimate` at the published setting, with the time that it told beforehand; last, the same run on 1, 2, 4 and 8 devices: forced ones on a
-CPU, which share its cores, so that only the numbers tell. All is also written as JSON.
+The unit is the sample-layer: one network advanced one layer, statistics included. Ceilings are measured with the same
+shapes and threads: drawing a layer's normals alone, tanh alone, reading and writing phi once, and for weights the rate
+of large matrix products. "of ceiling" is the rate over that of all of them in turn, each as often as a layer needs it.
+"M/core s" counts processor time instead of time: on a CPU that others use too, it is the better number, and "of
+ceiling" and "of naive" are ratios of it there. "Gop/s" and "GB/s" are that rate times the operations and bytes that a
+sample-layer needs at least (`needed`). Compile times are apart. Then one run of `estimate` at the published setting,
+with the time that it told beforehand; last, the same run on 1, 2, 4 and 8 devices: forced ones on a CPU, which share
+its cores, so that only the numbers tell. All is also written as JSON.
 """
 
 import contextlib
@@ -79,9 +81,9 @@ def with_compilation(first, count, rates):
 def needed(inputs, width, route):
     """Operations and bytes that a sample-layer takes at least, with nothing fused across layers.
 
-    A pair of normals is 117 integer operations of Threefry and about 50 of Box and Muller, tanh is about 25; S and the product with the
-    Cholesky factor take N (N + 1) for each neuron, the product with weights 2 N n, a layer's sum 2 N. Normals are written and read, phi
-    is read and written.
+    A pair of normals is 117 integer operations of Threefry and about 50 of Box and Muller, tanh is about 25; S and the
+    product with the Cholesky factor take N (N + 1) for each neuron, the product with weights 2 N n, a layer's sum 2 N.
+    Normals are written and read, phi is read and written.
     """
     if route == "weights":
         operations = 84 * (width + 1) + 2 * inputs * width + 27 * inputs
@@ -137,7 +139,8 @@ def vmapped(inputs, width, seconds, networks=1024):
 
 
 def alone(operation, start, size, workers, seconds):
-    """Sample-layers a second of one operation in blocks of `size` networks: x -> operation(layer, x), layer after layer."""
+    """Sample-layers a second of one operation in blocks of `size` networks: x -> operation(layer, x), layer after
+    layer."""
     loop = compiled(lambda x: jax.lax.fori_loop(0, DEPTH, lambda layer, x: operation(layer.astype(jnp.uint32), x), x))
     return repeat(lambda: jax.block_until_ready(loop(start)), size * DEPTH, workers, seconds)[SPEED]
 
@@ -280,8 +283,8 @@ def main():
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
     device = jax.local_devices()[0]
     print(
-        f"{'inputs':>6} {'width':>6}  {'route':22} {'M/s':>10} {'M/core s':>10} {'of ceiling':>10} {'of naive':>8} {'Gop/s':>6} {'GB/s':>6} "
-        f"{'block':>6} {'compile, s':>10}"
+        f"{'inputs':>6} {'width':>6}  {'route':22} {'M/s':>10} {'M/core s':>10} {'of ceiling':>10} {'of naive':>8} "
+        f"{'Gop/s':>6} {'GB/s':>6} {'block':>6} {'compile, s':>10}"
     )
     rows, run, same = measure(seconds), published(), devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,14 +1,16 @@
-r"""All layers of an ensemble in one GPU kernel, by Pallas.  `python benchmarks/gpu_kernel.py`, on a GPU, compares and times it.
+r"""All layers of an ensemble in one GPU kernel, by Pallas. `python benchmarks/gpu_kernel.py`, on a GPU, compares and
+times it.
 
-A program of the kernel takes a few networks from the inputs to the last depth. Pre-activations, free copies and their sums stay in registers;
-random numbers are made where they are used, from the counters of `normals`; what leaves the chip is a column of sums for each network at
-each saved depth. The law is that of `simulate` with `BlockSampler`, written down once more: arrays are (neurons, networks), for each
-input on its own, and matrices of inputs are lists.
+A program of the kernel takes a few networks from the inputs to the last depth. Pre-activations, free copies and their
+sums stay in registers; random numbers are made where they are used, from the counters of `normals`; what leaves the
+chip is a column of sums for each network at each saved depth. The law is that of `simulate` with `BlockSampler`,
+written down once more: arrays are (neurons, networks), for each input on its own, and matrices of inputs are lists.
 
-Nobody has run this on a GPU, and `estimate` does not use it: it is compiled for a GPU that is not there, counted (`gpu_program.py`), and held
-against `simulate` on a CPU (tests/test_gpu_kernel.py), with which it agrees to float32 rounding. For one matrix behind an activation
-without parameters, a few inputs, and a width that is a power of two (a limit of Triton). A network with a pivot so small that
-`features_factor` turns to the features is marked as doubtful, and belongs to `simulate`.
+Nobody has run this on a GPU, and `estimate` does not use it: it is compiled for a GPU that is not there, counted
+(`gpu_program.py`), and held against `simulate` on a CPU (tests/test_gpu_kernel.py), with which it agrees to float32
+rounding. For one matrix behind an activation without parameters, a few inputs, and a width that is a power of two (a
+limit of Triton). A network with a pivot so small that `features_factor` turns to the features is marked as doubtful,
+and belongs to `simulate`.
 """
 
 from functools import partial
@@ -30,7 +32,8 @@ EPSILON = float(jnp.finfo(jnp.float32).eps)
 
 
 def seen(state, path):
-    """What the kernel writes of a network, by the plain route: a measure of `simulate`. G, S, F, and of free copies G, F, C_S, h and R."""
+    """What the kernel writes of a network, by the plain route: a measure of `simulate`. G, S, F, and of free copies G,
+    F, C_S, h and R."""
     columns = [gram(state.phi), state.read.S, gram(state.phi**2)]
     if state.control is not None:
         joint, alone = state.control
@@ -44,15 +47,16 @@ def seen(state, path):
 def on_chip(problem, key, networks, interpret=False):
     """`simulate(problem, key, networks, seen)` in one kernel, (T, rows, networks), and which networks are doubtful.
 
-    A program of the kernel is one warp, so that sums over neurons need no barrier, with eight neurons of each input in a thread.
+    A program of the kernel is one warp, so that sums over neurons need no barrier, with eight neurons of each input in
+    a thread.
     """
     (section, *more), inputs, width, size = problem.model.sections, len(problem.factor), problem.width, networks.size
     count, together = pair_count(inputs), max(1, 256 // width)
     plain = not more and not section.norms and not jax.tree.leaves(section.neurons)
     if width < 2 or width & (width - 1) or size % together or not plain:
         raise ValueError(
-            f"The kernel takes a width that is a power of two, at least 2, a multiple of {together} networks, and one matrix "
-            "behind an activation without parameters: take `simulate`."
+            f"The kernel takes a width that is a power of two, at least 2, a multiple of {together} networks, and one "
+            "matrix behind an activation without parameters: take `simulate`."
         )
     dense, sums = section.dense, 3 * count
     tables = [problem.layers, problem.eps, problem.skip, problem.factor, dense.C_W[None], dense.C_b[None]]
@@ -89,11 +93,12 @@ def layers_of_some(neurons, shape, count, *refs):
 
 
 class Law:
-    """How a few networks move: the state is phi, their S, whether a pivot was doubtful, and phi, C_S, h and R of each free copy.
+    """How a few networks move: the state is phi, their S, whether a pivot was doubtful, and phi, C_S, h and R of each
+    free copy.
 
-    Of each input there are two arrays (neurons, networks), for the first half of its neurons and for the other: a draw is the real part of a pair
-    of normals for one half of an input, and the imaginary part for another. `copies` are the pairs of inputs that a free copy knows: that of
-    all inputs all of them, that of each input alone the input itself.
+    Of each input there are two arrays (neurons, networks), for the first half of its neurons and for the other: a draw
+    is the real part of a pair of normals for one half of an input, and the imaginary part for another. `copies` are the
+    pairs of inputs that a free copy knows: that of all inputs all of them, that of each input alone the input itself.
     """
 
     def __init__(self, neurons, shape, tables, words):
@@ -233,7 +238,8 @@ def turned(L0, inverse, L):
 
 
 def main():
-    """At four inputs of 64 neurons, with control variates and without: how far from `simulate`, and the rates of both."""
+    """At four inputs of 64 neurons, with control variates and without: how far from `simulate`, and the rates of
+    both."""
     from ensemble import DEPTH, EPS, MODEL, kernel, repeat  # here, since the tests read this file without its folder
 
     on_gpu, key = jax.default_backend() == "gpu", jax.random.key(0)

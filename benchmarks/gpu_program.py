@@ -1,15 +1,17 @@
-"""What does a layer ask of a GPU?  `python benchmarks/gpu_program.py [inputs width networks]`, on any machine, with or without one.
+"""What does a layer ask of a GPU? `python benchmarks/gpu_program.py [inputs width networks]`, on any machine, with or
+without one.
 
-XLA compiles the ensemble's own program for an NVIDIA H100 that need not be there. Counted in the program it makes: kernels launched for each
-layer, bytes that they read and write (each operand once for each kernel, no cache between kernels), and from `needed` in
-`ensemble.py` the operations. A layer in which some network of the block has a doubtful pivot (`features_factor`) launches more kernels,
-counted apart. Beside it the kernel of `gpu_kernel.py`, which keeps all layers on the chip: its bytes, shared out over the layers, and the
-instructions of its loop over layers, of any kind, in the language of NVIDIA's assembler. With the peak rates of the card these are bounds
-on sample-layers a second, not measurements. How XLA would tune matrix products on the card is left out, and so is what the host
-does: it reads each layer whether there is another one. Written to results/gpu_program_h100.json too.
+XLA compiles the ensemble's own program for an NVIDIA H100 that need not be there. Counted in the program it makes:
+kernels launched for each layer, bytes that they read and write (each operand once for each kernel, no cache between
+kernels), and from `needed` in `ensemble.py` the operations. A layer in which some network of the block has a doubtful
+pivot (`features_factor`) launches more kernels, counted apart. Beside it the kernel of `gpu_kernel.py`, which keeps all
+layers on the chip: its bytes, shared out over the layers, and the instructions of its loop over layers, of any kind, in
+the language of NVIDIA's assembler. With the peak rates of the card these are bounds on sample-layers a second, not
+measurements. How XLA would tune matrix products on the card is left out, and so is what the host does: it reads each
+layer whether there is another one. Written to results/gpu_program_h100.json too.
 
-Needs `pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt`, in the version of the installed jaxlib; and, for the registers of the
-kernel, `pip install --no-deps nvidia-cuda-nvcc-cu12`.
+Needs `pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt`, in the version of the installed jaxlib; and, for the
+registers of the kernel, `pip install --no-deps nvidia-cuda-nvcc-cu12`.
 """
 
 import json
@@ -63,7 +65,8 @@ NO_KERNEL = "parameter|constant|tuple|get-tuple-element|bitcast|call|after-all"
 
 
 def described(problem, networks):
-    """Arrays that a program takes, by shape, on one H100: the problem's, the key and the networks or blocks; and the mesh of that card."""
+    """Arrays that a program takes, by shape, on one H100: the problem's, the key and the networks or blocks; and the
+    mesh of that card."""
     topology = topologies.get_topology_desc("", "cuda", topology="1x1x1", target_config=H100)
     mesh = Mesh(np.array(topology.devices), ("networks",), axis_types=(AxisType.Auto,))
 
@@ -97,7 +100,8 @@ def program(inputs, width, networks, control):
 
 
 def chip(inputs, width, networks, control):
-    """Of the kernel that keeps all layers on the chip: bytes in all, instructions of a layer and network, and what `ptxas` says of registers."""
+    """Of the kernel that keeps all layers on the chip: bytes in all, instructions of a layer and network, and what
+    `ptxas` says of registers."""
     problem, static = prepared(inputs, width, control)
     *arguments, _ = described(problem, networks)
     text = compiled(lambda arrays, *rest: on_chip(eqx.combine(arrays, static), *rest), *arguments)
@@ -140,7 +144,8 @@ def size(shape):
 
 
 def kernels(text):
-    """Of each kernel of the innermost loop: name, bytes read, bytes written, and whether only a layer with a doubtful pivot launches it."""
+    """Of each kernel of the innermost loop: name, bytes read, bytes written, and whether only a layer with a doubtful
+    pivot launches it."""
     computations = {b.split(" ", 1)[0].lstrip("%"): b for b in re.split(r"\n\n", text) if b.startswith("%")}
     bodies = re.findall(r" while\(.*?body=%([\w.\-]+)", text)
     outer = {b for b in bodies if re.search(r" while\(", computations[b]) and "doubtful" not in computations[b]}
@@ -174,7 +179,8 @@ def main():
         usual, more = ([x for x in found if x[3] is rare] for rare in (False, True))
         moved, moved_more = (sum(read + written for _, read, written, _ in x) / networks for x in (usual, more))
         lines = [
-            f"{name:32} reads {read / networks:8.1f}  writes {written / networks:8.1f} bytes a network{', where doubtful' if rare else ''}"
+            f"{name:32} reads {read / networks:8.1f}  writes {written / networks:8.1f} bytes a "
+            f"network{', where doubtful' if rare else ''}"
             for name, read, written, rare in found
         ]
         rows.append(
@@ -197,9 +203,10 @@ def row(inputs, width, networks, route, count, moved, operations):
     """Kernels, bytes and operations of a sample-layer, and the least time for them; printed too."""
     nanoseconds = {"bytes": moved / BYTES * 1e9, "operations": operations / OPERATIONS * 1e9}
     print(
-        f"\n{inputs} inputs, width {width}, blocks of {networks}, {route}\n  {count:.4g} kernels a layer; {moved:.4g} bytes and "
-        f"{operations:.0f} operations a sample-layer, for which an H100 takes at least {nanoseconds['bytes']:.2f} and "
-        f"{nanoseconds['operations']:.2f} ns: {1e3 / max(nanoseconds.values()):.0f} M/s at most"
+        f"\n{inputs} inputs, width {width}, blocks of {networks}, {route}\n  {count:.4g} kernels a layer; {moved:.4g} "
+        f"bytes and {operations:.0f} operations a sample-layer, for which an H100 takes at least "
+        f"{nanoseconds['bytes']:.2f} and {nanoseconds['operations']:.2f} ns: {1e3 / max(nanoseconds.values()):.0f} "
+        "M/s at most"
     )
     return {
         "inputs": inputs, "width": width, "block": networks, "route": route, "kernels_per_layer": count, "bytes": moved,

@@ -3,9 +3,9 @@
     python benchmarks/gradients.py            # the gradient tables and the time of a fit: ten minutes
     python benchmarks/gradients.py --coverage # and the coverage table: about ten minutes more
 
-Prints, for every parameter, quantity and adjoint, the largest relative deviation from central differences of fourth order; the
-share of 100 simulated data sets whose intervals hold the truth; and a fit of four parameters with its compilation.
-Results go to benchmarks/results/gradients.json.
+Prints, for every parameter, quantity and adjoint, the largest relative deviation from central differences of fourth
+order; the share of 100 simulated data sets whose intervals hold the truth; and a fit of four parameters with its
+compilation. Results go to benchmarks/results/gradients.json.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/inputs.py [inputs] [--out benchmarks/results/inputs_cpu.json]
 
-tanh, C_W = 2, continuum to t = 2, float64: `HermiteTower(30)` for all pairs of 100 inputs to 1e-6, and for comparison one pair by `solve` to
-1e-8; `GOnly` for 32 inputs to 1e-8. Compilation is told apart. CPU seconds are those of all cores together; on an idle machine with c cores the
-pairs take that over c.
+tanh, C_W = 2, continuum to t = 2, float64: `HermiteTower(30)` for all pairs of 100 inputs to 1e-6, and for comparison
+one pair by `solve` to 1e-8; `GOnly` for 32 inputs to 1e-8. Compilation is told apart. CPU seconds are those of all
+cores together; on an idle machine with c cores the pairs take that over c.
 """
 
 import argparse
@@ -74,7 +74,8 @@ def main():
     row["cpu_ms_a_pair"] = 1e3 * row["run_cpu_s"] / count
     assert np.allclose(few.K1, pairs.K1[:, :9, :9], atol=1e-4)
     print(
-        "{case:40s} {inputs:4d}           {run_s:9.1f} {run_cpu_s:9.1f}   {cpu_ms_a_pair:.2f} ms a pair; K1[01] is {K1_difference:.1e} and "
+        "{case:40s} {inputs:4d}           {run_s:9.1f} {run_cpu_s:9.1f}   {cpu_ms_a_pair:.2f} ms a pair; "
+        "K1[01] is {K1_difference:.1e} and "
         "V4[0101] {V4_relative_difference:.1e} from one pair by `solve`".format(**row)
     )
     rows.append(row)

@@ -1,10 +1,11 @@
-"""How does cost grow? CPU time and memory against inputs, degree, layers, width and networks, each with its exponent and the law behind it.
+"""How does cost grow? CPU time and memory against inputs, degree, layers, width and networks, each with its exponent
+and the law behind it.
 
     python benchmarks/scaling.py [--out benchmarks/results/scaling_cpu.json]
 
-Each row doubles one number and holds the others. Times are CPU seconds (user and system, all cores), the least of three calls after the
-one that compiles; memory is what XLA allots to the compiled program beside its arguments. The exponent is that of the last doubling. It prints
-the table of docs/how-to/scaling.md.
+Each row doubles one number and holds the others. Times are CPU seconds (user and system, all cores), the least of three
+calls after the one that compiles; memory is what XLA allots to the compiled program beside its arguments. The exponent
+is that of the last doubling. It prints the table of docs/how-to/scaling.md.
 """
 
 import argparse

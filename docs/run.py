@@ -1,4 +1,5 @@
-"""Runs the code of the pages: what a page shows as output, or as a picture of gallery/, is what its code prints or draws.
+"""Runs the code of the pages: what a page shows as output, or as a picture of gallery/, is what its code prints or
+draws.
 
     python docs/run.py            check every page, or those named
     python docs/run.py --write    put what the code prints into the pages, and the pictures into gallery/
@@ -7,8 +8,8 @@ The ```python blocks of a page are one script, run in order in an empty folder. 
 ```text block with what it printed, to the letter: so print few digits. Blocks with another label (```py for programs of
 several processes or of other frameworks, ```sh) are not run, and show no output.
 
-A sampled number is shown with its standard error, `0.263 ± 0.012`: what the code prints may differ from it by a tenth of
-that error and one unit of the last digit, since another release of JAX rounds differently. A number of the size of
+A sampled number is shown with its standard error, `0.263 ± 0.012`: what the code prints may differ from it by a tenth
+of that error and one unit of the last digit, since another release of JAX rounds differently. A number of the size of
 rounding is shown as `≈ 3e-13`, and held to a factor of ten. A picture is named where it is shown, and not compared.
 """
 
@@ -50,7 +51,8 @@ def pages() -> list[Path]:
 
 
 def run_page(page: Path, *, keep: bool = False) -> list[Block]:
-    """Run a page's code in one namespace; an exception carries the page and the line. `keep` its pictures in gallery/."""
+    """Run a page's code in one namespace; an exception carries the page and the line. `keep` its pictures in
+    gallery/."""
     text, namespace, blocks = page.read_text(), {"__name__": page.stem}, []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for match in FENCE.finditer(text):

@@ -1,4 +1,5 @@
-"""Puts the results of the study into the pages: tables and figures of paper.md, figures of validity.md and quadrature.md.
+"""Puts the results of the study into the pages: tables and figures of paper.md, figures of validity.md and
+quadrature.md.
 
 make study                       computes the study and calls this
 python docs/study.py RESULTS     from results that are there; draws the windows of validity.md, which are not in them

@@ -1,7 +1,7 @@
 """Statistics of finite-width residual networks at initialisation: theory to order 1/n, ensembles, gradients.
 
-The public names are those of `public.py`. They are loaded together when one of them is first used, so that the command line
-can read its arguments before JAX is imported.
+The public names are those of `public.py`. They are loaded together when one of them is first used, so that the command
+line can read its arguments before JAX is imported.
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """The one door: every public function has its kernels, features, data, counts and keys checked here.
 
-Lists, NumPy arrays, integers, booleans and half precision come in; floating-point arrays of float32 or wider go on. Each error names the
-argument, what was wrong and what would be right. Only concrete values are looked at: under `jax.jit` and other transformations shapes are
-checked and values are not.
+Lists, NumPy arrays, integers, booleans and half precision come in; floating-point arrays of float32 or wider go on.
+Each error names the argument, what was wrong and what would be right. Only concrete values are looked at: under
+`jax.jit` and other transformations shapes are checked and values are not.
 """
 
 from dataclasses import fields
@@ -25,7 +25,8 @@ def is_concrete(value: Any) -> bool:
 
 
 def check_array(value: Any, name: str) -> Float[Array, "..."]:
-    """Real numbers as a floating-point array: integers and booleans in the default precision, half precision as float32.
+    """Real numbers as a floating-point array: integers and booleans in the default precision, half precision as
+    float32.
 
     Half precision has three digits, too few for a covariance: it is a format to store numbers in, not to compute in.
     """
@@ -65,10 +66,11 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
 
 
 def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, "N N"]:
-    """K as a floating-point array, if it is a kernel: square, finite, symmetric, positive semi-definite, positive diagonal.
+    """K as a floating-point array, if it is a kernel: square, finite, symmetric, positive semi-definite, positive
+    diagonal.
 
-    Symmetry and sign are judged on the correlation matrix, so that no large variance hides what is wrong between small ones. With
-    `zeros`, variances may be zero where the whole row is.
+    Symmetry and sign are judged on the correlation matrix, so that no large variance hides what is wrong between small
+    ones. With `zeros`, variances may be zero where the whole row is.
     """
     values, K = K, check_array(K, name)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or K.shape[0] == 0:
@@ -84,7 +86,8 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
         a = int(variances.argmin())
         raise ValueError(
             f"Argument `{name}` must have positive variances on its diagonal, but entry [{a}, {a}] is {variances[a]}. "
-            "An input that is exactly zero has none: leave it out, or give the embedding a bias (C_b > 0 in input_kernel)."
+            "An input that is exactly zero has none: leave it out, or give the embedding a bias (C_b > 0 in "
+            "input_kernel)."
         )
     tolerance = 32 * len(values) * float(jnp.finfo(K.dtype).eps)
     deviations = np.sqrt(np.where(variances > 0, variances, 1.0))
@@ -93,15 +96,17 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
     if gap.max() > tolerance:
         a, b = np.unravel_index(gap.argmax(), gap.shape)
         raise ValueError(
-            f"Argument `{name}` must be symmetric, but entry [{a}, {b}] is {values[a, b]} and [{b}, {a}] is {values[b, a]}."
+            f"Argument `{name}` must be symmetric, but entry [{a}, {b}] is {values[a, b]} and [{b}, {a}] is "
+            f"{values[b, a]}."
         )
     eigenvalues, vectors = np.linalg.eigh(correlations)
     if eigenvalues[0] < -tolerance:
         a, b = sorted(np.argsort(-np.abs(vectors[:, 0]), stable=True)[:2])
         raise ValueError(
-            f"Argument `{name}` must be positive semi-definite, but its smallest eigenvalue is {eigenvalues[0]:.6g} in units of the "
-            f"variances: entries [{a}, {a}], [{b}, {b}] and [{a}, {b}] are {values[a, a]:.6g}, {values[b, b]:.6g} and {values[a, b]:.6g}. "
-            "No set of inputs has such a kernel: check that the off-diagonal entries are covariances, not correlations."
+            f"Argument `{name}` must be positive semi-definite, but its smallest eigenvalue is {eigenvalues[0]:.6g} "
+            f"in units of the variances: entries [{a}, {a}], [{b}, {b}] and [{a}, {b}] are {values[a, a]:.6g}, "
+            f"{values[b, b]:.6g} and {values[a, b]:.6g}. No set of inputs has such a kernel: check that the "
+            "off-diagonal entries are covariances, not correlations."
         )
     return K
 
@@ -115,18 +120,21 @@ def check_variances(k: Float[ArrayLike, "*shape"], name: str = "k") -> Float[Arr
 
 
 def check_sampled(K: Float[Array, "N N"], name: str = "K0") -> None:
-    """Check that networks with these variances can be sampled in float32, in which a run squares variances and their differences of order 1/n."""
+    """Check that networks with these variances can be sampled in float32, in which a run squares variances and their
+    differences of order 1/n."""
     variances = np.diagonal(np.asarray(K, np.float64))
     a = int(np.argmax(np.abs(np.log(variances))))
     if not SMALLEST_SAMPLED <= variances[a] <= LARGEST_SAMPLED:
         raise ValueError(
-            f"Argument `{name}` must have variances from {SMALLEST_SAMPLED:g} to {LARGEST_SAMPLED:g} to be sampled in float32, but entry "
-            f"[{a}, {a}] is {variances[a]:g}: multiply the inputs by a number that brings them there."
+            f"Argument `{name}` must have variances from {SMALLEST_SAMPLED:g} to {LARGEST_SAMPLED:g} to be sampled in "
+            f"float32, but entry [{a}, {a}] is {variances[a]:g}: multiply the inputs by a number that brings them "
+            "there."
         )
 
 
 def check_features(x: Any, name: str = "x", axes: int | None = 2) -> Float[Array, "*batch N d"]:
-    """Features or pre-activations as a floating-point array of finite numbers; `axes` None allows any number of axes from two on."""
+    """Features or pre-activations as a floating-point array of finite numbers; `axes` None allows any number of axes
+    from two on."""
     values, x = x, check_array(x, name)
     if x.ndim < 2 or x.ndim != (axes or x.ndim) or 0 in x.shape:
         raise ValueError(f"Argument `{name}` must have shape (inputs, features), but has shape {x.shape}.")
@@ -205,8 +213,8 @@ def check_function(value: Any, name: str) -> None:
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise ValueError(
-            f"Argument `{name}` must be a function of an array that JAX can trace, made of functions of jax.numpy such as jnp.tanh, but "
-            f"fails with {reason:.200}"
+            f"Argument `{name}` must be a function of an array that JAX can trace, made of functions of jax.numpy "
+            f"such as jnp.tanh, but fails with {reason:.200}"
         ) from error
     if getattr(whole, "shape", None) != x.shape:
         shape = getattr(whole, "shape", type(whole).__name__)
@@ -216,19 +224,22 @@ def check_function(value: Any, name: str) -> None:
     each = [np.asarray(value(jnp.asarray(x[i : i + 1, j : j + 1]))) for i, j in np.ndindex(*x.shape)]
     if not np.allclose(np.asarray(whole), np.reshape(each, x.shape), rtol=1e-3, atol=1e-5, equal_nan=True):
         raise ValueError(
-            f"Argument `{name}` must be elementwise, but what it makes of one entry depends on the others, as a softmax or a layer norm "
-            "does. An activation acts on each neuron alone; divide inputs by their size with a map of kernels such as RMSNorm."
+            f"Argument `{name}` must be elementwise, but what it makes of one entry depends on the others, as a "
+            "softmax or a layer norm does. An activation acts on each neuron alone; divide inputs by their size with "
+            "a map of kernels such as RMSNorm."
         )
 
 
 def check_untraced(work: str, remedy: str, *arguments: Any) -> None:
-    """Check that nothing is traced: `work` is a function that runs on the host, which no transformation of JAX can follow."""
+    """Check that nothing is traced: `work` is a function that runs on the host, which no transformation of JAX can
+    follow."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         raise TypeError(f"`{work}` cannot be traced by jit, grad or vmap: {remedy}")
 
 
 def check_unstacked(module: eqx.Module, name: str = "model") -> None:
-    """Check that a field declared as one number holds one number: a stack of modules is called through `eqx.filter_vmap`.
+    """Check that a field declared as one number holds one number: a stack of modules is called through
+    `eqx.filter_vmap`.
 
     A stack would be broadcast against pairs of inputs, and give a wrong answer wherever the two numbers agree.
     """
@@ -239,8 +250,8 @@ def check_unstacked(module: eqx.Module, name: str = "model") -> None:
         leaf: Any = getattr(module, field.name, None)
         if getattr(field.type, "dim_str", None) == "" and eqx.is_array(leaf) and leaf.ndim:
             raise ValueError(
-                f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} where one number is due. Call for one at a time, "
-                f"or through `eqx.filter_vmap`."
+                f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} where one number is due. Call "
+                "for one at a time, or through `eqx.filter_vmap`."
             )
 
 

@@ -1,4 +1,5 @@
-"""Depth, in one language everywhere: layers with their steps eps, or depth times of the continuum, $t_l = \\sum_{j \\le l} \\epsilon_j^2$."""
+"""Depth, in one language everywhere: layers with their steps eps, or depth times of the continuum,
+$t_l = \\sum_{j \\le l} \\epsilon_j^2$."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,8 @@ from .checks import check_array, is_concrete, to_numpy
 
 
 def check_times(ts: Any) -> Any:
-    """Depth times as a vector; a single number is a list of one. Known values come back as NumPy arrays, which stay known inside a user's jit."""
+    """Depth times as a vector; a single number is a list of one. Known values come back as NumPy arrays, which stay
+    known inside a user's jit."""
     ts = np.atleast_1d(to_numpy(ts, "ts").astype(np.float64)) if is_concrete(ts) else jnp.atleast_1d(ts)
     if ts.ndim != 1 or ts.shape[0] == 0:
         raise ValueError(f"Argument `ts` must be a list of depth times, but has shape {ts.shape}.")
@@ -38,8 +40,8 @@ def check_eps(eps: Any, decay: Any, depth: int) -> Float[Array, "*layers"]:
         largest = float(np.max(values, initial=0.0))
         if float(decay) * largest**2 > 1 + 1e-6:
             raise ValueError(
-                f"Arguments `eps` and `decay` leave no real skip: a^2 = 1 - decay eps^2 is negative at decay = {float(decay):.6g} and "
-                f"eps = {largest:.6g}. Take decay = 1 / eps^2 or less."
+                "Arguments `eps` and `decay` leave no real skip: a^2 = 1 - decay eps^2 is negative at decay = "
+                f"{float(decay):.6g} and eps = {largest:.6g}. Take decay = 1 / eps^2 or less."
             )
     return eps
 

@@ -1,11 +1,12 @@
-"""Identity functions that raise a helpful TypeError when they are differentiated in the mode that is not supported, or tell that they are.
+"""Identity functions that raise a helpful TypeError when they are differentiated in the mode that is not supported, or
+tell that they are.
 
-JAX differentiates forward by pushing tangents through a program, and in reverse by recording the same linear program and
-transposing it. So an identity on tangents that fails when it is run, but not when it is transposed, marks a function as
-differentiable in reverse mode only, and the other way round.
+JAX differentiates forward by pushing tangents through a program, and in reverse by recording the same linear program
+and transposing it. So an identity on tangents that fails when it is run, but not when it is transposed, marks a
+function as differentiable in reverse mode only, and the other way round.
 
-Without these functions JAX speaks of a custom_vjp function, or proposes lax.scan, where the remedy is another `adjoint`. What is public above
-primitives does not do it: `linear_call` runs its function already when it is recorded.
+Without these functions JAX speaks of a custom_vjp function, or proposes lax.scan, where the remedy is another
+`adjoint`. What is public above primitives does not do it: `linear_call` runs its function already when it is recorded.
 """
 
 import functools
@@ -41,7 +42,8 @@ def _noted(check, x):
 
 @_noted.defjvp
 def _noted_jvp(check, primals, tangents):
-    # A value that is known, with a tangent that is recorded: reverse mode, outside jit. Inside, nothing runs before the transposition.
+    # A value that is known, with a tangent that is recorded: reverse mode, outside jit. Inside, nothing runs before the
+    # transposition.
     known = is_concrete(primals[0])
     return _noted(check, primals[0]), _reversed.bind(tangents[0], message=(check, known))
 

@@ -2,8 +2,9 @@ r"""The model: one block of a residual network, for theory and for networks.
 
 $$\phi' = a \phi + \epsilon f(\phi), \qquad a = \sqrt{1 - c \epsilon^2}$$
 
-The branch f is a chain of parts that ends in a random matrix, so that given phi its outputs are independent over neurons and N(0, Qhat).
-One matrix is the network of Kawase and Ota (arXiv 2604.15742), f = W s(phi) + b with c = 0; c = 1 and eps = 1 is the plain network phi' = f(phi).
+The branch f is a chain of parts that ends in a random matrix, so that given phi its outputs are independent over
+neurons and N(0, Qhat). One matrix is the network of Kawase and Ota (arXiv 2604.15742), f = W s(phi) + b with c = 0; c =
+1 and eps = 1 is the plain network phi' = f(phi).
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from jaxtyping import Array, ArrayLike, Float
 from .activations import Activation, Linear
 from .checks import check_array, check_features, check_kernel, check_shape, check_unstacked, is_concrete
 from .fields import parameter
-from .maps import (
+from .pairs import pack, unpack
+from .parts import (
     GLU,
     Dense,
     Fresh,
@@ -30,7 +32,6 @@ from .maps import (
     mean_variance,
     variance,
 )
-from .pairs import pack, unpack
 from .showing import shown_fields
 
 Part = Activation | GLU | RMSNorm | Dense
@@ -52,10 +53,11 @@ class Section(NamedTuple):
 
 
 class Model(eqx.Module):
-    r"""A residual network at initialisation, its width and depth left open: $\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi)$.
+    r"""A residual network at initialisation, its width and depth left open:
+    $\phi' = \sqrt{1 - c \epsilon^2}\, \phi + \epsilon f(\phi)$.
 
-    `branch` is an activation, which stands for one matrix behind it, of variances C_W (times the number of features) and C_b; or the
-    parts of f, read in the order in which data flows:
+    `branch` is an activation, which stands for one matrix behind it, of variances C_W (times the number of features)
+    and C_b; or the parts of f, read in the order in which data flows:
 
         Model(Tanh(), C_W=2.0, C_b=0.1)                                   one matrix, the paper's network
         Model(Tanh(), C_W=1.0, decay=1.0)                                 plain with eps = 1, phi' = W tanh(phi)
@@ -66,9 +68,9 @@ class Model(eqx.Module):
 
     Symbols: [glossary](../glossary.md).
 
-    A Dense that feeds no activation has linear units. `decay` is c: the stream is multiplied by $a = \sqrt{1 - c \epsilon^2}$. Variances,
-    decay and the parameters of activations are array leaves: gradients reach them, and changing them does not recompile. Raises ValueError,
-    with the remedy, for parts that make no block.
+    A Dense that feeds no activation has linear units. `decay` is c: the stream is multiplied by
+    $a = \sqrt{1 - c \epsilon^2}$. Variances, decay and the parameters of activations are array leaves: gradients reach
+    them, and changing them does not recompile. Raises ValueError, with the remedy, for parts that make no block.
     """
 
     branch: tuple[Part, ...]
@@ -91,8 +93,8 @@ class Model(eqx.Module):
             branch = (branch, Dense(C_W, 0.0 if C_b is None else C_b))
         elif check_branch(branch) and not (C_W is None and C_b is None):
             raise ValueError(
-                "Arguments `C_W` and `C_b` go with a single activation. A list of parts says them in its matrices: end it "
-                "in Dense(C_W, C_b)."
+                "Arguments `C_W` and `C_b` go with a single activation. A list of parts says them in its matrices: "
+                "end it in Dense(C_W, C_b)."
             )
         self.branch = check_branch(branch)
         self.decay = (
@@ -146,7 +148,8 @@ class Model(eqx.Module):
 
     @property
     def maps(self) -> tuple[KernelMap, ...]:
-        """The maps of kernels that lead from E[s s], s = `read`, to Q; all maps but the last lead to the kernel S, which the last matrix reads."""
+        """The maps of kernels that lead from E[s s], s = `read`, to Q; all maps but the last lead to the kernel S,
+        which the last matrix reads."""
         maps: list[KernelMap] = []
         for section in self.sections:
             if maps:
@@ -163,8 +166,9 @@ class Model(eqx.Module):
         if is_concrete(Q) and not np.isfinite(Q).all():
             a, b = np.argwhere(~np.isfinite(np.asarray(Q)))[0]
             raise FloatingPointError(
-                f"The kernel map is not finite: Q[{a}, {b}] at K[{a}, {b}] = {float(np.asarray(K)[a, b]):.6g} is {float(Q[a, b])}. The second moment "
-                "of the activation must exist at this variance, as a number of this dtype: take a smaller kernel."
+                f"The kernel map is not finite: Q[{a}, {b}] at K[{a}, {b}] = {float(np.asarray(K)[a, b]):.6g} is "
+                f"{float(Q[a, b])}. The second moment of the activation must exist at this variance, as a number of "
+                "this dtype: take a smaller kernel."
             )
         return Q
 
@@ -183,8 +187,8 @@ class Model(eqx.Module):
         $$(\mathrm{Hess}:V)_{ab} = \sum_{p, q} \frac{\partial^2 Q_{ab}}{\partial K_p\, \partial K_q} V_{pq},
           \qquad p, q \in \{aa, bb, ab\}$$
 
-        V must be a covariance of kernels: at a repeated input it has no component that would separate the two copies. (For
-        kinked activations the second derivative along such a component is infinite and is left out.)
+        V must be a covariance of kernels: at a repeated input it has no component that would separate the two copies.
+        (For kinked activations the second derivative along such a component is infinite and is left out.)
         """
         K = self._check(K)
         return _hess(self, K, check_shape(V, "V", K.shape * 2).astype(K.dtype))
@@ -207,7 +211,8 @@ class Model(eqx.Module):
         return kernels
 
     def responses(self, k: Float[Array, " P"]) -> list[Response]:
-        """The responses of all maps from the packed kernel k of the stream to Q, which is the value of the last response.
+        """The responses of all maps from the packed kernel k of the stream to Q, which is the value of the last
+        response.
 
         The first response says how E[s s] moves with k, without the noise of the average over the stream.
         """
@@ -227,7 +232,8 @@ class Model(eqx.Module):
         return responses
 
     def error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
-        """Estimated error of the Gaussian expectations at a packed kernel, relative to E[s^2]: the largest along the branch."""
+        """Estimated error of the Gaussian expectations at a packed kernel, relative to E[s^2]: the largest along the
+        branch."""
         errors = [jnp.zeros((), k.dtype)]
         for part, x in zip(self.branch, self.kernels_along(k), strict=False):
             if not isinstance(part, KernelMap):
@@ -278,8 +284,8 @@ def check_branch(parts: Any) -> tuple[Part, ...]:
     kinds = "activations, Dense, GLU and RMSNorm"
     if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
         raise ValueError(
-            f"Argument `branch` must be an activation object such as Tanh() or Smooth(fn), or a list of {kinds}, but is {parts!r}"
-            f"{_made(parts)}."
+            f"Argument `branch` must be an activation object such as Tanh() or Smooth(fn), or a list of {kinds}, but "
+            f"is {parts!r}{_made(parts)}."
         )
     for part in parts:
         if not isinstance(part, Part):
@@ -290,19 +296,21 @@ def check_branch(parts: Any) -> tuple[Part, ...]:
         )
     if parts[-1].ratio != 1:
         raise ValueError(
-            f"The last Dense of a branch feeds the stream and has ratio 1, but has {parts[-1].ratio}: leave `ratio` out."
+            f"The last Dense of a branch feeds the stream and has ratio 1, but has {parts[-1].ratio}: leave `ratio` "
+            "out."
         )
     for here, behind in zip((None, *parts), parts, strict=False):
         if isinstance(behind, GLU) and not isinstance(here, Dense):
             raise ValueError("A GLU gates the outputs of a matrix: put a Dense directly in front of it.")
         if isinstance(behind, Activation) and isinstance(here, RMSNorm):
             raise ValueError(
-                "A norm directly in front of an activation scales single neurons by a fluctuating number, which is no map of "
-                "kernels: put a Dense between them."
+                "A norm directly in front of an activation scales single neurons by a fluctuating number, which is "
+                "no map of kernels: put a Dense between them."
             )
         if isinstance(behind, Activation) and isinstance(here, Activation | GLU):
             raise ValueError(
-                "Two activations in a row act as one elementwise function: put a Dense between them, or take Smooth(fn) of both."
+                "Two activations in a row act as one elementwise function: put a Dense between them, or take "
+                "Smooth(fn) of both."
             )
     return tuple(parts)
 

@@ -3,9 +3,9 @@ r"""A residual network of finite width with real weights, at initialisation.
 $$\phi^{l+1} = a \phi^l + \epsilon f^l(\phi^l), \qquad f = W s(\phi) + b,
   \quad W_{ij} \sim N(0, C_W / m), \quad b_i \sim N(0, C_b)$$
 
-for one matrix, m the number of features that it reads; other branches as `Model` has them. The rows of phi are inputs, its columns
-neurons. Networks vmap: `eqx.filter_vmap` over keys makes an ensemble. To sample many networks for their statistics alone, use `estimate`:
-it is faster by orders of magnitude and never stores weights.
+for one matrix, m the number of features that it reads; other branches as `Model` has them. The rows of phi are inputs,
+its columns neurons. Networks vmap: `eqx.filter_vmap` over keys makes an ensemble. To sample many networks for their
+statistics alone, use `estimate`: it is faster by orders of magnitude and never stores weights.
 """
 
 import equinox as eqx
@@ -16,8 +16,8 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from .checks import check_count, check_features, check_kernel, check_key
 from .cholesky import semidefinite_cholesky
 from .depths import check_eps
-from .maps import GLU
 from .model import Model
+from .parts import GLU
 
 
 def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
@@ -28,8 +28,9 @@ def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
         neurons = round(ratio * width)
         if neurons < 1 or abs(neurons - ratio * width) > 1e-9 * neurons:
             raise ValueError(
-                f"Argument `width` times the `ratio` of a Dense must be a whole number of neurons, but {width} x {ratio:.10g} is "
-                f"{ratio * width:.10g}: take another width, or Dense(..., ratio={max(neurons, 1)} / {width})."
+                f"Argument `width` times the `ratio` of a Dense must be a whole number of neurons, but {width} x "
+                f"{ratio:.10g} is {ratio * width:.10g}: take another width, or Dense(..., ratio={max(neurons, 1)} / "
+                f"{width})."
             )
         gated = following is not None and isinstance(following.neurons, GLU)
         found.append((2 * neurons if gated else neurons, features))
@@ -38,7 +39,8 @@ def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
 
 
 def skip(model: Model, eps: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The factor a by which a layer multiplies the stream; 0 where c eps^2 exceeds 1 by rounding, which `check_eps` allows."""
+    """The factor a by which a layer multiplies the stream; 0 where c eps^2 exceeds 1 by rounding, which `check_eps`
+    allows."""
     return jnp.sqrt(jnp.maximum(model.shrink(eps**2), 0))
 
 

@@ -1,13 +1,15 @@
 r"""Gaussian expectations of functions, at any variance and correlation, smooth or with kinks.
 
-Every expectation here is an integral over one standard normal variable y of a function of $\mu + w y$. What makes it hard are
-the places where the function changes quickly: poles near the real axis, about one unit wide in $\phi = \mu + w y$, and kinks. The line is
-divided into one cell around each such place, and each half of a cell is covered by Gauss and Legendre's nodes in u, with
+Every expectation here is an integral over one standard normal variable y of a function of $\mu + w y$. What makes it
+hard are the places where the function changes quickly: poles near the real axis, about one unit wide in
+$\phi = \mu + w y$, and kinks. The line is divided into one cell around each such place, and each half of a cell is
+covered by Gauss and Legendre's nodes in u, with
 
 $$y = y_* + \delta \sinh u, \qquad y_* = (c - \mu) / w, \quad \delta = 1 / w$$
 
-so that nodes crowd towards the place c on the scale that the function has there, whatever the variance is, and kinks lie on
-ends of cells. Two inputs are one such integral inside another: over phi_a, and over what phi_b has left given phi_a.
+so that nodes crowd towards the place c on the scale that the function has there, whatever the variance is, and kinks
+lie on ends of cells. Two inputs are one such integral inside another: over phi_a, and over what phi_b has left given
+phi_a.
 """
 
 import math
@@ -49,8 +51,8 @@ def centred_rule(
 ) -> tuple[Float[Array, "*batch M"], Float[Array, "*batch M"]]:
     """Nodes and weights for a standard normal variable y and a function of (width y), M = 2 C points.
 
-    The function may have kinks at the centres, and changes within 1 / width near them; width may be zero. Several numbers of points
-    give the nodes of as many rules, one behind the other in each half of a cell.
+    The function may have kinks at the centres, and changes within 1 / width near them; width may be zero. Several
+    numbers of points give the nodes of as many rules, one behind the other in each half of a cell.
     """
     t, weight = (v.astype(centres.dtype) for v in _unit_rule(*(points or (POINTS,))))
     inside = jnp.abs(centres) < 7.5  # others change where nothing is
@@ -88,7 +90,8 @@ def normal_density(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def steepness(width: Float[Array, "*shape"], sharpness: Float[ArrayLike, ""]) -> Float[Array, "*shape"]:
-    """One over the scale of y on which a function of (width y) changes within 1 / sharpness: that of y itself for functions without a scale."""
+    """One over the scale of y on which a function of (width y) changes within 1 / sharpness: that of y itself for
+    functions without a scale."""
     sharpness = jnp.asarray(sharpness, width.dtype)
     return jnp.where(sharpness > 0, width * sharpness, 1)
 
@@ -100,7 +103,8 @@ def rule_around(
     sharpness: Float[Array, ""],
     *points: int,
 ) -> tuple[Float[Array, "*batch M"], Float[Array, "*batch M"]]:
-    r"""`centred_rule` for a function of $\phi = \mathrm{mean} + \mathrm{width}\, y$ that changes within 1 / sharpness near kinks."""
+    r"""`centred_rule` for a function of $\phi = \mathrm{mean} + \mathrm{width}\, y$ that changes within 1 / sharpness
+    near kinks."""
     width = jnp.broadcast_to(width, mean.shape)
     apart = jnp.reshape(kinks, (1,) * mean.ndim + kinks.shape) - mean[..., None]
     centres = apart / jnp.maximum(width, jnp.finfo(mean.dtype).tiny ** 0.5)[..., None]
@@ -130,7 +134,8 @@ def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*#shap
 
 
 def hermite_means(values: Float[Array, "F X M"], y: Float[Array, "X M"], terms: int) -> Float[Array, "F X terms"]:
-    """Sums of weighted values times orthonormal Hermite polynomials he_j(y), j < terms, for several functions at once."""
+    """Sums of weighted values times orthonormal Hermite polynomials he_j(y), j < terms, for several functions at
+    once."""
 
     def raise_degree(last_two, j):
         older, old = last_two
@@ -201,7 +206,8 @@ def _last_axis(numbers, ndim, dtype):
 def pair_mean(
     f: Function, g: Function, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """E[f(phi_a) g(phi_b)] of smooth functions at one pair of inputs; its derivatives are Price's theorem, at any correlation."""
+    """E[f(phi_a) g(phi_b)] of smooth functions at one pair of inputs; its derivatives are Price's theorem, at any
+    correlation."""
     arrays, static = eqx.partition((f, g), eqx.is_inexact_array)
     return _pair_mean(static, arrays, (k_aa, k_bb, k_ab))
 
@@ -239,9 +245,9 @@ def expect(f: Function, g: Function, K: Float[ArrayLike, "N N"]) -> Float[Array,
 
     $$E_{ab} = E[f(\phi_a)\, g(\phi_b)], \qquad \phi \sim N(0, K)$$
 
-    f and g are smooth elementwise functions that change on a scale of one and near zero, as tanh does. In float64 the result and its
-    derivatives are accurate to 1e-10 for variances up to 1000, for every correlation from -1 to 1. Do not use it for functions with kinks
-    (ReLU): the activations have their own expectations, and `Model.Q` uses them.
+    f and g are smooth elementwise functions that change on a scale of one and near zero, as tanh does. In float64 the
+    result and its derivatives are accurate to 1e-10 for variances up to 1000, for every correlation from -1 to 1. Do
+    not use it for functions with kinks (ReLU): the activations have their own expectations, and `Model.Q` uses them.
     """
     check_function(f, "f")
     check_function(g, "g")

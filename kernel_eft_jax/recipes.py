@@ -1,9 +1,10 @@
-r"""Whole stacks of blocks as people initialise them: model, input kernel, width, depth and steps, ready for every function of the package.
+r"""Whole stacks of blocks as people initialise them: model, input kernel, width, depth and steps, ready for every
+function of the package.
 
 Each recipe gives the arguments that `coordinate_check`, `estimate`, `sample_kernels` and `validity_window` share:
-`keft.coordinate_check(**keft.recipes.gpt2(width=768, depth=12))`. A stack is a dictionary, so that one entry can be replaced:
-`stack | {"K0": my_kernel}`. Attention blocks, batch normalisation and training are left out: the stack of a transformer holds its
-feed-forward blocks alone.
+`keft.coordinate_check(**keft.recipes.gpt2(width=768, depth=12))`. A stack is a dictionary, so that one entry can be
+replaced: `stack | {"K0": my_kernel}`. Attention blocks, batch normalisation and training are left out: the stack of a
+transformer holds its feed-forward blocks alone.
 """
 
 from typing import Any, TypedDict
@@ -30,8 +31,9 @@ class Stack(TypedDict):
 def gpt2(*, width: int, depth: int) -> Stack:
     r"""The feed-forward blocks of GPT-2 with `depth` transformer layers (Radford et al. 2019).
 
-    Weights of standard deviation 0.02, those that end a block divided by $\sqrt{2 L}$ (`conventions.gpt2_mlp`, `gpt2_eps`). The stream
-    starts as embeddings of tokens with standard deviation 0.02 and of positions with 0.01: two different tokens at one position.
+    Weights of standard deviation 0.02, those that end a block divided by $\sqrt{2 L}$ (`conventions.gpt2_mlp`,
+    `gpt2_eps`). The stream starts as embeddings of tokens with standard deviation 0.02 and of positions with 0.01: two
+    different tokens at one position.
     """
     check_count(depth, "depth")
     K0 = _two_inputs(0.02**2 + 0.01**2, 0.01**2)
@@ -39,7 +41,8 @@ def gpt2(*, width: int, depth: int) -> Stack:
 
 
 def pre_norm(*, width: int, depth: int) -> Stack:
-    r"""The feed-forward blocks of a pre-norm transformer whose residual branches are not scaled: LeCun's variances, $\epsilon = 1$.
+    r"""The feed-forward blocks of a pre-norm transformer whose residual branches are not scaled: LeCun's variances,
+    $\epsilon = 1$.
 
     Each block adds about as much to the stream as the one before, so that its mean square grows linearly.
     """
@@ -47,7 +50,8 @@ def pre_norm(*, width: int, depth: int) -> Stack:
 
 
 def depth_mup(*, width: int, depth: int, multiplier: float = 1.0) -> Stack:
-    r"""The same with depth-muP's steps, $\epsilon = a / \sqrt{L}$ (Yang et al. 2023, arXiv 2310.02244): the growth does not depend on depth."""
+    r"""The same with depth-muP's steps, $\epsilon = a / \sqrt{L}$ (Yang et al. 2023, arXiv 2310.02244): the growth does
+    not depend on depth."""
     check_count(depth, "depth")
     return _stack(
         conventions.transformer_mlp(), _two_inputs(), width, depth, conventions.depth_mup_eps(depth, multiplier)
@@ -55,19 +59,22 @@ def depth_mup(*, width: int, depth: int, multiplier: float = 1.0) -> Stack:
 
 
 def ln_scaling(*, width: int, depth: int) -> Stack:
-    r"""The same with LayerNorm scaling, $\epsilon_l = 1 / \sqrt l$ (Sun et al. 2025, arXiv 2502.05795): the stream grows like ln L.
+    r"""The same with LayerNorm scaling, $\epsilon_l = 1 / \sqrt l$ (Sun et al. 2025, arXiv 2502.05795): the stream
+    grows like ln L.
 
-    With ReLU and He's variance in its hidden layer, for which dividing the output of the norm is the same as dividing the branch.
+    With ReLU and He's variance in its hidden layer, for which dividing the output of the norm is the same as dividing
+    the branch.
     """
     model = conventions.transformer_mlp(ReLU(), (1.0, 2.0))
     return _stack(model, _two_inputs(), width, depth, conventions.ln_scaling_eps(depth))
 
 
 def umup(*, width: int, depth: int, multiplier: float = 1.0) -> Stack:
-    r"""The gated feed-forward blocks of u-muP with its residual rule (Blake et al. 2024, arXiv 2407.17465): the stream keeps its size.
+    r"""The gated feed-forward blocks of u-muP with its residual rule (Blake et al. 2024, arXiv 2407.17465): the stream
+    keeps its size.
 
-    Unit variance of every map (the last matrix divides by $E[s(x)^2]$ of the gate), three times n hidden neurons, and skips with
-    $a^2 + \epsilon^2 = 1$ whose steps are those of `conventions.umup_eps`.
+    Unit variance of every map (the last matrix divides by $E[s(x)^2]$ of the gate), three times n hidden neurons, and
+    skips with $a^2 + \epsilon^2 = 1$ whose steps are those of `conventions.umup_eps`.
     """
     squared = float(Model(SiLU(), 1.0).Q(np.ones((1, 1)))[0, 0])
     branch = conventions.llama_mlp((1.0, 1 / squared), ratio=3).branch
@@ -75,9 +82,11 @@ def umup(*, width: int, depth: int, multiplier: float = 1.0) -> Stack:
 
 
 def resnet_v2(*, width: int, depth: int) -> Stack:
-    r"""Blocks of ResNet v2 without batch normalisation, ReLU and He's variance (He et al. 2016, arXiv 1603.05027): $\epsilon = 1$.
+    r"""Blocks of ResNet v2 without batch normalisation, ReLU and He's variance (He et al. 2016, arXiv 1603.05027):
+    $\epsilon = 1$.
 
-    The branch has the size of the stream, so that the mean square doubles with every block: what the normalisation is there for.
+    The branch has the size of the stream, so that the mean square doubles with every block: what the normalisation is
+    there for.
     """
     return _stack(conventions.resnet_v2(), _two_inputs(), width, depth, 1.0)
 

@@ -1,10 +1,12 @@
-"""The type checker of the tests, for jaxtyping's import hook: beartype, to which an int is a float, as to every other checker."""
+"""The type checker of the tests, for jaxtyping's import hook: beartype, to which an int is a float, as to every other
+checker."""
 
 from collections.abc import Callable
 
 from beartype import BeartypeConf, beartype
 
-# What the package answers with a sentence of its own when it is called wrongly, and which takes lists and integers as well.
+# What the package answers with a sentence of its own when it is called wrongly, and which takes lists and integers as
+# well.
 DOORS = {
     "Dense.__init__",
     "GLU.__init__",

@@ -13,21 +13,21 @@ import pytest
 from hypothesis import settings
 from jaxtyping import Array, install_import_hook
 
-# What signatures state of shapes, dtypes and types is checked at every call of these modules, in which arrays meet arrays. Left out are
-# the doors of the package (model, network, trajectory, diagnostics, ensemble.estimate, fit, fisher, conventions, recipes): they take
-# lists, integers and half precision, and answer what is wrong with sentences of their own, which the tests must see. Left out too are
-# files, figures and the command line, where no formula is.
+# What signatures state of shapes, dtypes and types is checked at every call of these modules, in which arrays meet
+# arrays. Left out are the doors of the package (model, network, trajectory, diagnostics, ensemble.estimate, fit,
+# fisher, conventions, recipes): they take lists, integers and half precision, and answer what is wrong with sentences
+# of their own, which the tests must see. Left out too are files, figures and the command line, where no formula is.
 CHECKED = (
-    "checks depths fields pairs quadrature maps directions activations expectations closures "
+    "checks depths fields pairs quadrature parts directions activations expectations closures "
     "ensemble.factors ensemble.normals ensemble.statistics ensemble.samplers ensemble.simulate ensemble.control "
     "ensemble.observables ensemble.processes ensemble.plan ensemble.run ensemble.result ensemble.checkpoint "
     "inference.parameters inference.data inference.likelihood inference.search inference.pathwise inference.sensitivity"
 )
 install_import_hook([f"kernel_eft_jax.{module}" for module in CHECKED.split()], "checker.typechecked")
 
-# Compilation costs more than anything else here, and this halves it: less polished machine code for the same formulas, whose
-# results differ by rounding. Level 0 compiles faster still, but its samplers take twice as long. `make slow` compiles as users do,
-# and so does XLA_FLAGS= before any command.
+# Compilation costs more than anything else here, and this halves it: less polished machine code for the same formulas,
+# whose results differ by rounding. Level 0 compiles faster still, but its samplers take twice as long. `make slow`
+# compiles as users do, and so does XLA_FLAGS= before any command.
 QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 
@@ -41,7 +41,8 @@ def accepted(flags: str) -> bool:
 if "XLA_FLAGS" not in os.environ:  # workers inherit what the first process found
     os.environ["XLA_FLAGS"] = QUICK if accepted(QUICK) else ""
 
-# Programs are compiled once for all files, workers, processes and runs, small ones too: JAX forgets them at the end of a file.
+# Programs are compiled once for all files, workers, processes and runs, small ones too: JAX forgets them at the end of
+# a file.
 CACHE = {
     "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".cache" / "jax"),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -55,7 +56,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 jax.config.update("jax_enable_x64", True)
 # Mixed dtypes are errors: a float32 ensemble must not turn into float64 half way, nor the other way round.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Broadcasts are written out: a vector meets a matrix along the axis that the formula names, not along the one that is last.
+# Broadcasts are written out: a vector meets a matrix along the axis that the formula names, not along the one that is
+# last.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Examples follow from the test, not from the clock, and nothing is remembered between runs.
@@ -71,7 +73,8 @@ def key(request: pytest.FixtureRequest) -> Array:
 
 @pytest.fixture(autouse=True)
 def same_elements_checked(request: pytest.FixtureRequest) -> None:
-    """beartype checks one element of a list or tuple, drawn by Python's own random numbers: the same one in every run."""
+    """beartype checks one element of a list or tuple, drawn by Python's own random numbers: the same one in every
+    run."""
     random.seed(zlib.crc32(request.node.nodeid.encode()))
 
 

@@ -1,14 +1,16 @@
-r"""Oracles that every suite reads: activations with derivatives written out in NumPy, and trajectories whose K0, V4, K1 are known.
+r"""Oracles that every suite reads: activations with derivatives written out in NumPy, and trajectories whose K0, V4, K1
+are known.
 
-Nothing here is computed by the package; its objects are only named. For one input and F = s^2 the leading order in 1/n of a network
-of layers is known without any closure. With h = eps^2 and the response $r_m = h\, C_W \prod_{m < j < l} (1 + h \chi_j)$ to layer m,
+Nothing here is computed by the package; its objects are only named. For one input and F = s^2 the leading order in 1/n
+of a network of layers is known without any closure. With h = eps^2 and the response
+$r_m = h\, C_W \prod_{m < j < l} (1 + h \chi_j)$ to layer m,
 
 $$H_l = \sum_{m, m'} r_m r_{m'} \mathrm{Cov}(F_m, F_{m'}), \qquad V_{4,l} = 2 k_l^2 + 2 \sum_m r_m k_m^2\, E[F''_m] + H_l,$$
 $$K_{1,l+1} = K_{1,l} + h \left( \chi_l K_{1,l}
   + C_W \left( \tfrac12 \sum_m r_m \mathrm{Cov}(F''_l, F_m) + \tfrac18 E[F''''_l] H_l \right) \right),$$
 
-where F_m stands for F(phi) at layer m: V4 is the variance of a linear equation driven by independent particles, K1 follows from
-the second order of E[F] in the change of its variance.
+where F_m stands for F(phi) at layer m: V4 is the variance of a linear equation driven by independent particles, K1
+follows from the second order of E[F] in the change of its variance.
 """
 
 import json
@@ -146,8 +148,8 @@ class Known(NamedTuple):
 class Problem(NamedTuple):
     """A model with its input kernel and depths, and what is known there.
 
-    `known` may hold K0 (T, N, N); V4 (T, N, N, N, N) and K1 (T, N, N), exact at leading order in 1/n; and V4_g_only, K1_g_only,
-    what the equations of GOnly give. `depth` says where, in the words of `solve`: ts, or layers and eps.
+    `known` may hold K0 (T, N, N); V4 (T, N, N, N, N) and K1 (T, N, N), exact at leading order in 1/n; and V4_g_only,
+    K1_g_only, what the equations of GOnly give. `depth` says where, in the words of `solve`: ts, or layers and eps.
     """
 
     name: str
@@ -184,7 +186,8 @@ def sigma(G, Q):
 
 
 def linear_continuum(C_W: float, C_b: float) -> Problem:
-    """Q(t) = exp(C_W t) Q(0) and K0 = (Q - C_b) / C_W, so that dV4/dt = 2 C_W V4 + Sigma(K0, Q) can be integrated by hand."""
+    """Q(t) = exp(C_W t) Q(0) and K0 = (Q - C_b) / C_W, so that dV4/dt = 2 C_W V4 + Sigma(K0, Q) can be integrated by
+    hand."""
     K, ones, ts = THREE_INPUTS, np.ones((3, 3)), np.array([0.25, 1.0, 2.0])
     Q = C_b + C_W * K
     K0 = np.stack([K + np.expm1(C_W * t) / C_W * Q for t in ts])
@@ -207,7 +210,8 @@ def linear_layers(C_W: float, eps: float) -> Problem:
 
 
 def sine_continuum(C_W: float, k: float) -> Problem:
-    """sin: every covariance is a sum of exponentials, K0 is a logarithm; sums over layers become Gauss-Legendre rules."""
+    """sin: every covariance is a sum of exponentials, K0 is a logarithm; sums over layers become Gauss-Legendre
+    rules."""
     x, w = leggauss(24)
 
     def rule(t):
@@ -316,10 +320,11 @@ def one_input_layers(case: Case, C_W: float, C_b: float, k: float, eps: float, l
 
 
 def two_input_layers(case: Case, C_W: float, K: np.ndarray, eps: float, layers: int) -> dict[str, np.ndarray]:
-    """K0, V4, K1 of two inputs at the last layer, in pairs (aa, ab, bb): the fluctuation field of section 5 as sums over layers.
+    """K0, V4, K1 of two inputs at the last layer, in pairs (aa, ab, bb): the fluctuation field of section 5 as sums
+    over layers.
 
-    h_L = sum_l R_Ll xi_l(s s), and covariances of the free fields at two layers are averages over phi of the earlier one and a rest: trapezoidal
-    rules in four variables, no modes. Correlations of one are allowed.
+    h_L = sum_l R_Ll xi_l(s s), and covariances of the free fields at two layers are averages over phi of the earlier
+    one and a rest: trapezoidal rules in four variables, no modes. Correlations of one are allowed.
     """
     s, h, kernels, responses = case.s, eps**2 * C_W, [np.asarray(K, float)], []
     for _ in range(layers):
@@ -334,7 +339,8 @@ def two_input_layers(case: Case, C_W: float, K: np.ndarray, eps: float, layers: 
         return np.array([[first, 0], [across, np.sqrt(max(K[1, 1] - across**2, 0))]])
 
     def nodes(width):
-        """A quarter of the distance of the pole: exp(-2 pi / 0.25) is 1e-11; less for erf(x + iy), which has none and grows like exp(y^2)."""
+        """A quarter of the distance of the pole: exp(-2 pi / 0.25) is 1e-11; less for erf(x + iy), which has none and
+        grows like exp(y^2)."""
         share = 0.14 if case.s is error_function else 0.25
         return line(min(0.7, share * case.pole / width)) if width > 1e-12 else (np.zeros(1), np.ones(1))
 
@@ -389,7 +395,8 @@ def two_input_layers(case: Case, C_W: float, K: np.ndarray, eps: float, layers: 
 
 
 def _pair_response(case, K):
-    """E[s s] of two inputs as a matrix, and its first and second derivatives by (aa, ab, bb) for the pairs (aa, ab, bb)."""
+    """E[s s] of two inputs as a matrix, and its first and second derivatives by (aa, ab, bb) for the pairs (aa, ab,
+    bb)."""
     values, chi, hess = np.zeros((2, 2)), np.zeros((3, 3)), np.zeros((3, 3, 3))
     for i, place in ((0, 0), (1, 2)):
         alone = expansion_from(pair_moments(case, K[i, i], K[i, i], 1.0))
@@ -403,11 +410,13 @@ def _pair_response(case, K):
 
 
 def sigma_kernel_layers(case, C_W, k, dt, layers):
-    """V4, V_SS, K1, K0 of the closure for one input, its layer written out by hand for z = (phi^2, s^2) and a trapezoidal rule."""
+    """V4, V_SS, K1, K0 of the closure for one input, its layer written out by hand for z = (phi^2, s^2) and a
+    trapezoidal rule."""
     x, w = line(1 / 24)
 
     def under(k):
-        """Covariance, regression of (s^2)'' on z, noise per Q, and first and second response of E[s^2], under N(0, k)."""
+        """Covariance, regression of (s^2)'' on z, noise per Q, and first and second response of E[s^2], under N(0,
+        k)."""
         s = [case.s(np.sqrt(k) * x, r) for r in range(3)]
         f, slope, bend = s[0] ** 2, 2 * s[0] * s[1], 2 * (s[1] ** 2 + s[0] * s[2])
         z = np.stack([k * x**2, f])

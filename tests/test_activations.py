@@ -1,9 +1,9 @@
 """The Gaussian second moment of every activation, with its derivatives.
 
-The claim: in float64, for variances from 1e-3 to 30 and correlations from -1 to 1 inclusive, E[s_a s_b] and its first and second
-derivatives are accurate to 1e-10. Each derivative is, by Price's theorem, an expectation E[s^(r)_a s^(q)_b], and its error is taken
-relative to the Cauchy-Schwarz bound sqrt(E[s^(r)^2] E[s^(q)^2]): the scale that it cannot exceed, that does not vanish where
-the expectation crosses zero, and that follows changes of units.
+The claim: in float64, for variances from 1e-3 to 30 and correlations from -1 to 1 inclusive, E[s_a s_b] and its first
+and second derivatives are accurate to 1e-10. Each derivative is, by Price's theorem, an expectation E[s^(r)_a s^(q)_b],
+and its error is taken relative to the Cauchy-Schwarz bound sqrt(E[s^(r)^2] E[s^(q)^2]): the scale that it cannot
+exceed, that does not vanish where the expectation crosses zero, and that follows changes of units.
 """
 
 from fractions import Fraction
@@ -70,15 +70,16 @@ def test_closed_form_agrees_with_the_numerical_route(name):
 
 
 def test_the_accuracy_check_can_fail():
-    """A relative error of 1e-9 in one curvature entry is seen; so is a 32-point Gauss-Hermite rule, whose chi is off by 8 at 4.37."""
+    """A relative error of 1e-9 in one curvature entry is seen; so is a 32-point Gauss-Hermite rule, whose chi is off by
+    8 at 4.37."""
     case, where = SMOOTH["Tanh"], (4.37, 4.37, 1.0)
     exact, bound = (
         expansion_from(pair_moments(case, *where)),
         expansion_from(np.outer(norms(case, 4.37), norms(case, 4.37))),
     )
     assert_accurate(exact, exact, bound, where)
-    with pytest.raises(AssertionError, match="curvature"):
-        assert_accurate(exact._replace(curvature=exact.curvature * (1 + 1e-9)), exact, bound, where)
+    with pytest.raises(AssertionError, match="hessian"):
+        assert_accurate(exact._replace(hessian=exact.hessian * (1 + 1e-9)), exact, bound, where)
     x, w = np.polynomial.hermite_e.hermegauss(32)
     coarse = np.array([case.s(np.sqrt(4.37) * x, r) for r in range(5)])
     with pytest.raises(AssertionError, match="value"):
@@ -86,7 +87,8 @@ def test_the_accuracy_check_can_fail():
 
 
 def test_polynomial_beyond_its_degree_is_not_needed():
-    """Exact with degree + 1 Hermite coefficients; the expectation of x^2 x^2 is k_aa k_bb + 2 k_ab^2, of x^3 x^3 9 k_aa k_bb k_ab + 6 k_ab^3."""
+    """Exact with degree + 1 Hermite coefficients; the expectation of x^2 x^2 is k_aa k_bb + 2 k_ab^2, of x^3 x^3 9 k_aa
+    k_bb k_ab + 6 k_ab^3."""
     k = jnp.array([2.0, 0.7, 1.5])
     np.testing.assert_allclose(keft.Polynomial(jnp.array([0.0, 0, 1])).moments(k), [12.0, 3 + 0.98, 6.75], rtol=1e-13)
     cube = keft.Polynomial(jnp.array([0.0, 0, 0, 1]))
@@ -111,15 +113,15 @@ def arc_cosine(k_aa: float, k_bb: float, k_ab: float) -> Expansion:
     r = np.sqrt(max(determinant, 0.0))
     both_positive = (np.pi - np.arctan2(r, k_ab)) / (2 * np.pi)
     value = r / (2 * np.pi) + k_ab * both_positive
-    slope = np.array([r / k_aa / (4 * np.pi), r / k_bb / (4 * np.pi), both_positive])
+    gradient = np.array([r / k_aa / (4 * np.pi), r / k_bb / (4 * np.pi), both_positive])
     with np.errstate(divide="ignore", invalid="ignore"):
         aa, bb = (
             k_bb / k_aa / (8 * np.pi * r) - r / k_aa**2 / (4 * np.pi),
             k_aa / k_bb / (8 * np.pi * r) - r / k_bb**2 / (4 * np.pi),
         )
         aa_bb, aa_ab, bb_ab = 1 / (8 * np.pi * r), -k_ab / k_aa / (4 * np.pi * r), -k_ab / k_bb / (4 * np.pi * r)
-        curvature = np.array([[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, 1 / (2 * np.pi * r)]])
-    return Expansion(value, slope, curvature)
+        hessian = np.array([[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, 1 / (2 * np.pi * r)]])
+    return Expansion(value, gradient, hessian)
 
 
 @pytest.mark.parametrize(("k_aa", "k_bb", "rho"), [(1.0, 1.0, 0.5), (30.0, 1e-3, -0.8), (0.3, 4.37, 0.99)])
@@ -143,7 +145,7 @@ def test_arc_cosine_against_integration(k_aa, k_bb, rho):
     units = np.array([k_aa, k_bb, np.sqrt(k_aa * k_bb)])
     steps = 1e-3 * (1 - abs(rho)) * np.diag(units)
     for i, u in enumerate(steps):
-        assert abs((integral(*(k + u)) - integral(*(k - u))) / 2 / u[i] - exact.slope[i]) < 1e-5 * scale / units[i]
+        assert abs((integral(*(k + u)) - integral(*(k - u))) / 2 / u[i] - exact.gradient[i]) < 1e-5 * scale / units[i]
         for j, v in enumerate(steps):
             second = (
                 (integral(*(k + u + v)) - integral(*(k + u - v)) - integral(*(k - u + v)) + integral(*(k - u - v)))
@@ -151,14 +153,16 @@ def test_arc_cosine_against_integration(k_aa, k_bb, rho):
                 / u[i]
                 / v[j]
             )
-            assert abs(second - exact.curvature[i, j]) < 1e-3 * scale / units[i] / units[j]
+            assert abs(second - exact.hessian[i, j]) < 1e-3 * scale / units[i] / units[j]
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.2])
 def test_accuracy_of_kinked_activations(leak):
-    """Against the exact derivatives; near rho = +-1 these change by more than the accuracy when an entry of K is rounded.
+    """Against the exact derivatives; near rho = +-1 these change by more than the accuracy when an entry of K is
+    rounded.
 
-    There sqrt(k_aa k_bb - k_ab^2) has half the digits, and the result must be exact for a kernel within two roundings of the given one.
+    There sqrt(k_aa k_bb - k_ab^2) has half the digits, and the result must be exact for a kernel within two roundings
+    of the given one.
     """
     activation = keft.LeakyReLU(jnp.array(leak)) if leak else keft.ReLU()
     for (k_aa, k_bb, rho), k, found in zip(GRID, KERNELS.tolist(), between_inputs(activation), strict=True):
@@ -170,7 +174,7 @@ def test_accuracy_of_kinked_activations(leak):
         for name, x, options, unit in zip(
             Expansion._fields, found, zip(*candidates, strict=True), (1, units, np.outer(units, units)), strict=True
         ):
-            if name == "curvature" and abs(rho) > 1 - 1e-12:
+            if name == "hessian" and abs(rho) > 1 - 1e-12:
                 assert np.isfinite(x).all()
                 continue
             slack = ACCURACY * np.maximum(scale / unit, np.abs(options[1]))
@@ -194,7 +198,8 @@ DEGENERATE = {
 
 @pytest.mark.parametrize("name", ["Tanh", "GELU", "ReLU", "LeakyReLU"])
 def test_a_repeated_input_is_the_same_input(name):
-    """Q, chi h and Hess:V have equal rows where the kernel has: what holds on the diagonal holds between the two copies."""
+    """Q, chi h and Hess:V have equal rows where the kernel has: what holds on the diagonal holds between the two
+    copies."""
 
     @jax.jit
     def evaluate(K):
@@ -211,7 +216,8 @@ def test_a_repeated_input_is_the_same_input(name):
 def test_curvature_contracted_at_full_correlation_is_the_limit(name, scale):
     """At rho = 1 - delta the curvature is about delta^(-1/2), and kernels move the two copies apart by delta at most.
 
-    So Hess:V comes close to its value at rho = 1 like delta^(3/2), here for V = h h + Wick(K) with another such kernel h.
+    So Hess:V comes close to its value at rho = 1 like delta^(3/2), here for V = h h + Wick(K) with another such kernel
+    h.
     """
     D = jnp.array([[1.0, scale], [scale, scale**2]])
 
@@ -220,7 +226,7 @@ def test_curvature_contracted_at_full_correlation_is_the_limit(name, scale):
         model, K = keft.Model(ACTIVATIONS[name], 2.0), D * jnp.array([[1.0, 1 - delta], [1 - delta, 1.0]])
         h = D * jnp.array([[1.0, 1 - 3 * delta], [1 - 3 * delta, 1.0]])
         V = jnp.einsum("ab,cd->abcd", h, h) + unpack_covariance(wick(pack(K)))
-        return model.hess(K, V), model.activation.expansion(pack(K)).curvature[1, 2, 2]
+        return model.hess(K, V), model.activation.expansion(pack(K)).hessian[1, 2, 2]
 
     limit, _ = contracted(0.0)
     assert jnp.isfinite(limit).all()
@@ -345,7 +351,8 @@ def test_compiled_and_mapped_is_eager_in_a_loop(name):
 
 
 def test_kinked_activations_compiled_and_mapped():
-    """Half of the digits are lost where a kernel is singular, but never to how the compiler arranges the same formula."""
+    """Half of the digits are lost where a kernel is singular, but never to how the compiler arranges the same
+    formula."""
     ks = jnp.stack([pack(K) for K in DEGENERATE.values()])
     mapped, looped = eqx.filter_jit(jax.vmap(keft.ReLU().expansion))(ks), expansions(keft.ReLU(), ks)
     eager = keft.ReLU().expansion(ks[0])

@@ -18,7 +18,7 @@ FLOORS = (
     {"pairs", "quadrature", "directions", "cholesky"},
     {"activations"},
     {"expectations", "depths"},
-    {"maps"},
+    {"parts"},
     {"model"},
     {"closures", "network", "conventions"},
     {"trajectory", "ensemble", "recipes"},
@@ -76,7 +76,8 @@ LOOKED_UP = {"showing.py", "storage/results.py", "storage/values.py"}
 
 
 def test_only_these_files_look_a_higher_floor_up_by_name():
-    """When they are called, not when they are imported: figures for `plot`, and the public classes that a file names."""
+    """When they are called, not when they are imported: figures for `plot`, and the public classes that a file
+    names."""
     found = {
         str(path.relative_to(PACKAGE)) for path in FILES if room(path) != "cli" and "import_module(" in path.read_text()
     }

@@ -1,7 +1,7 @@
 r"""Blocks of several parts: what a model refuses, the maps it is made of, and order 1/n of every kind of block.
 
-Oracles: numbers of two programs written apart from this package (theory), kernels of neural-tangents, closed forms exact at every width,
-finite differences of Q, and plain NumPy.
+Oracles: numbers of two programs written apart from this package (theory), kernels of neural-tangents, closed forms
+exact at every width, finite differences of Q, and plain NumPy.
 """
 
 import jax
@@ -12,16 +12,16 @@ from scipy.special import erf
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import GELU, GLU, Dense, GOnly, HermiteTower, Linear, Model, ReLU, RMSNorm, SiLU, Sin, Tanh
-from kernel_eft_jax.maps import Fresh, carry_all
 from kernel_eft_jax.pairs import pack
+from kernel_eft_jax.parts import Fresh, carry_all
 
 TWO = np.array([[2.0, 0.6], [0.6, 2.0]])
 UNIT = np.array([[1.0, 0.3], [0.3, 1.0]])
 ONE = np.array([[2.0]])
 UNEQUAL = np.array([[2.0, 0.6], [0.6, 1.2]])
 
-# Branch; input kernel, layers, eps, decay; K0, V4, K1 of entries 00 and 01, from two independent programs that agree in all digits.
-# Where the branch reads tanh those programs stopped at degree 60, whose K1 is still 1e-4 from its limit.
+# Branch; input kernel, layers, eps, decay; K0, V4, K1 of entries 00 and 01, from two independent programs that agree in
+# all digits. Where the branch reads tanh those programs stopped at degree 60, whose K1 is still 1e-4 from its limit.
 TABLE = {
     "two matrices": (
         [Dense(1.0), Tanh(), Dense(2.0)],
@@ -67,7 +67,8 @@ def entries(solution):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_block_is_exact_at_order_one_over_n(name):
-    """HermiteTower gives the digits of every block; so does the paper's closure where the branch begins with a matrix or a norm."""
+    """HermiteTower gives the digits of every block; so does the paper's closure where the branch begins with a matrix
+    or a norm."""
     branch, (K0, layers, eps, decay), known = TABLE[name]
     model = Model(branch, decay=decay)
     closures = [HermiteTower(60)] if isinstance(branch[0], Tanh) else [HermiteTower(3), GOnly()]
@@ -80,7 +81,8 @@ def test_every_block_is_exact_at_order_one_over_n(name):
 
 
 def test_hidden_noise_and_inner_curvature_are_seen(monkeypatch):
-    """Negative controls: without the noise of hidden neurons, or without the curvature of the maps behind them, the table is missed."""
+    """Negative controls: without the noise of hidden neurons, or without the curvature of the maps behind them, the
+    table is missed."""
     branch, (K0, layers, eps, _), known = TABLE["full pre-activation"]
     response = Fresh.response
 
@@ -92,12 +94,13 @@ def test_hidden_noise_and_inner_curvature_are_seen(monkeypatch):
 
     V4, _ = miss(lambda self, k: response(self, k)._replace(noise=jnp.zeros((), k.dtype)), 51)
     assert V4 > 1e-3  # the table is met to 2e-6
-    _, K1 = miss(lambda self, k: response(self, k)._replace(curvature=jnp.zeros((k.size, 3, 3), k.dtype)), 52)
+    _, K1 = miss(lambda self, k: response(self, k)._replace(hessian=jnp.zeros((k.size, 3, 3), k.dtype)), 52)
     assert K1 > 0.1
 
 
 def test_one_matrix_is_not_two():
-    """Negative control: the exact theory of one matrix, put on a network of two, misses its V4 by 1 % and its K1 by a factor of three."""
+    """Negative control: the exact theory of one matrix, put on a network of two, misses its V4 by 1 % and its K1 by a
+    factor of three."""
     _, (K0, layers, eps, _), known = TABLE["two matrices"]
     one = entries(keft.solve(Model(Tanh(), 2.0), K0[:1, :1], layers=layers, eps=eps, closure=HermiteTower(40)))
     assert abs(one[1][0] / known[1][0] - 1) > 0.005
@@ -123,13 +126,15 @@ def test_kernels_of_neural_tangents(branch, K0, known):
 
 
 def relu_pair(kappa, first, second):
-    """Branch of two matrices with ReLU or linear units, kappa as in theory, and the numbers 1 + 5/m or 1 + 2/m go with."""
+    """Branch of two matrices with ReLU or linear units, kappa as in theory, and the numbers 1 + 5/m or 1 + 2/m go
+    with."""
     return [Dense(first, ratio=2), ReLU() if kappa else Linear(), Dense(second)]
 
 
 @pytest.mark.parametrize(("relu", "extra"), [(True, 5.0), (False, 2.0)], ids=["relu", "linear"])
 def test_two_matrices_in_closed_form(relu, extra):
-    """E[G^2] multiplies by 1 + 2 e2 kappa (1 + 2/n) + e2^2 kappa^2 (1 + extra/m)(1 + 2/n) a layer, exactly: its order 1/n is V4 + 2 K0 K1."""
+    """E[G^2] multiplies by 1 + 2 e2 kappa (1 + 2/n) + e2^2 kappa^2 (1 + extra/m)(1 + 2/n) a layer, exactly: its order
+    1/n is V4 + 2 K0 K1."""
     C1, C2, e2, L, ratio = 1.3, 1.7, 0.16, 6, 2
     kappa = C1 * C2 * (0.5 if relu else 1.0)
     K = 1.4
@@ -146,7 +151,8 @@ def test_two_matrices_in_closed_form(relu, extra):
 
 
 def test_a_norm_first_in_closed_form():
-    """RMSNorm first, one input: K1 = 0 and V4 a sum over layers; s = erf, E[erf^2] = 2/pi arcsin(2 A / (1 + 2 A)) at A = C1."""
+    """RMSNorm first, one input: K1 = 0 and V4 a sum over layers; s = erf, E[erf^2] = 2/pi arcsin(2 A / (1 + 2 A)) at A
+    = C1."""
     C1, C2, e2, L, ratio, K = 1.5, 2.0, 0.25, 5, 3, 1.2
     x = np.linspace(-12, 12, 4801)
     w = np.exp(-(x**2) / 2) * (x[1] - x[0]) / np.sqrt(2 * np.pi)
@@ -166,7 +172,8 @@ def test_a_norm_first_in_closed_form():
     ("activation", "C_W", "extra"), [(ReLU(), 2.0, 5.0), (Linear(), 1.5, 2.0)], ids=["relu", "linear"]
 )
 def test_plain_networks_in_closed_form(activation, C_W, extra):
-    """A plain network multiplies E[q^2] by (gain^2)(1 + extra/n) a layer; here q0 scatters like a Wishart kernel, 2 q^2 / n."""
+    """A plain network multiplies E[q^2] by (gain^2)(1 + extra/n) a layer; here q0 scatters like a Wishart kernel, 2 q^2
+    / n."""
     L, K = 5, 1.1
     solution = keft.solve(Model(activation, C_W, decay=1.0), [[K]], layers=L, eps=1.0, closure=HermiteTower(120))
     gain = (C_W / 2 if extra == 5 else C_W) ** L
@@ -176,7 +183,8 @@ def test_plain_networks_in_closed_form(activation, C_W, extra):
 
 
 def test_deep_plain_tanh_networks():
-    """tanh, C_W = 1: V / (K^2 l) -> 2/3 and K1 / (K l) -> -1/3, V without the Wick term; 0.6648 and -0.3309 at l = 1000."""
+    """tanh, C_W = 1: V / (K^2 l) -> 2/3 and K1 / (K l) -> -1/3, V without the Wick term; 0.6648 and -0.3309 at l =
+    1000."""
     l = 1000
     solution = keft.solve(Model(Tanh(), 1.0, decay=1.0), [[1.0]], layers=l, eps=1.0, closure=HermiteTower(12))
     K, V4, K1 = solution.K0.item(), solution.V4.item(), solution.K1.item()
@@ -229,7 +237,8 @@ def sample_covariance(features, outputs, A, count, rng):
     ids=["sin", "relu", "gate"],
 )
 def test_noise_of_fresh_neurons(neurons, features, outputs):
-    """The kernel of m neurons scatters by Cov(f f, f f) / m: two million sampled neurons, largest entries to 1 % (4 standard errors)."""
+    """The kernel of m neurons scatters by Cov(f f, f f) / m: two million sampled neurons, largest entries to 1 % (4
+    standard errors)."""
     A = np.array([[1.2, 0.5], [0.5, 0.8]])
     mean, covariance = sample_covariance(features, outputs, A, 2_000_000, np.random.default_rng(3))
     found = Fresh(neurons, 2.0).response(pack(jnp.asarray(A)))
@@ -238,7 +247,8 @@ def test_noise_of_fresh_neurons(neurons, features, outputs):
 
 
 def test_corrections_of_the_mean_run_through_two_hidden_layers():
-    """carry_all against a second-order Taylor expansion of the composed maps, by finite differences of NumPy-like evaluations."""
+    """carry_all against a second-order Taylor expansion of the composed maps, by finite differences of NumPy-like
+    evaluations."""
     model = Model([Dense(1.0), Sin(), Dense(1.2, ratio=2), Sin(), Dense(0.9)])
     k = pack(jnp.asarray(UNEQUAL))
     responses = model.responses(k)
@@ -246,7 +256,8 @@ def test_corrections_of_the_mean_run_through_two_hidden_layers():
     m, _ = carry_all(responses, jnp.zeros(3), C)
     hessian = jax.hessian(model.q)(k)
     quiet = 0.5 * jnp.einsum("pij,ij->p", hessian, C)
-    # What the first hidden layer's noise adds: half the curvature of everything behind it, contracted with its covariance.
+    # What the first hidden layer's noise adds: half the curvature of everything behind it, contracted with its
+    # covariance.
     first = responses[2]
 
     def behind(x):
@@ -305,7 +316,8 @@ def test_fixed_points_of_the_continuum():
 
 
 def test_layers_of_their_own_step_are_layers_in_turn():
-    """eps of each layer: solving in two halves from the first half's kernel gives the same K0, and t is the running sum of eps^2."""
+    """eps of each layer: solving in two halves from the first half's kernel gives the same K0, and t is the running sum
+    of eps^2."""
     model, eps = Model([Dense(1.0), Sin(), Dense(1.5)], decay=0.4), np.array([0.5, 0.3, 0.7, 0.2])
     whole = keft.solve(model, TWO, layers=[0, 2, 4], eps=eps)
     np.testing.assert_allclose(whole.ts, [0, 0.34, 0.87], rtol=1e-12)
@@ -316,7 +328,8 @@ def test_layers_of_their_own_step_are_layers_in_turn():
 
 
 def test_gonly_is_the_tower_where_the_branch_begins_with_a_matrix():
-    """Two closures, one truth: three inputs, unequal ratios, two hidden layers, decay, an eps of each layer; and in the continuum."""
+    """Two closures, one truth: three inputs, unequal ratios, two hidden layers, decay, an eps of each layer; and in the
+    continuum."""
     model = Model(
         [RMSNorm(), Dense(1.2, 0.1, ratio=2), Sin(), Dense(0.8, ratio=0.5), keft.Erf(), Dense(1.3)], decay=0.3
     )

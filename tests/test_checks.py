@@ -1,4 +1,5 @@
-"""Checks at the door: an error names the argument, says what was wrong, and what would be right; good input passes untouched."""
+"""Checks at the door: an error names the argument, says what was wrong, and what would be right; good input passes
+untouched."""
 
 import math
 
@@ -86,7 +87,8 @@ def test_traced_values_pass_and_traced_shapes_do_not():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_large_variances_hide_no_fault(dtype):
-    """An entry 1.5 between two variances of one is impossible, whatever the third variance; so is an asymmetry there."""
+    """An entry 1.5 between two variances of one is impossible, whatever the third variance; so is an asymmetry
+    there."""
     K = np.diag(np.array([1e6, 1, 1], dtype))
     check_kernel(K)
     K[1, 2] = K[2, 1] = 1.5
@@ -294,7 +296,8 @@ def test_zero_variances_are_allowed():
 
 
 class TestDoors:
-    """One row for each kind of wrong input: who is blamed, and what is advised. What is silent or a riddle is a defect."""
+    """One row for each kind of wrong input: who is blamed, and what is advised. What is silent or a riddle is a
+    defect."""
 
     MODEL = keft.Model(keft.Tanh(), 2.0)
     G = np.ones((20, 1, 1, 1))

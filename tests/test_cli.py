@@ -78,7 +78,8 @@ SAMPLE = "sample --activation sin --inputs 2 --width 6 --depth 4 --eps 0.5 --tim
 
 
 def test_sampling_stops_at_a_target():
-    """The error of G[01] of 2,000 networks is 0.7 / sqrt(2,000): 0.05 needs about 200 of them, in rounds of 32 blocks."""
+    """The error of G[01] of 2,000 networks is 0.7 / sqrt(2,000): 0.05 needs about 200 of them, in rounds of 32
+    blocks."""
     assert cli.main([*SAMPLE.split(), "--networks", "2000", "--target", "G:0,1", "0.05"]) == 0
     estimate = storage.load("sample.nc")
     assert isinstance(estimate, Estimate)
@@ -87,7 +88,8 @@ def test_sampling_stops_at_a_target():
 
 
 def test_sampling_goes_on_after_an_interruption(monkeypatch, capsys):
-    """Interrupted at its third block, with a file: one sentence and exit code 130; the same command then gives what it would have."""
+    """Interrupted at its third block, with a file: one sentence and exit code 130; the same command then gives what it
+    would have."""
     command = [*SAMPLE.split(), "--networks", "256"]
     assert cli.main([*command, "--out", "whole.nc"]) == 0
     due = iter([False, False, True])

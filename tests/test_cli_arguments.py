@@ -21,10 +21,9 @@ def in_an_empty_directory(tmp_path, monkeypatch):
 def test_help_and_mistakes_load_no_jax():
     """Both are answered before JAX, NumPy or anything else that takes long is imported."""
     script = (
-        "import sys\nfrom kernel_eft_jax.cli import main\n"
-        "for words in (['--help'], ['theory', '--help'], ['--version'], ['theory', '--depth', '0'], ['sample', '--out', 'a.png']):\n"
-        "    main(words)\n"
-        "assert not {'jax', 'numpy', 'equinox', 'matplotlib'} & sys.modules.keys(), sorted(sys.modules)"
+        "import sys\nfrom kernel_eft_jax.cli import main\nfor words in (['--help'], ['theory', '--help'], "
+        "['--version'], ['theory', '--depth', '0'], ['sample', '--out', 'a.png']):\n    main(words)\nassert not "
+        "{'jax', 'numpy', 'equinox', 'matplotlib'} & sys.modules.keys(), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 

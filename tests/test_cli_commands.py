@@ -104,7 +104,8 @@ def test_validity_of_linear_networks(tmp_path, capsys):
 
 
 def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
-    """400 networks of the package's own sampler, read from a file as any framework would write it: truth within 4 errors."""
+    """400 networks of the package's own sampler, read from a file as any framework would write it: truth within 4
+    errors."""
     K0 = np.array([[1.0, 0.3], [0.3, 1.0]])
     G = keft.sample_kernels(
         keft.Model(keft.Tanh(), 1.5, 0.2),
@@ -136,7 +137,8 @@ def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
 
 @pytest.mark.parametrize("sampler", ["block", "weights"])
 def test_fit_takes_what_sample_writes(sampler, capsys):
-    """Of linear networks, whose mean kernel is known at every width: truth within 4 standard errors; false alarm 1e-3."""
+    """Of linear networks, whose mean kernel is known at every width: truth within 4 standard errors; false alarm
+    1e-3."""
     ensemble = f"--width 16 --depth 6 --eps 0.4 --networks 512 --times 3 --sampler {sampler}"
     command = f"sample --activation linear --C_W 1.5 --C_b 0.2 --inputs 1 --diagonal 1 {ensemble}"
     assert run(command) == 0
@@ -217,9 +219,11 @@ class TestCompare:
     sample = "sample --activation linear --inputs 2 --C_W 1 --width 64 --depth 4 --eps 0.5 --networks 4096 --times 5"
 
     def test_the_right_theory_is_within_errors(self, capsys):
-        """4 depths of 6 quantities, at most 9 entries each, mostly dependent: 5 standard errors have false alarm below 1e-4.
+        """4 depths of 6 quantities, at most 9 entries each, mostly dependent: 5 standard errors have false alarm below
+        1e-4.
 
-        Relative errors of order 1/n, 1.6 %, would show in V4 at 4096 networks, whose relative standard error is 2 %, below one.
+        Relative errors of order 1/n, 1.6 %, would show in V4 at 4096 networks, whose relative standard error is 2 %,
+        below one.
         """
         assert run(self.sample) == 0
         assert run("theory --activation linear --C_W 1 --eps 0.5 --depth 4 --times 5") == 0
@@ -235,9 +239,11 @@ class TestCompare:
 
     @staticmethod
     def relative_variance():
-        """n Cov(G, G) / (2 E[G]^2) of one input at order 1/n: each layer multiplies G by 1 + eps^2 C_W and adds eps^2 C_W noise twice.
+        """n Cov(G, G) / (2 E[G]^2) of one input at order 1/n: each layer multiplies G by 1 + eps^2 C_W and adds eps^2
+        C_W noise twice.
 
-        G' = G + 2 eps phi.h / n + eps^2 h.h / n with h N(0, C_W G): variance (4 eps^2 C_W + 2 eps^4 C_W^2) G^2 / n a layer.
+        G' = G + 2 eps phi.h / n + eps^2 h.h / n with h N(0, C_W G): variance (4 eps^2 C_W + 2 eps^4 C_W^2) G^2 / n a
+        layer.
         """
         x, v = 0.25, 2.0
         for _ in range(4):

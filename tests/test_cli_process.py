@@ -1,4 +1,5 @@
-"""The command as a process: compiled programs are kept, interruptions and closed pipes end quietly; and how numbers are shown."""
+"""The command as a process: compiled programs are kept, interruptions and closed pipes end quietly; and how numbers are
+shown."""
 
 import math
 import os

@@ -1,4 +1,5 @@
-"""HermiteTower and SigmaKernel against oracles that expand in no modes: sums over layers, closed forms, dense quadrature."""
+"""HermiteTower and SigmaKernel against oracles that expand in no modes: sums over layers, closed forms, dense
+quadrature."""
 
 import itertools
 import math
@@ -11,13 +12,14 @@ import pytest
 from problems import PROBLEMS, SMOOTH, Problem, line, one_input_layers, select, sigma, sigma_kernel_layers, wick
 
 import kernel_eft_jax as keft
-from kernel_eft_jax import maps
+from kernel_eft_jax import parts
 from kernel_eft_jax.closures.pair_tower import PairTower
 from kernel_eft_jax.expectations.four_point import local_products, products_and_noise
-from kernel_eft_jax.maps import apply_slope
 from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
+from kernel_eft_jax.parts import apply_gradient
 
-# What is left at degree 40, relative: nothing for entire functions, little where poles are far, more for tanh and kinks.
+# What is left at degree 40, relative: nothing for entire functions, little where poles are far, more for tanh and
+# kinks.
 TOWER_TOLERANCE = {"Tanh layers": (3e-5, 5e-3), "published": (2e-5, 4e-3), "relu": (1e-6, 2e-4)}
 EXACT = [p for p in select("V4") if "many inputs" not in p.tags or "closed form" in p.tags]
 
@@ -32,7 +34,8 @@ def assert_close(actual, expected, rtol):
 
 @pytest.mark.parametrize("problem", EXACT, ids=lambda p: p.name)
 def test_the_tower_is_exact_at_order_one_over_n(problem):
-    """V4 and K1 of real layers at any eps, and of the continuum, whatever the activation: odd, even, neither, or kinked."""
+    """V4 and K1 of real layers at any eps, and of the continuum, whatever the activation: odd, even, neither, or
+    kinked."""
     V4_rtol, K1_rtol = TOWER_TOLERANCE.get(problem.name, (2e-6, 2e-6))
     solution = solve(problem, keft.HermiteTower(20 if "closed form" in problem.tags else 40))
     assert_close(solution.K0, problem.known["K0"].value, 1e-7)
@@ -51,7 +54,7 @@ def test_a_linear_network_needs_the_pseudo_inverse_only(problem):
 def test_a_wrong_response_would_be_seen(monkeypatch):
     """Negative control: with the response chi ten per cent too large, the same comparison fails."""
     problem = next(p for p in PROBLEMS if p.name == "SiLU layers")
-    monkeypatch.setattr(maps, "apply_slope", lambda slope, h: apply_slope(1.1 * slope, h))
+    monkeypatch.setattr(parts, "apply_gradient", lambda slope, h: apply_gradient(1.1 * slope, h))
     solution = solve(problem, keft.HermiteTower(39))  # a degree of its own: nothing compiled before is used again
     for quantity in ("V4", "K1"):
         with pytest.raises(AssertionError):
@@ -67,13 +70,15 @@ def sigma_kernel():
 
 
 def test_numbers_of_the_sigma_kernel_closure(sigma_kernel):
-    """The numbers of the design document at the paper's settings: 48.418 and -0.4700 for one input, found independently."""
+    """The numbers of the design document at the paper's settings: 48.418 and -0.4700 for one input, found
+    independently."""
     np.testing.assert_allclose(sigma_kernel.V4[0, 0, 0, 0, 0], 48.418, atol=5e-4)
     np.testing.assert_allclose(sigma_kernel.K1[0, 0, 0], -0.4700, atol=5e-5)
 
 
 def test_closures_agree_on_two_inputs_to_their_stated_accuracy(sigma_kernel):
-    """V4 of two inputs: HermiteTower and SigmaKernel, two different systems, differ by 0.2 %; Cov(G, S) and Cov(S, S) by 3 %; K1 by 0.02."""
+    """V4 of two inputs: HermiteTower and SigmaKernel, two different systems, differ by 0.2 %; Cov(G, S) and Cov(S, S)
+    by 3 %; K1 by 0.02."""
     tower = keft.solve(*PAPER, closure=keft.HermiteTower(20))
     np.testing.assert_allclose(sigma_kernel.V4, tower.V4, rtol=2e-3)
     np.testing.assert_allclose(sigma_kernel.K1, tower.K1, atol=0.04)
@@ -135,7 +140,8 @@ def test_the_truncation_estimate_is_honest(degree):
     ("name", "k", "degree"), [("Tanh", 2.0, 2), ("Tanh", 2.0, 3), ("Sin", 10.0, 30), ("GELU", 1.0, 4)]
 )
 def test_truncation_bounds_what_is_missing(name, k, degree):
-    """Odd and even degrees, degrees far below the weight of s^2: the bound holds, and is within a factor of five of the truth."""
+    """Odd and even degrees, degrees far below the weight of s^2: the bound holds, and is within a factor of five of the
+    truth."""
     exact = one_input_layers(SMOOTH[name], 2.0, 0.0, k, 0.5, 8)
     model = keft.Model(SMOOTH[name].activation, jnp.array(2.0))
     solution = keft.solve(model, [[k]], layers=8, eps=0.5, closure=keft.HermiteTower(degree))
@@ -148,7 +154,8 @@ def test_truncation_bounds_what_is_missing(name, k, degree):
     ("name", "k", "most"), [("Sin", 25.0, 128), ("Tanh", 1e-3, 4), ("GELU", 1.0, 8)], ids=["Sin", "Tanh", "GELU"]
 )
 def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
-    """Bounds are within the stated shares, and the numbers within the bounds: for sin at K0 = 25, whose s^2 sits near degree 100, too."""
+    """Bounds are within the stated shares, and the numbers within the bounds: for sin at K0 = 25, whose s^2 sits near
+    degree 100, too."""
     model, exact = (
         keft.Model(SMOOTH[name].activation, jnp.array(2.0)),
         one_input_layers(SMOOTH[name], 2.0, 0.0, k, 0.5, 8),
@@ -168,7 +175,8 @@ def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
 
 
 def test_an_oscillation_that_the_nodes_miss_is_refused():
-    """sin at K0 = 100: the nodes of degree 4 see another function (V4 off by 10), and say so; those of the chosen degree see it."""
+    """sin at K0 = 100: the nodes of degree 4 see another function (V4 off by 10), and say so; those of the chosen
+    degree see it."""
     model = keft.Model(keft.Sin(), jnp.array(2.0))
     with pytest.raises(RuntimeError, match=r"estimated relative error of .* a higher degree of the closure"):
         keft.solve(model, [[100.0]], layers=[2], eps=0.5, closure=keft.HermiteTower(4))
@@ -180,7 +188,8 @@ def test_an_oscillation_that_the_nodes_miss_is_refused():
 
 
 def test_where_no_degree_can_be_chosen():
-    """Inside jit the degree is 30; a hierarchy that ends by itself has its own; a file gives back the degree that was used."""
+    """Inside jit the degree is 30; a hierarchy that ends by itself has its own; a file gives back the degree that was
+    used."""
     model = keft.Model(keft.Erf(), jnp.array(2.0))
     inside = jax.jit(lambda K: keft.solve(model, K, layers=2, eps=0.5).packed)(jnp.array([[1.0]]))
     for found, given in zip(
@@ -205,7 +214,8 @@ def test_a_degree_too_low_to_tell_says_so():
 
 @pytest.mark.parametrize(("name", "dt", "layers"), [("Erf", 1.0, 10), ("SiLU", 0.25, 4)])
 def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt, layers):
-    """At any eps, by hand in plain NumPy. What is left of erf at eps = 1, K1 = -1.39 where -1.68 is right, is the closure itself."""
+    """At any eps, by hand in plain NumPy. What is left of erf at eps = 1, K1 = -1.39 where -1.68 is right, is the
+    closure itself."""
     case = SMOOTH[name]
     *by_hand, _ = sigma_kernel_layers(case, 2.0, 1.0, dt, layers)
     model = keft.Model(case.activation, jnp.array(2.0))
@@ -219,7 +229,8 @@ def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt
 
 
 def test_stiff_directions_of_the_sigma_kernel():
-    """Nearly equal inputs of ReLU forget their difference within a layer; V4_01,01 and K1_01 go to those of one input, step by step."""
+    """Nearly equal inputs of ReLU forget their difference within a layer; V4_01,01 and K1_01 go to those of one input,
+    step by step."""
     model = keft.Model(keft.ReLU(), jnp.array(2.0))
     found = {
         rho: keft.solve(model, [[1.0, rho], [rho, 1.0]], layers=16, eps=0.25, closure=keft.SigmaKernel(8))
@@ -246,7 +257,8 @@ CLOSURES = [keft.GOnly(), keft.HermiteTower(6), keft.SigmaKernel(6), PairTower(6
 @pytest.mark.parametrize("name", RESCALED)
 @pytest.mark.parametrize("depth", [{"ts": [0.5, 1.0]}, {"layers": [2, 6], "eps": 0.5}], ids=["continuum", "layers"])
 def test_a_rescaled_problem_has_the_rescaled_answer(closure, name, depth):
-    """K0 and K1 scale with the input kernel, V4 with its square, bounds too: bit for bit where the factor is a power of four, else to rounding."""
+    """K0 and K1 scale with the input kernel, V4 with its square, bounds too: bit for bit where the factor is a power of
+    four, else to rounding."""
 
     @jax.jit
     def solved(s):
@@ -266,7 +278,8 @@ def test_a_rescaled_problem_has_the_rescaled_answer(closure, name, depth):
 
 
 def test_an_input_of_zero_norm():
-    """Values are the limit of small variances, derivatives those on the one side: two layers of tanh with biases, where K0_11 = K0_01 = 0."""
+    """Values are the limit of small variances, derivatives those on the one side: two layers of tanh with biases, where
+    K0_11 = K0_01 = 0."""
     model = keft.Model(keft.Tanh(), jnp.array(2.0), jnp.array(0.1))
 
     @jax.jit
@@ -302,7 +315,8 @@ def covariance_of_sines(K):
 
 
 def test_the_series_of_four_inputs_tells_its_error():
-    """Sines of variance 4 and correlation 0.9: the series to degree 20 misses some of Cov(s s, s s), is known to, and is refused."""
+    """Sines of variance 4 and correlation 0.9: the series to degree 20 misses some of Cov(s s, s s), is known to, and
+    is refused."""
     K = 4 * np.where(np.eye(4, dtype=bool), 1.0, 0.9)
     exact, variance = covariance_of_sines(K)
     model, closure = keft.Model(keft.Sin(), 2.0), keft.SigmaKernel()
@@ -318,7 +332,8 @@ def test_the_series_of_four_inputs_tells_its_error():
 
 
 def test_four_point_expectations():
-    """E[s s s s], its gradient form and the second derivatives, against dense quadrature over three and over four inputs."""
+    """E[s s s s], its gradient form and the second derivatives, against dense quadrature over three and over four
+    inputs."""
     case, k = SMOOTH["Softplus(0.5)"], 0.5
     K = k * np.array([[1.0, 0.5, -0.2, 0.3], [0.5, 1.2, 0.1, 0.2], [-0.2, 0.1, 0.9, 0.4], [0.3, 0.2, 0.4, 1.1]])
     Q = np.array([[1.0, 0.2, 0.1, 0.4], [0.2, 0.8, 0.3, 0.1], [0.1, 0.3, 0.7, 0.2], [0.4, 0.1, 0.2, 0.9]])
@@ -371,7 +386,8 @@ def with_reverse(f):
     ids=["HermiteTower", "SigmaKernel"],
 )
 def test_layer_gradients_in_reverse_and_by_differences(closure):
-    """Derivatives of V4 and K1 by every parameter: reverse mode = central differences to 1e-6. (Forward mode: test_gradients.)"""
+    """Derivatives of V4 and K1 by every parameter: reverse mode = central differences to 1e-6. (Forward mode:
+    test_gradients.)"""
     activation = keft.Scaled(keft.GELU(), jnp.array(1.3))
     model, K = keft.Model(activation, jnp.array(1.5), jnp.array(0.2)), jnp.asarray(THREE[:2, :2])
     values = jnp.array([m[1] for m in (make(model, K) for make in PARAMETERS.values())])
@@ -423,7 +439,8 @@ def test_relu_off_the_diagonal_against_sums_over_layers():
         assert root > 0
         return E, np.array([r / (4 * np.pi * K[0, 0]), r / (4 * np.pi * K[1, 1]), (np.pi - theta) / (2 * np.pi)])
 
-    # Two layers: g = xi_2(phi phi) + h, h_2 = h C_W (xi_1(ss) + chi_1 h_1) + h_1, h_1 = h C_W xi_0(ss), in pairs (00, 11, 01).
+    # Two layers: g = xi_2(phi phi) + h, h_2 = h C_W (xi_1(ss) + chi_1 h_1) + h_1, h_1 = h C_W xi_0(ss), in pairs (00,
+    # 11, 01).
     kernels = [K]
     for _ in range(2):
         kernels.append(kernels[-1] + h * C_W * increments(kernels[-1])[0])
@@ -432,7 +449,8 @@ def test_relu_off_the_diagonal_against_sums_over_layers():
     pair = [(0, 0), (1, 1), (0, 1)]
     ss0 = np.stack([relu(phi[a]) * relu(phi[b]) for a, b in pair])
     pp0 = np.stack([phi[a] * phi[b] for a, b in pair])
-    # Given phi at layer 0, layer 1 adds an independent normal of covariance h Q: averages of s s there, by the same grid.
+    # Given phi at layer 0, layer 1 adds an independent normal of covariance h Q: averages of s s there, by the same
+    # grid.
     M = np.linalg.cholesky(kernels[1] - kernels[0])
     coarse, v = line(1 / 6)
     u = np.stack(np.meshgrid(coarse, coarse, indexing="ij")).reshape(2, -1)

@@ -1,8 +1,8 @@
 r"""GOnly against what is known without it.
 
-Oracles: the trajectories of `problems`, closed forms among them; the same equations written a second time in plain NumPy
-and SciPy, with full index notation, an own quadrature and an own integrator; numbers of converged quadrature known to five
-digits. A control shows that the comparison can fail: with chi wrong by ten per cent it does.
+Oracles: the trajectories of `problems`, closed forms among them; the same equations written a second time in plain
+NumPy and SciPy, with full index notation, an own quadrature and an own integrator; numbers of converged quadrature
+known to five digits. A control shows that the comparison can fail: with chi wrong by ten per cent it does.
 """
 
 from itertools import product
@@ -56,7 +56,8 @@ def derivative_of_product(moments, a, b, slots):
 
 
 def gaussian_derivatives(K):
-    """Q, dQ and d2Q over all ordered index pairs: d E[F] = 1/2 sum_xy E[d_x d_y F] dK_xy, and so again for the second."""
+    """Q, dQ and d2Q over all ordered index pairs: d E[F] = 1/2 sum_xy E[d_x d_y F] dK_xy, and so again for the
+    second."""
     N = len(K)
     Q, first, second = np.empty((N, N)), np.empty((N,) * 4), np.empty((N,) * 6)
     for a, b in product(range(N), repeat=2):

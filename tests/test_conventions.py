@@ -1,7 +1,8 @@
-"""Constructors against the initialisers that they are named after: variances of real layers, and what their shape does to K1.
+"""Constructors against the initialisers that they are named after: variances of real layers, and what their shape does
+to K1.
 
-The variance of m entries of excess kurtosis kappa has the relative standard error sqrt((kappa + 2) / m), below 0.4 % for the m taken
-here; it must be right within 5 of them (false alarm 6e-7 each), which sees an error of 2 %.
+The variance of m entries of excess kurtosis kappa has the relative standard error sqrt((kappa + 2) / m), below 0.4 %
+for the m taken here; it must be right within 5 of them (false alarm 6e-7 each), which sees an error of 2 %.
 """
 
 import equinox as eqx
@@ -41,7 +42,8 @@ def test_pytorch_linear_is_the_default_of_equinox(key):
 
 @pytest.mark.parametrize("width", [1, 64, 1000])
 def test_pytorch_linear_is_the_documented_formula(width):
-    """PyTorch: kaiming_uniform_(a=sqrt(5)), bound = gain sqrt(3 / fan_in), gain = sqrt(2 / (1 + a^2)); biases within 1 / sqrt(fan_in)."""
+    """PyTorch: kaiming_uniform_(a=sqrt(5)), bound = gain sqrt(3 / fan_in), gain = sqrt(2 / (1 + a^2)); biases within 1
+    / sqrt(fan_in)."""
     gain = np.sqrt(2 / (1 + np.sqrt(5) ** 2))
     weight_bound, bias_bound = gain * np.sqrt(3 / width), 1 / np.sqrt(width)
     model = conventions.pytorch_linear(keft.Tanh(), width=width)
@@ -67,7 +69,8 @@ def test_constructors_have_the_variance_of_jax_initialisers(constructor, initial
 
 
 def test_increments_have_the_covariance_of_the_model(key):
-    """C_W and C_b belong together as Qhat = C_b + C_W S says: layers of Equinox applied to two inputs. m = 262,144 increments."""
+    """C_W and C_b belong together as Qhat = C_b + C_W S says: layers of Equinox applied to two inputs. m = 262,144
+    increments."""
     s = jnp.tanh(jax.random.normal(key, (2, N)) * jnp.array([[1.5], [0.3]]))
     eta = jax.vmap(lambda layer: jax.vmap(layer)(s))(equinox_layers(key, 4096))
     model = conventions.pytorch_linear(keft.Tanh(), width=N)
@@ -93,7 +96,8 @@ def test_the_step_reaches_its_depth_time(T, depth):
     assert np.isclose(solution.K0[0, 0, 0], 2 * (1 + 1.5 * T / depth) ** depth, rtol=1e-12)
 
 
-# --- blocks: increments of networks written out in NumPy, as the papers write them, against Q --------------------------------------
+# --- blocks: increments of networks written out in NumPy, as the papers write them, against Q -------------------------
+
 
 WIDE, INPUTS = 96, 400
 
@@ -151,9 +155,11 @@ def mlp_branch(rng, x):
     ids=["transformer", "gpt2", "llama", "resnet"],
 )
 def test_blocks_have_the_increments_of_their_papers(model, branch):
-    """The mean square of f over 400 networks of 96 neurons is Q, within 4 standard errors and 3 %, the next order in 1/n.
+    """The mean square of f over 400 networks of 96 neurons is Q, within 4 standard errors and 3 %, the next order in
+    1/n.
 
-    The standard error is below 2 %: a matrix of half the variance, or a gate left out, would show. False alarm below 1e-4.
+    The standard error is below 2 %: a matrix of half the variance, or a gate left out, would show. False alarm below
+    1e-4.
     """
     rng, k = np.random.default_rng(1), 1.3
     squares = np.array([np.mean(branch(rng, np.sqrt(k) * rng.standard_normal(WIDE)) ** 2) for _ in range(INPUTS)])
@@ -197,7 +203,8 @@ def test_unit_skips_keep_the_variance():
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.5])
 def test_the_blocks_of_umup_have_equal_shares(multiplier):
-    """Shares in the last layer by multiplying skips out; half of all blocks over the input is multiplier^2, as in the library's tau rule."""
+    """Shares in the last layer by multiplying skips out; half of all blocks over the input is multiplier^2, as in the
+    library's tau rule."""
     eps = conventions.umup_eps(8, multiplier)
     kept = np.append(np.cumprod((1 - eps**2)[::-1])[::-1][1:], 1.0)
     shares, of_input = eps**2 * kept, np.prod(1 - eps**2)
@@ -231,7 +238,8 @@ def test_errors_name_argument_problem_and_remedy(call, words):
 
 
 def fourth_cumulant_shift(kappa, C_W, eps, depth, k):
-    """What the documentation says that weights of excess kurtosis kappa add to K1; sin, one input, expectations in closed form."""
+    """What the documentation says that weights of excess kurtosis kappa add to K1; sin, one input, expectations in
+    closed form."""
     c = shift = 0.0
     for _ in range(depth):
         m_S = c / 24 * -8 * np.exp(-2 * k) + np.exp(-2 * k) * shift
@@ -241,10 +249,12 @@ def fourth_cumulant_shift(kappa, C_W, eps, depth, k):
 
 
 def test_other_weights_move_K1_by_their_fourth_cumulant(key):
-    """Uniform weights (kappa = -1.2) less Gaussian ones from the same normals, 40,000 networks of 16 neurons, 3 layers, eps = 1.
+    """Uniform weights (kappa = -1.2) less Gaussian ones from the same normals, 40,000 networks of 16 neurons, 3 layers,
+    eps = 1.
 
-    K1 is summed from the means of S. The derived shift is 0.033, the standard error 0.003: agreement within 4 of them and an allowance of
-    10 % for the next order in 1/n (false alarm 6e-5); without the shift it would fail. V4 is the same to 3 %, its next order.
+    K1 is summed from the means of S. The derived shift is 0.033, the standard error 0.003: agreement within 4 of them
+    and an allowance of 10 % for the next order in 1/n (false alarm 6e-5); without the shift it would fail. V4 is the
+    same to 3 %, its next order.
     """
     C_W, depth, k, n = 1.0, 3, 0.5, 16
 

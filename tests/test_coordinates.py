@@ -1,4 +1,5 @@
-"""Recipes and the predicted coordinate check: closed forms of growth and spread, and networks that are or are not those meant."""
+"""Recipes and the predicted coordinate check: closed forms of growth and spread, and networks that are or are not those
+meant."""
 
 import importlib
 import json
@@ -63,7 +64,8 @@ def test_blocks_of_resnet_v2_double_the_mean_square():
     ids=["pre_norm", "depth_mup", "ln_scaling", "umup", "gpt2"],
 )
 def test_streams_behind_a_norm_grow_as_their_rule_says(stack, growth):
-    """Behind a norm every block adds eps_l^2 Q with one Q: GELU's by quadrature, one by design for ReLU and for u-muP."""
+    """Behind a norm every block adds eps_l^2 Q with one Q: GELU's by quadrature, one by design for ReLU and for
+    u-muP."""
     start = stack["K0"][0, 0]
     theory = keft.solve(stack["model"], [[start]], layers=range(5), eps=stack["eps"], closure=keft.GOnly())
     np.testing.assert_allclose(theory.K0[:, 0, 0], start + growth, rtol=1e-9)
@@ -118,7 +120,8 @@ def test_own_networks_are_measured_as_numpy_would(check, own):
 
 
 def test_networks_of_the_model_agree_with_the_prediction(check):
-    """Mean and spread of 400 networks a width: the mean to 4 standard errors at each of 3 depths (false alarms 2e-4 a width).
+    """Mean and spread of 400 networks a width: the mean to 4 standard errors at each of 3 depths (false alarms 2e-4 a
+    width).
 
     The spread has a standard error of 1 / sqrt(800) of itself: within 15 %, four of them and 1/n of the theory.
     """
@@ -130,7 +133,8 @@ def test_networks_of_the_model_agree_with_the_prediction(check):
 
 
 def test_networks_of_other_weights_are_seen(own):
-    """C_W = 2.5 for 2: the mean at the last layer moves by a tenth, and 400 networks see that: 1.5 % is their standard error."""
+    """C_W = 2.5 for 2: the mean at the last layer moves by a tenth, and 400 networks see that: 1.5 % is their standard
+    error."""
     wrong = STACK | {"model": keft.Model([keft.Dense(1.0), keft.Erf(), keft.Dense(2.5)])}
     check = keft.coordinate_check(**wrong, layers=LAYERS, own=own)
     measured = check.measured(1)

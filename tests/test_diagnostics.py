@@ -1,7 +1,7 @@
 """Diagnostics: equations term by term, the validity window, several widths against a theory.
 
-Oracles: linear networks, whose kernel moments obey a closed recursion at every width; derivatives of solutions taken by differences;
-NumPy quadrature; Wishart matrices, which are kernels of known law.
+Oracles: linear networks, whose kernel moments obey a closed recursion at every width; derivatives of solutions taken by
+differences; NumPy quadrature; Wishart matrices, which are kernels of known law.
 """
 
 import functools
@@ -26,7 +26,8 @@ QUADRATIC = keft.Model(keft.Polynomial(np.array([0.2, 0.8, 0.15])), 0.9, 0.2)  #
 def linear_moments(n, layers):
     """E[G] and n Var(G) of linear networks of one input and width n, exactly.
 
-    G' = G + 2 eps phi.eta / n + eps^2 eta.eta / n with eta ~ N(0, C_W G): E[G'|G] and E[G'^2|G] are multiples of G and G^2.
+    G' = G + 2 eps phi.eta / n + eps^2 eta.eta / n with eta ~ N(0, C_W G): E[G'|G] and E[G'^2|G] are multiples of G and
+    G^2.
     """
     grow = 1 + DT * C_W
     mean = K * grow**layers
@@ -41,7 +42,8 @@ def linear():
 
 
 def test_residual_of_a_linear_network(linear):
-    """Every part in closed form at n = 8; 16,384 networks, standard errors near 1 %; 9 numbers within 4.5 of them: false alarms 6e-5."""
+    """Every part in closed form at n = 8; 16,384 networks, standard errors near 1 %; 9 numbers within 4.5 of them:
+    false alarms 6e-5."""
     residual = keft.covariance_residual(linear, LINEAR)
     value, stderr = residual.value, residual.stderr
     for i, layer in enumerate([0, 1, 4]):
@@ -57,7 +59,8 @@ def test_residual_of_a_linear_network(linear):
 
 
 def test_residual_is_what_one_layer_adds(linear):
-    """V4' - V4 over eps^2 is the equation and its residual: two sides of the same networks, apart by the noise of one layer."""
+    """V4' - V4 over eps^2 is the equation and its residual: two sides of the same networks, apart by the noise of one
+    layer."""
     value = keft.covariance_residual(linear, LINEAR).value
     mean, _ = linear_moments(WIDTH, 0)
     equation = 2 * C_W * linear.V4[0, 0, 0, 0, 0] + 4 * mean * C_W * mean
@@ -113,7 +116,8 @@ def tower_of(block):
 
 @pytest.mark.parametrize("block", ["norm", "matrix"])
 def test_where_a_branch_begins_with_a_matrix_or_a_norm_the_kernel_alone_is_exact(block):
-    """The tower's V_GS, V_SS and U1 are those that the kernel alone says: no residual, in the continuum and in layers; and a window without end."""
+    """The tower's V_GS, V_SS and U1 are those that the kernel alone says: no residual, in the continuum and in layers;
+    and a window without end."""
     model = BLOCKS[block]
     continuum = keft.solve(model, PAIR[:1, :1], [0.0, 0.4], closure=keft.HermiteTower(2))
     for tower in (continuum, tower_of(block)):
@@ -130,7 +134,8 @@ def test_where_a_branch_begins_with_a_matrix_or_a_norm_the_kernel_alone_is_exact
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_residual_in_layers_is_what_one_layer_adds_to_the_equation(block):
-    """(V4' - V4) / eps^2 of the tower, eps of each layer, is -2 c V4 + chi V4 + V4 chi^T + Sigma(K0, Q) and the residual."""
+    """(V4' - V4) / eps^2 of the tower, eps of each layer, is -2 c V4 + chi V4 + V4 chi^T + Sigma(K0, Q) and the
+    residual."""
     model, tower = BLOCKS[block], tower_of(block)
     total = keft.covariance_residual(tower).value.total
     V4 = np.asarray(tower.V4)
@@ -154,7 +159,8 @@ def test_K1_is_driven_layer_by_layer_where_all_layers_are_saved():
 
 
 def test_source_of_the_mean_at_depth_zero():
-    # 1/2 Hess : Wishart / C_W for one input is K^2 / 4 E[(s^2)''''], and (tanh^2)'''' by the recursion tanh' = 1 - tanh^2.
+    # 1/2 Hess : Wishart / C_W for one input is K^2 / 4 E[(s^2)''''], and (tanh^2)'''' by the recursion tanh' = 1 -
+    # tanh^2.
     model = keft.Model(keft.Tanh(), 2.0)
     run = {"width": 8, "depth": 2, "eps": 0.3, "networks": 256, "key": jax.random.key(2)}
     estimate = keft.estimate(model, ONE, **run, save_at=[0, 2], progress=False)
@@ -173,7 +179,8 @@ def test_source_of_the_mean_at_depth_zero():
 
 
 def test_sampled_blocks_obey_the_equation_of_one_layer():
-    """Networks of a block with decay and an eps of each layer: K1 driven by U1 is K1 to rounding of float32, and V4' - V4 is what the residual says.
+    """Networks of a block with decay and an eps of each layer: K1 driven by U1 is K1 to rounding of float32, and V4' -
+    V4 is what the residual says.
 
     8,192 networks of width 8, two layers: standard error of the rate below 10 %, agreement within 4.5 of them.
     """
@@ -218,7 +225,8 @@ def test_kurtosis_of_a_linear_network(linear):
     got, stderr = measured.value, measured.stderr
     for i, layer in enumerate([0, 1, 4]):
         mean, V4 = linear_moments(WIDTH, layer)
-        # Rotations of the neurons are a symmetry: phi = |phi| times a uniform direction, so E[phi_1^4] = 3 n / (n + 2) E[G^2].
+        # Rotations of the neurons are a symmetry: phi = |phi| times a uniform direction, so E[phi_1^4] = 3 n / (n + 2)
+        # E[G^2].
         exact = WIDTH * (3 * WIDTH / (WIDTH + 2) * (V4 / WIDTH + mean**2) / mean**2 - 3)
         assert abs(got[i, 0] - exact) < 4.5 * stderr[i, 0] + 1e-4, layer
     theory = keft.solve(LINEAR, ONE, layers=[0, 1, 4], eps=EPS, closure=keft.GOnly())
@@ -244,7 +252,8 @@ class Euler(keft.GOnly):
 
 @pytest.fixture(scope="module")
 def window():
-    """A linear network, where the exact deviation from order 1/n is known, against a reference that is exact at order 1/n."""
+    """A linear network, where the exact deviation from order 1/n is known, against a reference that is exact at order
+    1/n."""
     closures = {"kernel": Euler(), "itself": keft.HermiteTower(2)}
     return keft.validity_window(
         LINEAR,
@@ -262,7 +271,8 @@ def window():
 
 
 def test_depths_where_a_closure_holds(window):
-    # c = eps^2 C_W. A layer has V4' = (1 + c)^2 V4 + (4 c + 2 c^2) K^2, which the tower knows; the closure below leaves out c^2.
+    # c = eps^2 C_W. A layer has V4' = (1 + c)^2 V4 + (4 c + 2 c^2) K^2, which the tower knows; the closure below leaves
+    # out c^2.
     c, mean, exact, euler, error = DT * C_W, K, 2 * K**2, 2 * K**2, []
     for _ in range(4):
         exact = (1 + c) ** 2 * exact + (4 * c + 2 * c**2) * mean**2
@@ -279,7 +289,8 @@ def test_depths_where_a_closure_holds(window):
 
 
 def test_widths_where_order_1_over_n_is_enough(window):
-    """V4 of linear networks at every width exactly: deviations within 4 s.e. of it (4,096 networks), and the n* that follows confirmed."""
+    """V4 of linear networks at every width exactly: deviations within 4 s.e. of it (4,096 networks), and the n* that
+    follows confirmed."""
     limit = linear_moments(10**7, 4)[1]
     widths = window.widths["V4"]
     assert widths[-1].confirms(0.1)
@@ -353,7 +364,8 @@ def test_moments_by_width_are_those_of_numpy(wishart_theory):
 
 
 def test_p_values_are_those_of_chance(wishart_theory):
-    """200 sets of kernels that obey the theory: p below 0.1 in about 20 of them or fewer (Bonferroni), below 0.01 in few; binomial, 1e-4."""
+    """200 sets of kernels that obey the theory: p below 0.1 in about 20 of them or fewer (Bonferroni), below 0.01 in
+    few; binomial, 1e-4."""
     rng = np.random.default_rng(1)
     p = {q: [] for q in ("V4", "K1")}
     for _ in range(200):
@@ -369,9 +381,11 @@ def test_p_values_are_those_of_chance(wishart_theory):
 @pytest.mark.parametrize("widths", [(1, 2, 4, 8), (8, 16, 32, 64)])
 @pytest.mark.parametrize("networks", [16, 64])
 def test_p_values_and_intervals_hold_for_few_networks(widths, networks, wishart_theory):
-    """600 sets of kernels that obey the theory: p below 0.01 in 6, in 15 or more with probability 2e-3 (binomial; Bonferroni makes it less).
+    """600 sets of kernels that obey the theory: p below 0.01 in 6, in 15 or more with probability 2e-3 (binomial;
+    Bonferroni makes it less).
 
-    The intervals of 95 % hold in 570 of 600 within 16, three standard errors; less than 3 % too often is allowed, and too seldom not.
+    The intervals of 95 % hold in 570 of 600 within 16, three standard errors; less than 3 % too often is allowed, and
+    too seldom not.
     """
     rng, below, held = np.random.default_rng(networks), {"V4": 0, "K1": 0}, []
     for _ in range(600):

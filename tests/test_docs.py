@@ -97,7 +97,8 @@ def test_no_output_says_only_true(page):
 
 
 def test_displays_stand_apart():
-    """Between two displays there is a blank line: without it they are read as one formula, which stops the build of the site."""
+    """Between two displays there is a blank line: without it they are read as one formula, which stops the build of the
+    site."""
     for path in (*run.pages(), *(ROOT / "kernel_eft_jax").rglob("*.py")):
         assert not re.search(r"\S\$\$\n[ \t]*\$\$\S", path.read_text()), path
 

@@ -1,11 +1,13 @@
 r"""Ensembles against laws known without this package, and samplers against each other.
 
-For s(x) = x and C_b = 0 the moments of G close at every width: with $A = 2 \epsilon^2 C_W + \epsilon^4 C_W^2$ and M = E[G G],
+For s(x) = x and C_b = 0 the moments of G close at every width: with $A = 2 \epsilon^2 C_W + \epsilon^4 C_W^2$ and M =
+E[G G],
 
 $$E[G'] = (1 + \epsilon^2 C_W) E[G], \qquad
   M'_{ab,cd} = (1 + \epsilon^2 C_W)^2 M_{ab,cd} + \tfrac{A}{n} (M_{ac,bd} + M_{ad,bc})$$
 
-from M = K0 K0 + (1/n) (K0 K0 + K0 K0) at depth zero, and so does the fourth moment of one neuron, $f_{ab} = E[\phi_a^2 \phi_b^2]$:
+from M = K0 K0 + (1/n) (K0 K0 + K0 K0) at depth zero, and so does the fourth moment of one neuron,
+$f_{ab} = E[\phi_a^2 \phi_b^2]$:
 
 $$f'_{ab} = f_{ab} + \epsilon^2 C_W (2 M_{aa,bb} + 4 M_{ab,ab}) + \epsilon^4 C_W^2 (M_{aa,bb} + 2 M_{ab,ab})$$
 
@@ -31,16 +33,17 @@ from kernel_eft_jax.closures import HermiteTower
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, plan, sample_kernels
 from kernel_eft_jax.ensemble.factors import cholesky
 from kernel_eft_jax.ensemble.statistics import jackknife
-from kernel_eft_jax.maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
+from kernel_eft_jax.parts import GLU, Dense, RMSNorm
 from kernel_eft_jax.trajectory import solve
 
 K0 = jnp.array([[2.0, 0.6], [0.6, 1.5]])
 
 
 def linear_moments(K, n, depth, eps, C_W):
-    """E[G], n Cov(G, G) and n times the fourth cumulant of a neuron, for the linear network of width n at the last depth."""
+    """E[G], n Cov(G, G) and n times the fourth cumulant of a neuron, for the linear network of width n at the last
+    depth."""
 
     def pairings(M):
         return np.einsum("acbd->abcd", M) + np.einsum("adbc->abcd", M)
@@ -110,7 +113,8 @@ def test_linear_network_at_finite_width(key, sampler):
 def test_control_variates_are_unbiased_and_better(key):
     """Linear again: K1 = U1 = 0, and V4 at width n minus V4 at infinite width is known. 80,000 networks.
 
-    Over four keys errors of K1 were 0.08 to 0.13 of those without control variates, of U1 0.25 to 0.40, of V4_excess 0.55 to 0.68 of V4's.
+    Over four keys errors of K1 were 0.08 to 0.13 of those without control variates, of U1 0.25 to 0.40, of V4_excess
+    0.55 to 0.68 of V4's.
     """
     n, depth, eps, C_W = 16, 8, 0.3, 1.5
     run = {"width": n, "depth": depth, "eps": eps, "networks": 80_000, "key": key, "save_at": depth, "progress": False}
@@ -133,7 +137,8 @@ def test_control_variates_are_unbiased_and_better(key):
 
 
 def test_published_setting_of_control_variates(key):
-    """tanh, one input, n = 128: K1 = -0.454 in the limit, V4 = 48.5. From 40,000 networks the standard error of K1 is below 0.003.
+    """tanh, one input, n = 128: K1 = -0.454 in the limit, V4 = 48.5. From 40,000 networks the standard error of K1 is
+    below 0.003.
 
     Without control variates it is 0.4, and with n E[G - C_G] instead of n E[R] 0.012: both are measured here too.
     The error of V4_excess is 0.075 of V4's.
@@ -173,12 +178,14 @@ def test_published_setting_of_control_variates(key):
     ],
 )
 def test_fourth_cumulant_of_a_neuron(key, model):
-    r"""At order 1/n a neuron is Gaussian of a covariance that varies from network to network as G does, less G's Wishart part W:
+    r"""At order 1/n a neuron is Gaussian of a covariance that varies from network to network as G does, less G's
+    Wishart part W:
 
     $$\kappa_{ab} = (V4 - W)_{aa,bb} + 2 (V4 - W)_{ab,ab}$$
 
-    with V4 of HermiteTower. n = 128, 24,000 networks: errors below 5 % of the largest entry, where without the control variate they
-    are of its size. Within 4.5 errors and the next order, 4 kappa / n: six numbers, false alarm 4e-5. Depth zero has none.
+    with V4 of HermiteTower. n = 128, 24,000 networks: errors below 5 % of the largest entry, where without the control
+    variate they are of its size. Within 4.5 errors and the next order, 4 kappa / n: six numbers, false alarm 4e-5.
+    Depth zero has none.
     """
     eps, layers = 0.3, [0, 4, 8]
     tower = solve(model, K0, layers=layers, eps=eps, closure=HermiteTower(30))
@@ -195,7 +202,8 @@ def test_fourth_cumulant_of_a_neuron(key, model):
 def test_fourth_cumulant_without_control_variates(key):
     """Weights at n = 8, tanh, against the block law with control variates: 100,000 networks each, errors below 5 %.
 
-    Within 4.5 joint errors: false alarm 2e-5 for three numbers. At depth zero the cumulant is nothing, within 4.5 errors.
+    Within 4.5 joint errors: false alarm 2e-5 for three numbers. At depth zero the cumulant is nothing, within 4.5
+    errors.
     """
     run = {"width": 8, "depth": 8, "eps": 0.3, "networks": 100_000, "save_at": [0, 8], "progress": False}
     model, keys = Model(Tanh(), 2.0, 0.1), jax.random.split(key)
@@ -211,10 +219,11 @@ def test_fourth_cumulant_without_control_variates(key):
 
 
 def test_control_variates_take_off_all_that_is_of_leading_order(key):
-    """What is left of S - C_S and F - C_F is of order 1/n: errors of U1 and kappa4, which are n times that, do not grow with the width.
+    """What is left of S - C_S and F - C_F is of order 1/n: errors of U1 and kappa4, which are n times that, do not grow
+    with the width.
 
-    From 64 to 4096 neurons, few steps that are large: a table of the infinite-width path that is one layer off leaves a part of order
-    1/sqrt(n), and errors grow by 8. 2048 networks tell their ratio to 10 %.
+    From 64 to 4096 neurons, few steps that are large: a table of the infinite-width path that is one layer off leaves a
+    part of order 1/sqrt(n), and errors grow by 8. 2048 networks tell their ratio to 10 %.
     """
     run = {"depth": 3, "eps": 0.8, "networks": 2048, "save_at": [3], "progress": False}
     errors = [estimate(Model(Tanh(), 2.0), K0, width=width, key=key, **run).stderr for width in (64, 4096)]
@@ -250,7 +259,8 @@ def test_many_inputs_and_few_neurons(key, sampler):
 
 @pytest.mark.parametrize("inputs", [9, 16])
 def test_factors_of_singular_kernels(key, inputs):
-    """L L^T = Q to float32 rounding, L lower triangular: kernels of full rank, of 4 neurons, and with two inputs repeated."""
+    """L L^T = Q to float32 rounding, L lower triangular: kernels of full rank, of 4 neurons, and with two inputs
+    repeated."""
     s = np.array(jax.random.normal(key, (3, inputs, 2 * inputs), jnp.float32))
     s[1, :, 4:] = 0
     s[2, [3, -1]] = s[2, [0, 2]]
@@ -280,8 +290,9 @@ def network_kernels(model, K, n, depth, eps, networks, key):
 def test_samplers_have_one_law(key, model):
     """Two-sample Kolmogorov-Smirnov at n = 4, depth 6, far from Gaussian; 40,000 networks each.
 
-    Five functions of G, three pairs of samplers: each at level 1e-5, so a false alarm has probability 1.5e-4 a model. The level is reached at
-    a distance of 0.0175 between the distributions; eps 5 % larger would give 0.02 to 0.04 (checked below as a negative control).
+    Five functions of G, three pairs of samplers: each at level 1e-5, so a false alarm has probability 1.5e-4 a model.
+    The level is reached at a distance of 0.0175 between the distributions; eps 5 % larger would give 0.02 to 0.04
+    (checked below as a negative control).
     """
     n, depth, eps, networks = 4, 6, 0.6, 40_000
     keys = jax.random.split(key, 4)
@@ -312,7 +323,7 @@ def test_samplers_have_one_law(key, model):
     assert min(p_values(samples[2], sample(BlockSampler(), keys[3], 1.05 * eps))) < 1e-5
 
 
-# --- draws do not depend on what they must not depend on ------------------------------------------------------------------
+# --- draws do not depend on what they must not depend on --------------------------------------------------------------
 
 
 def test_a_draw_depends_on_its_key_and_number_only(key):
@@ -464,7 +475,8 @@ def test_targets_that_are_not_finite_say_so(key):
 
 
 def test_non_finite_is_named(key):
-    """A cubic activation diverges: the error says where first, and does not wait for the end. So for single networks, and for Q itself."""
+    """A cubic activation diverges: the error says where first, and does not wait for the end. So for single networks,
+    and for Q itself."""
     model = Model(Polynomial([0.0, 0.0, 0.0, 1.0]), 2.0)
     with pytest.raises(
         FloatingPointError, match=r"entry \[\d, \d\] of G at layer [2-9] of network \d+ is (inf|nan)\. .* eps"
@@ -543,7 +555,8 @@ def test_memory_is_what_the_process_may_still_take(monkeypatch):
     ("inputs", "depth", "table"), [(2, 10**9, True), (1, 6 * 10**8, True), (600, 3, False), (200, 40, False)]
 )
 def test_depth_and_inputs_are_counted_before_anything_is_computed(inputs, depth, table, key, monkeypatch):
-    """1e9 layers of two inputs have tables of 12 (5 * 3 + 2 * 4) bytes a layer; 600 inputs have 10^11 second moments."""
+    """1e9 layers of two inputs have tables of 12 (5 * 3 + 2 * 4) bytes a layer; 600 inputs have 10^11 second
+    moments."""
     monkeypatch.setattr(plan, "host_memory", lambda: 2**35)
 
     def theory(*args):

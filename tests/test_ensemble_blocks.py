@@ -5,9 +5,10 @@ Closed forms for one input and no biases, e = eps^2, m neurons in the hidden lay
 $$E[G_L] = (1 + e \kappa)^L K_0, \qquad
   E[G_L^2] = \left[ 1 + 2 e \kappa (1 + \tfrac2n) + e^2 \kappa^2 (1 + \tfrac{r}{m})(1 + \tfrac2n) \right]^L E[G_0^2]$$
 
-for two matrices, with kappa = C_1 C_2 / 2 and r = 5 for ReLU, kappa = C_1 C_2 and r = 2 for linear units; $E[G_0^2] = K_0^2 (1 + 2/n)$. Given G,
-a hidden neuron is N(0, C_1 G), and the mean of its square over m neurons has relative variance r / m. Errors are those that the ensemble
-reports; each test states how many of them it allows. Draws are fixed by the key.
+for two matrices, with kappa = C_1 C_2 / 2 and r = 5 for ReLU, kappa = C_1 C_2 and r = 2 for linear units;
+$E[G_0^2] = K_0^2 (1 + 2/n)$. Given G, a hidden neuron is N(0, C_1 G), and the mean of its square over m neurons has
+relative variance r / m. Errors are those that the ensemble reports; each test states how many of them it allows. Draws
+are fixed by the key.
 """
 
 import os
@@ -56,9 +57,11 @@ def moments_of_two_matrices(growth, r, n, m, eps, L):
 @pytest.mark.parametrize("sampler", BOTH)
 @pytest.mark.parametrize(("neurons", "growth", "r"), [(ReLU(), 0.9, 5), (Linear(), 1.8, 2)])
 def test_two_matrices_at_finite_width(key, sampler, neurons, growth, r):
-    """n = 6 and m = 9, three layers, 60,000 networks: mean and variance within 4.5 errors, 1 and 4 % (false alarm 1e-5).
+    """n = 6 and m = 9, three layers, 60,000 networks: mean and variance within 4.5 errors, 1 and 4 % (false alarm
+    1e-5).
 
-    Control variates leave the mean what it is, K1 = U1 = 0, and V4_excess is V4 less its limit n -> infinity at the same m / n.
+    Control variates leave the mean what it is, K1 = U1 = 0, and V4_excess is V4 less its limit n -> infinity at the
+    same m / n.
     """
     n, eps, L, control = 6, 0.5, 3, isinstance(sampler, BlockSampler)
     branch = [Dense(1.2, ratio=1.5), *([] if isinstance(neurons, Linear) else [neurons]), Dense(1.5)]
@@ -107,7 +110,8 @@ def test_a_norm_in_front_takes_the_correction_away(key, sampler):
 @pytest.mark.parametrize("sampler", BOTH)
 @pytest.mark.parametrize(("activation", "r"), [(ReLU(), 5), (Linear(), 2)])
 def test_plain_networks(key, sampler, activation, r):
-    """phi' = W s(phi), no skip: E[G_L^2] = K0^2 (1 + 2/n) (1 + r/n)^L for ReLU at C_W = 2 and linear units at C_W = 1; E[G_L] = K0.
+    """phi' = W s(phi), no skip: E[G_L^2] = K0^2 (1 + 2/n) (1 + r/n)^L for ReLU at C_W = 2 and linear units at C_W = 1;
+    E[G_L] = K0.
 
     n = 12, four layers, 60,000 networks: within 4.5 errors, 5 % of V4 (false alarm 2e-5).
     """
@@ -124,7 +128,8 @@ def test_plain_networks(key, sampler, activation, r):
     assert (est.ts, est.K0.item()) == (L, pytest.approx(2, rel=1e-6))
 
 
-# --- one law: NumPy networks, weights, block law -----------------------------------------------------------------------
+# --- one law: NumPy networks, weights, block law ----------------------------------------------------------------------
+
 
 LAWS = {
     # Full pre-activation, biases, not odd, more hidden neurons than the stream has.
@@ -151,7 +156,8 @@ LAWS = {
 def test_samplers_have_the_law_of_numpy_networks(key, name):
     """Kolmogorov-Smirnov at n = 4, three inputs, an eps of each layer, far from Gaussian; 40,000 networks each.
 
-    Five functions of G, three pairs: each at level 1e-5, so a false alarm has probability 1.5e-4 a block. Steps 7 % larger are seen.
+    Five functions of G, three pairs: each at level 1e-5, so a false alarm has probability 1.5e-4 a block. Steps 7 %
+    larger are seen.
     """
     (model, branch), n, networks = LAWS[name], 4, 40_000
     keys = jax.random.split(key, 3)
@@ -180,11 +186,13 @@ def test_samplers_have_the_law_of_numpy_networks(key, name):
 
 
 def test_layer_norm_is_an_rms_norm_one_neuron_narrower(key):
-    r"""The stream of width n less its mean is, in n - 1 orthogonal coordinates, the stream of an RMSNorm network of width n - 1.
+    r"""The stream of width n less its mean is, in n - 1 orthogonal coordinates, the stream of an RMSNorm network of
+    width n - 1.
 
-    In law, for $\frac{1}{n-1} \sum_i (\phi_i - \bar\phi)(\phi_i - \bar\phi)$, and E[G] is the same with and without the mean: so K1 and V4 at order
-    1/n are those of RMSNorm. NumPy networks of n = 5 and m = 8 against width 4, 40,000 each: Kolmogorov-Smirnov at 1e-5, and the mean of
-    G within 4.5 joint errors: false alarm 5e-5. Taken at width 5, RMSNorm is seen to have another law.
+    In law, for $\frac{1}{n-1} \sum_i (\phi_i - \bar\phi)(\phi_i - \bar\phi)$, and E[G] is the same with and without the
+    mean: so K1 and V4 at order 1/n are those of RMSNorm. NumPy networks of n = 5 and m = 8 against width 4, 40,000
+    each: Kolmogorov-Smirnov at 1e-5, and the mean of G within 4.5 joint errors: false alarm 5e-5. Taken at width 5,
+    RMSNorm is seen to have another law.
     """
     model = Model([RMSNorm(), Dense(1.5, ratio=2), GELU(), Dense(2.5, 0.1)], decay=0.5)
     n, m, networks = 5, 8, 40_000
@@ -206,15 +214,17 @@ def test_layer_norm_is_an_rms_norm_one_neuron_narrower(key):
         within(H.mean(axis=0), error, G.mean(axis=0))
 
 
-# --- control variates ---------------------------------------------------------------------------------------------------
+# --- control variates -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_control_variates_take_off_all_that_is_of_leading_order(key, name):
-    """From 16 to 1024 neurons, three layers of unequal steps: what is left of S and F is of order 1/n, so errors of U1 and kappa4 do not grow.
+    """From 16 to 1024 neurons, three layers of unequal steps: what is left of S and F is of order 1/n, so errors of U1
+    and kappa4 do not grow.
 
-    A part of leading order that is missed, such as the response of one map, leaves errors that grow by 8. And K1 is unbiased: n (mean G - K0)
-    of the narrow networks is K1 within 4.5 errors of the former (false alarm 2e-5). 2048 networks tell a ratio of errors to 10 %.
+    A part of leading order that is missed, such as the response of one map, leaves errors that grow by 8. And K1 is
+    unbiased: n (mean G - K0) of the narrow networks is K1 within 4.5 errors of the former (false alarm 2e-5). 2048
+    networks tell a ratio of errors to 10 %.
     """
     model = LAWS[name][0]
     run = {"depth": 3, "eps": STEPS[:3], "networks": 2048, "save_at": 3, "key": key, "progress": False}
@@ -229,8 +239,9 @@ def test_control_variates_take_off_all_that_is_of_leading_order(key, name):
 def test_the_control_variate_has_the_covariance_of_infinite_width_with_decay(key):
     """V4 - V4_excess is n Cov(C, C), whose value is V4 at infinite width at every width; for linear units:
 
-    K' = r K, V' = r^2 V + (4 a^2 e + 2 e^2) K^2, with e = eps^2 C_W and r = a^2 + e. 40,000 networks of 8 neurons tell it to a per cent;
-    within 4.5 errors, false alarm 1e-5. A response that keeps a h, and not a^2 h, is off by almost half.
+    K' = r K, V' = r^2 V + (4 a^2 e + 2 e^2) K^2, with e = eps^2 C_W and r = a^2 + e. 40,000 networks of 8 neurons tell
+    it to a per cent; within 4.5 errors, false alarm 1e-5. A response that keeps a h, and not a^2 h, is off by almost
+    half.
     """
     eps, C_W, depth = 0.6, 1.5, 5
     model = Model(Linear(), C_W, decay=1.0)
@@ -245,7 +256,7 @@ def test_the_control_variate_has_the_covariance_of_infinite_width_with_decay(key
     assert abs(value - V) < 4.5 * error
 
 
-# --- arguments -----------------------------------------------------------------------------------------------------------
+# --- arguments --------------------------------------------------------------------------------------------------------
 
 
 def test_one_step_for_all_layers_is_that_step_for_each(key):

@@ -1,4 +1,5 @@
-r"""How free copies share a network's normals, and factors of near-copies: against algebra in float64, closed forms, and the theory.
+r"""How free copies share a network's normals, and factors of near-copies: against algebra in float64, closed forms, and
+the theory.
 
 Statistical tests say how many standard errors they allow; false alarms are those of normal numbers.
 """
@@ -24,13 +25,14 @@ def factors(key, inputs, neurons, networks=4):
     return np.moveaxis(L, 0, -1)
 
 
-# --- what the free copies are driven by -----------------------------------------------------------------------------------
+# --- what the free copies are driven by -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inputs", SIZES)
 @pytest.mark.parametrize("neurons", [1, 40])
 def test_turned_factors_have_the_covariance_of_infinite_width(key, inputs, neurons):
-    """(L0 U)(L0 U)^T = L0 L0^T to rounding, whatever the network: also of one neuron, and for a limit of two repeated inputs."""
+    """(L0 U)(L0 U)^T = L0 L0^T to rounding, whatever the network: also of one neuron, and for a limit of two repeated
+    inputs."""
     L = factors(key, inputs, neurons)
     K = 0.5 * np.eye(inputs) + 0.5
     K[-1], K[:, -1] = K[0], K[:, 0]
@@ -68,7 +70,8 @@ def test_rows_of_unit_length(key):
     np.testing.assert_allclose(rows * np.linalg.norm(L, axis=1)[:, None], L, atol=1e-15)
 
 
-# --- errors of K1 ----------------------------------------------------------------------------------------------------------
+# --- errors of K1 -----------------------------------------------------------------------------------------------------
+
 
 RUN = {"width": 64, "depth": 20, "eps": 0.316, "networks": 16_384, "save_at": 20, "progress": False}
 
@@ -77,8 +80,9 @@ RUN = {"width": 64, "depth": 20, "eps": 0.316, "networks": 16_384, "save_at": 20
 def test_equivalent_inputs_have_equal_errors(key, inputs):
     """tanh, K0 = 2 on and 0.6 off the diagonal: errors of K1_aa agree for all a, and those of K1_ab for all a < b.
 
-    Errors by g groups are good to one part in sqrt(2 (g - 1)); two of them within 5 errors of their ratio: false alarm 6e-7 for each of the
-    1 or 21 pairs of entries. An order of the inputs is seen: by the Cholesky factors alone the errors of K1_00 and K1_11 differ by 4.4.
+    Errors by g groups are good to one part in sqrt(2 (g - 1)); two of them within 5 errors of their ratio: false alarm
+    6e-7 for each of the 1 or 21 pairs of entries. An order of the inputs is seen: by the Cholesky factors alone the
+    errors of K1_00 and K1_11 differ by 4.4.
     """
     est = estimate(Model(Tanh(), 2.0), 0.6 + 1.4 * np.eye(inputs), **RUN, key=key)
     bound = 5 * np.sqrt(2) / np.sqrt(2 * (len(est.sums.groups) - 1))
@@ -89,7 +93,8 @@ def test_equivalent_inputs_have_equal_errors(key, inputs):
 
 
 def test_errors_are_smaller_than_with_the_factors_alone(key):
-    """Times sqrt(networks) 0.37 on and 1.32 off the diagonal for 40 layers; by Cholesky factors 0.36, 1.79, 1.59: 1.78 in the mean of logarithms.
+    """Times sqrt(networks) 0.37 on and 1.32 off the diagonal for 40 layers; by Cholesky factors 0.36, 1.79, 1.59: 1.78
+    in the mean of logarithms.
 
     Here less than 1.5 of that is not enough: 0.67. The error of the mean is good to 3 %.
     """
@@ -100,7 +105,8 @@ def test_errors_are_smaller_than_with_the_factors_alone(key):
 
 
 def test_behind_a_norm_every_input_alone_is_known(key):
-    """S_aa of the hidden neurons is that of its free copy, for each input: K1_aa = 0 to rounding where the norm comes first."""
+    """S_aa of the hidden neurons is that of its free copy, for each input: K1_aa = 0 to rounding where the norm comes
+    first."""
     model = Model([RMSNorm(), Dense(1.0, ratio=2), GELU(), Dense(2.0)])
     est = estimate(model, 0.6 + 1.4 * np.eye(3), **RUN, key=key)
     for name in ("K1", "U1"):
@@ -113,7 +119,8 @@ def test_behind_a_norm_every_input_alone_is_known(key):
     "rows", [[0, 1, 2, 3], [0, 0, 1, 1], [0, 1, 4, 5]], ids=["few neurons", "repeated", "near-copies and opposite"]
 )
 def test_singular_kernels_leave_control_variates_unbiased(key, rows):
-    """Linear units, n = 3, four inputs: K1 = U1 = 0 and kappa4's fluctuation too, at a rotation that is far from one. 80,000 networks, 4.5 errors.
+    """Linear units, n = 3, four inputs: K1 = U1 = 0 and kappa4's fluctuation too, at a rotation that is far from one.
+    80,000 networks, 4.5 errors.
 
     False alarm 1e-4. Repeated inputs have one number: to rounding their copies never part.
     """
@@ -131,15 +138,16 @@ def test_singular_kernels_leave_control_variates_unbiased(key, rows):
         np.testing.assert_allclose(est.K1[:, 2, 2], est.K1[:, 3, 2], atol=1e-5)
 
 
-# --- near-copies ------------------------------------------------------------------------------------------------------------
+# --- near-copies ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gap", [1e-4, 5e-7, 5e-8])
 def test_near_copies_drift_apart_as_they_should(key, gap):
-    """tanh, C_W = 2, K = [[1, 1 - gap], [., 1]]: G_00 + G_11 - 2 G_01 is what the infinite-width recursion has in float64.
+    """tanh, C_W = 2, K = [[1, 1 - gap], [., 1]]: G_00 + G_11 - 2 G_01 is what the infinite-width recursion has in
+    float64.
 
-    Within 4.5 standard errors of 20,000 networks, 0.3 % of it, and 1 % for all of order 1/n (n = 64); false alarm 7e-6. By the factor of the
-    kernel alone half of it and more is lost below 1e-6.
+    Within 4.5 standard errors of 20,000 networks, 0.3 % of it, and 1 % for all of order 1/n (n = 64); false alarm 7e-6.
+    By the factor of the kernel alone half of it and more is lost below 1e-6.
     """
     K = np.array([[1, 1 - gap], [1 - gap, 1]])
     model, run = Model(Tanh(), 2.0), {"depth": 10, "eps": 0.3, "save_at": 10}
@@ -166,10 +174,11 @@ def test_both_samplers_agree_on_near_copies(key):
 @pytest.mark.parametrize("inputs", [3, 9, 17])
 @pytest.mark.parametrize("C_b", [0.0, 0.4])
 def test_factors_from_features(key, inputs, C_b):
-    """L L^T = C_b + C_W S in directions that are 1e-3 and 1e-4 of the inputs, to 1 and 5 %: float32 features, NumPy's QR in float64.
+    """L L^T = C_b + C_W S in directions that are 1e-3 and 1e-4 of the inputs, to 1 and 5 %: float32 features, NumPy's
+    QR in float64.
 
-    The last inputs are near-copies of the first, and of each other; in another network the second and the last repeat the first, which is exact,
-    and others come between. Other networks in the batch change no bit.
+    The last inputs are near-copies of the first, and of each other; in another network the second and the last repeat
+    the first, which is exact, and others come between. Other networks in the batch change no bit.
     """
     m, networks = 2 * inputs + 6, 3
     x = np.array(jax.random.normal(key, (inputs, m, networks), jnp.float32))

@@ -53,8 +53,9 @@ def draw(key, layer, networks, count):
 
 
 def test_distribution(key):
-    """4,096,000 normals. Kolmogorov-Smirnov at level 1e-6 (distance 0.0013; a scale wrong by 1 % gives 0.0024); the first eight moments and the
-    numbers beyond 2, 3, 4 and 5 standard deviations within 5 of their standard errors: false alarm below 1e-5 in all.
+    """4,096,000 normals. Kolmogorov-Smirnov at level 1e-6 (distance 0.0013; a scale wrong by 1 % gives 0.0024); the
+    first eight moments and the numbers beyond 2, 3, 4 and 5 standard deviations within 5 of their standard errors:
+    false alarm below 1e-5 in all.
     """
     z = np.asarray(draw(key, 3, 1000, 2048), np.float64).ravel()
     assert kstest(z, "norm").pvalue > 1e-6
@@ -69,7 +70,8 @@ def test_distribution(key):
 
 
 def test_independence(key):
-    """Correlations of values and of squares between real and imaginary parts, neighbouring indices, networks and layers.
+    """Correlations of values and of squares between real and imaginary parts, neighbouring indices, networks and
+    layers.
 
     512,000 numbers each: standard error 0.0014; ten correlations within 5 of them (false alarm 6e-6).
     """

@@ -1,6 +1,8 @@
-"""Long runs: the same bits on any number of devices and processes, after any interruption, and only as many networks as a target needs.
+"""Long runs: the same bits on any number of devices and processes, after any interruption, and only as many networks as
+a target needs.
 
-Runs that are killed, or have several devices or processes, happen in processes of their own, which print a digest of all their results.
+Runs that are killed, or have several devices or processes, happen in processes of their own, which print a digest of
+all their results.
 """
 
 import functools
@@ -172,7 +174,8 @@ def same(first, second):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(key, tmp_path, monkeypatch):
-    """Interrupted after three blocks, and again while it waits for blocks under way: these three are kept and never computed again."""
+    """Interrupted after three blocks, and again while it waits for blocks under way: these three are kept and never
+    computed again."""
     path, original, arrived = tmp_path / "run.npz", run.block_sums, []
 
     def impatient(*args):
@@ -203,7 +206,8 @@ def test_an_interrupted_run_goes_on_where_it_was(key, tmp_path, monkeypatch):
 
 
 def test_a_run_can_be_extended(key, tmp_path, monkeypatch):
-    """From 644 networks, which end within a block of 8, to 1000: the same bits as at once. To 1280, which at once has blocks of 16: to rounding."""
+    """From 644 networks, which end within a block of 8, to 1000: the same bits as at once. To 1280, which at once has
+    blocks of 16: to rounding."""
     path = tmp_path / "run.npz"
     small(key, path, networks=644)
     blocks = record_blocks(monkeypatch)
@@ -436,7 +440,8 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_run(key, tmp_
 
 @pytest.mark.parametrize("networks", [64, 1000, 20_000])
 def test_the_division_of_a_run_does_not_show(networks, key, monkeypatch):
-    """On an accelerator blocks are large and few: the same statistics to rounding, and errors from 32 groups at least as well."""
+    """On an accelerator blocks are large and few: the same statistics to rounding, and errors from 32 groups at least
+    as well."""
     on_cpu = small(key, networks=networks)
     monkeypatch.setattr(plan, "_on_cpu", lambda: False)
     large = small(key, networks=networks)
@@ -451,8 +456,9 @@ def test_the_division_of_a_run_does_not_show(networks, key, monkeypatch):
 def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
     """The error falls like one over the root of the number of networks, and the run ends as soon as it is small enough.
 
-    256 groups tell an error to 4.4 %, and the number of networks to 9 %: it is within 40 % of a quarter for half the error, three standard
-    errors, and the 10 % between two looks: false alarm 1e-3. What is told first, from 32 groups or more, is to 25 %: within a factor 2.5.
+    256 groups tell an error to 4.4 %, and the number of networks to 9 %: it is within 40 % of a quarter for half the
+    error, three standard errors, and the 10 % between two looks: false alarm 1e-3. What is told first, from 32 groups
+    or more, is to 25 %: within a factor 2.5.
     """
     monkeypatch.setattr(plan, "block_size", lambda problem, networks: 128)
     full = small(key, networks=100_000, width=16)
@@ -468,7 +474,8 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
 
 
 def test_what_is_told_before_a_run_is_what_it_takes(key, monkeypatch, capsys):
-    """A block takes 0.2 s for what it saves and 2 ms a layer, by a clock of the test's own, and the first 60 s more, to compile.
+    """A block takes 0.2 s for what it saves and 2 ms a layer, by a clock of the test's own, and the first 60 s more, to
+    compile.
 
     Time is told to 10 %, with the memory, and once; a target may end the run before.
     """
@@ -495,7 +502,8 @@ def test_what_is_told_before_a_run_is_what_it_takes(key, monkeypatch, capsys):
 
 
 def test_target_is_looked_at_in_the_same_places_after_an_interruption(key, tmp_path, capsys):
-    """A finished run with a target, resumed, stops where it is. Nothing is told, or computed to tell it, where nothing is left."""
+    """A finished run with a target, resumed, stops where it is. Nothing is told, or computed to tell it, where nothing
+    is left."""
     target = (lambda q: q.K1[-1, 0, 0], 0.02)
     first = small(key, tmp_path / "run", networks=51_200, target=target)
     assert first.networks < 51_200

@@ -1,4 +1,5 @@
-r"""One layer of the samplers against NumPy in float64, from the same random numbers, at widths and numbers of inputs of every kind.
+r"""One layer of the samplers against NumPy in float64, from the same random numbers, at widths and numbers of inputs of
+every kind.
 
 $$S = \frac1n s s^T, \qquad \eta = L z, \quad L L^T = C_b + C_W S \qquad \text{or} \qquad \eta = W s + b$$
 """
@@ -15,9 +16,9 @@ from kernel_eft_jax.ensemble import BlockSampler, WeightSampler
 from kernel_eft_jax.ensemble.factors import gram, mix
 from kernel_eft_jax.ensemble.normals import network_keys
 from kernel_eft_jax.ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows
-from kernel_eft_jax.maps import GLU, Dense
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.pairs import pairs
+from kernel_eft_jax.parts import GLU, Dense
 
 NETWORKS = 3
 SHAPES = [(1, 1), (1, 7), (2, 64), (3, 9), (4, 8), (8, 65), (9, 20), (16, 23), (17, 40)]  # inputs, neurons
@@ -67,7 +68,8 @@ def test_increments_of_the_block_law(key, inputs, width):
 
 @pytest.mark.parametrize(("inputs", "width"), SHAPES)
 def test_increments_by_weights(key, inputs, width):
-    """W s + b with n + 1 numbers for each neuron, none used twice: C_W / n for the first n of them, C_b for the last."""
+    """W s + b with n + 1 numbers for each neuron, none used twice: C_W / n for the first n of them, C_b for the
+    last."""
     phi, noise = draw(key, inputs, width, WeightSampler())
     z = np.asarray(noise, np.complex128)
     z = np.concatenate([z.real, z.imag], axis=2)[:, :, :width]

@@ -1,9 +1,10 @@
 r"""Errors that ensembles report, over 60 keys: z = (value - truth) / error of every quantity has mean 0 and variance 1.
 
-Errors come from g groups, so z is Student's t with g - 1 degrees of freedom, of variance (g - 1) / (g - 3). The mean of 60 must lie within the
-two-sided normal quantile and the variance within those of chi^2 with 60 (or 59) degrees of freedom, each at 1e-6: a false alarm has probability
-2e-6 for each entry, below 3e-4 a test. V4 is not quite normal: 2,048 networks make its mean z about -0.03, where the bound is 0.65.
-`pytest -m slow -s` prints the worst of each quantity.
+Errors come from g groups, so z is Student's t with g - 1 degrees of freedom, of variance (g - 1) / (g - 3). The mean of
+60 must lie within the two-sided normal quantile and the variance within those of chi^2 with 60 (or 59) degrees of
+freedom, each at 1e-6: a false alarm has probability 2e-6 for each entry, below 3e-4 a test. V4 is not quite normal:
+2,048 networks make its mean z about -0.03, where the bound is 0.65. `pytest -m slow -s` prints the worst of each
+quantity.
 """
 
 import jax
@@ -73,10 +74,11 @@ def test_scores_against_closed_forms(key, route):
 
 @pytest.mark.slow
 def test_errors_of_variances_are_right_on_average(key):
-    """Over 240 keys the mean squared deviation of V4 and V4_excess is the mean squared error, and its squared z of mean 1.25 is their skewness.
+    """Over 240 keys the mean squared deviation of V4 and V4_excess is the mean squared error, and its squared z of mean
+    1.25 is their skewness.
 
-    Value and error are small together (correlation 0.7), so that single z scatter more than errors are wrong. The mean of six entries of this
-    ratio has a standard error of 0.07, found by repetition; the bounds of 0.35 are five of them.
+    Value and error are small together (correlation 0.7), so that single z scatter more than errors are wrong. The mean
+    of six entries of this ratio has a standard error of 0.07, found by repetition; the bounds of 0.35 are five of them.
     """
     n, depth, eps, C_W = RUN["width"], RUN["depth"], RUN["eps"], 1.5
     _, V4, _ = linear_moments(np.asarray(K0), n, depth, eps, C_W)
@@ -87,14 +89,16 @@ def test_errors_of_variances_are_right_on_average(key):
         off = value - independent(name, truth[None])
         ratio = ((off**2).mean(axis=0) / (error**2).mean(axis=0)).mean()
         print(
-            f"{name}: squared deviations over squared errors {ratio:.2f}, mean squared z {(off**2 / error**2).mean():.2f}"
+            f"{name}: squared deviations over squared errors {ratio:.2f}, mean squared z "
+            f"{(off**2 / error**2).mean():.2f}"
         )
         assert abs(ratio - 1) < 0.35
 
 
 @pytest.mark.slow
 def test_scores_of_samplers_and_routes_against_each_other(key):
-    """tanh with biases: each key against the other 59 of its route, and the means of routes against each other, within 4.9 errors (1e-6)."""
+    """tanh with biases: each key against the other 59 of its route, and the means of routes against each other, within
+    4.9 errors (1e-6)."""
     model, means = Model(Tanh(), 2.0, 0.1), {}
     for route, k in zip(ROUTES, jax.random.split(key, len(ROUTES)), strict=True):
         values, errors, groups = runs(model, route, k)

@@ -1,4 +1,5 @@
-"""Faults, one after the other, in processes of their own: nothing is lost, and a sentence says what happened. Run by `make slow`.
+"""Faults, one after the other, in processes of their own: nothing is lost, and a sentence says what happened. Run by
+`make slow`.
 
 Quick versions of these are in test_writing, test_storage and test_ensemble_runs.
 """
@@ -84,7 +85,8 @@ def test_a_save_that_fails_ends_in_a_sentence(fault, start, tmp_path):
 
 
 def test_a_folder_that_turns_read_only(start, tmp_path):
-    """The first thing that is tried is to write there. Root may write whatever the mode: then nothing can be seen, and the test is left out."""
+    """The first thing that is tried is to write there. Root may write whatever the mode: then nothing can be seen, and
+    the test is left out."""
     folder = tmp_path / "locked"
     folder.mkdir()
     folder.chmod(0o500)
@@ -206,7 +208,8 @@ def test_an_interrupted_process_stops_the_others_and_all_go_on(number, start, tm
 
 
 def test_memory_that_a_process_may_not_take_is_not_taken(start):
-    """With 2 GiB of address space left, less what JAX's threads reserve until then, a run of 27 GiB is refused in a sentence."""
+    """With 2 GiB of address space left, less what JAX's threads reserve until then, a run of 27 GiB is refused in a
+    sentence."""
     code = """
 import json, resource, sys
 import jax, numpy as np

@@ -1,4 +1,5 @@
-"""Figures say what they were given: data, labels and error bars are read back from the drawing, never judged by eye here."""
+"""Figures say what they were given: data, labels and error bars are read back from the drawing, never judged by eye
+here."""
 
 import subprocess
 import sys

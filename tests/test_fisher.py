@@ -1,4 +1,5 @@
-"""Fisher information: against a formula by hand, and the covariance between depths that it rests on, against sampled networks."""
+"""Fisher information: against a formula by hand, and the covariance between depths that it rests on, against sampled
+networks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,8 @@ def one_layer(C_W=1.5, C_b=0.3, width=32, eps=0.4, k=1.2):
 
 
 def test_one_linear_layer_by_hand():
-    """One input, one layer: G' has mean k + eps^2 Q, and n Var = 2 k^2 + 4 eps^2 (k Q + C_W k^2) + 2 eps^4 (Q^2 + ...)."""
+    """One input, one layer: G' has mean k + eps^2 Q, and n Var = 2 k^2 + 4 eps^2 (k Q + C_W k^2) + 2 eps^4 (Q^2 +
+    ...)."""
     C_W, C_b, n, eps, k, B = 1.5, 0.3, 32, 0.4, 1.2, 500
     Q, dt = C_b + C_W * k, eps**2
     # G' given G has mean (1 + dt C_W) G + dt C_b and n Var = 4 dt G Qhat + 2 dt^2 Qhat^2; G itself n Var = 2 k^2.
@@ -104,8 +106,8 @@ def block_law_kernels(rng, width, networks):
 def test_covariances_between_depths_are_those_of_sampled_networks(closure, worst):
     """All 81 covariances at once: whitened by theory, the sample's eigenvalues are one.
 
-    20,000 networks of width 128: the eigenvalues of 9 x 9 noise scatter within 2 sqrt(9 / 20000) = 4 %; V4 itself is off
-    by a few per cent at this width. The sigma closure has Euler's layers, without the terms of order eps^4.
+    20,000 networks of width 128: the eigenvalues of 9 x 9 noise scatter within 2 sqrt(9 / 20000) = 4 %; V4 itself is
+    off by a few per cent at this width. The sigma closure has Euler's layers, without the terms of order eps^4.
     """
     e = Experiment(keft.Model(keft.Erf(), 1.5, 0.3), K0, width=128, layers=LAYERS, eps=EPS)
     mean, covariance, _ = kernel_moments(e, closure)

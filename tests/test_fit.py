@@ -101,8 +101,8 @@ def test_a_wrong_activation_shows_in_chi_squared():
 def test_four_parameters_from_a_far_start():
     """Slope of the activation, both variances and the input scale, started far off: within 4 standard errors.
 
-    Slopes s and 1 / s have one law, with C_W times s^2, since phi and -phi have: started on the far side of one, the search
-    finds that description, just as good.
+    Slopes s and 1 / s have one law, with C_W times s^2, since phi and -phi have: started on the far side of one, the
+    search finds that description, just as good.
     """
     truth, names = [1.5, 0.3, 1.2, 0.2], ("C_W", "C_b", "K0_scale", "activation.slope")
     G = block_law(
@@ -146,7 +146,8 @@ def test_no_bias_is_found_at_the_edge():
 
 @pytest.mark.parametrize("optimiser", [None, optax.sgd(0.5)], ids=["gauss-newton", "first-order"])
 def test_data_that_want_less_than_no_bias_are_fitted_and_judged_without_one(optimiser):
-    """Kernels as from biases of variance -0.05: the same estimate, chi2 and degrees of freedom as with C_b held at zero."""
+    """Kernels as from biases of variance -0.05: the same estimate, chi2 and degrees of freedom as with C_b held at
+    zero."""
     G = block_law(np.random.default_rng(7), lambda x: x, C_W, 0.0, K0, WIDTH, LAYERS, EPS, 4000)
     growth = (1 + EPS**2 * C_W) ** np.array(LAYERS)
     G = G - 0.05 * ((growth - 1) / C_W)[:, None, None]
@@ -170,7 +171,8 @@ def test_data_that_want_less_than_no_bias_are_fitted_and_judged_without_one(opti
 
 
 def test_the_step_is_told_where_the_weights_are_known():
-    """eps and C_b with C_W held; the same law as C_W and C_b at the true eps, of which only eps^2 C_W and eps^2 C_b are told."""
+    """eps and C_b with C_W held; the same law as C_W and C_b at the true eps, of which only eps^2 C_W and eps^2 C_b are
+    told."""
     G = block_law(np.random.default_rng(12), erf, C_W, C_B, K0, WIDTH, LAYERS, EPS, 1000)
     step, weights = (
         fit(G, e, free, closure=keft.GOnly(), progress=False)
@@ -301,7 +303,8 @@ def test_an_estimate_of_other_layers_is_refused(key):
 
 
 def test_an_estimate_of_other_networks_is_refused(key):
-    """What made the data is known; free parameters may start elsewhere, and kernels alone may be fitted with anything."""
+    """What made the data is known; free parameters may start elsewhere, and kernels alone may be fitted with
+    anything."""
     est = estimate(
         keft.Model(keft.LeakyReLU(0.2), C_W, C_B),
         K0,
@@ -369,12 +372,13 @@ def test_an_experiment_is_checked_at_the_door(changes, words):
         experiment(keft.Erf(), **changes)
 
 
-# --- deep networks: what the exact closure is for -----------------------------------------------------------------------
+# --- deep networks: what the exact closure is for ---------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_on_deep_networks_intervals_hold_with_the_exact_closure_and_not_without(key):
-    """100 data sets of 20,000 networks: the paper's K1 shifts C_W by two to three standard errors, the tower's does not.
+    """100 data sets of 20,000 networks: the paper's K1 shifts C_W by two to three standard errors, the tower's does
+    not.
 
     Orders beyond 1/n shift C_W by about 0.1 standard errors. False alarm: 1e-3.
     """
@@ -403,7 +407,8 @@ def test_on_deep_networks_intervals_hold_with_the_exact_closure_and_not_without(
 
 @pytest.mark.slow
 def test_intervals_hold_where_fluctuations_are_fitted_too(key):
-    """150 data sets of 400 networks, C_W, C_b and the width together: V4's own error counts, and its non-Gaussian part."""
+    """150 data sets of 400 networks, C_W, C_b and the width together: V4's own error counts, and its non-Gaussian
+    part."""
     K, layers, width, eps, sets, networks = np.array([[1.0, 0.2], [0.2, 0.5]]), (3, 8), 128, 0.3, 150, 400
     truth = np.array([2.0, 0.1, width])
     e = Experiment(keft.Model(keft.Tanh(), 2.0, 0.1), K, width=width, layers=layers, eps=eps)
@@ -445,7 +450,8 @@ UNLIKE = np.array([[4.0, 0.5], [0.5, 0.3]])  # variances so unlike that erf's be
 
 
 def two_matrices(rng, s, C_1, C_2, decay, ratio, networks):
-    """Kernels (networks, layers, N, N) of [Dense(C_1, ratio), s, Dense(C_2)] with decay, by the exact law: hidden neurons are N(0, C_1 G)."""
+    """Kernels (networks, layers, N, N) of [Dense(C_1, ratio), s, Dense(C_2)] with decay, by the exact law: hidden
+    neurons are N(0, C_1 G)."""
     skip = np.sqrt(1 - decay * EPS**2)
     phi = np.linalg.cholesky(UNLIKE) @ rng.standard_normal((networks, 2, WIDTH))
     saved = []
@@ -464,7 +470,8 @@ def block_experiment(branch, decay=0.0, eps=EPS):
 
 
 def test_both_matrices_and_the_decay_of_a_block_come_back():
-    """2000 networks, hidden ratio 2: three parameters within 4 standard errors, and the theory fits. It takes any eps as one a layer, too."""
+    """2000 networks, hidden ratio 2: three parameters within 4 standard errors, and the theory fits. It takes any eps
+    as one a layer, too."""
     truth, names = [1.3, 2.5, 0.8], ("branch[0].C_W", "branch[2].C_W", "decay")
     G = two_matrices(np.random.default_rng(20), erf, *truth, 2, 2000)
     start = block_experiment([keft.Dense(0.7, ratio=2), keft.Erf(), keft.Dense(4.0)], 0.2)
@@ -529,7 +536,8 @@ class Gain(keft.PairActivation):
 
 
 def test_what_a_field_declares_of_its_parameter_is_all_that_a_fit_knows_of_it():
-    """The gain moves in its logarithm, as C_W does: its relative error is half that of C_W, and its interval the root of that interval."""
+    """The gain moves in its logarithm, as C_W does: its relative error is half that of C_W, and its interval the root
+    of that interval."""
     G = block_law(np.random.default_rng(25), lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 200)
     gain = fit(G, experiment(Gain(jnp.array(0.5)), C_W=1.0), "activation.g", closure=keft.GOnly(), progress=False)
     weights = fit(G, experiment(keft.Linear(), C_W=0.25), "C_W", closure=keft.GOnly(), progress=False)
@@ -558,7 +566,8 @@ def test_depth_parameters_that_cannot_move_are_refused(decay, eps, free, words):
 
 
 def test_a_plain_network_is_fitted():
-    """decay = eps = 1: no skip. Linear layers have E[G'] = C_W G, so that with one layer the estimate is a weighted mean."""
+    """decay = eps = 1: no skip. Linear layers have E[G'] = C_W G, so that with one layer the estimate is a weighted
+    mean."""
     rng = np.random.default_rng(21)
     phi = rng.standard_normal((500, 1, WIDTH))
     phi = np.sqrt(1.7 * np.mean(phi**2, axis=2, keepdims=True)) * rng.standard_normal(phi.shape)
@@ -574,7 +583,8 @@ def test_a_plain_network_is_fitted():
 
 @pytest.mark.parametrize("start", [1e6, 1e-6])
 def test_absurd_starts_end_at_the_same_estimate(start):
-    """At C_W = 1e6 the predicted noise is so large that any step looks small beside it; at 1e-6 C_W seems of no effect."""
+    """At C_W = 1e6 the predicted noise is so large that any step looks small beside it; at 1e-6 C_W seems of no
+    effect."""
     G = block_law(np.random.default_rng(22), erf, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
     near, far = (
         fit(G, experiment(keft.Erf(), C_W=value), "C_W", closure=keft.GOnly(), progress=False) for value in (1.0, start)

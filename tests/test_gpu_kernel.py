@@ -1,4 +1,5 @@
-"""The kernel of `benchmarks/gpu_kernel.py`, interpreted on the CPU, against `simulate`: the same networks to float32 rounding."""
+"""The kernel of `benchmarks/gpu_kernel.py`, interpreted on the CPU, against `simulate`: the same networks to float32
+rounding."""
 
 import importlib.util
 import sys
@@ -53,8 +54,8 @@ def plain(problem, key, networks):
 
 @pytest.mark.parametrize(("inputs", "control"), [(2, False), (1, True), (3, True)])
 def test_the_networks_are_those_of_simulate(inputs, control, key):
-    """All sums of 32 networks at three depths to 3e-5: float32 rounds to 6e-8, and 5 layers of sums over 16 neurons carry it on. A stream
-    that is multiplied by 1.001 a in each layer is seen."""
+    """All sums of 32 networks at three depths to 3e-5: float32 rounds to 6e-8, and 5 layers of sums over 16 neurons
+    carry it on. A stream that is multiplied by 1.001 a in each layer is seen."""
     p = problem(kernel(inputs), control)
     found, doubtful = chip(p, key, networks(32))
     expected = plain(p, key, networks(32))
@@ -74,7 +75,8 @@ def test_bits_do_not_depend_on_which_networks_are_asked_for(key):
 
 
 def test_near_copies_are_marked(key):
-    """A repeated input, and one that is near: there `simulate` takes the factor from the features, which the kernel does not."""
+    """A repeated input, and one that is near: there `simulate` takes the factor from the features, which the kernel
+    does not."""
     for K0 in (np.ones((2, 2)), np.array([[1, 1 - 1e-5], [1 - 1e-5, 1]])):
         assert chip(problem(K0, False), key, networks(32))[1].all()
 

@@ -1,4 +1,5 @@
-"""Derivatives at the awkward places: no biases, repeated and opposite inputs, rank-deficient kernels, ReLU; and second ones.
+"""Derivatives at the awkward places: no biases, repeated and opposite inputs, rank-deficient kernels, ReLU; and second
+ones.
 
 Oracles: an input and its copy must have the derivatives of one input alone, N = 1, where nothing is awkward; closed
 forms for a linear activation; central differences along directions that keep the kernel what it is.
@@ -127,7 +128,8 @@ def test_reverse_mode_is_finite_and_equal_to_forward_mode_at_a_repeated_input(ac
 
 @pytest.mark.slow
 def test_second_derivatives_of_a_linear_network_in_closed_form():
-    """K0(t) = K e^(C_W t) + C_b (e^(C_W t) - 1) / C_W in the continuum, and a loss of it, by `jax.hessian` and DirectAdjoint."""
+    """K0(t) = K e^(C_W t) + C_b (e^(C_W t) - 1) / C_W in the continuum, and a loss of it, by `jax.hessian` and
+    DirectAdjoint."""
 
     def exact(point):
         C_W, C_b = point
@@ -229,7 +231,7 @@ def test_all_adjoints_give_the_derivative_of_V4_in_closed_form(adjoint, ask, tol
     np.testing.assert_allclose(jax.jit(ask(V4, argnums=(0, 1)))(C_W, k), (by_C_W, by_k), rtol=tolerance)
 
 
-# --- other blocks ------------------------------------------------------------------------------------------------------
+# --- other blocks -----------------------------------------------------------------------------------------------------
 
 
 def gated(C_1, b_1, slope, C_2, b_2, decay):
@@ -247,7 +249,8 @@ def full_pre_activation(C_1, b_1, slope, C_2, b_2, decay):
     [(gated, keft.GOnly(), [1.3, 0.4, 0.9]), (full_pre_activation, keft.HermiteTower(3), [1.3])],
 )
 def test_both_modes_differentiate_every_leaf_of_a_block_and_every_step(block, closure, kernel):
-    """Norm, gate, hidden ratio, biases, decay, an eps of each layer, the input kernel: against central differences of fourth order at 1e-6."""
+    """Norm, gate, hidden ratio, biases, decay, an eps of each layer, the input kernel: against central differences of
+    fourth order at 1e-6."""
     point = jnp.array([1.2, 0.2, 0.9, 2.0, 0.3, 0.4, 0.3, 0.5, 0.4, *kernel])
 
     def loss(point):
@@ -265,7 +268,8 @@ def test_both_modes_differentiate_every_leaf_of_a_block_and_every_step(block, cl
 
 
 def test_a_plain_network_has_gradients_by_its_matrices():
-    """No skip at all: a^2 = 0, where a itself has no derivative; by C_W everything has one, against central differences."""
+    """No skip at all: a^2 = 0, where a itself has no derivative; by C_W everything has one, against central
+    differences."""
 
     def kernels(C_W):
         model = keft.Model(keft.Erf(), C_W, decay=1.0)
@@ -280,7 +284,8 @@ def test_a_plain_network_has_gradients_by_its_matrices():
 
 
 def test_a_gated_block_under_the_tower_in_reverse_mode():
-    """The gradient by every variance, the decay and the scale of the input, along one direction, is the limit of differences."""
+    """The gradient by every variance, the decay and the scale of the input, along one direction, is the limit of
+    differences."""
 
     def loss(values):
         parts = [

@@ -1,15 +1,17 @@
 """The stated error of every activation against the true one, in float64 and float32.
 
-For variances from 1e-6 to 1e6 and correlations to +-1, `error` must not be below a tenth of the true error of value, slope and curvature,
-relative to E[s^2] for relative changes of the kernel. Where it is above one all digits are lost, and it has said so. The oracle is a rule
-in plain NumPy with its own nodes: panels of 16 points that halve towards each kink and towards zero.
+For variances from 1e-6 to 1e6 and correlations to +-1, `error` must not be below a tenth of the true error of value,
+gradient and hessian, relative to E[s^2] for relative changes of the kernel. Where it is above one all digits are lost,
+and it has said so. The oracle is a rule in plain NumPy with its own nodes: panels of 16 points that halve towards each
+kink and towards zero.
 
 What a solve says of itself is held in the same way, against sums over layers in plain NumPy, after two to four layers:
 
-* `stats["expectation_error"]` of GOnly (variances 1e-6 to 1e6) and SigmaKernel (1e-3 to 10), one input, both dtypes: within ten;
+* `stats["expectation_error"]` of GOnly (variances 1e-6 to 1e6) and SigmaKernel (1e-3 to 10), one input, both dtypes:
+  within ten;
 * `truncation` of HermiteTower, degrees 2 to 60, variances 1e-6 to 100, V4 and K1 of one input, both dtypes: a bound;
-* `truncation` of HermiteTower and of the tower of `solve_pairs` for all V4 and K1 of two inputs, degrees 2 to 16, variances 1e-3 to 10,
-  correlations to 1 and -1: a bound.
+* `truncation` of HermiteTower and of the tower of `solve_pairs` for all V4 and K1 of two inputs, degrees 2 to 16,
+  variances 1e-3 to 10, correlations to 1 and -1: a bound.
 
 Tanh, Erf, Sin, GELU and SiLU stand for all activations there. `make slow` runs all; a quick part is in every run.
 """
@@ -40,7 +42,8 @@ from kernel_eft_jax.trajectory.failures import LIMIT
 VARIANCES = (1e-6, 1e-3, 0.5, 30.0, 1e3, 1e6)
 CORRELATIONS = (0.0, 0.7, -0.95, 0.9999, 1.0, -1.0)
 GRID = [(k, rho) for k in VARIANCES for rho in CORRELATIONS]
-# Where the oracle of kinked functions takes derivatives off them; near copies are compared with closed forms in test_piecewise.
+# Where the oracle of kinked functions takes derivatives off them; near copies are compared with closed forms in
+# test_piecewise.
 KINKED_GRID = [(k, rho) for k in (1e-3, 0.5, 1e3, 1e6) for rho in (0.0, 0.7, -0.95)]
 
 
@@ -94,7 +97,8 @@ FUNCTIONS = {name: Function(case.activation, case.s) for name, case in SMOOTH.it
 
 
 def panels(case: Function, root: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights for a standard normal variable x and functions of root x; panels of 12 points halve towards each kink."""
+    """Nodes and weights for a standard normal variable x and functions of root x; panels of 12 points halve towards
+    each kink."""
     sizes = 0.5 / (case.sharpness * root) * 2.0 ** np.arange(60)
     steps = np.append(0, sizes[sizes < 18])
     edges = [np.arange(-18, 19) * 0.5] + [c / root + sign * steps for c in case.kinks for sign in (-1, 1)]
@@ -107,7 +111,8 @@ def panels(case: Function, root: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_parts(x, y, rho, r, q):
-    """(-d/dx)^r (-d/dy)^q of the density of (x, y) over that of independent ones, in few terms of its precision matrix."""
+    """(-d/dx)^r (-d/dy)^q of the density of (x, y) over that of independent ones, in few terms of its precision
+    matrix."""
     rest = (1 - rho) * (1 + rho)
     u, v, p = (x - rho * y) / rest, (y - rho * x) / rest, 1 / rest
     ratio = np.exp(-0.5 * rho * (rho * (x**2 + y**2) - 2 * x * y) / rest) / np.sqrt(rest)
@@ -120,7 +125,8 @@ ORDERS = ((0, 0), (2, 0), (0, 2), (1, 1), (4, 0), (2, 2), (3, 1), (0, 4), (1, 3)
 
 
 def sine_moments(frequency: float, k: float, k_ab: float) -> np.ndarray:
-    """E[s^(r)_a s^(q)_b] of sin(w x): derivatives are phases, and a product of sines the cosines of difference and sum."""
+    """E[s^(r)_a s^(q)_b] of sin(w x): derivatives are phases, and a product of sines the cosines of difference and
+    sum."""
     w, phase = frequency, np.pi / 2 * np.arange(5)
     size = w**2 * abs(k_ab)
     largest = np.exp(size - w**2 * k)
@@ -131,7 +137,8 @@ def sine_moments(frequency: float, k: float, k_ab: float) -> np.ndarray:
 
 
 def true_moments(case: Function, k: float, k_ab: float) -> np.ndarray:
-    """E[s^(r)_a s^(q)_b] for the orders that the expansion needs: two panels' product, or a fine line in what b has left."""
+    """E[s^(r)_a s^(q)_b] for the orders that the expansion needs: two panels' product, or a fine line in what b has
+    left."""
     if case.frequency:
         return sine_moments(case.frequency, k, k_ab)
     moments, root, rho = np.full((5, 5), np.nan), np.sqrt(k), k_ab / k
@@ -163,7 +170,8 @@ def evaluate(activation, ks):
 
 
 def ratios(case: Function, dtype) -> list[tuple[float, float, float, float]]:
-    """(true error / stated error, k, rho, stated) over the grid; rounding of the oracle itself is taken off the true error."""
+    """(true error / stated error, k, rho, stated) over the grid; rounding of the oracle itself is taken off the true
+    error."""
     grid = GRID if case.orders == 4 else KINKED_GRID
     ks = np.array([[k, rho * k, k] for k, rho in grid]).astype(dtype)
     found, stated = jax.device_get(evaluate(case.activation, jnp.asarray(ks)))
@@ -207,7 +215,8 @@ TRUNCATED = ("Tanh", "Erf", "Sin", "GELU", "SiLU")
 
 
 def closure_errors(closure, name, exact, ks, dtype):
-    """For each variance the largest error of K0, V4, K1 after two layers, in units of K0 and its square, less rounding; and the stated error."""
+    """For each variance the largest error of K0, V4, K1 after two layers, in units of K0 and its square, less rounding;
+    and the stated error."""
     model = keft.Model(SMOOTH[name].activation, jnp.asarray(2.0, dtype))
 
     @jax.jit
@@ -240,7 +249,8 @@ BY_HAND = {"GOnly": (1e-6, 1e-3, 0.5, 30.0, 1e3, 1e6), "SigmaKernel": (1e-3, 0.5
 @pytest.mark.parametrize("closure", BY_HAND)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Tanh" else pytest.mark.slow) for n in TRUNCATED])
 def test_the_expectation_error_of_closures_that_expand_nothing(name, closure, dtype):
-    """GOnly and SigmaKernel have no truncation: what their numbers are off by is what `stats["expectation_error"]` says."""
+    """GOnly and SigmaKernel have no truncation: what their numbers are off by is what `stats["expectation_error"]`
+    says."""
     ks = BY_HAND[closure]
     if closure == "GOnly":
         exact = [g_only_by_hand(FUNCTIONS[name], k) for k in ks]
@@ -261,10 +271,11 @@ SETTINGS = [(name, dtype) for name in TRUNCATED for dtype in ("float64", "float3
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), SETTINGS)
 def test_the_truncation_bound_does_not_understate(name, dtype, capsys):
-    """The tower's bound of what its degree leaves out, for degrees 2 to 60 and variances 1e-6 to 100, against sums over layers.
+    """The tower's bound of what its degree leaves out, for degrees 2 to 60 and variances 1e-6 to 100, against sums over
+    layers.
 
-    V4 and K1 after four layers of eps = 0.5. Beside the bound stands rounding: of the oracle's K1, which is 1e-9 of K0, and in float32 of the
-    stated error of the expectations and of a hundred roundings of V4 and K0.
+    V4 and K1 after four layers of eps = 0.5. Beside the bound stands rounding: of the oracle's K1, which is 1e-9 of K0,
+    and in float32 of the stated error of the expectations and of a hundred roundings of V4 and K0.
     """
     k = jnp.asarray([1e-6, 1e-3, 0.5, 2.0, 10.0, 100.0], dtype)
     exact = [one_input_layers(SMOOTH[name], 2.0, 0.0, float(v), 0.5, 4) for v in k]
@@ -307,10 +318,11 @@ KERNELS = [
 @pytest.mark.parametrize("closure", [keft.HermiteTower, PairTower])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Sin" else pytest.mark.slow) for n in TRUNCATED])
 def test_the_truncation_bound_of_two_inputs(name, closure):
-    """Every entry of V4 and K1 of two inputs, for the tower and for that of `solve_pairs`, correlations of 0.999, -0.99, 1 and -1 among them.
+    """Every entry of V4 and K1 of two inputs, for the tower and for that of `solve_pairs`, correlations of 0.999,
+    -0.99, 1 and -1 among them.
 
-    Three layers of eps = 0.5 against sums over layers. Beside the bound stands rounding: 1e-7 of the quantity's unit for the oracle, and the
-    stated error of the expectations.
+    Three layers of eps = 0.5 against sums over layers. Beside the bound stands rounding: 1e-7 of the quantity's unit
+    for the oracle, and the stated error of the expectations.
     """
     exact = [two_input_layers(SMOOTH[name], 2.0, np.array(K), 0.5, 3) for K in KERNELS]
     model, worst = keft.Model(SMOOTH[name].activation, 2.0), (0.0, "none")

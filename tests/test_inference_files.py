@@ -1,4 +1,5 @@
-"""Kernels from files and arrays of users: what is read is what was saved, and each mistake gets a sentence with its remedy."""
+"""Kernels from files and arrays of users: what is read is what was saved, and each mistake gets a sentence with its
+remedy."""
 
 import json
 

@@ -32,7 +32,8 @@ def expansion(activation, k):
 
 
 def test_the_published_rule_and_layers_give_the_published_theory_back():
-    """Euler steps by the 32-point rule; and by converged expectations the numbers found independently of this package."""
+    """Euler steps by the 32-point rule; and by converged expectations the numbers found independently of this
+    package."""
     published, layers = study_of.PUBLISHED["theory_at_T2"], np.array([0, 200, 400, 600, 800])
     rule = study_of.Theory(study_of.Euler(), RULE, 1).solve(ONE, layers)
     assert float(rule.K0[-1, 0, 0]) == pytest.approx(published["K0_00"], abs=5e-5)
@@ -62,7 +63,7 @@ def test_an_euler_step_is_that_of_the_equations():
 def test_transport_by_the_published_rule(k, rule, converged):
     # theory.md, section 3: E[(tanh^2)''] by 32 points and converged; chi of one input is half of it, for C_W = 1.
     for activation, expected in ((RULE, rule), (keft.Tanh(), converged)):
-        assert 2 * expansion(activation, jnp.array([float(k)])).slope.sum() == pytest.approx(expected, abs=5e-5)
+        assert 2 * expansion(activation, jnp.array([float(k)])).gradient.sum() == pytest.approx(expected, abs=5e-5)
 
 
 def test_the_rule_is_exact_for_polynomials():
@@ -83,17 +84,17 @@ def test_the_rule_is_exact_for_polynomials():
         return w @ square.deriv(order)(np.sqrt(k) * x) if order else w @ square(np.sqrt(k) * x)
 
     np.testing.assert_allclose(got.value, [square_mean(k_aa, 0), mean(0, 0), square_mean(k_bb, 0)], rtol=1e-12)
-    np.testing.assert_allclose(got.slope[1], [mean(2, 0) / 2, mean(0, 2) / 2, mean(1, 1)], rtol=1e-12)
+    np.testing.assert_allclose(got.gradient[1], [mean(2, 0) / 2, mean(0, 2) / 2, mean(1, 1)], rtol=1e-12)
     np.testing.assert_allclose(
-        got.slope.sum(1)[jnp.array([0, 2])], [square_mean(k_aa, 2) / 2, square_mean(k_bb, 2) / 2], rtol=1e-12
+        got.gradient.sum(1)[jnp.array([0, 2])], [square_mean(k_aa, 2) / 2, square_mean(k_bb, 2) / 2], rtol=1e-12
     )
     curvature = [
         [mean(4, 0) / 4, mean(2, 2) / 4, mean(3, 1) / 2],
         [mean(2, 2) / 4, mean(0, 4) / 4, mean(1, 3) / 2],
         [mean(3, 1) / 2, mean(1, 3) / 2, mean(2, 2)],
     ]
-    np.testing.assert_allclose(got.curvature[1], curvature, atol=1e-12)
-    np.testing.assert_allclose(got.curvature[0].sum(), square_mean(k_aa, 4) / 4, rtol=1e-9)
+    np.testing.assert_allclose(got.hessian[1], curvature, atol=1e-12)
+    np.testing.assert_allclose(got.hessian[0].sum(), square_mean(k_aa, 4) / 4, rtol=1e-9)
 
 
 def test_sources_alone_add_up():
@@ -158,7 +159,8 @@ def test_agreement_is_within_three_standard_errors_or_the_last_digit():
 
 
 def test_the_summary_counts_what_stands_in_the_tables():
-    """What agrees is counted by kind, what does not is named; rows that are not compared with published numbers are left out."""
+    """What agrees is counted by kind, what does not is named; rows that are not compared with published numbers are
+    left out."""
     agrees, differs, digits = row(1.0, 0.3, 1.8), row(1.0, 0.1, 2.0), row(42.878, 0.0, 42.8778)
     sections = [
         study_of.Chapter("one", "", [agrees, differs._replace(quantity="V4"), digits]),
@@ -209,7 +211,8 @@ def test_markdown_is_a_table(study):
 
 
 def test_figures_carry_the_numbers_of_the_paper(study, monkeypatch):
-    """1: K0 and V4 together; 2: the steps at n = 256; 3: K1; 4: the source U1. What goes beyond has a name and no number."""
+    """1: K0 and V4 together; 2: the steps at n = 256; 3: K1; 4: the source U1. What goes beyond has a name and no
+    number."""
     monkeypatch.setattr(sweeps, "main_job", lambda *_, **__: study)
     numbered = {}
     for item in (
@@ -227,7 +230,8 @@ def test_figures_carry_the_numbers_of_the_paper(study, monkeypatch):
 
 
 def test_residuals_and_sources_stand_beside_the_published(study):
-    """The numbers of the table are those of the diagnostics, which have oracles of their own; the rule's error is one of NumPy's."""
+    """The numbers of the table are those of the diagnostics, which have oracles of their own; the rule's error is one
+    of NumPy's."""
     item = study_of.equations_item(study)
     table = rows(item)
     residual = keft.covariance_residual(study.sampled, keft.Model(keft.Tanh(), 2.0))
@@ -248,7 +252,8 @@ def test_residuals_and_sources_stand_beside_the_published(study):
 
 
 def test_published_residuals_have_the_noise_of_their_neighbours(study):
-    """If the published residuals of neighbouring layers differ three times as much, so do their errors; alike ones have none."""
+    """If the published residuals of neighbouring layers differ three times as much, so do their errors; alike ones have
+    none."""
     noise = study_of.residual_noise(study)
     assert set(noise) == set(equations.RESIDUAL)
     with pytest.MonkeyPatch.context() as patch:
@@ -259,7 +264,8 @@ def test_published_residuals_have_the_noise_of_their_neighbours(study):
 
 
 def test_the_summary_averages_as_published(study):
-    """Frobenius norms over all entries, averaged over all layers: for a theory that is off by a share linear in depth, half of it."""
+    """Frobenius norms over all entries, averaged over all layers: for a theory that is off by a share linear in depth,
+    half of it."""
     layers = study.sampled.layers
     truth = np.random.default_rng(0).uniform(1, 2, (len(layers), 2, 2))
     off = 0.1 * layers / layers[-1]
@@ -268,9 +274,11 @@ def test_the_summary_averages_as_published(study):
 
 
 def test_the_published_noise_is_that_of_the_mean_kernel(study):
-    """Variance of X is n V4 / networks, with chi in it, and of M that of the sources alone; 200 draws tell it to 10 %, z below 5.
+    """Variance of X is n V4 / networks, with chi in it, and of M that of the sources alone; 200 draws tell it to 10 %,
+    z below 5.
 
-    Independent of the code under test: a V4 of GOnly that was stepped in layers, and the published standard error of K1 is its root.
+    Independent of the code under test: a V4 of GOnly that was stepped in layers, and the published standard error of K1
+    is its root.
     """
     X, M = summary.published_noise(study)
     for noise, name in ((X, study_of.G_ONLY), (M, study_of.SOURCE)):
@@ -358,7 +366,8 @@ def test_the_study_is_computed_as_it_is_asked_for(monkeypatch, tmp_path):
 
 
 def test_the_study_uses_public_names_only():
-    """What it takes from the package is exported by it, or by a room whose name has no underscore; and so is every attribute of `keft`."""
+    """What it takes from the package is exported by it, or by a room whose name has no underscore; and so is every
+    attribute of `keft`."""
     folder = Path(keft.__file__).parent / "studies" / "kawase_ota"
     for path in folder.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -376,7 +385,8 @@ PUBLIC_ROOMS = {"kernel_eft_jax.figures", "kernel_eft_jax.activations", "kernel_
 
 @pytest.mark.slow
 def test_sampled_values_agree_with_the_published_ones():
-    """20,000 networks against the published 5 million: 11 rows within 4 standard errors, false alarms below 1 in 1,000."""
+    """20,000 networks against the published 5 million: 11 rows within 4 standard errors, false alarms below 1 in
+    1,000."""
     study = study_of.main_job(20_000, jax.random.key(0), progress=False)
     assert study.sampled.stderr.K1[-1, 0, 0] < 0.025
     sampled = [row for row in rows(study_of.main_item(study)).values() if row.difference.endswith("s.e.")]

@@ -27,7 +27,8 @@ TANH = keft.Model(keft.Tanh(), C_W=2.0)
     ids=["tanh", "relu", "chain"],
 )
 def test_the_tower_of_a_pair_is_the_tower_of_two_inputs(model):
-    """One set of modes for a pair holds those of each input: layers agree with `HermiteTower` to rounding, bounds included."""
+    """One set of modes for a pair holds those of each input: layers agree with `HermiteTower` to rounding, bounds
+    included."""
     full, pair = (
         keft.solve(model, K0[:2, :2], layers=[1, 3], eps=0.5, closure=closure)
         for closure in (keft.HermiteTower(8), PairTower(8))
@@ -42,7 +43,8 @@ def test_the_tower_of_a_pair_is_the_tower_of_two_inputs(model):
 def test_the_drift_is_the_derivative_of_a_layer():
     """The modes of thin layers turn by the generator of `turned`: written out, and by differentiating a layer.
 
-    The bound of the tail decays at the slowest rate of all directions, which is that of a thin layer and of no derivative: singular values meet.
+    The bound of the tail decays at the slowest rate of all directions, which is that of a thin layer and of no
+    derivative: singular values meet.
     """
     closure = PairTower(7)
     state = closure.init(TANH, pack(jnp.asarray(K0[:2, :2])))
@@ -56,7 +58,8 @@ def test_the_drift_is_the_derivative_of_a_layer():
 
 
 def test_turning_modes_by_the_binomial_theorem():
-    """Sym^m of a lower triangular matrix: the recursion from degree to degree gives the same, and the rate is its derivative."""
+    """Sym^m of a lower triangular matrix: the recursion from degree to degree gives the same, and the rate is its
+    derivative."""
     rng = np.random.default_rng(0)
     R, rate = (jnp.asarray(np.tril(rng.standard_normal((2, 2)))) for _ in range(2))
     exists = np.arange(1, 10)[:, None] >= np.arange(10)
@@ -69,7 +72,8 @@ def test_turning_modes_by_the_binomial_theorem():
 
 @pytest.mark.parametrize("activation", [keft.Tanh(), keft.GELU()], ids=["tanh", "gelu"])
 def test_the_tables_of_a_pair_are_right(activation):
-    """Equidistant nodes for psi_2 give the moments, the coefficients and the norms that the general rules give, at high correlation too."""
+    """Equidistant nodes for psi_2 give the moments, the coefficients and the norms that the general rules give, at high
+    correlation too."""
     for rho in (0.2, -0.9, 0.999):
         k = pack(jnp.asarray([[2.0, 3.0**0.5 * rho * 2**0.5], [3.0**0.5 * rho * 2**0.5, 3.0]]))
         read, expected = read_pair(activation, k, 10, (48, 192)), pair_functions(activation, frame(k), 10)
@@ -150,7 +154,8 @@ def test_a_failing_pair_is_named():
 
 
 def test_the_series_of_many_inputs_is_the_sum_over_the_plane():
-    """Mehler's series, where its own bound allows it, and the sum over the plane where inputs are too alike: the moments of each pair alone."""
+    """Mehler's series, where its own bound allows it, and the sum over the plane where inputs are too alike: the
+    moments of each pair alone."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((8, 20))
     alike = np.concatenate([x[:7], x[:1]])
@@ -198,7 +203,8 @@ def test_the_drift_of_the_kernel_alone():
 
 
 def test_moments_by_pairs_are_those_of_all_inputs():
-    """Means and variances pair by pair are the exact ones; covariances between entries keep their signs and sizes to a few per cent."""
+    """Means and variances pair by pair are the exact ones; covariances between entries keep their signs and sizes to a
+    few per cent."""
     e = keft.Experiment(TANH, K0, width=64, layers=[1, 3], eps=0.4)
     mean, covariance, _ = kernel_moments(e, keft.HermiteTower(6))
     by_pairs, weights, _ = moments_by_pairs(e, PairTower(6))
@@ -210,7 +216,8 @@ def test_moments_by_pairs_are_those_of_all_inputs():
 
 
 def test_a_fit_of_many_inputs(key):
-    """Ten inputs, 55 entries: C_W comes back within four of its standard errors, which a wrong start and GOnly's weights do not spoil.
+    """Ten inputs, 55 entries: C_W comes back within four of its standard errors, which a wrong start and GOnly's
+    weights do not spoil.
 
     2048 networks of width 64; the false-alarm probability is 1e-4, and an error of C_W of two per cent would be seen.
     """

@@ -101,7 +101,8 @@ def test_inputs_may_be_renamed_and_left_out(name):
 
 
 def test_inputs_may_be_renamed_and_left_out_of_a_sum():
-    """The same where moments are summed: only one of the two inputs of a strongly correlated pair is integrated over first."""
+    """The same where moments are summed: only one of the two inputs of a strongly correlated pair is integrated over
+    first."""
     ours, chosen = model("Tanh"), np.array([3, 2, 0])
     K, h = KERNEL[chosen][:, chosen], DIRECTIONS[0][chosen][:, chosen]
     np.testing.assert_allclose(ours.chi(K, h), ours.chi(KERNEL, DIRECTIONS[0])[chosen][:, chosen], rtol=1e-12)
@@ -216,7 +217,8 @@ def test_continuum_is_the_limit_of_layers(name, case):
 
 
 def test_layers_known_from_elsewhere():
-    """tanh, C_W = 2, K0(0) = 2, eps = 0.5, 8 layers: a HermiteTower of degree 90, written apart from this, to its digits."""
+    """tanh, C_W = 2, K0(0) = 2, eps = 0.5, 8 layers: a HermiteTower of degree 90, written apart from this, to its
+    digits."""
     (problem,) = [p for p in PROBLEMS if p.name == "Tanh layers"]
     found = [problem.known[q].value[-1].item() for q in ("K0", "V4", "K1")]
     np.testing.assert_allclose(found, [4.3322839, 47.3969, -0.34284], atol=5e-5)
@@ -227,10 +229,11 @@ def test_layers_known_from_elsewhere():
     ("name", "case", "row", "layers", "time"), [("relu", None, 1, 25, 0.5), ("GELU layers", "GELU", 1, 4, 1.0)]
 )
 def test_table_against_sampled_networks(name, case, row, layers, time):
-    """The law of a layer, sampled: n = 128, 20,000 networks. The standard error of V4 is 1.1 %, 1/n and eps leave 2.5 %.
+    """The law of a layer, sampled: n = 128, 20,000 networks. The standard error of V4 is 1.1 %, 1/n and eps leave 2.5
+    %.
 
-    The distance of 7 % that is allowed is four standard errors beyond that, a false alarm once in 20,000 seeds (and the seed is
-    fixed). The equations of GOnly, which differ by 14 % and more, fail.
+    The distance of 7 % that is allowed is four standard errors beyond that, a false alarm once in 20,000 seeds (and the
+    seed is fixed). The equations of GOnly, which differ by 14 % and more, fail.
     """
     (problem,) = [p for p in PROBLEMS if p.name == name]
     s = (lambda x: SMOOTH[case].s(x, 0)) if case else (lambda x: np.maximum(x, 0))

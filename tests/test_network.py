@@ -8,9 +8,9 @@ import pytest
 
 from kernel_eft_jax.activations import GELU, Linear, SiLU, Tanh
 from kernel_eft_jax.cholesky import semidefinite_cholesky
-from kernel_eft_jax.maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
+from kernel_eft_jax.parts import GLU, Dense, RMSNorm
 from tests.networks import silu
 
 MODEL = Model(Tanh(), C_W=1.7, C_b=0.3)
@@ -52,7 +52,8 @@ def test_a_branch_of_several_matrices_is_the_definition(key):
 
 @pytest.mark.parametrize(("index", "C_W", "C_b", "features"), [(0, 1.2, 0.1, 20), (1, 1.5, 0.2, 30), (2, 2.0, 0.3, 10)])
 def test_weights_have_their_variances(key, index, C_W, C_b, features):
-    """Hidden matrices too: C_W over the number of features. At least 100,000 weights and 20,000 biases: 5 standard errors are 2 and 5 %."""
+    """Hidden matrices too: C_W over the number of features. At least 100,000 weights and 20,000 biases: 5 standard
+    errors are 2 and 5 %."""
     branch = [Dense(1.2, 0.1, ratio=1.5), GELU(), Dense(1.5, 0.2, ratio=0.5), Tanh(), Dense(2.0, 0.3)]
     net = ResNet(Model(branch), width=20, depth=2000, eps=0.1, key=key)
     assert net.W[index].shape[2] == features
@@ -61,7 +62,8 @@ def test_weights_have_their_variances(key, index, C_W, C_b, features):
 
 
 def test_plain_networks_have_no_skip(key):
-    """decay eps^2 = 1: the output does not remember phi but through the branch, which for one layer of constant features is nothing."""
+    """decay eps^2 = 1: the output does not remember phi but through the branch, which for one layer of constant
+    features is nothing."""
     net = ResNet(Model(Linear(), 1.0, decay=1.0), width=5, depth=1, eps=1.0, key=key)
     phi = jax.random.normal(key, (2, 5))
     assert np.allclose(net(phi), phi @ net.W[0][0].T, rtol=1e-12)
@@ -95,8 +97,8 @@ def test_gradients_reach_the_model(key):
 def test_one_layer_has_the_exact_law(key):
     """Given phi, E[G'] = G + eps^2 Q and n Cov(G', G') = eps^2 Sigma(G, Q) + eps^4 (Q Q + Q Q), at n = 4.
 
-    100,000 networks. Mean: within 5 standard errors (false alarm 6 x 6e-7), which are below 0.3 % of eps^2 Q. Covariance: its relative standard
-    error is near 0.5 %; every entry within 2.5 % of the largest (5 standard errors).
+    100,000 networks. Mean: within 5 standard errors (false alarm 6 x 6e-7), which are below 0.3 % of eps^2 Q.
+    Covariance: its relative standard error is near 0.5 %; every entry within 2.5 % of the largest (5 standard errors).
     """
     n, eps = 4, 0.7
     phi = jax.random.normal(key, (3, n))
@@ -120,7 +122,8 @@ def test_one_layer_has_the_exact_law(key):
 
 
 def test_inputs_have_their_kernel(key):
-    """2e5 neurons: an entry's standard error is at most sqrt(2 / 2e5) K = 0.0063; all 6 within 5 of them. Repeated inputs are equal."""
+    """2e5 neurons: an entry's standard error is at most sqrt(2 / 2e5) K = 0.0063; all 6 within 5 of them. Repeated
+    inputs are equal."""
     repeated = np.array([0, 1, 1])
     K = K0[np.ix_(repeated, repeated)]
     phi = draw_inputs(K, width=200_000, key=key)

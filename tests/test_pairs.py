@@ -65,7 +65,8 @@ def test_batch_axes_pass_through():
 
 
 def test_derivatives_treat_both_halves_alike():
-    """The derivative of a function of k_ab by K is symmetric, and its sum over both halves is the derivative by k_ab."""
+    """The derivative of a function of k_ab by K is symmetric, and its sum over both halves is the derivative by
+    k_ab."""
     weights = jnp.arange(1.0, 7.0)
     gradient = jax.grad(lambda K: weights @ pack(K))(jnp.asarray(kernel(3)))
     np.testing.assert_array_equal(gradient, gradient.T)
@@ -87,7 +88,8 @@ def test_sigma_product_entry_by_entry():
 
 
 def test_wick_is_the_covariance_of_products_of_gaussians():
-    """Integrated exactly: products of four Gaussians are polynomials of degree four, three Gauss-Hermite points a variable."""
+    """Integrated exactly: products of four Gaussians are polynomials of degree four, three Gauss-Hermite points a
+    variable."""
     K = kernel(3, 3)
     x, w = np.polynomial.hermite_e.hermegauss(3)
     phi = np.array(list(product(x, repeat=3))) @ np.linalg.cholesky(K).T

@@ -1,4 +1,5 @@
-"""Kinks, extreme variances, and what is refused: activations that people use must be right, or say that they are not."""
+"""Kinks, extreme variances, and what is refused: activations that people use must be right, or say that they are
+not."""
 
 import equinox as eqx
 import jax
@@ -21,7 +22,8 @@ TWINS = {
 
 @pytest.mark.parametrize("name", TWINS)
 def test_piecewise_agrees_with_closed_forms(name):
-    """Value, slope and curvature, for variances and correlations of every kind; Hermite modes, which the tower is made of."""
+    """value, gradient and hessian, for variances and correlations of every kind; Hermite modes, which the tower is made
+    of."""
     closed, piecewise = TWINS[name]
     both = jax.jit(lambda k: (closed.expansion(k), piecewise.expansion(k)))
     for k_aa, k_bb in ((1.0, 1.0), (30.0, 0.1), (1e4, 1e4), (1e-4, 1e-2)):
@@ -63,8 +65,8 @@ def test_one_input_against_integration_by_parts(name):
         x, w = (edges[:-1, None] + half * (nodes + 1)).ravel(), (half * weights).ravel()
         square = np.vectorize(s, otypes=[float])(np.sqrt(k) * x) ** 2 * norm.pdf(x) * w
         exact = [square.sum(), square @ (x**2 - 1) / 2, square @ (x**4 - 6 * x**2 + 3) / 4]
-        value, slope, curvature = single(activation, jnp.array(k))
-        found = [value, k * slope.sum(), k**2 * curvature.sum()]
+        value, gradient, hessian = single(activation, jnp.array(k))
+        found = [value, k * gradient.sum(), k**2 * hessian.sum()]
         np.testing.assert_allclose(found, exact, rtol=1e-9, atol=1e-10 * exact[0], err_msg=f"k = {k}")
 
 

@@ -1,7 +1,7 @@
 """Gaussian expectations of functions, against closed forms and against adaptive integration.
 
-Relative to what: an expectation E[f g] is compared with its Cauchy-Schwarz bound sqrt(E f^2 E g^2), the one scale that it
-cannot exceed, that does not vanish where E[f g] crosses zero, and that follows changes of units.
+Relative to what: an expectation E[f g] is compared with its Cauchy-Schwarz bound sqrt(E f^2 E g^2), the one scale that
+it cannot exceed, that does not vanish where E[f g] crosses zero, and that follows changes of units.
 """
 
 import math
@@ -155,7 +155,7 @@ HONEST = {
 
 
 def true_error(case: Case, k: float, rho: float, found: Expansion) -> float:
-    """Error of value, slope and curvature relative to E[s^2] for relative changes of k."""
+    """Error of value, gradient and hessian relative to E[s^2] for relative changes of k."""
     exact = expansion_from(pair_moments(case, k, k, rho))
     errors = [k**order * np.abs(x - y).max() for order, (x, y) in enumerate(zip(found, exact, strict=True))]
     return max(errors) / norms(case, k)[0] ** 2
@@ -163,7 +163,8 @@ def true_error(case: Case, k: float, rho: float, found: Expansion) -> float:
 
 @pytest.mark.parametrize("name", HONEST)
 def test_stated_error_is_honest(name):
-    """It never falls below a third of the true error, rounding (1e-12) apart, until it says that all digits are lost."""
+    """It never falls below a third of the true error, rounding (1e-12) apart, until it says that all digits are
+    lost."""
     case, variances = HONEST[name]
     points = list(product(variances, (0.9599, 0.9601, -1.0)))
     ks = jnp.array([[k, rho * k, k] for k, rho in points])

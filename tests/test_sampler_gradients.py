@@ -1,4 +1,5 @@
-"""Derivatives through the sampler: the same networks, moved; against differences with common random numbers and exact means."""
+"""Derivatives through the sampler: the same networks, moved; against differences with common random numbers and exact
+means."""
 
 import functools
 
@@ -37,7 +38,8 @@ BLOCK = [
 
 
 def test_of_every_block(key):
-    """The same networks, and both modes against differences, in variances of every matrix, decay and an eps of each layer."""
+    """The same networks, and both modes against differences, in variances of every matrix, decay and an eps of each
+    layer."""
     eps = jnp.array([0.3, 0.5, 0.4])
 
     def kernels(values):
@@ -88,7 +90,8 @@ def test_both_modes_are_the_limit_of_differences_with_the_same_networks(activati
 
 
 def test_a_linear_network_has_the_exact_derivatives_at_every_width(key):
-    """E[G] = K0 of the infinite network at any width, here 16: 16,384 networks, all within 4.5 standard errors (1e-4 of alarm)."""
+    """E[G] = K0 of the infinite network at any width, here 16: 16,384 networks, all within 4.5 standard errors (1e-4 of
+    alarm)."""
     C_W, C_b, names = 1.5, 0.3, ("C_W", "C_b", "K0_scale", "eps")
     e = Experiment(keft.Model(keft.Linear(), C_W, C_b), K0, width=WIDTH, layers=LAYERS, eps=EPS)
     sampled = pathwise_sensitivity(e, names, networks=16_384, key=key)
@@ -107,7 +110,8 @@ def test_a_linear_network_has_the_exact_derivatives_at_every_width(key):
 
 @pytest.mark.slow
 def test_the_exact_closure_has_the_derivatives_of_sampled_networks(key):
-    """tanh, width 32, 40,000 networks: to 4.5 standard errors, which see the 1/n part (K1 / n shifts dG/dC_W by two of them)."""
+    """tanh, width 32, 40,000 networks: to 4.5 standard errors, which see the 1/n part (K1 / n shifts dG/dC_W by two of
+    them)."""
     names = ("C_W", "C_b", "activation.input_scale")
     e = Experiment(
         keft.Model(keft.Scaled(keft.Tanh(), 1.1), 2.0, 0.2), np.eye(1) * 2, width=32, layers=(10,), eps=0.1**0.5

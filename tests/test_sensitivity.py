@@ -30,7 +30,8 @@ def test_linear_networks_in_closed_form(closure):
 
 
 def test_linear_layers_in_closed_form_and_as_elasticities():
-    """Without biases K0 = (1 - eps^2 c + eps^2 C_W)^l K: one per cent of eps is two of C_W at c = 0, one of K is one of K0 and two of V4."""
+    """Without biases K0 = (1 - eps^2 c + eps^2 C_W)^l K: one per cent of eps is two of C_W at c = 0, one of K is one of
+    K0 and two of V4."""
     C_W, eps, layers = 1.5, EPS, np.array(LAYERS)
     s = sensitivity(keft.Model(keft.Linear(), C_W), [[1.2]], layers=LAYERS, eps=eps, closure=keft.GOnly())
     rate = eps**2 * C_W
@@ -100,7 +101,8 @@ def test_every_derivative_is_the_limit_of_differences(build, names, values, clos
     assert s.names == (*names, *entries, *(["eps"] if np.ndim(eps) == 0 and eps else []))
     np.testing.assert_array_equal(s.values, point)
     # Errors measured, relative to the largest derivative of each quantity: by layers 1e-10, the rest of Richardson's
-    # differences (at three times the step 81 times more); in the continuum 1e-6, of the solver at its tolerance of 1e-8.
+    # differences (at three times the step 81 times more); in the continuum 1e-6, of the solver at its tolerance of
+    # 1e-8.
     step, tolerance = 1e-3, 3e-6 if eps is None else 1e-9
     largest = [np.abs(part).max() for part in solved(point)]
     for name, shift in zip(s.names, step * np.eye(len(point)), strict=True):
@@ -125,7 +127,8 @@ def test_an_unknown_name_lists_those_that_exist():
 
 
 def test_sensitivities_are_drawn_where_they_matter():
-    """One input's kernel does not feel the other; of a bias or an entry of zero there is no per cent: the legend says which."""
+    """One input's kernel does not feel the other; of a bias or an entry of zero there is no per cent: the legend says
+    which."""
     s = sensitivity(keft.Model(keft.Linear(), 1.5), np.diag([1.0, 0.6]), layers=[0, *LAYERS], eps=EPS)
     assert s["C_b"].K0[-1, 0, 0] > 0.6  # t, and more
     figure = plot_sensitivity(s)

@@ -32,7 +32,8 @@ def results():
 
 @pytest.mark.parametrize("name", ["Solution", "Estimate", "Sensitivity", "Fit", "Window", "WidthCheck"])
 def test_every_result_shows_itself(results, name):
-    """A class of this name; at most some lines of text, each line in the table of a notebook with what HTML forbids escaped; a figure."""
+    """A class of this name; at most some lines of text, each line in the table of a notebook with what HTML forbids
+    escaped; a figure."""
     result = results[name]
     assert type(result).__name__ == name
     lines = repr(result).split("\n")

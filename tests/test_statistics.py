@@ -1,4 +1,5 @@
-"""Streaming moments against two passes in float64, and jackknife errors against the scatter of independent repetitions."""
+"""Streaming moments against two passes in float64, and jackknife errors against the scatter of independent
+repetitions."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ SIZE = 8
 
 
 def stream(x, squared=None):
-    """Sums over networks of x, shape (networks, T, M), in blocks of SIZE; the last one is filled up with networks of no weight."""
+    """Sums over networks of x, shape (networks, T, M), in blocks of SIZE; the last one is filled up with networks of no
+    weight."""
     networks, depths, length = x.shape
     squared = squared or length
     sums = Sums.zeros(depths, length, squared)
@@ -29,7 +31,8 @@ def stream(x, squared=None):
 
 
 def test_moments_lose_no_digits(key):
-    """Mean 1000 standard deviations from zero, 1003 networks: a float32 sum of squares would keep no digit of the variance."""
+    """Mean 1000 standard deviations from zero, 1003 networks: a float32 sum of squares would keep no digit of the
+    variance."""
     x = np.asarray(jax.random.normal(key, (1003, 2, 3), jnp.float32)) @ np.diag([1e-2, 1e-3, 1.0]) + np.array(
         [10, 1, -3]
     )
@@ -88,8 +91,8 @@ def test_quantities_are_their_definitions(key):
 def test_jackknife_errors_are_the_true_errors(key, networks):
     """Errors of a mean, a variance, a covariance and a ratio, all known, averaged over 200 Gaussian samples.
 
-    A variance estimated from 32 groups scatters by sqrt(2 / 31) = 25 %, its mean over 200 samples by 1.8 %; the tolerance is 5 of those
-    (false alarm below 1e-5 for all eight), plus 1/32 of bias of the jackknife.
+    A variance estimated from 32 groups scatters by sqrt(2 / 31) = 25 %, its mean over 200 samples by 1.8 %; the
+    tolerance is 5 of those (false alarm below 1e-5 for all eight), plus 1/32 of bias of the jackknife.
     """
     repetitions, rho = 200, 0.6
     z = np.asarray(jax.random.normal(key, (repetitions, networks, 1, 2), jnp.float32))
@@ -167,10 +170,12 @@ def test_complex_functions_have_no_error_here(key):
 @pytest.mark.parametrize("width", [1, 8, 64])
 @pytest.mark.parametrize("networks", [64, 128])
 def test_intervals_hold_for_few_networks(width, networks):
-    """Kernels of n Gaussian neurons: n Cov(G, G) is known, 2 in units of the square of the mean. 4000 samples, one at each depth.
+    """Kernels of n Gaussian neurons: n Cov(G, G) is known, 2 in units of the square of the mean. 4000 samples, one at
+    each depth.
 
-    95 % of them within 1 %, three standard errors; up to 3 % more often is allowed. Two standard errors hold in 81 to 93 %, though the
-    standard error is right on average, within 7 %: three standard errors of the scatter of V4 at width 1, whose kurtosis is 9.
+    95 % of them within 1 %, three standard errors; up to 3 % more often is allowed. Two standard errors hold in 81 to
+    93 %, though the standard error is right on average, within 7 %: three standard errors of the scatter of V4 at width
+    1, whose kurtosis is 9.
     """
     G = np.random.default_rng(width + networks).chisquare(width, (networks, 4000, 1)) / width
     sums, limit = (

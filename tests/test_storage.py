@@ -1,4 +1,5 @@
-"""Results in files: what is written comes back bit for bit, with its model, opens in plain xarray, and a damaged file says so."""
+"""Results in files: what is written comes back bit for bit, with its model, opens in plain xarray, and a damaged file
+says so."""
 
 import inspect
 import resource
@@ -140,7 +141,8 @@ def test_a_saved_result_rebuilds_its_model(results, tmp_path):
 
 
 def every_module():
-    """An object of every public class of this package that is made of its own arguments, with numbers no decimal holds."""
+    """An object of every public class of this package that is made of its own arguments, with numbers no decimal
+    holds."""
     third = jnp.float32(1) / 3
     arguments = {
         "Polynomial": (jnp.array([0.1, third, -2e-300], jnp.float64),),

@@ -46,7 +46,8 @@ def wide(setting):
 
 
 def largest(difference, stderr):
-    """The largest deviation in standard errors, and how many independent entries there are of the kernel at four depths."""
+    """The largest deviation in standard errors, and how many independent entries there are of the kernel at four
+    depths."""
     return float(np.max(np.abs(difference) / stderr))
 
 
@@ -67,8 +68,8 @@ def test_mean_kernels_have_the_towers_correction(setting):
 def test_covariances_are_the_towers_and_the_rest_falls_like_one_over_n(setting, key):
     """n V4_excess is the same number at n = 32, 64, 128, 256 to its error and its own next order, so V4 -> the tower's.
 
-    And the control variate is right: the tower's V4 plus the excess is the plain estimate of V4, which does not know the
-    tower, within 4.5 standard errors of the latter (8,000 networks, 0.016 relative; false alarm 1e-3).
+    And the control variate is right: the tower's V4 plus the excess is the plain estimate of V4, which does not know
+    the tower, within 4.5 standard errors of the latter (8,000 networks, 0.016 relative; false alarm 1e-3).
     """
     tower = tower_of(setting)
     scaled, errors = [], []
@@ -88,7 +89,8 @@ def test_covariances_are_the_towers_and_the_rest_falls_like_one_over_n(setting, 
 def test_joint_covariances_and_the_mean_of_the_sigma_kernel():
     """Cov(G, S), Cov(S, S) and n (E[S] - E_K0[s s]) of the tower and of SigmaKernel, n = 256, 16,000 networks.
 
-    Within 4.5 standard errors of the plain estimates (1.1 % here) and the next order in 1/n; tanh, where both are accurate.
+    Within 4.5 standard errors of the plain estimates (1.1 % here) and the next order in 1/n; tanh, where both are
+    accurate.
     """
     estimate = wide("tanh")
     for solution, slack in ((tower_of("tanh"), 0.015), (theory("tanh", keft.SigmaKernel()), 0.02)):
@@ -101,7 +103,8 @@ def test_joint_covariances_and_the_mean_of_the_sigma_kernel():
 
 
 def test_theory_is_exact_for_one_layer_steps_of_order_one(key):
-    """eps = 1, three layers: the tower is a theory of real layers, not of their continuum limit. n = 512, 60,000 networks.
+    """eps = 1, three layers: the tower is a theory of real layers, not of their continuum limit. n = 512, 60,000
+    networks.
 
     K1 within 4 standard errors and V4 within 4 (0.6 %); the continuum's values are far outside.
     """

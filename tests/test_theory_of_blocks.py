@@ -1,7 +1,8 @@
 """Theory and sampled networks of the blocks that people build, and three wrong theories, which are seen.
 
-`deviations` compares the mean kernel's correction, extrapolated to 1/n = 0 from two widths, and covariances, which control variates bring to
-infinite width at every width. Each test states how many of the ensemble's own errors it allows; draws are fixed by the key.
+`deviations` compares the mean kernel's correction, extrapolated to 1/n = 0 from two widths, and covariances, which
+control variates bring to infinite width at every width. Each test states how many of the ensemble's own errors it
+allows; draws are fixed by the key.
 """
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 import kernel_eft_jax as keft
 from kernel_eft_jax import GELU, GLU, Dense, Model, RMSNorm, SiLU, Tanh
 from kernel_eft_jax.ensemble import WeightSampler, estimate
-from kernel_eft_jax.maps import Fresh
+from kernel_eft_jax.parts import Fresh
 from tests.networks import ONE, STEPS, THREE, TWO, last, within
 
 
@@ -23,9 +24,11 @@ def two_widths(model, K0, key, networks, widths=(64, 128), **run):
 
 
 def deviations(ensembles, theory, K0, closure=None):
-    """Of K1 extrapolated to 1/n = 0 from two widths, and of V4 without V4_excess at both: the largest in standard errors.
+    """Of K1 extrapolated to 1/n = 0 from two widths, and of V4 without V4_excess at both: the largest in standard
+    errors.
 
-    Without its excess V4 is that of infinite width, at every width. A K1 that is known exactly, behind a norm, has an error of 1e-4 from rounding.
+    Without its excess V4 is that of infinite width, at every width. A K1 that is known exactly, behind a norm, has an
+    error of 1e-4 from rounding.
     """
     narrow, wide = ensembles
     sol = keft.solve(theory, K0, layers=int(wide.layers[-1]), eps=wide.eps, closure=closure or keft.HermiteTower())
@@ -37,10 +40,11 @@ def deviations(ensembles, theory, K0, closure=None):
 
 
 def test_wrong_theories_of_two_matrices_are_seen(key, monkeypatch):
-    """Few hidden neurons, n = 128 and 256, 8,000 networks: K1 and V4 within 4.5 errors of the theory (false alarm 2e-5), which are 3 %.
+    """Few hidden neurons, n = 128 and 256, 8,000 networks: K1 and V4 within 4.5 errors of the theory (false alarm
+    2e-5), which are 3 %.
 
-    Wrong by more than 8 errors: V4 without the noise of hidden neurons, K1 without the curvature inside the branch, and K1 of the one-matrix
-    tower of the same K0.
+    Wrong by more than 8 errors: V4 without the noise of hidden neurons, K1 without the curvature inside the branch, and
+    K1 of the one-matrix tower of the same K0.
     """
     model = Model([Dense(1.0, ratio=0.25), Tanh(), Dense(4.0)], decay=0.5)
     ensembles = two_widths(model, ONE, key, 8_000, (128, 256), depth=3, eps=1.0)
@@ -49,14 +53,14 @@ def test_wrong_theories_of_two_matrices_are_seen(key, monkeypatch):
         assert est.stderr.K1[-1].item() < 0.03 * abs(est.K1[-1].item())
     right = Fresh.response
     found = {}
-    for part in ("noise", "curvature"):
+    for part in ("noise", "hessian"):
         with monkeypatch.context() as patch:
             patch.setattr(Fresh, "response", lambda self, k, part=part: without(part, right(self, k)))
             jax.clear_caches()
             found[part] = deviations(ensembles, model, ONE)
     jax.clear_caches()
     assert found["noise"][1] > 8, found
-    assert found["curvature"][0] > 8, found
+    assert found["hessian"][0] > 8, found
     K1, _ = deviations(ensembles, Model(Tanh(), 4.0, decay=0.5), ONE)
     assert K1 > 8
 
@@ -73,7 +77,8 @@ BIASED = Model(
 def test_theory_of_three_inputs_two_hidden_layers_and_an_eps_of_each_layer(key):
     """Biases, unequal ratios, activations that are not odd, decay 0.5: n = 64 and 128, 80,000 networks each.
 
-    K1 and V4 within 4.5 errors: 6 and 42 numbers, false alarm 4e-4. Errors are 5 % of K1 and 2 % of V4 where these are largest.
+    K1 and V4 within 4.5 errors: 6 and 42 numbers, false alarm 4e-4. Errors are 5 % of K1 and 2 % of V4 where these are
+    largest.
     """
     ensembles = two_widths(BIASED, THREE, key, 80_000, depth=len(STEPS), eps=STEPS)
     assert max(deviations(ensembles, BIASED, THREE)) < 4.5
@@ -96,10 +101,12 @@ TABLE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_theory_of_the_blocks_people_build(key, name):
-    """n = 64 and 128, 40,000 networks each by the block law: K1 extrapolated to 1/n = 0, and V4 without its excess, within 4 errors.
+    """n = 64 and 128, 40,000 networks each by the block law: K1 extrapolated to 1/n = 0, and V4 without its excess,
+    within 4 errors.
 
-    The excess itself is of order 1/n: twice that of the wider networks is that of the narrow ones within 4 errors and a quarter of it. Four
-    to twelve numbers a block: false alarm 1e-3. Weights at n = 16 have the moments of the block law, within 4.5 joint errors (1e-4).
+    The excess itself is of order 1/n: twice that of the wider networks is that of the narrow ones within 4 errors and a
+    quarter of it. Four to twelve numbers a block: false alarm 1e-3. Weights at n = 16 have the moments of the block
+    law, within 4.5 joint errors (1e-4).
     """
     model, K0, eps, depth = TABLE[name]
     K0 = np.asarray(K0)
@@ -119,7 +126,8 @@ def test_theory_of_the_blocks_people_build(key, name):
 
 @pytest.mark.slow
 def test_theory_of_four_inputs(key):
-    """A gated block with two norms: n = 64 and 128, 20,000 networks; 10 and 110 numbers within 4.5 errors (false alarm 8e-4)."""
+    """A gated block with two norms: n = 64 and 128, 20,000 networks; 10 and 110 numbers within 4.5 errors (false alarm
+    8e-4)."""
     K0 = np.pad(THREE, (0, 1)) + np.diag([0, 0, 0, 1.5]) + 0.1
     model = Model([RMSNorm(), Dense(1.2, 0.1), GLU(SiLU()), RMSNorm(), Dense(2.0)], decay=0.3)
     ensembles = two_widths(model, K0, key, 20_000, depth=4, eps=STEPS)

@@ -257,7 +257,8 @@ def test_what_cannot_fit_is_refused_before_any_work(closure, inputs, remedy):
 
 
 def test_derivatives_are_counted_in_the_memory(monkeypatch):
-    """With room for the solve and for no more: reverse mode, in and outside jit, and forward mode of many parameters are refused before any work."""
+    """With room for the solve and for no more: reverse mode, in and outside jit, and forward mode of many parameters
+    are refused before any work."""
     monkeypatch.setattr(base, "host_memory", lambda: 2**26)
     K = jnp.eye(24)
 
@@ -297,7 +298,8 @@ print(peak(900) - few)
 
 @pytest.mark.slow
 def test_reverse_mode_keeps_what_is_told():
-    """The peak memory of a process of its own: 800 layers more take 800 states more, 300^2 numbers each, within a third."""
+    """The peak memory of a process of its own: 800 layers more take 800 states more, 300^2 numbers each, within a
+    third."""
     found = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
     unit = 1024 if sys.platform == "linux" else 1
     np.testing.assert_allclose(int(found.stdout) * unit, 800 * 8 * 300**2, rtol=1 / 3)

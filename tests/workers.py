@@ -57,7 +57,8 @@ def of_one_draw():
 
 
 def start_worker(settings, cache, devices=1, code=WORKER):
-    """Start a worker; compiled code is kept in `cache` from one to the next, since starting is most of what these tests do."""
+    """Start a worker; compiled code is kept in `cache` from one to the next, since starting is most of what these tests
+    do."""
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",

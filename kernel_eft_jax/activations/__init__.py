@@ -20,9 +20,9 @@ from .ramps import LeakyReLU as LeakyReLU
 from .ramps import PReLU as PReLU
 from .ramps import ReLU as ReLU
 from .scaled import Scaled as Scaled
-from .summed import Mish as Mish
-from .summed import Polynomial as Polynomial
-from .summed import SiLU as SiLU
-from .summed import Smooth as Smooth
-from .summed import Softplus as Softplus
-from .summed import Tanh as Tanh
+from .smooth import Mish as Mish
+from .smooth import Polynomial as Polynomial
+from .smooth import SiLU as SiLU
+from .smooth import Smooth as Smooth
+from .smooth import Softplus as Softplus
+from .smooth import Tanh as Tanh

@@ -1,8 +1,9 @@
 r"""How wrong the moments of an activation are: measured against another evaluation, not promised.
 
-All errors are relative to E[s^2] and for relative changes of k: of the value, k times the slope, k^2 times the curvature. Inputs of
-correlation 1, -1 and 0 need one integral only, $E[f_a g_b] = E[f g]$, $E[f(\phi) g(-\phi)]$ and $E[f] E[g]$; that is where
-closed forms are compared with quadrature, and quadrature with one and a half times its nodes.
+All errors are relative to E[s^2] and for relative changes of k: of the value, k times the gradient, k^2 times the
+hessian. Inputs of correlation 1, -1 and 0 need one integral only, $E[f_a g_b] = E[f g]$, $E[f(\phi) g(-\phi)]$ and
+$E[f] E[g]$; that is where closed forms are compared with quadrature, and quadrature with one and a half times its
+nodes.
 """
 
 from functools import partial
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 
 from ..quadrature import REACH, centred_rule, normal_density
 from .base import Activation, Expansion, between_sides, centres, enough_points, rule
-from .summation import BEND, FOURTH, SLOPE, THIRD, S, assemble, factors, floored, kink_bends, kinks_with_itself
+from .pair_quadrature import DDS, DS, FOURTH, THIRD, S, assemble, factors, floored, kink_deltas, kinks_with_itself
 
 CAUTION = 3  # two rules are compared, and neither is exact
 ROUNDINGS = 100
@@ -23,13 +24,14 @@ ROUNDINGS = 100
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
 
 # Factors that meet in a moment, first and second.
-MEETING = [(S, S), (SLOPE, SLOPE), (BEND, BEND)] + [
-    pair for x, y in ((BEND, S), (FOURTH, S), (THIRD, SLOPE)) for pair in ((x, y), (y, x))
+MEETING = [(S, S), (DS, DS), (DDS, DDS)] + [
+    pair for x, y in ((DDS, S), (FOURTH, S), (THIRD, DS)) for pair in ((x, y), (y, x))
 ]
 
 
 class Lines(NamedTuple):
-    """Expansions at correlations 1, 0, -1 (without kinks) by two rules, and what else quadrature can get wrong, of E[s^2]."""
+    """Expansions at correlations 1, 0, -1 (without kinks) by two rules, and what else quadrature can get wrong, of
+    E[s^2]."""
 
     coarse: Expansion
     fine: Expansion
@@ -38,7 +40,8 @@ class Lines(NamedTuple):
 
 
 def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Estimated error of `pair_by_quadrature` at variance k: of its nodes, of kinks that nobody named, and of rounding."""
+    """Estimated error of `pair_by_quadrature` at variance k: of its nodes, of kinks that nobody named, and of
+    rounding."""
 
     def one(k):
         k = floored(k)
@@ -81,8 +84,8 @@ def _apart(x: Expansion, y: Expansion) -> Expansion:
 
 def _size(x: Expansion, k: Float[Array, ""]) -> Float[Array, "*signs"]:
     """The largest entry of each expansion, for relative changes of k."""
-    slope, curvature = jnp.max(jnp.abs(x.slope), axis=-1), jnp.max(jnp.abs(x.curvature), axis=(-2, -1))
-    return jnp.maximum(jnp.abs(x.value), jnp.maximum(k * slope, k * (k * curvature)))
+    gradient, hessian = jnp.max(jnp.abs(x.gradient), axis=-1), jnp.max(jnp.abs(x.hessian), axis=(-2, -1))
+    return jnp.maximum(jnp.abs(x.value), jnp.maximum(k * gradient, k * (k * hessian)))
 
 
 def _rounding(x: Expansion, k: Float[Array, ""]) -> Float[Array, ""]:
@@ -90,9 +93,10 @@ def _rounding(x: Expansion, k: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def _along_ray(x: Expansion) -> Expansion:
-    """At correlation 1 (first) the curvature at kinks diverges: its part along changes that keep the correlation is all it means."""
-    slope, curvature = (v.at[0].set(jnp.sum(v[0])) for v in (x.slope, x.curvature))
-    return Expansion(x.value, slope, curvature)
+    """At correlation 1 (first) the hessian at kinks diverges: its part along changes that keep the correlation is all
+    it means."""
+    gradient, hessian = (v.at[0].set(jnp.sum(v[0])) for v in (x.gradient, x.hessian))
+    return Expansion(x.value, gradient, hessian)
 
 
 def _lines(activation, k):
@@ -141,7 +145,7 @@ def _expansions(activation, k, here, weights, means):
     if activation.kinks:
         delta = kinks_with_itself(activation, jnp.sqrt(k))
         delta = delta + delta.T
-        means = means + jnp.sum(kink_bends(activation, jnp.sqrt(k)), axis=-1)[:, None]
+        means = means + jnp.sum(kink_deltas(activation, jnp.sqrt(k)), axis=-1)[:, None]
     product = partial(jnp.einsum, "fm,gm,rm->rfg", precision="highest")
     moments = [product(here, here, weights) + delta[None], jnp.einsum("fr,gr->rfg", means, means)]
     if not activation.kinks:  # nodes are symmetric: their two halves change places
@@ -155,15 +159,15 @@ def _expansions(activation, k, here, weights, means):
 
 def _by_parts(activation, k, f, phi, w, scale):
     """Stein's identity for s, s s', s' and s'': it fails at a jump, and at a kink that nobody named."""
-    s, slope, bend = f[S], f[SLOPE], f[BEND]
-    once = jnp.sum((k * bend - phi * slope) * w)
-    twice = jnp.sum((k * (s * bend + slope**2) - phi * s * slope) * w)
+    s, ds, dds = f[S], f[DS], f[DDS]
+    once = jnp.sum((k * dds - phi * ds) * w)
+    twice = jnp.sum((k * (s * dds + ds**2) - phi * s * ds) * w)
     if activation.kinks:
-        delta = k * kink_bends(activation, jnp.sqrt(k))[BEND]
+        delta = k * kink_deltas(activation, jnp.sqrt(k))[DDS]
         once, twice = once + jnp.sum(delta), twice + jnp.sum(delta * between_sides(activation, activation, k.dtype))
         higher = jnp.zeros_like(k)
     else:
-        higher = jnp.abs(jnp.sum((k * k * f[FOURTH] - (phi**2 - k) * bend) * w))
-        higher = higher + jnp.abs(jnp.sum((k * f[THIRD] - phi * bend) * w)) * jnp.sqrt(k)
-    jump = jnp.sum((k * slope - phi * s) * w) / jnp.sqrt(k)
+        higher = jnp.abs(jnp.sum((k * k * f[FOURTH] - (phi**2 - k) * dds) * w))
+        higher = higher + jnp.abs(jnp.sum((k * f[THIRD] - phi * dds) * w)) * jnp.sqrt(k)
+    jump = jnp.sum((k * ds - phi * s) * w) / jnp.sqrt(k)
     return jnp.abs(twice) + scale * (jnp.abs(once) + jnp.abs(jump) + higher)

@@ -1,12 +1,13 @@
 r"""What an activation is: an elementwise function s that knows its Gaussian second moments, pair by pair of inputs.
 
-For phi ~ N(0, K) the theory needs $m_{ab} = E[s(\phi_a) s(\phi_b)]$ of every pair of inputs, with its first and second derivatives
-in (k_aa, k_bb, k_ab). By Price's theorem these are expectations too:
+For phi ~ N(0, K) the theory needs $m_{ab} = E[s(\phi_a) s(\phi_b)]$ of every pair of inputs, with its first and second
+derivatives in (k_aa, k_bb, k_ab). By Price's theorem these are expectations too:
 
 $$\partial m / \partial k_{ab} = E[s'_a s'_b], \qquad \partial m / \partial k_{aa} = \tfrac12 E[s''_a s_b]$$
 
-An activation says them for one pair (`pair`); this file lifts one pair to a kernel, and makes the derivative of a value the slope
-that the activation gives, and the derivative of the slope its curvature, so that JAX differentiates nothing that is singular.
+An activation says them for one pair (`pair`); this file lifts one pair to a kernel, and makes the derivative of a value
+the gradient that the activation gives, and the derivative of the gradient its hessian, so that JAX differentiates
+nothing that is singular.
 """
 
 from abc import abstractmethod
@@ -39,15 +40,15 @@ class Expansion(NamedTuple):
     """A function of kernels and its local derivatives, pair by pair: derivatives run over (k_aa, k_bb, k_ab)."""
 
     value: Float[Array, "*P"]
-    slope: Float[Array, "*P 3"]
-    curvature: Float[Array, "*P 3 3"]
+    gradient: Float[Array, "*P 3"]
+    hessian: Float[Array, "*P 3 3"]
 
 
 class Activation(eqx.Module):
     """An elementwise function s and its Gaussian second moment.
 
-    s is continuous, and smooth but for `kinks`, where its first derivative may jump. A subclass gives `__call__`, `pair`, `error` and,
-    where there are any, `kinks`; expectations with Hermite polynomials follow from these.
+    s is continuous, and smooth but for `kinks`, where its first derivative may jump. A subclass gives `__call__`,
+    `pair`, `error` and, where there are any, `kinks`; expectations with Hermite polynomials follow from these.
     """
 
     def __repr__(self) -> str:
@@ -58,12 +59,14 @@ class Activation(eqx.Module):
         """s(x), elementwise."""
 
     def pair(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Expansion:
-        """E[s(phi_a) s(phi_b)] of one pair of inputs with its first and second derivatives, finite at every correlation."""
+        """E[s(phi_a) s(phi_b)] of one pair of inputs with its first and second derivatives, finite at every
+        correlation."""
         raise NotImplementedError(f"{type(self).__name__} gives neither `pair` nor an `expansion` of its own.")
 
     @abstractmethod
     def error(self, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Estimated error of `expansion` at variance k, relative to E[s^2], for relative changes of k, at any correlation."""
+        """Estimated error of `expansion` at variance k, relative to E[s^2], for relative changes of k, at any
+        correlation."""
 
     def single(self, k: Float[Array, ""]) -> Expansion:
         """`pair` of one input with itself."""
@@ -80,7 +83,8 @@ class Activation(eqx.Module):
 
     @property
     def sharpness(self) -> Any:
-        """One over the scale of x on which s changes near its kinks, or near zero; zero for a function that has no scale."""
+        """One over the scale of x on which s changes near its kinks, or near zero; zero for a function that has no
+        scale."""
         return 1.0
 
     def moments(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -112,7 +116,8 @@ class Activation(eqx.Module):
     def smoothed(
         self, order: int, mean: Float[Array, " X"], width: Float[Array, ""], terms: int
     ) -> Float[Array, "X terms"]:
-        r"""$E[s^{(\mathrm{order})}(\mathrm{mean} + \mathrm{width}\, y)\, he_j(y)]$, y standard normal, j < terms; width may be zero."""
+        r"""$E[s^{(\mathrm{order})}(\mathrm{mean} + \mathrm{width}\, y)\, he_j(y)]$, y standard normal, j < terms; width
+        may be zero."""
         return self.smoothed_orders(mean, width, terms)[order]
 
     def smoothed_orders(
@@ -218,7 +223,7 @@ def between_sides(f: Any, activation: Activation, dtype: Any) -> Float[Array, "*
 
 
 def differentiable(activation: Activation, k: tuple[Float[Array, ""], ...]) -> Expansion:
-    """`single` or `pair` of one or three entries k, with its own slope and curvature for derivatives in k."""
+    """`single` or `pair` of one or three entries k, with its own gradient and hessian for derivatives in k."""
     arrays, static = eqx.partition(activation, eqx.is_inexact_array)
     return Expansion(*_expansion(static, arrays, k))
 
@@ -227,14 +232,15 @@ def differentiable(activation: Activation, k: tuple[Float[Array, ""], ...]) -> E
 def _expansion(static, arrays, k):
     activation = eqx.combine(arrays, static)
     found = activation.single(*k) if len(k) == 1 else activation.pair(*k)
-    # In a scan JAX cannot batch the rule below where a value is constant, as the slope of Linear is, and its tangent is not.
+    # In a scan JAX cannot batch the rule below where a value is constant, as the gradient of Linear is, and its tangent
+    # is not.
     return tuple(x + 0 * k[0] for x in found)
 
 
 @_expansion.defjvp
 def _expansion_jvp(static, primals, tangents):
     (arrays, k), (d_arrays, d_k) = primals, tangents
-    value, slope, curvature = _expansion(static, arrays, k)
+    value, gradient, hessian = _expansion(static, arrays, k)
     # A single variance moves all three entries of its pair.
     change = jnp.stack([d_k[0]] * 3 if len(k) == 1 else list(d_k))
 
@@ -242,10 +248,10 @@ def _expansion_jvp(static, primals, tangents):
         activation = eqx.combine(arrays, static)
         return tuple(activation.single(*k) if len(k) == 1 else activation.regular_pair(*k))
 
-    d_curvature = jax.jvp(lambda arrays, k: everything(arrays, k)[2], (arrays, k), (d_arrays, d_k))[1]
-    d_value = jnp.dot(slope, change, precision="highest")
-    d_slope = jnp.matmul(curvature, change, precision="highest")
+    d_hessian = jax.jvp(lambda arrays, k: everything(arrays, k)[2], (arrays, k), (d_arrays, d_k))[1]
+    d_value = jnp.dot(gradient, change, precision="highest")
+    d_gradient = jnp.matmul(hessian, change, precision="highest")
     if jax.tree.leaves(arrays):
-        by_value, by_slope = jax.jvp(lambda arrays: everything(arrays, k)[:2], (arrays,), (d_arrays,))[1]
-        d_value, d_slope = d_value + by_value, d_slope + by_slope
-    return (value, slope, curvature), (d_value, d_slope, d_curvature)
+        by_value, by_gradient = jax.jvp(lambda arrays: everything(arrays, k)[:2], (arrays,), (d_arrays,))[1]
+        d_value, d_gradient = d_value + by_value, d_gradient + by_gradient
+    return (value, gradient, hessian), (d_value, d_gradient, d_hessian)

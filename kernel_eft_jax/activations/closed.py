@@ -1,6 +1,7 @@
-r"""Activations with closed forms: Linear, Erf, Sin, GELU. Slopes are Price's theorem in forms that cancel nothing.
+r"""Activations with closed forms: Linear, Erf, Sin, GELU. Gradients are Price's theorem in forms that cancel nothing.
 
-With $A = 1 + k_{aa}$ or $1 + 2 k_{aa}$, the determinant $k_{aa} k_{bb} - k_{ab}^2$ is taken from ratios, so that it is exact where inputs repeat.
+With $A = 1 + k_{aa}$ or $1 + 2 k_{aa}$, the determinant $k_{aa} k_{bb} - k_{ab}^2$ is taken from ratios, so that it is
+exact where inputs repeat.
 """
 
 import jax
@@ -44,9 +45,11 @@ class Linear(PairActivation):
 
 
 class Erf(PairActivation):
-    r"""$s(x) = \mathrm{erf}(x)$, $m = \frac{2}{\pi} \arcsin \frac{2 k_{ab}}{\sqrt{A B}}$, $A = 1 + 2 k_{aa}$ (Williams 1997).
+    r"""$s(x) = \mathrm{erf}(x)$, $m = \frac{2}{\pi} \arcsin \frac{2 k_{ab}}{\sqrt{A B}}$, $A = 1 + 2 k_{aa}$ (Williams
+    1997).
 
-    With $D = A B - 4 k_{ab}^2$ the slopes are $-4 k_{ab} / (\pi A \sqrt{D})$, likewise with B, and $4 / (\pi \sqrt{D})$.
+    With $D = A B - 4 k_{ab}^2$ the derivatives are $-4 k_{ab} / (\pi A \sqrt{D})$, likewise with B, and
+    $4 / (\pi \sqrt{D})$.
     """
 
     def __call__(self, x):
@@ -64,7 +67,8 @@ class Erf(PairActivation):
 
 
 class Sin(PairActivation):
-    r"""$s(x) = \sin x$, $m = e^{-(k_{aa} + k_{bb})/2} \sinh k_{ab}$, slopes $-m/2$, $-m/2$ and $e^{-(k_{aa} + k_{bb})/2} \cosh k_{ab}$."""
+    r"""$s(x) = \sin x$, $m = e^{-(k_{aa} + k_{bb})/2} \sinh k_{ab}$, derivatives $-m/2$, $-m/2$ and
+    $e^{-(k_{aa} + k_{bb})/2} \cosh k_{ab}$."""
 
     def __call__(self, x):
         return jnp.sin(x)
@@ -83,11 +87,12 @@ class Sin(PairActivation):
 class GELU(PairActivation):
     r"""Exact GELU, $s(x) = x \Phi(x)$ with Phi the normal distribution function.
 
-    With $A = 1 + k_{aa}$, $B = 1 + k_{bb}$, $d = k_{aa} k_{bb} - k_{ab}^2$, $D = A B - k_{ab}^2$ and $\theta = \mathrm{arctan2}(\sqrt{D}, -k_{ab})$,
-    Stein's identity twice gives
+    With $A = 1 + k_{aa}$, $B = 1 + k_{bb}$, $d = k_{aa} k_{bb} - k_{ab}^2$, $D = A B - k_{ab}^2$ and
+    $\theta = \mathrm{arctan2}(\sqrt{D}, -k_{ab})$, Stein's identity twice gives
 
     $$2\pi m = k_{ab} \theta + \frac{1}{\sqrt{D}} \left(d + \frac{k_{ab}^2}{A} + \frac{k_{ab}^2}{B}\right), \qquad
-      2\pi \frac{\partial m}{\partial k_{ab}} = \theta + \frac{k_{ab}}{\sqrt{D}} \left(\frac{1}{A} + \frac{1}{B} + \frac{1}{D}\right)$$
+      2\pi \frac{\partial m}{\partial k_{ab}}
+      = \theta + \frac{k_{ab}}{\sqrt{D}} \left(\frac{1}{A} + \frac{1}{B} + \frac{1}{D}\right)$$
 
     $$2\pi \frac{\partial m}{\partial k_{aa}}
       = \frac{1}{\sqrt{D}} \left(\frac{k_{bb} + d}{2 A} \left(1 + \frac{B}{D}\right) - \frac{k_{ab}^2}{A^2}\right)$$

@@ -15,9 +15,10 @@ from .base import Activation, Expansion
 class PairActivation(Activation):
     r"""The base of an activation of your own whose second moment you know in closed form.
 
-    Give `__call__`, $s(x)$, and `moment`, $E[s(\phi_a) s(\phi_b)]$; JAX differentiates the moment. Where that loses digits (`error` says how
-    many), give `gradient` in a stable form as well, and `hessian` where need be. A function with kinks also names them, `kinks`; a closed
-    form that does not belong to the function, or to one with kinks that nobody named, is refused when the activation is made.
+    Give `__call__`, $s(x)$, and `moment`, $E[s(\phi_a) s(\phi_b)]$; JAX differentiates the moment. Where that loses
+    digits (`error` says how many), give `gradient` in a stable form as well, and `hessian` where need be. A function
+    with kinks also names them, `kinks`; a closed form that does not belong to the function, or to one with kinks that
+    nobody named, is refused when the activation is made.
     """
 
     @abstractmethod
@@ -47,12 +48,14 @@ class PairActivation(Activation):
         shape = getattr(jax.eval_shape(self.moment, one, one, one), "shape", None)
         if shape != ():
             raise ValueError(
-                f"The `moment` of {type(self).__name__} must give one number for one pair of inputs, but gives shape {shape}: write it for "
-                "two variances and a covariance, each a number. This class takes it to all pairs."
+                f"The `moment` of {type(self).__name__} must give one number for one pair of inputs, but gives shape "
+                f"{shape}: write it for two variances and a covariance, each a number. This class takes it to all "
+                "pairs."
             )
         worst = float(np.max(closed_form_error(self, jnp.asarray([0.5, 2.0]))))
         if not worst < 1e-2:
             raise ValueError(
-                f"The `moment` of {type(self).__name__} and its derivatives differ from those of the function itself by {worst:.1g} of "
-                "E[s^2]. Check the closed form; if the function has kinks, give the class a property `kinks` that names them."
+                f"The `moment` of {type(self).__name__} and its derivatives differ from those of the function itself "
+                f"by {worst:.1g} of E[s^2]. Check the closed form; if the function has kinks, give the class a "
+                "property `kinks` that names them."
             )

@@ -1,4 +1,5 @@
-r"""Activations that are smooth between kinks: `Piecewise` for any, and ELU, SELU, CELU, HardTanh, HardSwish, ReLU6, Softsign."""
+r"""Activations that are smooth between kinks: `Piecewise` for any, and ELU, SELU, CELU, HardTanh, HardSwish, ReLU6,
+Softsign."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -13,15 +14,15 @@ from ..checks import check_positive, is_concrete
 from ..fields import parameter
 from ..showing import shown
 from .base import array, finite
-from .summed import OfFunction, Summed
+from .smooth import OfFunction, Summed
 
 
 class Piecewise(OfFunction):
     """Any continuous elementwise function that JAX can trace and that is smooth between the given kinks.
 
-    Its first derivative may jump at a kink, and so may higher ones: name each place where the formula changes. Expectations treat the
-    second derivative as what it is, with a delta function at each jump of the first. Raises ValueError for functions that are not
-    elementwise or that jump themselves.
+    Its first derivative may jump at a kink, and so may higher ones: name each place where the formula changes.
+    Expectations treat the second derivative as what it is, with a delta function at each jump of the first. Raises
+    ValueError for functions that are not elementwise or that jump themselves.
     """
 
     places: tuple[float, ...] = eqx.field(static=True)
@@ -44,8 +45,8 @@ class Piecewise(OfFunction):
         for place, jump in zip(self.places, np.abs(above - below), strict=True):
             if not jump < 0.1:
                 raise ValueError(
-                    f"Argument `fn` must be continuous, but jumps by {jump:.2g} at its kink {place}: the derivatives of its "
-                    "moments diverge where inputs repeat."
+                    f"Argument `fn` must be continuous, but jumps by {jump:.2g} at its kink {place}: the derivatives "
+                    "of its moments diverge where inputs repeat."
                 )
 
     @property
@@ -101,7 +102,8 @@ class _Kinked(Summed):
 
 
 class SELU(_Kinked):
-    r"""$s(x) = 1.0507\, x$ for $x > 0$, $1.7581 (e^x - 1)$ else: mean 0 and variance 1 are a fixed point (Klambauer et al. 2017)."""
+    r"""$s(x) = 1.0507\, x$ for $x > 0$, $1.7581 (e^x - 1)$ else: mean 0 and variance 1 are a fixed point (Klambauer et
+    al. 2017)."""
 
     def __call__(self, x):
         return jax.nn.selu(x)

@@ -1,13 +1,14 @@
 r"""Activations that are linear on either side of zero: ReLU, LeakyReLU (PReLU), Abs.
 
-All are a combination of x and max(x, 0). With $r = \sqrt{k_{aa} k_{bb} - k_{ab}^2}$ and $\theta = \mathrm{arctan2}(r, k_{ab})$ the arc-cosine
-kernel A (Cho and Saul 2009) and its derivatives are
+All are a combination of x and max(x, 0). With $r = \sqrt{k_{aa} k_{bb} - k_{ab}^2}$ and
+$\theta = \mathrm{arctan2}(r, k_{ab})$ the arc-cosine kernel A (Cho and Saul 2009) and its derivatives are
 
-$$2\pi A = r + k_{ab} (\pi - \theta), \qquad 2\pi \nabla A = \left(\frac{r}{2 k_{aa}}, \frac{r}{2 k_{bb}}, \pi - \theta\right)$$
+$$2\pi A = r + k_{ab} (\pi - \theta), \qquad
+  2\pi \nabla A = \left(\frac{r}{2 k_{aa}}, \frac{r}{2 k_{bb}}, \pi - \theta\right)$$
 
-The second, $\partial^2 A / \partial k_{ab}^2 = 1 / (2 \pi r)$, diverges at a repeated input, where only its contraction with the covariance of a
-kernel means anything: that vanishes with r like $r^3$. So terms in 1 / r are left out where r is zero to rounding. All is written in
-ratios of variances: nothing under- or overflows before the result does.
+The second, $\partial^2 A / \partial k_{ab}^2 = 1 / (2 \pi r)$, diverges at a repeated input, where only its contraction
+with the covariance of a kernel means anything: that vanishes with r like $r^3$. So terms in 1 / r are left out where r
+is zero to rounding. All is written in ratios of variances: nothing under- or overflows before the result does.
 """
 
 from abc import abstractmethod
@@ -118,7 +119,8 @@ def _ratio(x, k):
 
 
 def _smoothed_ramp(order, mean, width, terms):
-    r"""`Activation.smoothed` of max(x, 0), by parts: $E[s^{(j)}(\mu + w y)]$ are derivatives of a normal distribution function."""
+    r"""`Activation.smoothed` of max(x, 0), by parts: $E[s^{(j)}(\mu + w y)]$ are derivatives of a normal distribution
+    function."""
     exists = width > 0
     w = jnp.where(exists, width, 1.0)
     z = mean / w

@@ -10,7 +10,8 @@ from .base import Activation, Expansion, array, finite
 
 
 class Scaled(Activation):
-    r"""$s(x) = \text{output\_scale} \cdot \text{activation}(\text{input\_scale} \cdot x)$, both scales differentiable."""
+    r"""$s(x) = \text{output\_scale} \cdot \text{activation}(\text{input\_scale} \cdot x)$, both scales
+    differentiable."""
 
     activation: Activation
     input_scale: Float[Array, ""] = eqx.field(converter=array, default=1.0)
@@ -38,8 +39,8 @@ class Scaled(Activation):
 
     def _rescale(self, expansion, *k):
         inner, outer = self._squares(k[0])
-        value, slope, curvature = expansion(*(inner * x for x in k))
-        return Expansion(outer * value, outer * inner * slope, outer * inner**2 * curvature)
+        value, gradient, hessian = expansion(*(inner * x for x in k))
+        return Expansion(outer * value, outer * inner * gradient, outer * inner**2 * hessian)
 
     def error(self, k):
         k = check_variances(k)

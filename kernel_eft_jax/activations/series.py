@@ -1,11 +1,12 @@
 r"""Moments of all pairs of many inputs by Mehler's series: what is summed numerically belongs to one input each.
 
-With $s^{(i)}(\phi_a) = \sum_n \alpha^{(i)}_{a,n} he_n(\psi_a)$ and $\alpha^{(i)}_n = \sqrt{(n+1) \cdots (n+i)}\; k_{aa}^{-i/2} \alpha_{n+i}$,
+With $s^{(i)}(\phi_a) = \sum_n \alpha^{(i)}_{a,n} he_n(\psi_a)$ and
+$\alpha^{(i)}_n = \sqrt{(n+1) \cdots (n+i)}\; k_{aa}^{-i/2} \alpha_{n+i}$,
 
 $$E[s^{(i)}_a s^{(j)}_b] = \sum_n \rho^n \alpha^{(i)}_{a,n} \alpha^{(j)}_{b,n}$$
 
-What is beyond the last term is bounded by $|\rho|^n$ and the norms that the coefficients leave: where that is too much for one pair, all are
-summed over the plane as before.
+What is beyond the last term is bounded by $|\rho|^n$ and the norms that the coefficients leave: where that is too much
+for one pair, all are summed over the plane as before.
 """
 
 from functools import partial
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 
 from ..quadrature import derivatives, hermite_polynomials, powers
 from .base import Activation, Expansion, differentiable, rule
-from .summation import assemble
+from .pair_quadrature import assemble
 
 TERMS, NODES = 128, 120
 ORDERS = ((0, 0), (2, 0), (0, 2), (1, 1), (4, 0), (0, 4), (3, 1), (1, 3), (2, 2))
@@ -68,7 +69,7 @@ def _coefficients(activation, k):
     """Of s and its derivatives to order four; the norm of k s'' beyond the last term, and that of s."""
     root = jnp.sqrt(k)
     x, w = rule(activation, jnp.zeros_like(k), root, NODES)
-    s, _, bend = derivatives(activation, 2)(root * x)
+    s, _, dds = derivatives(activation, 2)(root * x)
     alpha = jnp.matmul(hermite_polynomials(x, TERMS + 4) * w[None], s, precision="highest")
     n = np.arange(TERMS)
     rows = [alpha[:TERMS]]
@@ -76,6 +77,6 @@ def _coefficients(activation, k):
         rise = np.sqrt(np.prod([n + j for j in range(1, i + 1)], axis=0)).astype(k.dtype)
         rows.append(rise * alpha[i : TERMS + i] / root**i)
     alphas = jnp.stack(rows)
-    norm = k**2 * jnp.sum(bend**2 * w)
+    norm = k**2 * jnp.sum(dds**2 * w)
     left = norm - k**2 * jnp.sum(alphas[2] ** 2)
     return alphas, jnp.sqrt(jnp.maximum(left, 8 * jnp.finfo(k.dtype).eps * norm)), jnp.sqrt(jnp.sum(s**2 * w))

@@ -1,7 +1,7 @@
 """The command `kernel-eft`: arguments in, library calls, files out.
 
-`arguments` reads the command line without loading JAX, so that help and mistakes are answered at once. `commands/` holds one file a
-command, loaded when it is run, and `printing` shows what was found. Works in float64.
+`arguments` reads the command line without loading JAX, so that help and mistakes are answered at once. `commands/`
+holds one file a command, loaded when it is run, and `printing` shows what was found. Works in float64.
 
 Exit codes: 0 done, 1 the run failed, 2 bad arguments, 130 interrupted, 141 the reader of the output has gone.
 """

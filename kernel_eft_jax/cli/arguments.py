@@ -1,4 +1,5 @@
-"""The command line: which commands and options there are. Loads no JAX, so that help and mistakes are answered at once."""
+"""The command line: which commands and options there are. Loads no JAX, so that help and mistakes are answered at
+once."""
 
 import argparse
 import difflib
@@ -74,14 +75,20 @@ class Parser(argparse.ArgumentParser):
         choice = re.match(r"Argument `(\S+)`: invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice:
             known = re.findall(r"[\w-]+", choice[3])
-            message = f"argument `{choice[1]}` must be one of {', '.join(known)}, but is {choice[2]}{_close(choice[2], known)}"
+            message = (
+                f"argument `{choice[1]}` must be one of {', '.join(known)}, but is "
+                f"{choice[2]}{_close(choice[2], known)}"
+            )
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown and unknown[1].startswith("-"):
             begin = [name for name in self.options() if name.startswith(unknown[1])]
             hint = f"; did you mean {begin[0]}?" if begin else _close(unknown[1], self.options())
             message = f"there is no option {unknown[1]}{hint}"
         elif unknown:
-            message = f"the word {unknown[1]} belongs to no option: write the values of one option without spaces, or in quotes"
+            message = (
+                f"the word {unknown[1]} belongs to no option: write the values of one option without spaces, or in "
+                "quotes"
+            )
         if message == "the following arguments are required: command":
             message = f"name a command, one of {', '.join(COMMANDS)}: `kernel-eft --help` says what each does"
         raise ValueError(f"{message[0].upper()}{message[1:]}{'' if message.endswith('?') else '.'}")
@@ -115,7 +122,8 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     if arguments.settings is not None:
         first = words.index(arguments.command) + 1
         extra = settings.words(arguments.settings, arguments.command, parsers)
-        # What is given last wins. Naming the file once more ends a list of values, so that it does not take what follows.
+        # What is given last wins. Naming the file once more ends a list of values, so that it does not take what
+        # follows.
         words[first:first] = [*extra, f"--settings={arguments.settings}"]
         arguments = _parse(top, parsers, words)
     _check_together(arguments)
@@ -358,7 +366,8 @@ def _check_together(arguments: argparse.Namespace) -> None:
 
     if given("block") and given("activation", "C_W", "C_b"):
         raise ValueError(
-            f"Argument `--block` holds the activations and variances itself: leave out {given('activation', 'C_W', 'C_b')[0]}."
+            "Argument `--block` holds the activations and variances itself: leave out "
+            f"{given('activation', 'C_W', 'C_b')[0]}."
         )
     if arguments.command == "network":
         own = given("block", "activation", "C_W", "C_b", "decay", "eps")

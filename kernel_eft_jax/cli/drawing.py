@@ -18,7 +18,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def comparison(found: Comparison, title: str) -> Figure:
-    """E[G], V4 and K1 of input 0: curves of the theory and points of the networks; below, their difference in standard errors."""
+    """E[G], V4 and K1 of input 0: curves of the theory and points of the networks; below, their difference in standard
+    errors."""
     names = [name for name in SYMBOLS if name in found.quantities]
     panels = {f"${SYMBOLS[name]}$": _values(found, name) for name in names}
     panels |= {f"difference of ${SYMBOLS[name]}$ in standard errors": _difference(found, name) for name in names}

@@ -1,7 +1,8 @@
 """The input kernel from a file: NumPy's, or text as spreadsheets and other programs write it.
 
-Text is read where it can mean one thing only: commas, semicolons, tabs or spaces between numbers, a line of names above them, names
-before them, a byte-order mark. With semicolons a comma is a decimal point, as spreadsheets write it in half of the world.
+Text is read where it can mean one thing only: commas, semicolons, tabs or spaces between numbers, a line of names above
+them, names before them, a byte-order mark. With semicolons a comma is a decimal point, as spreadsheets write it in half
+of the world.
 """
 
 import csv

@@ -1,4 +1,5 @@
-"""From the texts of options to the library's objects: activations, blocks, input kernels, closures; and a model's text again."""
+"""From the texts of options to the library's objects: activations, blocks, input kernels, closures; and a model's text
+again."""
 
 import argparse
 import difflib
@@ -14,15 +15,18 @@ from jaxtyping import AbstractArray
 
 from .. import activations, closures
 from ..activations import Activation
-from ..maps import GLU, Dense, RMSNorm
 from ..model import Model, Part
+from ..parts import GLU, Dense, RMSNorm
 from .arguments import CLOSURES
 from .blocks import Layer, parse_block, parse_layer
 from .kernel_file import read_kernel
 
 PLACES = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
 ALIASES = {"swish": "silu", "identity": "linear"}
-K1_EFT = "This K1 is K1_EFT of GOnly: about twice what networks have at the paper's settings. For K1 itself take HermiteTower."
+K1_EFT = (
+    "This K1 is K1_EFT of GOnly: about twice what networks have at the paper's settings. For K1 itself take "
+    "HermiteTower."
+)
 CLOSURE_OF = {name: getattr(closures, name) for name in CLOSURES}
 
 
@@ -76,7 +80,8 @@ def make_activation(layer: Layer, others: tuple[str, ...] = ()) -> Activation:
 
 
 def make_model(arguments: argparse.Namespace, own: Model | None = None) -> Model:
-    """The model of --block, or of --activation, --C_W and --C_b; what they leave open is that of `own`, or the paper's."""
+    """The model of --block, or of --activation, --C_W and --C_b; what they leave open is that of `own`, or the
+    paper's."""
     model = Model(activations.Tanh(), 2.0) if own is None else own
     if arguments.block is not None:
         model = Model([make_part(layer) for layer in parse_block(arguments.block)], decay=model.decay)
@@ -131,8 +136,8 @@ def make_kernel(arguments: argparse.Namespace) -> np.ndarray:
     least = -diagonal / (inputs - 1) if inputs > 1 else -np.inf
     if off is not None and inputs > 1 and not least <= off <= diagonal:
         raise ValueError(
-            f"Argument `--off-diagonal` must lie between {least:.6g} and --diagonal, {diagonal:.6g}, for {inputs} inputs, but is {off:.6g}: "
-            "no others are covariances."
+            f"Argument `--off-diagonal` must lie between {least:.6g} and --diagonal, {diagonal:.6g}, for {inputs} "
+            f"inputs, but is {off:.6g}: no others are covariances."
         )
     return np.where(np.eye(inputs, dtype=bool), diagonal, 0.6 if off is None else off)
 

@@ -1,4 +1,5 @@
-"""Where results go: the suffix says the format, nothing is replaced unasked, and a file is written whole or not at all."""
+"""Where results go: the suffix says the format, nothing is replaced unasked, and a file is written whole or not at
+all."""
 
 import argparse
 import io

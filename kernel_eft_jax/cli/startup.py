@@ -16,7 +16,8 @@ LARGEST = 2**30  # bytes of compiled programs that are kept; one program takes s
 def load(command: str, cache: bool) -> ModuleType:
     """The module of a command, in float64, with compiled programs kept for the next call.
 
-    JAX's own variables come first: JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false uses none.
+    JAX's own variables come first: JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false
+    uses none.
     """
     if cache:
         # A program that can raise by itself holds an address of this process and cannot be kept. With this it gives NaN

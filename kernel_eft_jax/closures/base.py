@@ -27,8 +27,9 @@ SAVED = 6  # covariances of G and S at each depth, and their errors
 class Moments(NamedTuple):
     """The statistics of the kernel in pair space, up to higher orders of 1/n.
 
-    E[G] = K0 + K1 / n and Cov(G, G) = V4 / n; where the closure knows the sigma-kernel S, which the last matrix of the branch reads,
-    beyond a function of G: E[S] = its value at infinite width + U1 / n, Cov(G, S) = V_GS / n and Cov(S, S) = V_SS / n.
+    E[G] = K0 + K1 / n and Cov(G, G) = V4 / n; where the closure knows the sigma-kernel S, which the last matrix of the
+    branch reads, beyond a function of G: E[S] = its value at infinite width + U1 / n, Cov(G, S) = V_GS / n and Cov(S,
+    S) = V_SS / n.
     """
 
     K0: Float[Array, " P"]
@@ -42,15 +43,16 @@ class Moments(NamedTuple):
 class Closure(eqx.Module, Generic[State]):
     """A closed system of equations for the statistics of the empirical kernel. Symbols: [glossary](../glossary.md).
 
-    A closure of your own is one class with `init`, `step`, `moments`, `units`, and for `fit` and `fisher` the three methods that say how a kernel
-    is remembered by later layers.
+    A closure of your own is one class with `init`, `step`, `moments`, `units`, and for `fit` and `fisher` the three
+    methods that say how a kernel is remembered by later layers.
     """
 
     def __repr__(self) -> str:
         return shown_fields(self)
 
     def settled(self, model: Model, k: Float[Array, " P"], dt: Float[Array, " L"]) -> "Closure":
-        """The closure with what it leaves open decided for layers of steps dt from the kernel k, all of them known numbers."""
+        """The closure with what it leaves open decided for layers of steps dt from the kernel k, all of them known
+        numbers."""
         return self
 
     @abstractmethod
@@ -67,7 +69,8 @@ class Closure(eqx.Module, Generic[State]):
 
     @abstractmethod
     def units(self, model: Model, k: Float[Array, " P"]) -> State:
-        """The size of each part of the state at the input kernel k, broadcast: what accuracy in the continuum is relative to."""
+        """The size of each part of the state at the input kernel k, broadcast: what accuracy in the continuum is
+        relative to."""
 
     @abstractmethod
     def remember(self, model: Model, state: State) -> Any:
@@ -115,16 +118,17 @@ def check_memory(
 ) -> None:
     """That a solve which saves so many depths fits the machine; raises MemoryError, with the remedy, before any work.
 
-    Forward mode carries `tangents` more of everything, and reverse mode keeps so many states of the past; `why` says so.
+    Forward mode carries `tangents` more of everything, and reverse mode keeps so many states of the past; `why` says
+    so.
     """
     once = closure.numbers(model, inputs) + SAVED * saved * pair_count(inputs) ** 2
     need, there = itemsize * ((1 + tangents) * once + kept), host_memory()
     if need > there:
         lower = ", or take a lower degree, or GOnly()" if hasattr(closure, "degree") else ", or save fewer depths"
         raise MemoryError(
-            f"{closure!r} for {inputs} inputs at {saved} depths{why} needs about {need / 2**30:.3g} GiB, and there are "
-            f"{there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: `solve_pairs` "
-            f"solves for pairs and chosen quadruples of inputs{lower}."
+            f"{closure!r} for {inputs} inputs at {saved} depths{why} needs about {need / 2**30:.3g} GiB, and there "
+            f"are {there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: "
+            f"`solve_pairs` solves for pairs and chosen quadruples of inputs{lower}."
         )
 
 

@@ -1,29 +1,32 @@
 r"""The paper's closure (Kawase and Ota 2026): the state is the kernel alone, neurons stay Gaussian given G.
 
-One layer, $a^2 = 1 - c \epsilon^2$, with chi and Hess the derivatives of Q at K0 and $C_Q = \chi V_4 \chi^T$ + the noise of hidden neurons:
+One layer, $a^2 = 1 - c \epsilon^2$, with chi and Hess the derivatives of Q at K0 and $C_Q = \chi V_4 \chi^T$ + the
+noise of hidden neurons:
 
 $$K_0' = a^2 K_0 + \epsilon^2 Q, \qquad
   V_4' = a^4 V_4 + a^2 \epsilon^2 (\chi V_4 + V_4 \chi^T + \Sigma(K_0, Q)) + \epsilon^4 (C_Q + \mathrm{Wick}(Q)), \qquad
   K_1' = a^2 K_1 + \epsilon^2 (\chi K_1 + \tfrac12 \mathrm{Hess} : V_4)$$
 
-from the Wishart covariance $V_4(0) = K_{ac} K_{bd} + K_{ad} K_{bc}$ and K1(0) = 0. In the continuum these are the paper's equations.
+from the Wishart covariance $V_4(0) = K_{ac} K_{bd} + K_{ad} K_{bc}$ and K1(0) = 0. In the continuum these are the
+paper's equations.
 """
 
 import jax.numpy as jnp
 
-from ..maps import apply_all, carry_all
 from ..model import Model
 from ..pairs import sigma_product, wick
+from ..parts import apply_all, carry_all
 from .base import Closure, Moments, pair_units
 
 
 class GOnly(Closure[Moments]):
     """State (K0, V4, K1), N(N+1)/2 + (N(N+1)/2)^2 + N(N+1)/2 numbers: cheap at any N.
 
-    Exact at order 1/n where the branch begins with a matrix or a norm (two matrices, the MLP block of a transformer): given G the law of the
-    next G is known. For one matrix it is a closure: V4 is off by a few per cent for odd activations, where it is that of HermiteTower(2) in the
-    continuum, and by 30 per cent for GELU, SiLU or ReLU at t = 1; K1 is the paper's K1_EFT, off by a factor of two and more
-    (`validity_window` says for your setting). Use `HermiteTower` where that matters.
+    Exact at order 1/n where the branch begins with a matrix or a norm (two matrices, the MLP block of a transformer):
+    given G the law of the next G is known. For one matrix it is a closure: V4 is off by a few per cent for odd
+    activations, where it is that of HermiteTower(2) in the continuum, and by 30 per cent for GELU, SiLU or ReLU at t =
+    1; K1 is the paper's K1_EFT, off by a factor of two and more (`validity_window` says for your setting). Use
+    `HermiteTower` where that matters.
     """
 
     def init(self, model: Model, k):

@@ -1,19 +1,22 @@
 r"""The hierarchy that is exact at order 1/n, truncated at a degree.
 
 At leading order the fluctuation of any average over neurons is that of independent neurons, xi, plus a linear response:
-$Y(f) = \xi(f) + \tfrac12 E[\nabla^2 f] : h$. With s what the branch reads of the stream, $y = Y(s s) = \xi(s s) + \chi_S h$, J the response
-of Q to y through the rest of the branch and nu the noise of hidden neurons, one layer is
+$Y(f) = \xi(f) + \tfrac12 E[\nabla^2 f] : h$. With s what the branch reads of the stream,
+$y = Y(s s) = \xi(s s) + \chi_S h$, J the response of Q to y through the rest of the branch and nu the noise of hidden
+neurons, one layer is
 
-$$h' = a^2 h + \epsilon^2 (J y + \nu), \qquad v' = a^4 v + a^2 \epsilon^2 (J\, \mathrm{Cov}(y, h) + \mathrm{transpose}) + \epsilon^4 C_Q, \qquad
+$$h' = a^2 h + \epsilon^2 (J y + \nu), \qquad
+  v' = a^4 v + a^2 \epsilon^2 (J\, \mathrm{Cov}(y, h) + \mathrm{transpose}) + \epsilon^4 C_Q, \qquad
   K_1' = a^2 K_1 + \epsilon^2 m_Q$$
 
 for v = Cov(h, h). Wick monomials W are martingales of xi, hence u = Cov(h, xi(W)) closes degree by degree,
-$u' = a^2 u + \epsilon^2 J\, \mathrm{Cov}(y, W)$, and $V_4 = \mathrm{Wick} + u_{\phi\phi} + u_{\phi\phi}^T + v$. Given the path, the effect of h
-on the mean is that of a random extra covariance h / sqrt(n):
+$u' = a^2 u + \epsilon^2 J\, \mathrm{Cov}(y, W)$, and $V_4 = \mathrm{Wick} + u_{\phi\phi} + u_{\phi\phi}^T + v$. Given
+the path, the effect of h on the mean is that of a random extra covariance h / sqrt(n):
 
 $$m_S = \chi_S K_1 + \tfrac12 \mathrm{Hess}_S : v + \tfrac12 \mathrm{Cov}(\xi(\nabla^2 s s), h)$$
 
-for E[s s]; the maps of the branch carry m_S and Cov(y, y) on to m_Q and C_Q. (K1_EFT has V4 in place of v, and no last term.)
+for E[s s]; the maps of the branch carry m_S and Cov(y, y) on to m_Q and C_Q. (K1_EFT has V4 in place of v, and no last
+term.)
 """
 
 import math
@@ -29,9 +32,9 @@ from ..activations import Activation, Linear, Polynomial
 from ..activations.base import enough_points, rule
 from ..checks import check_count
 from ..expectations.hermite_modes import PairFunctions, frame, mode_covariances, modes, pair_functions, rotate, without
-from ..maps import Local, Response, apply_all, carry_all
 from ..model import Model
 from ..pairs import input_count, pair_count, pairs, triples, wick
+from ..parts import Local, Response, apply_all, carry_all
 from .base import COPIES, Closure, Moments, pair_units
 
 DEGREES = (4, 8, 12, 16, 24, 32, 48, 64)  # few, so that a sweep over parameters compiles few programs
@@ -45,7 +48,8 @@ BOUNDS = 1e4  # the accuracy that bounds of errors need, in that of the numbers 
 class TowerState(NamedTuple):
     """Covariances with h, and bounds of what the modes beyond the degree would add.
 
-    `tail` bounds the norm of Cov(h_p, xi(W)) over all W beyond the degree; `v_error` and `K1_error` the errors of v and K1.
+    `tail` bounds the norm of Cov(h_p, xi(W)) over all W beyond the degree; `v_error` and `K1_error` the errors of v and
+    K1.
     """
 
     k: Float[Array, " P"]
@@ -83,20 +87,23 @@ class Memory(NamedTuple):
 
 
 class HermiteTower(Closure[TowerState]):
-    """V4 and K1 exact at order 1/n as the degree grows, for every block, layer by layer for the real network at any eps.
+    """V4 and K1 exact at order 1/n as the degree grows, for every block, layer by layer for the real network at any
+    eps.
 
-    Without a `degree`, `solve`, `fit`, `fisher` and `sensitivity` choose the lowest of 4, 8, 12, 16, 24, 32, 48, 64 (and for one input 96, 128,
-    192, 256) whose truncation, for the inputs of least and of largest variance alone, is bounded by a thousandth of V4 and a hundredth of K1
-    (or of K0 / 100, where K1 is smaller) at every depth; or the last of them. `Solution.closure` says which, and `Solution.truncation` how
-    far it reaches. Where values are traced (inside jit, grad, vmap) nothing can be chosen, and the degree is 30.
+    Without a `degree`, `solve`, `fit`, `fisher` and `sensitivity` choose the lowest of 4, 8, 12, 16, 24, 32, 48, 64
+    (and for one input 96, 128, 192, 256) whose truncation, for the inputs of least and of largest variance alone, is
+    bounded by a thousandth of V4 and a hundredth of K1 (or of K0 / 100, where K1 is smaller) at every depth; or the
+    last of them. `Solution.closure` says which, and `Solution.truncation` how far it reaches. Where values are traced
+    (inside jit, grad, vmap) nothing can be chosen, and the degree is 30.
 
-    Analytic activations converge like the square of their Hermite coefficients, exp(-c sqrt(degree)); at the paper's settings
-    degree 20 is right to 2e-4 in V4 and degree 40 to 1e-5. ReLU converges like a power of the degree: 10 is right to 1e-4,
-    40 to 1e-6 (one input). Where the branch reads the stream with a matrix or a norm, or with a polynomial, the hierarchy ends by itself, at
-    twice the degree of the polynomial, and nothing is computed beyond. `Solution.truncation` bounds what is missing, from the exact norms of the
-    functions that are expanded; it is NaN for K1 and U1 of a kinked activation below degree 6, which is too low to tell. For odd activations
-    degree 2 has the V4 of `GOnly` in the continuum; others also feel the mean of phi, degree 1.
-    The state grows as N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
+    Analytic activations converge like the square of their Hermite coefficients, exp(-c sqrt(degree)); at the paper's
+    settings degree 20 is right to 2e-4 in V4 and degree 40 to 1e-5. ReLU converges like a power of the degree: 10 is
+    right to 1e-4, 40 to 1e-6 (one input). Where the branch reads the stream with a matrix or a norm, or with a
+    polynomial, the hierarchy ends by itself, at twice the degree of the polynomial, and nothing is computed beyond.
+    `Solution.truncation` bounds what is missing, from the exact norms of the functions that are expanded; it is NaN for
+    K1 and U1 of a kinked activation below degree 6, which is too low to tell. For odd activations degree 2 has the V4
+    of `GOnly` in the continuum; others also feel the mean of phi, degree 1. The state grows as N^4 degree^2: for more
+    than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
     """
 
     degree: int | None = eqx.field(static=True, default=None)
@@ -260,21 +267,23 @@ class Read(NamedTuple):
 
 
 def _rule_error(activation: Activation, k: Float[Array, ""], degree: int) -> Float[Array, ""]:
-    r"""What the nodes of the modes make of $E[s^2]$ and $E[s^2 he_2] = \sqrt2\, k\, \partial_k E[s^2]$, less what these are, relative to E[s^2].
+    r"""What the nodes of the modes make of $E[s^2]$ and $E[s^2 he_2] = \sqrt2\, k\, \partial_k E[s^2]$, less what these
+    are, relative to E[s^2].
 
     An oscillation that the nodes of a low degree miss shows here, where no closed form tells of it.
     """
     x, w = rule(activation, jnp.zeros_like(k), jnp.sqrt(k), enough_points(activation, degree + 2))
     square = activation(jnp.sqrt(k) * x) ** 2 * w
-    value, slope, _ = activation.expansion(k[None])
-    by_k = jnp.sum(square * (x**2 - 1)) - 2 * k * jnp.sum(slope)
+    value, gradient, _ = activation.expansion(k[None])
+    by_k = jnp.sum(square * (x**2 - 1)) - 2 * k * jnp.sum(gradient)
     off = jnp.maximum(jnp.abs(jnp.sum(square) - value[0]), 0.5 * jnp.abs(by_k))
     return off / jnp.where(value[0] > 0, value[0], 1)
 
 
 @eqx.filter_jit
 def _shares(model: Model, variances: Float[Array, " N"], dt: Float[Array, " L"], degrees: tuple[int, ...]):
-    """Bounds of the truncation at each degree over what is allowed, for each variance alone: the largest over layers, (degrees,).
+    """Bounds of the truncation at each degree over what is allowed, for each variance alone: the largest over layers,
+    (degrees,).
 
     One tower of the highest degree has the modes of all: what a lower one misses are the modes that it lacks.
     """
@@ -310,7 +319,8 @@ def _shares(model: Model, variances: Float[Array, " N"], dt: Float[Array, " L"],
 
 
 def slowest(turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
-    """The largest singular value of each pair's turn, lower triangular: covariances with modes of degree m shrink by its m-th power or more.
+    """The largest singular value of each pair's turn, lower triangular: covariances with modes of degree m shrink by
+    its m-th power or more.
 
     Never above one but for rounding, as kernels only grow by what a layer adds.
     """
@@ -320,7 +330,8 @@ def slowest(turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
 
 
 def slowest_rate(d_turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
-    """The rate of change of `slowest` where turn is one and changes at a rate: the largest eigenvalue of its symmetric part.
+    """The rate of change of `slowest` where turn is one and changes at a rate: the largest eigenvalue of its symmetric
+    part.
 
     (One is the largest singular value twice, so that JAX's derivative would be that of either, by chance.)
     """
@@ -348,7 +359,8 @@ def polynomial_degree(activation: Activation) -> float:
 
 
 def _contract(functions: Float[Array, "P J S"], modes: Float[Array, "P P J S"]) -> Float[Array, "P P"]:
-    """Cov(F_p, g_q) of functions of each pair p, from their Hermite coefficients and the covariances of g_q with its modes."""
+    """Cov(F_p, g_q) of functions of each pair p, from their Hermite coefficients and the covariances of g_q with its
+    modes."""
     return jnp.einsum("pms,qpms->pq", functions, modes, precision="highest")
 
 

@@ -1,8 +1,9 @@
 r"""`HermiteTower` for two inputs a, b, in the modes of the pair ab alone: those of a and of b are among them.
 
-Modes of a are the ones without psi_2, and modes of b are a combination of all ($he_m$ of a combination of psi_1 and psi_2). So every
-function of a pair, (aa, ab, bb), is a row over one set of modes, covariances are inner products of rows, and
-u = Cov(h, xi(W)) has three rows in place of nine. The equations are those of `hermite_tower.py`, bounds of truncation included.
+Modes of a are the ones without psi_2, and modes of b are a combination of all ($he_m$ of a combination of psi_1 and
+psi_2). So every function of a pair, (aa, ab, bb), is a row over one set of modes, covariances are inner products of
+rows, and u = Cov(h, xi(W)) has three rows in place of nine. The equations are those of `hermite_tower.py`, bounds of
+truncation included.
 """
 
 from typing import NamedTuple
@@ -15,9 +16,9 @@ from jaxtyping import Array, Float
 
 from ..expectations.hermite_modes import frame, modes
 from ..expectations.two_inputs import read_pair, turned, turning
-from ..maps import Local, apply_all, carry_all
 from ..model import Model
 from ..pairs import triples, wick
+from ..parts import Local, apply_all, carry_all
 from .base import Closure, Moments, pair_units
 from .hermite_tower import BOUNDS, KINKED_DEGREE, HermiteTower, _root, polynomial_degree, slowest, slowest_rate
 
@@ -48,7 +49,8 @@ class PairMemory(NamedTuple):
 
 
 class PairTower(Closure[PairState]):
-    """The exact closure of two inputs, cheaper than `HermiteTower` by what `benchmarks/inputs.py` says, and equal to it to rounding."""
+    """The exact closure of two inputs, cheaper than `HermiteTower` by what `benchmarks/inputs.py` says, and equal to it
+    to rounding."""
 
     degree: int = eqx.field(static=True, default=30)
     nodes: tuple[int, int] = eqx.field(static=True, default=NODES)
@@ -75,7 +77,8 @@ class PairTower(Closure[PairState]):
         return rate._replace(u=rate.u + turning(d_turn[1], state.u), tail=tail)
 
     def _unturned(self, model, state, dt):
-        """One layer, u still in the modes of its beginning and `tail` not yet decayed, and how the modes turn into those of its end."""
+        """One layer, u still in the modes of its beginning and `tail` not yet decayed, and how the modes turn into
+        those of its end."""
         read, shrink, f = self._read(model, state.k), model.shrink(dt), frame(state.k)
         response, responses = (
             Local(*read.expansion, jnp.zeros((), dt.dtype)),

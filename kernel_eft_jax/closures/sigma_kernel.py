@@ -1,21 +1,23 @@
 r"""The closure that the paper suggests: the state is the kernel G and the sigma-kernel S together.
 
-With z = (g, y) the scaled fluctuations of G and S, one quantity does not close, the fluctuation of $\tau = \tfrac12 Q : \nabla^2 (s_a s_b)$.
-It is projected on phi_c phi_d and s_c s_d under N(0, K0), $\tau \to R_g g + R_y y$ with R = Cov(tau, z) Cov(z, z)^+, cd in (aa, bb, ab):
-functions of the same two inputs, so that the law of some inputs never depends on which others are there.
+With z = (g, y) the scaled fluctuations of G and S, one quantity does not close, the fluctuation of
+$\tau = \tfrac12 Q : \nabla^2 (s_a s_b)$. It is projected on phi_c phi_d and s_c s_d under N(0, K0),
+$\tau \to R_g g + R_y y$ with R = Cov(tau, z) Cov(z, z)^+, cd in (aa, bb, ab): functions of the same two inputs, so that
+the law of some inputs never depends on which others are there.
 
 $$\dot z = A z + \mathrm{noise}, \quad A = \begin{pmatrix} 0 & C_W \\ R_g & R_y + \chi \end{pmatrix}, \quad
   \dot V = A V + V A^T + D, \quad \dot K_1 = C_W m_S, \quad \dot m_S = R_g K_1 + (R_y + \chi) m_S + J$$
 
-V(0) = Cov(z, z) under N(0, K0(0)); $D_{fg} = E[\nabla f \cdot Q \nabla g]$ is each neuron's own noise; J is the curvature of s s along
-the covariance with y, $\tfrac12 C_W \mathrm{Cov}(Y(\nabla^2 ss), y)$, projected in the same way.
+V(0) = Cov(z, z) under N(0, K0(0)); $D_{fg} = E[\nabla f \cdot Q \nabla g]$ is each neuron's own noise; J is the hessian
+of s s along the covariance with y, $\tfrac12 C_W \mathrm{Cov}(Y(\nabla^2 ss), y)$, projected in the same way.
 
-In a layer free neurons flow, $z \to F z$ + noise, F = exp(eps^2 A) without C_W and chi, at the kernel of its middle, which makes the noise of G
-exact; then they answer to $\delta = \epsilon^2 C_W y$, by which the increments' covariance is off, at the next kernel K', where chi, Hess and
-the projection B of $\nabla^2 ss$ are taken:
+In a layer free neurons flow, $z \to F z$ + noise, F = exp(eps^2 A) without C_W and chi, at the kernel of its middle,
+which makes the noise of G exact; then they answer to $\delta = \epsilon^2 C_W y$, by which the increments' covariance
+is off, at the next kernel K', where chi, Hess and the projection B of $\nabla^2 ss$ are taken:
 
 $$z' = F z + (\delta, \chi' \delta) + \mathrm{noise}, \qquad
-  m_S' = (F m)_S + \epsilon^2 C_W \big(\chi' m_S + \tfrac12 B' F\, \mathrm{Cov}(z, y)\big) + \tfrac12 \mathrm{Hess}' : \mathrm{Cov}(\delta, \delta)$$
+  m_S' = (F m)_S + \epsilon^2 C_W \big(\chi' m_S + \tfrac12 B' F\, \mathrm{Cov}(z, y)\big)
+    + \tfrac12 \mathrm{Hess}' : \mathrm{Cov}(\delta, \delta)$$
 """
 
 from typing import NamedTuple
@@ -30,9 +32,9 @@ from ..activations import Activation
 from ..activations.base import enough_points, rule
 from ..checks import check_count, is_concrete
 from ..expectations.four_point import local_products, products_and_noise, products_error
-from ..maps import apply_slope, contract_curvature
 from ..model import Model
 from ..pairs import input_count, pair_count, sigma_product, triples, wick
+from ..parts import apply_gradient, contract_hessian
 from ..quadrature import derivatives
 from .base import COPIES, Closure, Moments, pair_units
 
@@ -53,14 +55,15 @@ class SigmaState(NamedTuple):
 class SigmaKernel(Closure[SigmaState]):
     """V4, K1 and the joint covariances of G and S; for odd activations to a fraction of a per cent of the exact V4.
 
-    Four-point expectations are exact to about 1e-9 where an input occurs twice; those of four different inputs are a series
-    to `degree`, whose error falls like the correlation to that power (`expectation_error` counts it). The pseudo-inverse of Cov(z, z), scaled
-    to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32): directions that a linear activation, the
-    diagonal or repeated inputs make redundant. Do not differentiate along a direction that separates identical or opposite inputs: the
-    derivative lacks up to 1e-3 of V4 and all of K1_ab. For GELU, SiLU and ReLU it keeps V4 to 2 % at t = 1 and K1 to 20 %, since
-    S feels the mean of phi, which it does not carry itself. For blocks of one matrix without decay only; use `HermiteTower` for
-    others. Layers as thick as the stream itself cost K1 more: erf, C_W = 2, K0 = 1, eps = 1 has V4 = 551.0 and K1 = -1.39 at layer 10, exact are
-    550.1 and -1.68.
+    Four-point expectations are exact to about 1e-9 where an input occurs twice; those of four different inputs are a
+    series to `degree`, whose error falls like the correlation to that power (`expectation_error` counts it). The
+    pseudo-inverse of Cov(z, z), scaled to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32):
+    directions that a linear activation, the diagonal or repeated inputs make redundant. Do not differentiate along a
+    direction that separates identical or opposite inputs: the derivative lacks up to 1e-3 of V4 and all of K1_ab. For
+    GELU, SiLU and ReLU it keeps V4 to 2 % at t = 1 and K1 to 20 %, since S feels the mean of phi, which it does not
+    carry itself. For blocks of one matrix without decay only; use `HermiteTower` for others. Layers as thick as the
+    stream itself cost K1 more: erf, C_W = 2, K0 = 1, eps = 1 has V4 = 551.0 and K1 = -1.39 at layer 10, exact are 550.1
+    and -1.68.
     """
 
     degree: int = eqx.field(static=True, default=20)
@@ -70,9 +73,9 @@ class SigmaKernel(Closure[SigmaState]):
 
     def init(self, model: Model, k):
         activation = _one_matrix(model)
-        value, slope, _ = activation.expansion(k)
+        value, gradient, _ = activation.expansion(k)
         products, _ = products_and_noise(activation, k, value, self.degree)
-        V = _joint_covariance(k, slope, products - value[:, None] * value[None, :])
+        V = _joint_covariance(k, gradient, products - value[:, None] * value[None, :])
         return SigmaState(k, V, jnp.zeros_like(k), jnp.zeros_like(k))
 
     def step(self, model: Model, state: SigmaState, dt) -> SigmaState:
@@ -94,11 +97,11 @@ class SigmaKernel(Closure[SigmaState]):
         free = jnp.eye(2 * P, dtype=k.dtype) + free
         # The next kernel is what (g, y) respond to: the layer's increments have moved by `drive` times y.
         one = jnp.eye(P, dtype=k.dtype)
-        layer = free.at[:, P:].add(drive * jnp.concatenate([one, apply_slope(end.slope, one)]))
+        layer = free.at[:, P:].add(drive * jnp.concatenate([one, apply_gradient(end.gradient, one)]))
         local, triple = _local(P), triples(input_count(P))
         with_y = _matmul(free, V[:, P:])[local[:, :, None], triple[:, None, :]]  # (P, 6, 3)
-        source = 0.5 * drive * jnp.einsum("ptz,pzt->p", end.bend, with_y, precision="highest")
-        source = source + 0.5 * drive**2 * contract_curvature(end.curvature, V[P:, P:])
+        source = 0.5 * drive * jnp.einsum("ptz,pzt->p", end.projection, with_y, precision="highest")
+        source = source + 0.5 * drive**2 * contract_hessian(end.hessian, V[P:, P:])
         mean = _matmul(layer, jnp.concatenate([K1, m_S]))
         V = _matmul(_matmul(layer, V), layer.T) + noise
         return SigmaState(k + dt * q, V, mean[:P], mean[P:] + source)
@@ -115,12 +118,12 @@ class SigmaKernel(Closure[SigmaState]):
 
     def _free_field(self, activation: Activation, q, at: "Regression"):
         """The generator and the noise of free neurons' (g, y) at a kernel."""
-        P, k, slope = q.shape[0], at.k, at.slope
+        P, k, gradient = q.shape[0], at.k, at.gradient
         _, noise_y = products_and_noise(activation, k, q, self.degree)
-        R = 0.5 * jnp.einsum("pt,ptz->pz", q[triples(input_count(P))], at.bend, precision="highest")
+        R = 0.5 * jnp.einsum("pt,ptz->pz", q[triples(input_count(P))], at.projection, precision="highest")
         free = jnp.zeros((2 * P, 2 * P), k.dtype).at[np.arange(P)[:, None] + P, _local(P)].add(R)
         noise_g = sigma_product(k, q)
-        cross = apply_slope(slope, noise_g)
+        cross = apply_gradient(gradient, noise_g)
         return free, jnp.block([[noise_g, cross.T], [cross, noise_y]])
 
     def moments(self, model: Model, state: SigmaState) -> Moments:
@@ -156,35 +159,37 @@ class Regression(NamedTuple):
     """At a kernel k: derivatives of E[s s], and the regression of the second derivatives of s_a s_b on the local z."""
 
     k: Float[Array, " P"]
-    slope: Float[Array, "P 3"]
-    curvature: Float[Array, "P 3 3"]
-    bend: Float[Array, "P 3 6"]
+    gradient: Float[Array, "P 3"]
+    hessian: Float[Array, "P 3 3"]
+    projection: Float[Array, "P 3 6"]
 
 
 def _regression(activation: Activation, k, degree: int) -> Regression:
-    """E[s s] with its derivatives, and the regression (P, 3, 6) of the second derivatives of s_a s_b (by aa, bb, and ab twice) on the local z."""
+    """E[s s] with its derivatives, and the regression (P, 3, 6) of the second derivatives of s_a s_b (by aa, bb, and ab
+    twice) on the local z."""
     triple = triples(input_count(k.shape[0]))
-    value, slope, curvature = activation.expansion(k)
-    # The mean of each second derivative is twice a slope (Price), and Cov(f, phi phi) is how it moves with K.
+    value, gradient, hessian = activation.expansion(k)
+    # The mean of each second derivative is twice a gradient (Price), and Cov(f, phi phi) is how it moves with K.
     local_wick = wick(k)[triple[:, :, None], triple[:, None, :]]
-    with_g = 2 * jnp.einsum("ptu,puv->ptv", curvature, local_wick, precision="highest")
-    bent, ss = local_products(activation, k, degree)
-    with_y = bent - 2 * slope[:, :, None] * value[triple][:, None, :]
-    sp = apply_slope(slope, wick(k))[triple[:, :, None], triple[:, None, :]]
+    with_g = 2 * jnp.einsum("ptu,puv->ptv", hessian, local_wick, precision="highest")
+    second, ss = local_products(activation, k, degree)
+    with_y = second - 2 * gradient[:, :, None] * value[triple][:, None, :]
+    sp = apply_gradient(gradient, wick(k))[triple[:, :, None], triple[:, None, :]]
     ss = ss - value[triple][:, :, None] * value[triple][:, None, :]
     C = jnp.concatenate([jnp.concatenate([local_wick, jnp.swapaxes(sp, 1, 2)], 2), jnp.concatenate([sp, ss], 2)], 1)
     inverse = _pseudo_inverse(C)
-    bend = jnp.matmul(jnp.concatenate([with_g, with_y], axis=-1), inverse, precision="highest")
-    return Regression(k, slope, curvature, bend)
+    projection = jnp.matmul(jnp.concatenate([with_g, with_y], axis=-1), inverse, precision="highest")
+    return Regression(k, gradient, hessian, projection)
 
 
 def _nodes_error(activation: Activation, k: Float[Array, ""], degree: int) -> Float[Array, ""]:
-    """How much half as many nodes again change $E[s^4]$ and $k E[s^2 (s^2)'']$, relative to E[s^4]: products bend more sharply than s."""
+    """How much half as many nodes again change $E[s^4]$ and $k E[s^2 (s^2)'']$, relative to E[s^4]: products projection
+    more sharply than s."""
 
     def means(points):
         x, w = rule(activation, jnp.zeros_like(k), jnp.sqrt(k), points)
-        s, slope, bend = derivatives(activation, 2)(jnp.sqrt(k) * x)
-        return jnp.stack([jnp.sum(s**4 * w), jnp.sum(2 * k * s**2 * (slope**2 + s * bend) * w)])
+        s, gradient, projection = derivatives(activation, 2)(jnp.sqrt(k) * x)
+        return jnp.stack([jnp.sum(s**4 * w), jnp.sum(2 * k * s**2 * (gradient**2 + s * projection) * w)])
 
     points = enough_points(activation, degree + 1)
     finer = means(3 * points // 2)
@@ -196,8 +201,8 @@ def _one_matrix(model: Model) -> Activation:
     one_matrix = len(model.branch) == 2 and isinstance(model.branch[0], Activation)
     if not one_matrix or (is_concrete(model.decay) and model.decay != 0):
         raise ValueError(
-            "Argument `closure` is SigmaKernel, the paper's extension for one matrix and decay 0: for other blocks take "
-            "HermiteTower(), which is exact for all."
+            "Argument `closure` is SigmaKernel, the paper's extension for one matrix and decay 0: for other blocks "
+            "take HermiteTower(), which is exact for all."
         )
     return model.activation
 
@@ -231,10 +236,10 @@ def _matmul(x, y):
 
 
 def _joint_covariance(
-    k: Float[Array, " P"], slope: Float[Array, "P 3"], ss: Float[Array, "P P"]
+    k: Float[Array, " P"], gradient: Float[Array, "P 3"], ss: Float[Array, "P P"]
 ) -> Float[Array, "2*P 2*P"]:
     """Cov(z, z) of one neuron under N(0, K0), blocks phi phi and s s."""
-    sp = apply_slope(slope, wick(k))
+    sp = apply_gradient(gradient, wick(k))
     return jnp.block([[wick(k), sp.T], [sp, 0.5 * (ss + ss.T)]])
 
 

@@ -1,6 +1,8 @@
-r"""A theory held against sampled networks: every quantity that both know, at the depths that both saved, in standard errors.
+r"""A theory held against sampled networks: every quantity that both know, at the depths that both saved, in standard
+errors.
 
-The mean kernel of a theory is $K_0 + K_1 / n$ at the width n of the networks. What order 1/n leaves out is of relative order 1/n.
+The mean kernel of a theory is $K_0 + K_1 / n$ at the width n of the networks. What order 1/n leaves out is of relative
+order 1/n.
 """
 
 from collections.abc import Mapping
@@ -42,8 +44,8 @@ class Comparison(eqx.Module):
 def compare(theory: Solution, sampled: Estimate) -> Comparison:
     """Hold a theory against an ensemble of the same model and input kernel.
 
-    Raises ValueError if the two have other inputs, input kernels, models or step sizes, or no depth in common. A theory of the continuum has
-    no step size, and differs from layers by terms of order eps^2.
+    Raises ValueError if the two have other inputs, input kernels, models or step sizes, or no depth in common. A theory
+    of the continuum has no step size, and differs from layers by terms of order eps^2.
     """
     check_kind(theory, Solution, "theory")
     check_kind(sampled, Estimate, "sampled")
@@ -68,15 +70,15 @@ def _common(theory, sampled):
     here, there = np.nonzero(near)
     if not (sampled.ts[here] > 0).any():
         raise ValueError(
-            f"The theory and the networks have no depth in common but zero: t = {_few(times)} there, {_few(sampled.ts)} here. Solve at "
-            "the layers that were sampled."
+            f"The theory and the networks have no depth in common but zero: t = {_few(times)} there, "
+            f"{_few(sampled.ts)} here. Solve at the layers that were sampled."
         )
     gaps = ~np.isclose(sampled.ts[here], times[there], rtol=1e-6, atol=1e-12)
     if gaps.any():
         i = int(gaps.argmax())
         raise ValueError(
-            f"The step sizes differ: layer {sampled.layers[here][i]} is at t = {times[there][i]:.6g} of the theory, and at "
-            f"{sampled.ts[here][i]:.6g} of the networks. Solve with the eps that was sampled."
+            f"The step sizes differ: layer {sampled.layers[here][i]} is at t = {times[there][i]:.6g} of the theory, "
+            f"and at {sampled.ts[here][i]:.6g} of the networks. Solve with the eps that was sampled."
         )
     return here, there
 

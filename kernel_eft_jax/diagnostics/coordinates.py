@@ -1,11 +1,12 @@
-r"""A coordinate check that is predicted: how the stream of a network grows, before it is trained, and how much that is chance.
+r"""A coordinate check that is predicted: how the stream of a network grows, before it is trained, and how much that is
+chance.
 
 The mean square of the stream's coordinates for input a is $G_{aa}$. At width n, to order 1/n,
 
 $$E[G_{aa}] = K_{0;aa} + K_{1;aa} / n, \qquad \mathrm{sd}[G_{aa}] = \sqrt{V_{4;aa,aa} / n}$$
 
-so theory alone says how the stream grows, how far the mean at width n is from that of infinite width (the drift), and how much networks
-of different seeds differ (the spread). Your own activations show whether your code does the same.
+so theory alone says how the stream grows, how far the mean at width n is from that of infinite width (the drift), and
+how much networks of different seeds differ (the spread). Your own activations show whether your code does the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,16 +24,17 @@ from .widths import WidthCheck, check_kernels, width_check
 SHOWN = 24  # depths, where the caller names none
 COLUMNS = ("mean square", "seed to seed", "drift", "cosine 01")
 NOT_COVERED = (
-    "Not in these numbers: attention blocks, which add increments of their own between those of the feed-forward blocks; batch "
-    "normalisation; dropout; everything that training does."
+    "Not in these numbers: attention blocks, which add increments of their own between those of the feed-forward "
+    "blocks; batch normalisation; dropout; everything that training does."
 )
 
 
 class CoordinateCheck(eqx.Module):
     """The predicted stream of networks of one width, and what was measured in networks of the user's own.
 
-    `theory` holds K0, V4 and K1 at the saved layers. `enough` maps "V4" and "K1" to the widths that were sampled to tell from which width on
-    order 1/n is right to `tolerance`: the last is that width, if it `confirms`; empty without a key. `own` holds the user's networks by width.
+    `theory` holds K0, V4 and K1 at the saved layers. `enough` maps "V4" and "K1" to the widths that were sampled to
+    tell from which width on order 1/n is right to `tolerance`: the last is that width, if it `confirms`; empty without
+    a key. `own` holds the user's networks by width.
     """
 
     theory: Solution
@@ -75,7 +77,8 @@ class CoordinateCheck(eqx.Module):
         count = 0 if self.own is None else len(self.own.widths)
         if self.own is None or not 0 <= index < count:
             raise ValueError(
-                f"Argument `index` must count networks given as `own`, of which there are {count} widths, but is {index}."
+                f"Argument `index` must count networks given as `own`, of which there are {count} widths, but is "
+                f"{index}."
             )
         width, networks = int(self.own.widths[index]), int(self.own.networks[index])
         mean = _diagonal(self.theory.K0) + _diagonal(self.own.K1[index]) / width
@@ -97,7 +100,8 @@ class CoordinateCheck(eqx.Module):
         return str(self)
 
     def rows(self) -> list[tuple[int, tuple[float, ...]]]:
-        """For up to nine saved layers, by their place: mean square, spread and drift in per cent of input 0, and the cosine of inputs 0 and 1."""
+        """For up to nine saved layers, by their place: mean square, spread and drift in per cent of input 0, and the
+        cosine of inputs 0 and 1."""
         K0, mean, table = np.asarray(self.theory.K0, np.float64), self.mean[:, 0], []
         for i in np.unique(np.linspace(0, len(mean) - 1, 9).astype(int)).tolist():
             spread, drift = (100 * x[i, 0] / mean[i] for x in (self.spread, self.drift))
@@ -113,8 +117,8 @@ class CoordinateCheck(eqx.Module):
             f"From the first of these layers to the last the mean square grows by a factor of {mean[-1] / mean[0]:.4g}."
         ]
         meaning = [
-            "Seed to seed: one standard deviation of the mean square. Drift: what this width changes of the mean at infinite width."
-            + " Cosine 01: of the angle between inputs 0 and 1." * (self.mean.shape[1] > 1)
+            "Seed to seed: one standard deviation of the mean square. Drift: what this width changes of the mean at "
+            "infinite width." + " Cosine 01: of the angle between inputs 0 and 1." * (self.mean.shape[1] > 1)
         ]
         return [*growth, *meaning, *self._enough(), *self._own(), NOT_COVERED]
 
@@ -123,7 +127,8 @@ class CoordinateCheck(eqx.Module):
             name, last = ("spread from seed to seed" if quantity == "V4" else "drift"), sampled[-1]
             found = "from" if last.confirms(self.tolerance) else "not yet at"
             sure = "" if last.resolves(self.tolerance) else " (perhaps: more networks would tell)"
-            yield f"For the {name}, to {100 * self.tolerance:.3g} %, order 1/n is enough {found} width {last.width}{sure}."
+            per_cent = 100 * self.tolerance
+            yield f"For the {name}, to {per_cent:.3g} %, order 1/n is enough {found} width {last.width}{sure}."
 
     def _own(self):
         for index in range(0 if self.own is None else len(self.own.widths)):
@@ -135,9 +140,9 @@ class CoordinateCheck(eqx.Module):
             mine, error, theirs = (f"{x[i, a]:.{places}f}" for x in (yours.mean, yours.stderr, predicted))
             ratios = 100 * yours.spread[-1, 0] / yours.mean[-1, 0], 100 * spread[-1, 0] / predicted[-1, 0]
             yield (
-                f"Your {yours.networks} networks of width {yours.width}: the mean square is {mine} ± {error} at layer {self.layers[i]}, where "
-                f"it is farthest from the predicted {theirs}, by {off[i, a]:.1f} standard errors. Seed to seed ± {ratios[0]:.3g} % at the "
-                f"last layer, predicted ± {ratios[1]:.3g} %."
+                f"Your {yours.networks} networks of width {yours.width}: the mean square is {mine} ± {error} at layer "
+                f"{self.layers[i]}, where it is farthest from the predicted {theirs}, by {off[i, a]:.1f} standard "
+                f"errors. Seed to seed ± {ratios[0]:.3g} % at the last layer, predicted ± {ratios[1]:.3g} %."
             )
 
 
@@ -165,10 +170,11 @@ def coordinate_check(
     networks: int = 4096,
     progress: bool = True,
 ) -> CoordinateCheck:
-    r"""How the stream of networks of one width grows with depth, how much that differs from seed to seed, and from which width 1/n is enough.
+    r"""How the stream of networks of one width grows with depth, how much that differs from seed to seed, and from
+    which width 1/n is enough.
 
-    The exact theory at `layers`, by default up to 25 of them; no network is drawn for it. The stacks of `recipes` fit as they are:
-    `coordinate_check(**recipes.gpt2(width=768, depth=12))`.
+    The exact theory at `layers`, by default up to 25 of them; no network is drawn for it. The stacks of `recipes` fit
+    as they are: `coordinate_check(**recipes.gpt2(width=768, depth=12))`.
 
     Args:
         model: the block.
@@ -178,14 +184,14 @@ def coordinate_check(
         eps: one number, or one for each block.
         layers: after which blocks the stream is looked at, 0 and `depth` among them where these are of interest.
         own: kernels G of networks of your own by their width, at the same layers, one network a row (16 or more).
-        key: draws networks (`networks` of each width) to tell from which width on order 1/n is right to `tolerance`; without it that is left
-            out.
+        key: draws networks (`networks` of each width) to tell from which width on order 1/n is right to `tolerance`;
+            without it that is left out.
         tolerance: relative.
         networks: how many networks are drawn.
         progress: whether a bar shows how far the drawing is.
 
-    Raises ValueError for arguments that make no sense, and what `solve` raises. Not for attention or trained networks: `NOT_COVERED` says
-    what is left out, and so does the printed check.
+    Raises ValueError for arguments that make no sense, and what `solve` raises. Not for attention or trained networks:
+    `NOT_COVERED` says what is left out, and so does the printed check.
     """
     width, depth = check_count(width, "width"), check_count(depth, "depth")
     evenly = np.unique(np.round(np.linspace(0, depth, SHOWN + 1))).astype(int).tolist()

@@ -5,13 +5,15 @@ One layer moves the covariance of the kernel, exactly and at any width, by ($a^2
 $$V_4' = a^4 V_4 + a^2 \epsilon^2 \left( C_W (V_{GS} + V_{GS}^T) + E[\Sigma(G, \hat Q)] \right)
   + \epsilon^4 \left( C_W^2 V_{SS} + E[\hat Q_{ac} \hat Q_{bd} + \hat Q_{ad} \hat Q_{bc}] \right)$$
 
-and its mean by $a^2 E[G] + \epsilon^2 (C_b + C_W E[S])$, where S is what the last matrix reads. The closure of Kawase and Ota (2026) puts
-$\chi V_4 + V_4 \chi^T$ and $\Sigma(K_0, Q(K_0))$ for the two terms of order eps^2, nothing for those of order eps^4, and the response of S to G,
-$\chi K_1 + \tfrac12 \mathrm{Hess} : V_4$ for one matrix, for n C_W (E[S] - S(K_0)). Each difference is a number that needs no derivative in
-depth: one saved depth of an ensemble is enough. For branches that begin with a matrix or a norm the closure is exact at leading order.
+and its mean by $a^2 E[G] + \epsilon^2 (C_b + C_W E[S])$, where S is what the last matrix reads. The closure of Kawase
+and Ota (2026) puts $\chi V_4 + V_4 \chi^T$ and $\Sigma(K_0, Q(K_0))$ for the two terms of order eps^2, nothing for
+those of order eps^4, and the response of S to G, $\chi K_1 + \tfrac12 \mathrm{Hess} : V_4$ for one matrix, for n C_W
+(E[S] - S(K_0)). Each difference is a number that needs no derivative in depth: one saved depth of an ensemble is
+enough. For branches that begin with a matrix or a norm the closure is exact at leading order.
 
-Every function takes an `Estimate`, and measures value and standard error by the jackknife; or a `Solution`, and gives the prediction
-of its closure at leading order in 1/n, with errors of zero. Models are those of the result unless another one is given.
+Every function takes an `Estimate`, and measures value and standard error by the jackknife; or a `Solution`, and gives
+the prediction of its closure at leading order in 1/n, with errors of zero. Models are those of the result unless
+another one is given.
 """
 
 from collections.abc import Callable
@@ -25,9 +27,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ..depths import times_of_layers
 from ..ensemble import Estimate
-from ..maps import apply_all, carry_all
 from ..model import Model
 from ..pairs import input_count, pack, pair_table, pairs, sigma_product, unpack, unpack_covariance
+from ..parts import apply_all, carry_all
 from ..trajectory import Solution
 
 Parts = TypeVar("Parts")
@@ -75,10 +77,10 @@ def covariance_residual(
 ) -> Measured[CovarianceResidual]:
     r"""The residual of the V4 equation of `GOnly`, V4 that of `result`.
 
-    The expectations Q and chi are those of `model`, at the kernels `K0` (both by default those of `result`): give a model with another
-    quadrature and its own K0 to see what a quadrature rule does. The layer part is that of the layer which follows the saved depth (of
-    the last one, where none follows), and zero in the continuum; for a Solution the source is zero, being of order 1/n.
-    Raises ValueError if shapes do not fit.
+    The expectations Q and chi are those of `model`, at the kernels `K0` (both by default those of `result`): give a
+    model with another quadrature and its own K0 to see what a quadrature rule does. The layer part is that of the layer
+    which follows the saved depth (of the last one, where none follows), and zero in the continuum; for a Solution the
+    source is zero, being of order 1/n. Raises ValueError if shapes do not fit.
     """
     model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
@@ -115,9 +117,10 @@ def mean_source(
 ) -> Measured[MeanSource]:
     r"""The source of K1, and what `GOnly` takes for it.
 
-    For one matrix `GOnly` has $(\chi K_1 + \tfrac12 \mathrm{Hess} : V_4) / C_W$. At depth zero the neurons are independent and the exact
-    source is 0, while `GOnly` has V4 the Wishart covariance: it counts the sampling noise of G itself, which does not move S. Where
-    the branch begins with a matrix or a norm it does move S, and both are the same. See `covariance_residual` for the arguments.
+    For one matrix `GOnly` has $(\chi K_1 + \tfrac12 \mathrm{Hess} : V_4) / C_W$. At depth zero the neurons are
+    independent and the exact source is 0, while `GOnly` has V4 the Wishart covariance: it counts the sampling noise of
+    G itself, which does not move S. Where the branch begins with a matrix or a norm it does move S, and both are the
+    same. See `covariance_residual` for the arguments.
     """
     model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
@@ -131,10 +134,12 @@ def mean_source(
 
 
 def driven_K1(result: Estimate | Solution, model: Model | None = None) -> Measured[Float[np.ndarray, "T N N"]]:
-    r"""K1 driven by the exact source, $K_1' = a^2 K_1 + \epsilon^2 C_W U_1$ layer by layer, or $\dot K_1 = C_W U_1 - c K_1$.
+    r"""K1 driven by the exact source, $K_1' = a^2 K_1 + \epsilon^2 C_W U_1$ layer by layer, or
+    $\dot K_1 = C_W U_1 - c K_1$.
 
-    U1 is a straight line between the saved depths, which begin at zero: it must be K1 up to their spacing, and where all layers are saved it
-    is. Raises ValueError if they do not begin at zero, or if the closure of a Solution does not carry U1.
+    U1 is a straight line between the saved depths, which begin at zero: it must be K1 up to their spacing, and where
+    all layers are saved it is. Raises ValueError if they do not begin at zero, or if the closure of a Solution does not
+    carry U1.
     """
     model = _model_of(result, model)
     ts = np.asarray(result.ts)
@@ -152,8 +157,8 @@ def kurtosis(result: Estimate | Solution) -> Measured[Float[np.ndarray, "T N"]]:
     r"""n times the excess kurtosis of the pre-activation of one neuron, for each input.
 
     Neurons are Gaussian given the fluctuating covariance, so that at leading order
-    $n\, \kappa_4(\phi_a) / E[\phi_a^2]^2 = 3 (V_{4;aa,aa} - 2 K_{0;aa}^2) / K_{0;aa}^2$: three times what the covariance of the kernel has
-    beyond that of independent Gaussian neurons. Zero at depth zero.
+    $n\, \kappa_4(\phi_a) / E[\phi_a^2]^2 = 3 (V_{4;aa,aa} - 2 K_{0;aa}^2) / K_{0;aa}^2$: three times what the
+    covariance of the kernel has beyond that of independent Gaussian neurons. Zero at depth zero.
     """
 
     def measured(x):
@@ -208,7 +213,8 @@ def _model_of(result: Estimate | Solution, model: Model | None) -> Model:
 
 
 def _following_steps(result: Any) -> Float[np.ndarray, " T"]:
-    """dt = eps^2 of the layer behind each saved depth, and of the last layer where none is behind; zero in the continuum."""
+    """dt = eps^2 of the layer behind each saved depth, and of the last layer where none is behind; zero in the
+    continuum."""
     if result.eps is None:
         return np.zeros(len(result.ts))
     eps = np.asarray(result.eps, np.float64)

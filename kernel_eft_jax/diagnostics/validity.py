@@ -1,9 +1,9 @@
 r"""How deep a closure holds, and how wide a network must be for order 1/n to be enough.
 
-Errors are relative, and the worst over all entries: of V4_ab,cd in units of $\sqrt{V_{4;ab,ab} V_{4;cd,cd}}$, of K1 in units of its
-largest entry (or a hundredth of K0, if K1 is smaller), both against a closure that is exact at order 1/n, in the layer recursion of the
-network at hand. What order 1/n itself leaves out
-falls like 1/n: a pilot ensemble gives the coefficient and hence the width, and an ensemble of that width confirms it.
+Errors are relative, and the worst over all entries: of V4_ab,cd in units of $\sqrt{V_{4;ab,ab} V_{4;cd,cd}}$, of K1 in
+units of its largest entry (or a hundredth of K0, if K1 is smaller), both against a closure that is exact at order 1/n,
+in the layer recursion of the network at hand. What order 1/n itself leaves out falls like 1/n: a pilot ensemble gives
+the coefficient and hence the width, and an ensemble of that width confirms it.
 """
 
 from collections.abc import Mapping
@@ -61,9 +61,10 @@ class Width(eqx.Module):
 class Window(Shown):
     """Where the theories hold, at one tolerance: depths t* of the closures, widths n* of order 1/n.
 
-    `reach[closure][quantity]` has the depths, and `widths[quantity]` the widths that were sampled: the pilot, networks of the width that
-    the pilot asked for, and if those deviate more (narrow networks, where the next order matters), of the width that they ask for
-    in turn. The last is n*; it `confirms`, or three attempts were not enough. Without a key nothing is sampled.
+    `reach[closure][quantity]` has the depths, and `widths[quantity]` the widths that were sampled: the pilot, networks
+    of the width that the pilot asked for, and if those deviate more (narrow networks, where the next order matters), of
+    the width that they ask for in turn. The last is n*; it `confirms`, or three attempts were not enough. Without a key
+    nothing is sampled.
     """
 
     ts: Float[np.ndarray, " T-1"]
@@ -136,13 +137,14 @@ def validity_window(
     reference: Closure = REFERENCE,
     progress: bool = True,
 ) -> Window:
-    r"""The depth t* up to which closures stay within a relative tolerance of exact order 1/n, and the width n* from which that is enough.
+    r"""The depth t* up to which closures stay within a relative tolerance of exact order 1/n, and the width n* from
+    which that is enough.
 
-    t* is where the error of a closure first leaves the tolerance, between saved layers by a straight line. With a `key`, a pilot
-    ensemble of `networks` networks of `pilot_width` measures the deviation d from order 1/n at the last depth, and
-    n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most three times. Where the
-    branch begins with a matrix or a norm `GOnly` is exact, and its t* infinite. Not for tolerances below the sampling error, which
-    `Width.stderr` states.
+    t* is where the error of a closure first leaves the tolerance, between saved layers by a straight line. With a
+    `key`, a pilot ensemble of `networks` networks of `pilot_width` measures the deviation d from order 1/n at the last
+    depth, and n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most
+    three times. Where the branch begins with a matrix or a norm `GOnly` is exact, and its t* infinite. Not for
+    tolerances below the sampling error, which `Width.stderr` states.
 
     Args:
         model: The block.
@@ -153,7 +155,8 @@ def validity_window(
         key: Of `jax.random`; without it nothing is sampled.
         networks: Of each ensemble.
         pilot_width: Neurons of the first ensemble's networks.
-        closures: Those to judge, by their names; by default those of the paper that are defined for the block (`closures_of`).
+        closures: Those to judge, by their names; by default those of the paper that are defined for the block
+            (`closures_of`).
         reference: The closure that is taken as exact at order 1/n.
         progress: Whether ensembles show a bar.
 
@@ -161,8 +164,8 @@ def validity_window(
         The depths by closure and quantity, and the widths that were sampled.
 
     Raises:
-        ValueError: For arguments that make no sense, and if the reference's own truncation error is not known or not small beside the
-            tolerance: pass a higher degree.
+        ValueError: For arguments that make no sense, and if the reference's own truncation error is not known or not
+            small beside the tolerance: pass a higher degree.
     """
     check_kind(model, Model, "model")
     check_positive(tolerance, "tolerance")
@@ -247,8 +250,8 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
         if isinstance(exact.closure, GOnly | SigmaKernel) and not isinstance(exact.model.read, Linear):
             name = type(exact.closure).__name__
             raise ValueError(
-                f"Argument `reference` must be exact at order 1/n, which {name} is not for a block that begins with an activation: take "
-                "HermiteTower()."
+                f"Argument `reference` must be exact at order 1/n, which {name} is not for a block that begins with "
+                "an activation: take HermiteTower()."
             )
         return
     a, b = pairs(exact.K0.shape[-1])
@@ -259,6 +262,7 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
             about = f"its truncation error is about {error:.2g} of {quantity}"
             unknown = f"its degree is too low to tell the truncation error of {quantity}"
             raise ValueError(
-                f"Argument `reference` is not exact enough: {about if np.isfinite(error) else unknown}, and it must be at most a "
-                f"quarter of the tolerance {tolerance:.2g}. Pass a higher degree, such as reference=HermiteTower(60)."
+                f"Argument `reference` is not exact enough: {about if np.isfinite(error) else unknown}, and it must "
+                f"be at most a quarter of the tolerance {tolerance:.2g}. Pass a higher degree, such as "
+                "reference=HermiteTower(60)."
             )

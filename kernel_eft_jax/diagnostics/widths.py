@@ -1,8 +1,8 @@
 r"""Kernels of networks of several widths against the theory: do they collapse onto it?
 
-At each width n the sampled n Cov(G, G) and n (mean G - K0) estimate $V_4 + O(1/n)$ and $K_1 + O(1/n)$. If the theory describes the networks, what is
-left falls like 1/n: one coefficient for each entry explains all widths, and a chi-square says whether it does. Any networks will
-do, from any framework: arrays of kernels go in.
+At each width n the sampled n Cov(G, G) and n (mean G - K0) estimate $V_4 + O(1/n)$ and $K_1 + O(1/n)$. If the theory
+describes the networks, what is left falls like 1/n: one coefficient for each entry explains all widths, and a
+chi-square says whether it does. Any networks will do, from any framework: arrays of kernels go in.
 """
 
 from collections.abc import Mapping
@@ -36,12 +36,14 @@ class WidthCheck(AtWidths, Shown):
     networks: Int[np.ndarray, " W"]
 
     def p_value(self, quantity: str = "V4") -> float:
-        r"""Probability of differences from the theory at least this large, at the last depth, if they are c / n and noise.
+        r"""Probability of differences from the theory at least this large, at the last depth, if they are c / n and
+        noise.
 
-        For each entry c is fitted, and what is left has an F distribution with W - 1 degrees of freedom, the fewest networks of a width less one
-        in the noise; of the entries the least likely counts, times their number (Bonferroni), so that entries may be correlated. Below 0.01,
-        say: the networks are not those of the theory, or too narrow for 1/n to be the whole difference. V4 is compared as the logarithms of
-        its variances and the correlations between them, $\operatorname{artanh} \rho$, whose noise hardly depends on their values: so the
+        For each entry c is fitted, and what is left has an F distribution with W - 1 degrees of freedom, the fewest
+        networks of a width less one in the noise; of the entries the least likely counts, times their number
+        (Bonferroni), so that entries may be correlated. Below 0.01, say: the networks are not those of the theory, or
+        too narrow for 1/n to be the whole difference. V4 is compared as the logarithms of its variances and the
+        correlations between them, $\operatorname{artanh} \rho$, whose noise hardly depends on their values: so the
         probability holds from 16 networks a width on. Raises ValueError for fewer than two widths.
         """
         from scipy import special  # loads for a tenth of a second
@@ -59,7 +61,8 @@ class WidthCheck(AtWidths, Shown):
         return float(min(1.0, chi2.size * special.fdtrc(free, self.networks.min() - 1, chi2.max() / free)))
 
     def interval(self, quantity: str = "V4", level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends of confidence intervals, of the shape of the quantity: in the logarithm for variances in V4, else symmetric."""
+        """Lower and upper ends of confidence intervals, of the shape of the quantity: in the logarithm for variances in
+        V4, else symmetric."""
         value, error = (getattr(x, check_name(quantity)) for x in (self, self.stderr))
         free = (self.networks - 1).reshape(-1, *(1,) * (value.ndim - 1))
         return interval(value, error, free, level, logarithm=quantity == "V4")
@@ -71,10 +74,11 @@ class WidthCheck(AtWidths, Shown):
         return self.K1[:, -1, a, b] - theory, self.stderr.K1[:, -1, a, b]
 
     def _stable_V4(self):
-        """Differences of V4 from the theory, as logarithms of variances and artanh of correlations, and their errors, (W, entries).
+        """Differences of V4 from the theory, as logarithms of variances and artanh of correlations, and their errors,
+        (W, entries).
 
-        A correlation's variance is (1 + k) / (B - 3), with 3 k the excess kurtosis that the errors of the two variances tell. Correlations of
-        one, which repeated inputs have, say nothing more.
+        A correlation's variance is (1 + k) / (B - 3), with 3 k the excess kurtosis that the errors of the two variances
+        tell. Correlations of one, which repeated inputs have, say nothing more.
         """
         a, b = np.triu_indices(self.K1.shape[-1])
         p, q = np.triu_indices(a.size, 1)
@@ -111,8 +115,8 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
     """Compare empirical kernels of networks of several widths with a theory at the same depths.
 
     Args:
-        kernels: By width n the kernels G of networks, one network a row, at the depths of `theory`. `sample_kernels` makes such arrays, and
-            so can `(phi @ phi.T) / n` in any framework.
+        kernels: By width n the kernels G of networks, one network a row, at the depths of `theory`. `sample_kernels`
+            makes such arrays, and so can `(phi @ phi.T) / n` in any framework.
         theory: What `solve` found at the same depths.
 
     Returns:
@@ -149,7 +153,8 @@ def check_kernels(
             )
         if len(G) < LEAST:
             raise ValueError(
-                f"Argument `{name}` needs {LEAST} networks or more to show their scatter, but width {width} has {len(G)}."
+                f"Argument `{name}` needs {LEAST} networks or more to show their scatter, but width {width} has "
+                f"{len(G)}."
             )
         if not np.isfinite(G).all():
             raise ValueError(f"Argument `{name}` must be finite, but for width {width} it is not.")

@@ -21,10 +21,11 @@ ARRAYS = ("count", "first", "second", "parts", "size")
 
 
 class Checkpoint:
-    """A file that holds the sums so far and the settings of the run, written every `seconds` at most; one for each process.
+    """A file that holds the sums so far and the settings of the run, written every `seconds` at most; one for each
+    process.
 
-    Entering a checkpoint, before the run, tests that the file can be written, and holds the file against other runs. A run outlives its
-    checkpoint: if the file cannot be written any more, one warning says so.
+    Entering a checkpoint, before the run, tests that the file can be written, and holds the file against other runs. A
+    run outlives its checkpoint: if the file cannot be written any more, one warning says so.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict, seconds: float):
@@ -56,7 +57,8 @@ class Checkpoint:
         return time.monotonic() - self.written > self.seconds
 
     def save(self, size: int, sums: Sums) -> None:
-        """Replace the file in one step: whatever happens, the old file or the new one is there, whole. Warns if the file cannot be written."""
+        """Replace the file in one step: whatever happens, the old file or the new one is there, whole. Warns if the
+        file cannot be written."""
         count, first, second = (np.stack([group[i] for group in sums.groups]) for i in range(3))
         arrays: dict[str, Any] = {
             "count": count,
@@ -74,8 +76,8 @@ class Checkpoint:
             if not self.warned:
                 self.warned = True
                 warnings.warn(
-                    f"The checkpoint cannot be written: {error}. The run goes on without and returns its result; once interrupted, it "
-                    "begins again from an older checkpoint or from nothing.",
+                    f"The checkpoint cannot be written: {error}. The run goes on without and returns its result; once "
+                    "interrupted, it begins again from an older checkpoint or from nothing.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -86,8 +88,9 @@ class Checkpoint:
         if not self.path.exists():
             if self.other.exists():
                 raise ValueError(
-                    f"The checkpoint {self.other} is of a run with another number of processes than {jax.process_count()}: go on with "
-                    "as many as then, or use another file to start from the beginning."
+                    f"The checkpoint {self.other} is of a run with another number of processes than "
+                    f"{jax.process_count()}: go on with as many as then, or use another file to start from the "
+                    "beginning."
                 )
             return None
         try:
@@ -105,8 +108,8 @@ class Checkpoint:
             raise
         except Exception as error:
             raise ValueError(
-                f"The checkpoint {self.path} is truncated or not a checkpoint ({error}). Delete it to start from the beginning, or "
-                "name another file."
+                f"The checkpoint {self.path} is truncated or not a checkpoint ({error}). Delete it to start from the "
+                "beginning, or name another file."
             ) from error
         self._check(settings)
         groups = (Group(int(c), f, s) for c, f, s in zip(*(arrays[name] for name in ARRAYS[:3]), strict=True))
@@ -117,8 +120,8 @@ class Checkpoint:
         if names:
             differences = "; ".join(f"{k} is {settings.get(k)} there and {self.settings.get(k)} here" for k in names)
             raise ValueError(
-                f"The checkpoint {self.path} belongs to another run: {differences}. Use the settings of that run to go on with it, "
-                "or another file to start from the beginning."
+                f"The checkpoint {self.path} belongs to another run: {differences}. Use the settings of that run to "
+                "go on with it, or another file to start from the beginning."
             )
 
 

@@ -1,28 +1,32 @@
 r"""The control variates: free copies of each network, which interact with nothing, and their linear response.
 
-Independent neurons driven by the network's own normals, hidden ones too, but with the deterministic covariances of infinite width, have
-kernels of exactly known mean. Along the same path runs the linear response h of the infinite-width limit: with $E_S$ the kernel that the
-last matrix reads at infinite width and $C_S$ that of the free neurons with its response,
+Independent neurons driven by the network's own normals, hidden ones too, but with the deterministic covariances of
+infinite width, have kernels of exactly known mean. Along the same path runs the linear response h of the infinite-width
+limit: with $E_S$ the kernel that the last matrix reads at infinite width and $C_S$ that of the free neurons with its
+response,
 
 $$h' = a^2 h + \epsilon^2 C_W (C_S - E_S), \qquad C_G = G_\text{free} + h$$
 
-$C_S$ starts from what the branch reads of the stream, $C = S_\text{free} + \chi_S h$, and goes through the maps of the branch: behind a
-matrix or a norm $C - E \to J (C - E)$, behind fresh neurons $C = S'_\text{free} + J (C - E)$. So $C_G$ and $C_S$ have means K0 and $E_S$ at
-every width, and follow G and S up to O(1/n). The mean of G moves by the mean of S alone,
-$E[G'] = a^2 E[G] + \epsilon^2 (C_b + C_W E[S])$, so that the sum
+$C_S$ starts from what the branch reads of the stream, $C = S_\text{free} + \chi_S h$, and goes through the maps of the
+branch: behind a matrix or a norm $C - E \to J (C - E)$, behind fresh neurons $C = S'_\text{free} + J (C - E)$. So $C_G$
+and $C_S$ have means K0 and $E_S$ at every width, and follow G and S up to O(1/n). The mean of G moves by the mean of S
+alone, $E[G'] = a^2 E[G] + \epsilon^2 (C_b + C_W E[S])$, so that the sum
 
 $$R' = a^2 R + \epsilon^2 C_W (S - C_S), \qquad n E[R] = n (E[G] - K_0) = K_1$$
 
 gives K1 without the noise of the increments: several times smaller an error than n E[G - C_G]. The fourth moment
-$F_{ab} = \frac1n \sum_i \phi_i(a)^2 \phi_i(b)^2$ has a control of its own, of mean $K_{aa} K_{bb} + 2 K_{ab}^2$ (K for K0):
+$F_{ab} = \frac1n \sum_i \phi_i(a)^2 \phi_i(b)^2$ has a control of its own, of mean $K_{aa} K_{bb} + 2 K_{ab}^2$ (K for
+K0):
 
 $$C_F = F_\text{free} + K_{bb} h_{aa} + K_{aa} h_{bb} + 4 K_{ab} h_{ab}$$
 
-**Which normals.** The network's outputs are L z. A free copy of all inputs takes $L_0 U z$, with U the rotation that brings it near to L
-(`turned`), so that no input comes first. A free copy of one input alone can follow the network more closely, in the very direction of that
-input's outputs: $\sqrt{Q_{aa} / \hat Q_{aa}}\, (L z)_a$. One input's copy knows nothing of pairs, but with X for $C_S$, R or $C_F$ of all inputs and
-$\Delta_a = X^\text{alone}_{aa} - X_{aa}$, of mean zero, any $X_{ab} + w \Delta_a + w' \Delta_b$ has the mean that $X_{ab}$ has. With
-$w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ that is the copy alone for b = a and for repeated inputs, and the copy of all for unlike ones.
+**Which normals.** The network's outputs are L z. A free copy of all inputs takes $L_0 U z$, with U the rotation that
+brings it near to L (`turned`), so that no input comes first. A free copy of one input alone can follow the network more
+closely, in the very direction of that input's outputs: $\sqrt{Q_{aa} / \hat Q_{aa}}\, (L z)_a$. One input's copy knows
+nothing of pairs, but with X for $C_S$, R or $C_F$ of all inputs and $\Delta_a = X^\text{alone}_{aa} - X_{aa}$, of mean
+zero, any $X_{ab} + w \Delta_a + w' \Delta_b$ has the mean that $X_{ab}$ has. With
+$w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ that is the copy alone for b = a and for repeated inputs, and the copy of all
+for unlike ones.
 """
 
 from typing import Any, NamedTuple
@@ -34,17 +38,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..cholesky import semidefinite_cholesky
-from ..maps import Affine, Local, Response
 from ..model import Model
 from ..network import shapes
 from ..pairs import input_count, pair_table, triples, unpack
+from ..parts import Affine, Local, Response
 from .factors import gram, lower_inverse, mix, turned, unit_rows
 from .samplers import Read, as_rows
 
 
 class Path(NamedTuple):
-    """The network of infinite width, layer by layer: K0, the kernel E_S that the last matrix reads, and the responses of all maps from K0 to
-    Q, without curvature and noise."""
+    """The network of infinite width, layer by layer: K0, the kernel E_S that the last matrix reads, and the responses
+    of all maps from K0 to Q, without hessian and noise."""
 
     K0: Float[Array, "layers P"]
     S: Float[Array, "layers P"]
@@ -60,14 +64,14 @@ class Path(NamedTuple):
             if isinstance(response, Affine):
                 return Affine(value, jnp.broadcast_to(response.scale[:, None], value.shape[:2]))
             zero = jnp.zeros(value.shape[:2], value.dtype)
-            return Local(value, response.slope[:, diagonal, None], zero, zero)
+            return Local(value, response.gradient[:, diagonal, None], zero, zero)
 
         return Path(self.K0[:, diagonal, None], self.S[:, diagonal, None], [alone(r) for r in self.responses])
 
 
 class Limits(NamedTuple):
-    """What control variates need of infinite width: the path of all inputs, that of each alone if there are several, and for each matrix the
-    factors of the covariances of its outputs with their inverses."""
+    """What control variates need of infinite width: the path of all inputs, that of each alone if there are several,
+    and for each matrix the factors of the covariances of its outputs with their inverses."""
 
     joint: Path
     alone: Path | None
@@ -91,7 +95,7 @@ def infinite_width(model: Model, k0: Float[Array, " P"], dt: Float[Array, " dept
 def first_order(response: Response) -> Response:
     """A response without what only the second order needs."""
     zero = jnp.zeros((), response.value.dtype)
-    return response._replace(curvature=zero, noise=zero) if isinstance(response, Local) else response
+    return response._replace(hessian=zero, noise=zero) if isinstance(response, Local) else response
 
 
 class Free(NamedTuple):
@@ -134,7 +138,8 @@ def advance(
     eps: Float[Array, ""],
     a: Float[Array, ""],
 ) -> Control:
-    """One layer. In pairs: infinite width before and behind it; what its last matrix was told, and all matrices behind it; their normals."""
+    """One layer. In pairs: infinite width before and behind it; what its last matrix was told, and all matrices behind
+    it; their normals."""
     (before, behind), (read, later), (noise, hidden) = limits, reads, noise
     matrices = shapes(model, control.joint.phi.shape[1])
     increments, increments_alone = free_outputs(before.factors[-1:], (read,), (noise,), matrices[-1:])
@@ -162,8 +167,8 @@ def free_outputs(
 ) -> tuple[tuple[Float[Array, "N _ B"], ...], tuple[Float[Array, "N 1 _ B"], ...]]:
     """Outputs of matrices in the free copies, from the network's normals: of all inputs, and of each alone.
 
-    Both have covariances of infinite width, whatever the network: given L, rows of unit length and orthogonal matrices make normals of
-    normals. An input alone takes its outputs of the network itself, rescaled.
+    Both have covariances of infinite width, whatever the network: given L, rows of unit length and orthogonal matrices
+    make normals of normals. An input alone takes its outputs of the network itself, rescaled.
     """
     joint, alone = [], []
     for (L0, inverse), read, numbers, shape in zip(factors, reads, noise, shapes, strict=False):
@@ -205,7 +210,8 @@ def read_free(
 
 
 class Differences(NamedTuple):
-    """Less their controls, all of order 1/n: G, S and F; and the sum R. In `G_alone` the control of G_aa is the copy of a alone."""
+    """Less their controls, all of order 1/n: G, S and F; and the sum R. In `G_alone` the control of G_aa is the copy of
+    a alone."""
 
     G: Float[Array, "P B"]
     G_alone: Float[Array, "P B"]
@@ -219,8 +225,8 @@ def differences(
 ) -> Differences:
     """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at one depth.
 
-    G - C_G is that of all inputs together: the covariance of C_G is known for them. Of a copy alone only the variance is. To the others the
-    copies of each input alone are added.
+    G - C_G is that of all inputs together: the covariance of C_G is known for them. Of a copy alone only the variance
+    is. To the others the copies of each input alone are added.
     """
     C_G, *parts = uses(control.joint, limits.joint)
     C_alone = C_G

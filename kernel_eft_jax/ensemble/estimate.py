@@ -29,10 +29,10 @@ from ..checks import (
 )
 from ..cholesky import semidefinite_cholesky
 from ..depths import check_eps, squares
-from ..maps import Dense
 from ..model import Model
 from ..network import shapes, skip
 from ..pairs import pack, pair_table, pairs
+from ..parts import Dense
 from .checkpoint import Checkpoint
 from .control import infinite_width
 from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, lengths, quantities, recorded
@@ -67,8 +67,8 @@ def estimate(
 ) -> Estimate:
     r"""Mean kernels, their covariances and their 1/n corrections over an ensemble of networks at initialisation.
 
-    Every quantity comes with its standard error. Networks are sampled in float32. The same key gives the same bits on any number of
-    devices of one kind and of processes, interrupted or not.
+    Every quantity comes with its standard error. Networks are sampled in float32. The same key gives the same bits on
+    any number of devices of one kind and of processes, interrupted or not.
 
     Args:
         model: The block.
@@ -79,13 +79,14 @@ def estimate(
         networks: How many to sample, 64 or more.
         key: Of `jax.random`; network i depends on the key and i alone.
         sampler: `BlockSampler()` draws increments by their law, `WeightSampler()` weights.
-        control: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of the model. Without
-            them no Gaussian expectation is called but in the definition of K1 and U1, whose errors are then far larger.
+        control: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of
+            the model. Without them no Gaussian expectation is called but in the definition of K1 and U1, whose errors
+            are then far larger.
         save_at: Layers to keep, by default 41 evenly spaced ones.
-        target: A function of the `Quantities` and the standard error wanted for it, such as `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run
-            ends when it is reached, or after `networks`.
-        checkpoint: A file to write to, every `checkpoint_seconds` and on Ctrl-C, and to go on from if it is there, to more `networks` too. With
-            several processes each adds its number to the name.
+        target: A function of the `Quantities` and the standard error wanted for it, such as
+            `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run ends when it is reached, or after `networks`.
+        checkpoint: A file to write to, every `checkpoint_seconds` and on Ctrl-C, and to go on from if it is there, to
+            more `networks` too. With several processes each adds its number to the name.
         checkpoint_seconds: Time between two writings of the checkpoint.
         progress: Whether to show a bar, and before the run what it needs.
 
@@ -102,8 +103,8 @@ def estimate(
     networks = check_count(networks, "networks", least=2 * GROUPS)
     if control and not isinstance(sampler, BlockSampler):
         raise ValueError(
-            "Argument `control` must be False for this sampler: control variates reuse the normals of the block law, which "
-            "weights do not have. Pass `control=False`, or leave `sampler` out."
+            "Argument `control` must be False for this sampler: control variates reuse the normals of the block law, "
+            "which weights do not have. Pass `control=False`, or leave `sampler` out."
         )
     problem = prepare(model, K0, width, depth, eps, sampler, save_at)
     check_run(problem, networks, check_count(depth, "depth"), control)
@@ -169,8 +170,8 @@ def sample_kernels(
         network, t, p = bad[bad[:, 1].argmin()]  # where it begins
         a, b = pairs(problem.factor.shape[0])
         raise FloatingPointError(
-            f"The networks turned non-finite: entry [{a[p]}, {b[p]}] of G at layer {problem.layers[t]} of network {network} is "
-            f"{G[network, t, p]}. Variances grow with depth: take a smaller eps, depth or C_W."
+            f"The networks turned non-finite: entry [{a[p]}, {b[p]}] of G at layer {problem.layers[t]} of network "
+            f"{network} is {G[network, t, p]}. Variances grow with depth: take a smaller eps, depth or C_W."
         )
     return G[..., pair_table(problem.factor.shape[0])]
 
@@ -185,8 +186,8 @@ def check_arguments(work, model, K0, eps, key, sampler):
     check_key(key)
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(
-            f"`{work}` is compiled, and JAX_DISABLE_JIT (or jax.disable_jit) forbids that: leave it away here. To step through a network, call a "
-            "`ResNet`."
+            f"`{work}` is compiled, and JAX_DISABLE_JIT (or jax.disable_jit) forbids that: leave it away here. To "
+            "step through a network, call a `ResNet`."
         )
 
 
@@ -204,7 +205,8 @@ def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
 
 
 def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, InfiniteWidth]:
-    """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control variates."""
+    """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control
+    variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
     path = infinite_width(model, k0, squares(eps, int(depth), k0.dtype))
@@ -245,7 +247,8 @@ def check_target(target: Any, limit: InfiniteWidth, control: bool) -> tuple[Call
         raise ValueError(f"The function in `target` fails: {type(error).__name__}: {error}.{hint}") from error
     if value.shape != () or value.dtype.kind not in "fiu":
         raise ValueError(
-            f"The function in `target` must give one number, but gives an array of {value.dtype} of shape {value.shape}."
+            f"The function in `target` must give one number, but gives an array of {value.dtype} of shape "
+            f"{value.shape}."
         )
     return function, float(wanted)
 

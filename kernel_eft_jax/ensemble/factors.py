@@ -1,8 +1,9 @@
-r"""Kernels, their factors and products with them, for many networks at once: arrays (inputs, neurons or inputs, networks), networks innermost.
+r"""Kernels, their factors and products with them, for many networks at once: arrays (inputs, neurons or inputs,
+networks), networks innermost.
 
-Increments of covariance Q are L z, $L L^T = Q$. From the matrix Q alone a part of an input that earlier inputs do not explain is known only
-to rounding of the whole, so that of near-copies little or nothing is left. `features_factor` finds such parts in the features themselves:
-their differences are exact, and Q is the kernel of the features.
+Increments of covariance Q are L z, $L L^T = Q$. From the matrix Q alone a part of an input that earlier inputs do not
+explain is known only to rounding of the whole, so that of near-copies little or nothing is left. `features_factor`
+finds such parts in the features themselves: their differences are exact, and Q is the kernel of the features.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..cholesky import UNROLLED, semidefinite_cholesky
-from ..maps import Dense
 from ..pairs import input_count, pack, pair_table
+from ..parts import Dense
 
 WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products are written out with networks innermost
 DOUBTFUL = 1000  # times rounding: relative pivots below are taken from features
@@ -57,7 +58,8 @@ def factor(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
 
 
 def cholesky(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
-    """`semidefinite_cholesky` of every network, written out with networks innermost: several times faster for 16 inputs.
+    """`semidefinite_cholesky` of every network, written out with networks innermost: several times faster for 16
+    inputs.
 
     Not for many more: compile time grows like their square.
     """
@@ -83,8 +85,9 @@ def features_factor(
 ) -> Float[Array, "N N B"]:
     """Lower-triangular L with L L^T = C_b + C_W S, S the kernel of the features.
 
-    Where a pivot is doubtful, L comes from the features, for the network that has it: no other network's numbers depend on that. The
-    features are asked for again only then. A part of an input below 10 N roundings of the whole is zero, as of a repeated input.
+    Where a pivot is doubtful, L comes from the features, for the network that has it: no other network's numbers depend
+    on that. The features are asked for again only then. A part of an input below 10 N roundings of the whole is zero,
+    as of a repeated input.
     """
     Q = dense.value(S)[pair_table(input_count(S.shape[0]))]
     L, diagonal = factor(Q), jnp.diagonal(Q).T
@@ -98,8 +101,8 @@ def features_factor(
 def orthogonalised(dense: Dense, Q: Float[Array, "N N B"], x: Float[Array, "N m B"]) -> Float[Array, "N N B"]:
     """The factor of Q by Gram and Schmidt, in rounds: what is left of each feature vector, then again of what is left.
 
-    Every round takes off the inputs before, but for those whose rest is doubtful. With y the rest, x = C y, the factor of Q is C times the
-    factor of the kernel of y, for any C: so C is held fixed in derivatives.
+    Every round takes off the inputs before, but for those whose rest is doubtful. With y the rest, x = C y, the factor
+    of Q is C times the factor of the kernel of y, for any C: so C is held fixed in derivatives.
     """
     table, floor = pair_table(Q.shape[0]), (10 * Q.shape[0] * jnp.finfo(Q.dtype).eps) ** 2 * jnp.diagonal(Q).T
     C_W, C_b = dense.C_W.astype(Q.dtype), dense.C_b.astype(Q.dtype)
@@ -121,7 +124,8 @@ def zeroed(x: Float[Array, "*shape"], kept: Bool[Array, "*#shape"]) -> Float[Arr
 
 
 def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Array, "N N B"]]:
-    """Unit lower-triangular C and its inverse, with C^-1 Q C^-T diagonal but for rows and columns of doubtful pivots."""
+    """Unit lower-triangular C and its inverse, with C^-1 Q C^-T diagonal but for rows and columns of doubtful
+    pivots."""
     inputs = Q.shape[0]
     floor, rows = DOUBTFUL * jnp.finfo(Q.dtype).eps * jnp.diagonal(Q).T, jnp.arange(inputs)[:, None]
     unit = jnp.broadcast_to(jnp.eye(inputs, dtype=Q.dtype)[:, :, None], Q.shape)
@@ -139,7 +143,8 @@ def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Ar
 
 
 def unit_rows(L: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
-    """Each row of L divided by its length: the direction of an input's increments among the normals; its own normals where it has none."""
+    """Each row of L divided by its length: the direction of an input's increments among the normals; its own normals
+    where it has none."""
     squares = jnp.sum(L**2, axis=1)
     some = squares > 0
     scale = jnp.where(some, 1 / jnp.sqrt(jnp.where(some, squares, 1)), 0)
@@ -152,7 +157,8 @@ def turned(L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array
 
     $$U = (1 - A)^{-1} (1 + A), \qquad A = \tfrac14 (M - M^T), \qquad M = L_0^{-1} L$$
 
-    is orthogonal whatever A, and to first order in M - 1 the orthogonal part of M (Cayley). Directions that L0 does not have stay as they are.
+    is orthogonal whatever A, and to first order in M - 1 the orthogonal part of M (Cayley). Directions that L0 does not
+    have stay as they are.
     """
     inputs = L.shape[0]
     below = jnp.tril(jnp.ones((inputs, inputs), L.dtype), -1)[:, :, None]

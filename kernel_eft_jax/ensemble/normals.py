@@ -1,8 +1,9 @@
 r"""Standard normal numbers by counter, one stream for each network, written elementwise.
 
-The words are Threefry-2x32 (Salmon et al. 2011), the function behind JAX's default keys, at the counter (layer, index) of
-the network's own key. So a draw depends on nothing but its network, layer and index. Written out here, both words of a
-block are used (`jax.random` discards half), the layout is free, and everything fuses into one loop. Two words make two normals,
+The words are Threefry-2x32 (Salmon et al. 2011), the function behind JAX's default keys, at the counter (layer, index)
+of the network's own key. So a draw depends on nothing but its network, layer and index. Written out here, both words of
+a block are used (`jax.random` discards half), the layout is free, and everything fuses into one loop. Two words make
+two normals,
 
 $$z = \sqrt{-2 \log u}\; e^{i \theta}$$
 

@@ -27,10 +27,11 @@ MADE_BY = ("model", "sampler", "key")
 class Estimate(Shown, Result, Quantities):
     """The result of `estimate`: every quantity of `Quantities`, and its standard error under the same name in `stderr`.
 
-        Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its square is within 4 % the
-    variance of G and of V4, without a correction. But V4 and its error are small together, so that two standard errors hold less often
-    than 95 %: `interval` is for that. So are V4_excess and
-    its error, which may be negative and has no better interval: at width 16 two errors hold 93 % of the time at 2,048 networks, 95 % at 16,384.
+        Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its
+        square is within 4 % the
+    variance of G and of V4, without a correction. But V4 and its error are small together, so that two standard errors
+    hold less often than 95 %: `interval` is for that. So are V4_excess and its error, which may be negative and has no
+    better interval: at width 16 two errors hold 93 % of the time at 2,048 networks, 95 % at 16,384.
 
     Attributes:
         layers: The saved layers.
@@ -112,20 +113,23 @@ class Estimate(Shown, Result, Quantities):
     def jackknife(self, function: Callable[[Quantities], Any]) -> tuple[Any, Any]:
         """Value and standard error of any function of the quantities, correlations between them included.
 
-        For the relative variance at the last depth: `est.jackknife(lambda q: q.V4[-1, 0, 0, 0, 0] / q.G[-1, 0, 0] ** 2)`. The function
-        gives real numbers, or a tree of arrays of them; ValueError for complex ones.
+        For the relative variance at the last depth:
+        `est.jackknife(lambda q: q.V4[-1, 0, 0, 0, 0] / q.G[-1, 0, 0] ** 2)`. The function gives real numbers, or a tree
+        of arrays of them; ValueError for complex ones.
         """
         if not callable(function):
             raise ValueError(
-                f"Argument `function` must be a function of the quantities, such as lambda q: q.K1, but is {function!r:.200}."
+                "Argument `function` must be a function of the quantities, such as lambda q: q.K1, but is "
+                f"{function!r:.200}."
             )
         return jackknife(lambda total: function(quantities(total, self.limit, self.width, self.control)), self.sums)
 
     def interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of confidence intervals of a quantity, of its shape.
 
-        They hold from 64 networks on, at every width: Student's t, and for V4 the logarithm of its variances and at least the error of Wishart
-        matrices. Two standard errors of V4 hold less often: 88 % for 64 networks of width 8, 94 % from some 500 on.
+        They hold from 64 networks on, at every width: Student's t, and for V4 the logarithm of its variances and at
+        least the error of Wishart matrices. Two standard errors of V4 hold less often: 88 % for 64 networks of width 8,
+        94 % from some 500 on.
         """
         if name not in estimated(self.control):
             raise ValueError(f"Argument `name` must be one of {', '.join(estimated(self.control))}, but is {name!r}.")
@@ -136,7 +140,8 @@ class Estimate(Shown, Result, Quantities):
         return interval(value, error, free, level, logarithm=name == "V4")
 
     def to_xarray(self) -> "xr.Dataset":
-        """All quantities and errors over t and the inputs a, b, c, d, with the sums over groups of networks and what made them."""
+        """All quantities and errors over t and the inputs a, b, c, d, with the sums over groups of networks and what
+        made them."""
         limit, groups = self.limit, self.sums.groups
         upper = np.triu_indices(groups[0].second.shape[-1])
         meaning = MEANING | {name: entry.meaning for name, entry in OBSERVABLES.items()}

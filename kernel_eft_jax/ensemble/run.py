@@ -1,8 +1,9 @@
 r"""The host's side of an ensemble: which blocks are computed where and when.
 
-Blocks (see `plan`) are dealt in rounds of GROUPS, to processes in turn, and each of the equal parts of a block in a round has a group of its
-own; a process computes its blocks on all its devices and adds them in order. So the sums do not depend, to the bit, on threads, devices or
-processes, and the state of a run is its sums over whole blocks and their number of parts.
+Blocks (see `plan`) are dealt in rounds of GROUPS, to processes in turn, and each of the equal parts of a block in a
+round has a group of its own; a process computes its blocks on all its devices and adds them in order. So the sums do
+not depend, to the bit, on threads, devices or processes, and the state of a run is its sums over whole blocks and their
+number of parts.
 """
 
 import contextlib
@@ -36,7 +37,8 @@ Target = tuple[Callable[[Group], Any], float]
 
 
 def begin(problem: Problem, networks: int, checkpoint: Checkpoint | None) -> tuple[Plan, Sums]:
-    """The plan of a run and the sums it begins with: those of the checkpoint, if there is one, in blocks of its size."""
+    """The plan of a run and the sums it begins with: those of the checkpoint, if there is one, in blocks of its
+    size."""
     size, sums = (checkpoint and checkpoint.load()) or (0, None)
     plan = plan_run(problem, networks, size=int(across(np.array([size])).max()) or None)
     return plan, sums or Sums.zeros(problem.layers.size, plan.means, plan.squared, GROUPS * plan.parts)
@@ -44,7 +46,8 @@ def begin(problem: Problem, networks: int, checkpoint: Checkpoint | None) -> tup
 
 @contextlib.contextmanager
 def terminable(checkpoint: Checkpoint | None) -> Iterator[None]:
-    """SIGTERM, which clusters send, stops a run as Ctrl-C does. Where the caller has set a handler, that handler stays in charge."""
+    """SIGTERM, which clusters send, stops a run as Ctrl-C does. Where the caller has set a handler, that handler stays
+    in charge."""
     mine = checkpoint is not None and threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -71,7 +74,8 @@ def accumulate(
 ) -> Sums:
     """Sums over all networks, or over as many as the target needs. A line above the bar tells how long the run takes.
 
-    A checkpoint holds whole blocks: a last one that is cut short is computed again, and so any run can go on to more networks.
+    A checkpoint holds whole blocks: a last one that is cut short is computed again, and so any run can go on to more
+    networks.
     """
     total, processes = -(-plan.networks // plan.size), jax.process_count()
     mine = [b for b in range(total) if b % GROUPS % processes == jax.process_index()]
@@ -81,8 +85,8 @@ def accumulate(
     furthest = int(lasts.max())  # block of any process
     if (furthest + 1) * plan.size > plan.networks:
         raise ValueError(
-            f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds so many, but is "
-            f"{plan.networks}. Ask for more, or use another file to start from the beginning."
+            f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds so many, but "
+            f"is {plan.networks}. Ask for more, or use another file to start from the beginning."
         )
     bar.initial = bar.n = int(held.sum())
     checks = _checks(total, furthest, plan.parts) if target else []
@@ -140,7 +144,8 @@ def _rounds(total: int, last: int) -> range:
 
 
 def _checks(total: int, last: int, parts: int) -> list[int]:
-    """The numbers of blocks after which the target is looked at: as soon as there are GROUPS groups, then at growing distances.
+    """The numbers of blocks after which the target is looked at: as soon as there are GROUPS groups, then at growing
+    distances.
 
     At these points all non-empty groups hold equally many blocks. Points before block `last`, the
     furthest block of any process, are skipped: the target was looked at there before the interruption.
@@ -180,10 +185,12 @@ def block_sums(
 
 
 def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
-    """Seconds that a network takes in this process, from ever more layers of the first blocks, whose results are thrown away.
+    """Seconds that a network takes in this process, from ever more layers of the first blocks, whose results are thrown
+    away.
 
-    The layers are an argument of the compiled program, which is ready for the run then. The bar's own estimate would be that of the first
-    blocks, which come late in deep networks and together with compilation: too late to choose fewer networks.
+    The layers are an argument of the compiled program, which is ready for the run then. The bar's own estimate would be
+    that of the first blocks, which come late in deep networks and together with compilation: too late to choose fewer
+    networks.
     """
     depth, count = int(problem.layers[-1]), plan.workers * jax.local_device_count()
 
@@ -206,8 +213,8 @@ def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target:
     left, pace = plan.networks - bar.n, rehearse(problem, key, plan) / jax.process_count()
     unless = ", unless the target comes first" if target else ""
     bar.write(
-        f"{left:,} networks in blocks of {plan.size:,} need about {tqdm.format_interval(max(1, left * pace))}{unless}, and "
-        f"{amount(plan.memory)} of memory",
+        f"{left:,} networks in blocks of {plan.size:,} need about "
+        f"{tqdm.format_interval(max(1, left * pace))}{unless}, and {amount(plan.memory)} of memory",
         file=sys.stderr,
     )
     bar.unpause()
@@ -225,7 +232,8 @@ def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: 
     count = sums.total().networks
     if not np.isfinite(error):
         raise ValueError(
-            f"The function in `target` has standard error {error} after {count} networks: take a function that stays finite."
+            f"The function in `target` has standard error {error} after {count} networks: take a function that stays "
+            "finite."
         )
     needed = max(count, math.ceil(count * min(float(error) / wanted, 1e6) ** 2))
     scatter = math.sqrt(2 / (sum(group.networks > 0 for group in sums.groups) - 1))
@@ -264,6 +272,6 @@ def check_finite(moments: CentredSums, problem: Problem, first: int) -> None:
     number, p = divmod(int(m), len(a))
     name = recorded(problem.control)[0][number].name
     raise FloatingPointError(
-        f"The ensemble turned non-finite: entry [{a[p]}, {b[p]}] of {name} at layer {problem.layers[t]}, in the block of "
-        f"networks from number {first} on. Variances grow with depth: take a smaller eps, depth or C_W."
+        f"The ensemble turned non-finite: entry [{a[p]}, {b[p]}] of {name} at layer {problem.layers[t]}, in the block "
+        f"of networks from number {first} on. Variances grow with depth: take a smaller eps, depth or C_W."
     )

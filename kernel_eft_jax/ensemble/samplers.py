@@ -1,10 +1,11 @@
 r"""Two samplers with one law: how the outputs u of a matrix are drawn, given the features x that it reads.
 
-$$u = W x + b \quad \text{or, given } x, \text{ exactly} \quad u_i \sim N(0, C_b + C_W S), \quad S_{ab} = \frac1m \sum_j x_j(a) x_j(b)$$
+$$u = W x + b \quad \text{or, given } x, \text{ exactly} \quad u_i \sim N(0, C_b + C_W S),
+  \quad S_{ab} = \frac1m \sum_j x_j(a) x_j(b)$$
 
-so that a few normals for each output replace a row of weights. A branch is such draws in a row; the outputs of its last matrix are the
-increment of the stream. Arrays are (inputs, neurons, networks) with networks innermost. Samplers never call a Gaussian expectation: they
-are the oracle of the theory.
+so that a few normals for each output replace a row of weights. A branch is such draws in a row; the outputs of its last
+matrix are the increment of the stream. Arrays are (inputs, neurons, networks) with networks innermost. Samplers never
+call a Gaussian expectation: they are the oracle of the theory.
 """
 
 from abc import abstractmethod
@@ -18,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, UInt32
 
 from ..cholesky import UNROLLED
-from ..maps import Dense
 from ..model import Model
 from ..network import shapes
+from ..parts import Dense
 from .factors import WRITTEN_OUT, features_factor, gram, mix
 from .normals import Words, normals, real_and_imaginary
 
@@ -34,11 +35,13 @@ class Sampler(eqx.Module):
 
     @abstractmethod
     def draw(self, keys: Words, layer: UInt32[Array, ""], first: int, inputs: int, shape: tuple[int, int]) -> Any:
-        """The random numbers of a matrix in one layer, the pairs from number `first` on: a function of each network's key and the layer."""
+        """The random numbers of a matrix in one layer, the pairs from number `first` on: a function of each network's
+        key and the layer."""
 
     @abstractmethod
     def reads(self, dense: Dense, features: Callable[[], Float[Array, "N m B"]]) -> Any:
-        """What a matrix is told of its features, which a function gives: they may be computed more than once, and need not be kept."""
+        """What a matrix is told of its features, which a function gives: they may be computed more than once, and need
+        not be kept."""
 
     @abstractmethod
     def kernel(self, read: Any) -> Float[Array, "P B"]:
@@ -81,7 +84,8 @@ class BlockSampler(Sampler):
         z = as_rows(noise, (inputs, shape[0], read.L.shape[2]))
         if not UNROLLED < inputs <= WRITTEN_OUT:
             return mix(read.L, z)
-        # Barriers, here and in `cholesky`: without them the compiler works out factors and normals again for every neuron.
+        # Barriers, here and in `cholesky`: without them the compiler works out factors and normals again for every
+        # neuron.
         L, z = jax.lax.optimization_barrier((read.L, z))
         return jax.lax.optimization_barrier(mix(L, z))
 
@@ -97,7 +101,8 @@ class WeightSampler(Sampler):
         return (shape[1] + 1) * ((shape[0] + 1) // 2)
 
     def draw(self, keys, layer, first, inputs, shape) -> Complex[Array, "B features_plus_one half"]:
-        """Column j of W and, below the last, b: real parts for the first half of the outputs, imaginary parts for the rest."""
+        """Column j of W and, below the last, b: real parts for the first half of the outputs, imaginary parts for the
+        rest."""
         index = jnp.uint32(first) + jnp.arange(self.pairs(inputs, shape), dtype=jnp.uint32)
         z = normals((keys[0][:, None], keys[1][:, None]), layer, index[None])
         return z.reshape(-1, shape[1] + 1, (shape[0] + 1) // 2)
@@ -125,7 +130,8 @@ class WeightSampler(Sampler):
 
 
 def draw_last(sampler: Sampler, model: Model, keys: Words, layer: UInt32[Array, ""], inputs: int, width: int) -> Any:
-    """The random numbers of a layer's last matrix, whose outputs move the stream; layers count from one, the inputs being layer zero."""
+    """The random numbers of a layer's last matrix, whose outputs move the stream; layers count from one, the inputs
+    being layer zero."""
     return sampler.draw(keys, layer, 0, inputs, shapes(model, width)[-1])
 
 
@@ -142,7 +148,8 @@ def draw_hidden(
 
 
 def read_stream(sampler: Sampler, model: Model, phi: Float[Array, "N n B"], hidden: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What each matrix of the branch is told, from the stream and the random numbers of the matrices before the last."""
+    """What each matrix of the branch is told, from the stream and the random numbers of the matrices before the
+    last."""
     reads, stream = [], (lambda: phi)
     for section, noise, shape in zip(model.sections, (*hidden, None), shapes(model, phi.shape[1]), strict=True):
         reads.append(sampler.reads(section.dense, lambda section=section, x=stream: section.features(x())))

@@ -42,7 +42,8 @@ class Problem(eqx.Module):
 
 
 class State(NamedTuple):
-    """A batch of networks between two layers: pre-activations, what the last matrix of the next layer is told, control."""
+    """A batch of networks between two layers: pre-activations, what the last matrix of the next layer is told,
+    control."""
 
     phi: Float[Array, "N n B"]
     read: Any
@@ -88,7 +89,8 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
 
 
 def computed_once(always: Bool[Array, ""], function: Callable, *arguments: Any) -> Any:
-    """function(*arguments), computed once: XLA does not fuse across a cond, and would else compute it in every fused loop.
+    """function(*arguments), computed once: XLA does not fuse across a cond, and would else compute it in every fused
+    loop.
 
     `always` is true, which the compiler cannot know.
     """
@@ -121,10 +123,11 @@ def moments_of_blocks(
     parts: int,
     mesh: Mesh,
 ) -> CentredSums:
-    """CentredSums (devices, T, parts, ...) of one block of `size` consecutive networks on each device of a mesh, in equal parts.
+    """CentredSums (devices, T, parts, ...) of one block of `size` consecutive networks on each device of a mesh, in
+    equal parts.
 
-    Networks from number `networks` on do not count. A device always computes one block, of one shape: the order in which
-    compiled code sums over neurons depends on the shape, and on nothing else.
+    Networks from number `networks` on do not count. A device always computes one block, of one shape: the order in
+    which compiled code sums over neurons depends on the shape, and on nothing else.
     """
     arrays, static = eqx.partition(problem, eqx.is_array)
 

@@ -1,11 +1,13 @@
 r"""Four-point Gaussian expectations of an activation and its derivatives, E[f_a g_b u_c v_d].
 
-Where an input x occurs twice, the average is taken over phi_x by quadrature and over the other two given phi_x, which are
-two normals of conditional correlation r (a Mehler series in r, or one sum if they are the same input):
+Where an input x occurs twice, the average is taken over phi_x by quadrature and over the other two given phi_x, which
+are two normals of conditional correlation r (a Mehler series in r, or one sum if they are the same input):
 
-$$E[F(\phi_x) f(\phi_y) g(\phi_z)] = E_x\Big[ F(\phi_x) \sum_s f_s(\phi_x)\, g_s(\phi_x)\, r^s \Big], \qquad f_s = E[f(\phi_y)\, he_s \,|\, \phi_x]$$
+$$E[F(\phi_x) f(\phi_y) g(\phi_z)] = E_x\Big[ F(\phi_x) \sum_s f_s(\phi_x)\, g_s(\phi_x)\, r^s \Big],
+  \qquad f_s = E[f(\phi_y)\, he_s \,|\, \phi_x]$$
 
-Four different inputs share no variable, and the modes of `hermite_modes` converge geometrically (`products_error` says how far).
+Four different inputs share no variable, and the modes of `hermite_modes` converge geometrically (`products_error` says
+how far).
 """
 
 from collections import defaultdict
@@ -18,15 +20,14 @@ from jaxtyping import Array, Float
 
 from ..activations import Activation
 from ..activations.base import at_zero, between_sides, centres, enough_points
-from ..activations.summation import BEND as BEND_FACTOR
-from ..activations.summation import kink_bends
+from ..activations.pair_quadrature import DDS, kink_deltas
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import centred_rule, derivative, powers, remaining_scale, steepness
 from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions, rotate
 
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
-BEND = ((2, 0), (0, 2), (1, 1))
-BEND_WEIGHT = np.array([1.0, 1.0, 2.0])
+SECOND = ((2, 0), (0, 2), (1, 1))
+SECOND_WEIGHT = np.array([1.0, 1.0, 2.0])
 Factors = tuple[tuple[int, int], ...]
 
 
@@ -51,8 +52,8 @@ def products_and_noise(
     values = conditional([((a[p], 0), (b[p], 0), (a[r], 0), (b[r], 0)) for p, r in repeated])
     noise = jnp.zeros_like(values)
     for i, j in product((0, 1), repeat=2):
-        slopes = [((a[p], 1 - i), (b[p], i), (a[r], 1 - j), (b[r], j)) for p, r in repeated]
-        noise = noise + Q[ends[i][where[0]], ends[j][where[1]]] * conditional(slopes)
+        gradients = [((a[p], 1 - i), (b[p], i), (a[r], 1 - j), (b[r], j)) for p, r in repeated]
+        noise = noise + Q[ends[i][where[0]], ends[j][where[1]]] * conditional(gradients)
     result = jnp.zeros((2, count, count), k.dtype)
     if inputs >= 4:
         result = jnp.stack(_by_modes(activation, k, q, degree))
@@ -69,7 +70,8 @@ def _with_repeats(k):
 def local_products(
     activation: Activation, k: Float[Array, " P"], degree: int
 ) -> tuple[Float[Array, "P 3 3"], Float[Array, "P 3 3"]]:
-    """Averages with s_c s_d, cd in (aa, bb, ab) last: of the second derivatives of s_a s_b by aa, bb and ab (twice), and of s_e s_f, ef likewise."""
+    """Averages with s_c s_d, cd in (aa, bb, ab) last: of the second derivatives of s_a s_b by aa, bb and ab (twice),
+    and of s_e s_f, ef likewise."""
     inputs = input_count(k.shape[0])
     (a, b), triple = (index.tolist() for index in pairs(inputs)), triples(inputs).tolist()
     conditional, places = _Conditional(activation, k, degree), range(k.shape[0])
@@ -79,9 +81,9 @@ def local_products(
         entries = [(*f, (a[triple[p][u]], 0), (b[triple[p][u]], 0)) for p in places for f in first(p) for u in range(3)]
         return conditional(entries).reshape(-1, 3, 3)
 
-    bent = average(lambda p: [((a[p], i), (b[p], j)) for i, j in BEND])
+    second = average(lambda p: [((a[p], i), (b[p], j)) for i, j in SECOND])
     straight = average(lambda p: [((a[r], 0), (b[r], 0)) for r in triple[p]])
-    return jnp.asarray(BEND_WEIGHT, k.dtype)[None, :, None] * bent, straight
+    return jnp.asarray(SECOND_WEIGHT, k.dtype)[None, :, None] * second, straight
 
 
 def _by_modes(activation, k, q, degree):
@@ -99,10 +101,11 @@ def _by_modes(activation, k, q, degree):
 
 
 def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, ""]:
-    r"""A bound on the errors of Cov(s_a s_b, s_c s_d) of four different inputs, relative to the variances of both: the largest of all.
+    r"""A bound on the errors of Cov(s_a s_b, s_c s_d) of four different inputs, relative to the variances of both: the
+    largest of all.
 
-    What the modes of two pairs p, q miss is known, $\tau_p^2 = \mathrm{Var}(s_a s_b) - \sum_{m \le J} |c_m|^2$, and modes of degree m correlate
-    by no more than $|R|^m$: the rest of the series is below $\tau_p \tau_q |R|^{J+1}$.
+    What the modes of two pairs p, q miss is known, $\tau_p^2 = \mathrm{Var}(s_a s_b) - \sum_{m \le J} |c_m|^2$, and
+    modes of degree m correlate by no more than $|R|^m$: the rest of the series is below $\tau_p \tau_q |R|^{J+1}$.
     """
     inputs, count = input_count(k.shape[0]), k.shape[0]
     if inputs < 4:
@@ -147,7 +150,8 @@ class _Conditional:
         self._smoothed = None
 
     def _rules(self, K):
-        """Nodes and weights for each input x, (x, nodes), with places for the kinks of all others given x; kinks of x itself last."""
+        """Nodes and weights for each input x, (x, nodes), with places for the kinks of all others given x; kinks of x
+        itself last."""
         activation, dtype = self.activation, K.dtype
         places = centres(activation, dtype)
         width = jnp.broadcast_to(steepness(jnp.max(self.roots), activation.sharpness), self.roots.shape)
@@ -185,7 +189,7 @@ class _Conditional:
         if not s.kinks or (i, j) not in ((2, 0), (2, 1)):
             return weight
         other = between_sides(derivative(s, j), s, phi.dtype)
-        delta = jax.vmap(lambda root: kink_bends(s, root)[BEND_FACTOR])(self.roots) * other[None]
+        delta = jax.vmap(lambda root: kink_deltas(s, root)[DDS])(self.roots) * other[None]
         return weight.at[:, -delta.shape[1] :].set(delta)
 
     def _one(self, orders):

@@ -1,15 +1,15 @@
 r"""Functions of a pair of inputs in orthonormal Hermite modes, and covariances between modes of different pairs.
 
-For a pair cd, (phi_c, phi_d) = L psi with psi two independent standard normals (L the Cholesky factor of the pair's kernel),
-and the modes are w_rs = he_r(psi_1) he_s(psi_2), 1 <= r + s <= degree. They are Wick monomials of phi_c, phi_d scaled to
-variance one, whatever the correlation, so nothing grows with the degree. Modes of two pairs p, q correlate within one
-degree m = r + s only, through the symmetric power of a 2 x 2 matrix:
+For a pair cd, (phi_c, phi_d) = L psi with psi two independent standard normals (L the Cholesky factor of the pair's
+kernel), and the modes are w_rs = he_r(psi_1) he_s(psi_2), 1 <= r + s <= degree. They are Wick monomials of phi_c, phi_d
+scaled to variance one, whatever the correlation, so nothing grows with the degree. Modes of two pairs p, q correlate
+within one degree m = r + s only, through the symmetric power of a 2 x 2 matrix:
 
 $$E[w^p_{rs} w^q_{il}] = \mathrm{Sym}^m(R)_{rs,il}, \qquad R = E[\psi^p \psi^{q\,T}] = M_p K M_q^T, \qquad M = L^{-1}$$
 
-At rho = 1 or -1, where phi_d follows from phi_c, psi_2 vanishes. A tiny floor replaces zero in divisions by its scale in L,
-so that values stay right and derivatives finite; so does one for an input of zero variance. For one input with itself psi_2 does not
-exist: its rows of L and M are zero.
+At rho = 1 or -1, where phi_d follows from phi_c, psi_2 vanishes. A tiny floor replaces zero in divisions by its scale
+in L, so that values stay right and derivatives finite; so does one for an input of zero variance. For one input with
+itself psi_2 does not exist: its rows of L and M are zero.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from ..activations import Activation
 from ..activations.base import enough_points
-from ..activations.summation import outer_rule
+from ..activations.pair_quadrature import outer_rule
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
 
@@ -61,7 +61,8 @@ def frame(k: Float[Array, " P"]) -> Frame:
     inputs = input_count(k.shape[-1])
     a, b = pairs(inputs)
     k_aa, k_bb, k_ab = k[triples(inputs)].T
-    # What is zero becomes small beside the others, and still moves with k: derivatives at an input of zero norm are those on its one side.
+    # What is zero becomes small beside the others, and still moves with k: derivatives at an input of zero norm are
+    # those on its one side.
     least = jnp.finfo(k.dtype).eps ** 0.6 * jax.lax.stop_gradient(jnp.max(k)) + jnp.finfo(k.dtype).tiny ** 0.25
     k_aa, k_bb = (x + jnp.where(x > 0, 0.0, least) for x in (k_aa, k_bb))
     first = jnp.sqrt(k_aa)
@@ -116,17 +117,19 @@ def rotate(R: Float[Array, "*#batch 2 2"], w: Float[Array, "*#batch J S"]) -> Fl
 
 
 def mode_covariances(k: Float[Array, " P"], f: Frame, value: Float[Array, "P J S"]) -> Float[Array, "P P J S"]:
-    r"""$\mathrm{Cov}(F_p, w^q_{rs})$ for functions F_p of pair p (first axis) and the modes of every pair q (second)."""
+    r"""$\mathrm{Cov}(F_p, w^q_{rs})$ for functions F_p of pair p (first axis) and the modes of every pair q
+    (second)."""
     return rotate(jnp.swapaxes(overlaps(k, f), 0, 1), value[:, None])
 
 
 def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctions:
     r"""Hermite coefficients of $s_a s_b$, $s''_a s_b$, $s_a s''_b$ and $2 s'_a s'_b$ for every pair.
 
-    phi_b is averaged over psi_2 by the activation (`smoothed_orders`), the rest is summed over psi_1. The first of the second
-    derivatives is taken by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink needs no delta function.
-    The tails follow from the exact norms, $E[s_a^2 s_b^2]$ and so on, less all coefficients; the second derivatives of a function with
-    kinks have no norm, and their tails are estimated from that of the function and the ratio of both in the upper half of the degrees.
+    phi_b is averaged over psi_2 by the activation (`smoothed_orders`), the rest is summed over psi_1. The first of the
+    second derivatives is taken by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink needs
+    no delta function. The tails follow from the exact norms, $E[s_a^2 s_b^2]$ and so on, less all coefficients; the
+    second derivatives of a function with kinks have no norm, and their tails are estimated from that of the function
+    and the ratio of both in the upper half of the degrees.
     """
     inputs = input_count(f.L.shape[0])
     m, s = modes(degree, inputs)
@@ -174,7 +177,8 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
 
 
 def without(functions: PairFunctions, degree: Int[Array, ""], activation: Activation) -> PairFunctions:
-    """The functions as `pair_functions` gives them at a lower degree, the modes beyond it zero and counted in the tails."""
+    """The functions as `pair_functions` gives them at a lower degree, the modes beyond it zero and counted in the
+    tails."""
     m = jnp.arange(1, functions.value.shape[-2] + 1)[:, None]
 
     def squares(coefficients, where):

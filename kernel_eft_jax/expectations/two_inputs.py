@@ -1,8 +1,9 @@
 r"""What one pair of inputs needs of an activation, in one pass over a grid of the plane.
 
-With (phi_a, phi_b) = L psi, phi_a follows from psi_1 alone, so that one table of s(phi_b) over the nodes of (psi_1, psi_2) gives all: its
-projections on Hermite polynomials are two matrix products. Nodes of psi_1 are those of `outer_rule`. For psi_2 they are equidistant, the same
-for every psi_1: the trapezoidal rule converges like $e^{-2 \pi d / h}$, d the distance of the nearest pole in psi_2.
+With (phi_a, phi_b) = L psi, phi_a follows from psi_1 alone, so that one table of s(phi_b) over the nodes of (psi_1,
+psi_2) gives all: its projections on Hermite polynomials are two matrix products. Nodes of psi_1 are those of
+`outer_rule`. For psi_2 they are equidistant, the same for every psi_1: the trapezoidal rule converges like
+$e^{-2 \pi d / h}$, d the distance of the nearest pole in psi_2.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..activations import Activation, Expansion
 from ..activations.base import rule
-from ..activations.summation import assemble, factors, outer_rule
+from ..activations.pair_quadrature import assemble, factors, outer_rule
 from ..quadrature import hermite_polynomials, normal_density, powers
 from .hermite_modes import Frame, frame, modes, pair_functions
 
@@ -24,8 +25,9 @@ REACH = 10.5
 class PairRead(NamedTuple):
     """E[s s] of the pairs (aa, ab, bb) with its derivatives, and the functions behind it in the modes of ab.
 
-    `value` holds the coefficients of s s, `second` those of its derivatives by (aa, bb, ab), the last counted twice; a diagonal pair has one
-    second derivative, a third of it at each place. Tails are the norms of what is beyond the degree.
+    `value` holds the coefficients of s s, `second` those of its derivatives by (aa, bb, ab), the last counted twice; a
+    diagonal pair has one second derivative, a third of it at each place. Tails are the norms of what is beyond the
+    degree.
     """
 
     expansion: Expansion

@@ -1,4 +1,5 @@
-"""The figure of a coordinate check: the predicted stream against depth and against width, and networks of the user's own."""
+"""The figure of a coordinate check: the predicted stream against depth and against width, and networks of the user's
+own."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +19,8 @@ REACH = 8.0  # the second panel goes from an eighth of the width to eight times
 def plot_coordinate_check(
     check: CoordinateCheck, entry: int = 0, title: str = "Predicted coordinate check", *, columns: int = 2
 ) -> Figure:
-    """Mean square of the stream of one input: against the layer at the width asked for, and against the width at three layers.
+    """Mean square of the stream of one input: against the layer at the width asked for, and against the width at three
+    layers.
 
     Bands and bars hold two thirds of all seeds, by the log-normal law of the predicted or measured mean and variance.
     """

@@ -13,7 +13,8 @@ from .style import COLOURS, CURVES, DEPTH, POINTS, TOLERABLE, check_entry, entry
 
 @styled
 def plot_window(window: Window, title: str = "Where the theories hold", *, columns: int = 3) -> Figure:
-    """Errors of closures against depth with the tolerance and `t*`; where networks were sampled, their deviation by width with `n*`."""
+    """Errors of closures against depth with the tolerance and `t*`; where networks were sampled, their deviation by
+    width with `n*`."""
     check_kind(window, Window, "window")
     figure, axes = grid(3 if window.widths else 2, columns, title)
     for ax in axes:

@@ -14,8 +14,8 @@ from .style import COLOURS, CURVES, PANEL, POINTS, grid, legend, styled
 def plot_fit(fit: Fit) -> Figure:
     """Mean kernels by layer against the fitted theory, and what is left of them in standard errors.
 
-    Where V4 was fitted too, a third panel shows what is left of the variances of the same entries. Error bars are the noise
-    that the theory predicts for so many networks, not the scatter of the data. The first seven entries are shown.
+    Where V4 was fitted too, a third panel shows what is left of the variances of the same entries. Error bars are the
+    noise that the theory predicts for so many networks, not the scatter of the data. The first seven entries are shown.
     """
     check_kind(fit, Fit, "fit")
     layers, P = np.array(fit.experiment.layers), fit.prediction.covariance.shape[1]

@@ -16,9 +16,9 @@ VISIBLE = 1e-3
 def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), *, columns: int = 3) -> Figure:
     """Relative derivatives of K0, V4 and K1 at one pair of inputs by depth, in per cent for one per cent.
 
-    A curve for each of the seven parameters that matter most there; the legend names the others: those that are zero, of which there is
-    no per cent (`sensitivity[name]` has their derivatives), and those with less effect. None where the quantity itself is
-    zero, as K1 is at depth zero.
+    A curve for each of the seven parameters that matter most there; the legend names the others: those that are zero,
+    of which there is no per cent (`sensitivity[name]` has their derivatives), and those with less effect. None where
+    the quantity itself is zero, as K1 is at depth zero.
     """
     check_kind(sensitivity, Sensitivity, "sensitivity")
     check_entry(entry, sensitivity.solution.K0.shape[-1])

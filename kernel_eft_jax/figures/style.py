@@ -1,7 +1,7 @@
 """What all figures share: type, colours, the grid of panels, the legend below it, and files.
 
-Matplotlib by its object interface: nothing global is touched. Colours are those of Okabe and Ito, which colour-blind readers tell
-apart; every curve also has a line style of its own, and every set of points a marker of its own.
+Matplotlib by its object interface: nothing global is touched. Colours are those of Okabe and Ito, which colour-blind
+readers tell apart; every curve also has a line style of its own, and every set of points a marker of its own.
 """
 
 import os

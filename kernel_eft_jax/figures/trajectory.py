@@ -33,7 +33,8 @@ def plot_panels(
 ) -> Figure:
     """Panels by their headings, each with its lines by their labels; a label has one style in all panels.
 
-    Labels in `order` have the style of their place there, so that several figures agree; others have what is left, as they occur.
+    Labels in `order` have the style of their place there, so that several figures agree; others have what is left, as
+    they occur.
     """
     styles = _styles([label for lines in panels.values() for label in lines], order)
     figure, axes = grid(len(panels), columns, title)

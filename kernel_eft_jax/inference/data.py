@@ -1,7 +1,8 @@
 r"""Statistics of observed kernels, and how they scatter from network to network.
 
-Each network i gives $y_i = (g_i, (g_i - \bar g)(g_i - \bar g)^T B / (B - 1))$, whose mean is the mean kernel and the sample covariance. The
-scatter of the y_i is their noise whatever its law; an `Estimate` holds them averaged over groups of networks.
+Each network i gives $y_i = (g_i, (g_i - \bar g)(g_i - \bar g)^T B / (B - 1))$, whose mean is the mean kernel and the
+sample covariance. The scatter of the y_i is their noise whatever its law; an `Estimate` holds them averaged over groups
+of networks.
 """
 
 from collections.abc import Sequence
@@ -48,8 +49,8 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
     G = to_numpy(data, "data")
     if G.ndim != 4 or G.shape[1:] != (layers, inputs, inputs):
         raise ValueError(
-            f"Argument `data` must be kernels of shape (networks, layers, inputs, inputs) = (networks, {layers}, {inputs}, {inputs}), "
-            f"or an Estimate, but has shape {G.shape}."
+            f"Argument `data` must be kernels of shape (networks, layers, inputs, inputs) = (networks, {layers}, "
+            f"{inputs}, {inputs}), or an Estimate, but has shape {G.shape}."
         )
     G = _check_values(G, experiment)
     B = len(G)
@@ -60,8 +61,8 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
     different = len({network.tobytes() for network in G})
     if different < LEAST_NETWORKS or different <= B / 2:
         raise ValueError(
-            f"Argument `data` must hold the kernels of different networks, but of its {B} networks only {different} differ: draw each with "
-            "weights of its own, and give each once."
+            f"Argument `data` must hold the kernels of different networks, but of its {B} networks only {different} "
+            "differ: draw each with weights of its own, and give each once."
         )
     a, b = pairs(inputs)
     g = 0.5 * (G[..., a, b] + G[..., b, a])
@@ -105,7 +106,8 @@ def _check_values(G, experiment):
 
 
 def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) -> None:
-    """Check that an Estimate is of the experiment's networks, but for the free parameters. Raises ValueError with what contradicts.
+    """Check that an Estimate is of the experiment's networks, but for the free parameters. Raises ValueError with what
+    contradicts.
 
     To fit what the networks are known not to be, give their kernels by `sample_kernels`.
     """
@@ -114,7 +116,8 @@ def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) 
     if model is not None:
         if _kinds(model) != _kinds(experiment.model):
             raise ValueError(
-                f"The Estimate is of networks of {' '.join(_kinds(model))}, the experiment of {' '.join(_kinds(experiment.model))}. {remedy}"
+                f"The Estimate is of networks of {' '.join(_kinds(model))}, the experiment of "
+                f"{' '.join(_kinds(experiment.model))}. {remedy}"
             )
         made_by = eqx.tree_at(lambda e: e.model, experiment, model)
         names = tuple(places(experiment.model))
@@ -123,7 +126,8 @@ def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) 
         here = float(get_parameters(experiment, (name,))[0])
         if name not in free and not np.isclose(here, float(value), rtol=1e-5, atol=0):
             raise ValueError(
-                f"The Estimate is of networks with {name} = {float(value):.6g}, the experiment holds it at {here:.6g}. {remedy}"
+                f"The Estimate is of networks with {name} = {float(value):.6g}, the experiment holds it at "
+                f"{here:.6g}. {remedy}"
             )
 
 
@@ -146,7 +150,8 @@ def _observe_estimate(data, experiment, with_V4):
     networks = np.array([group.networks for group in groups], np.float64)
     if all(np.array_equal(group.first / group.networks, groups[0].first / groups[0].networks) for group in groups):
         raise ValueError(
-            "The Estimate shows no scatter between its networks, so that nothing tells an error: sample different networks."
+            "The Estimate shows no scatter between its networks, so that nothing tells an error: sample different "
+            "networks."
         )
     B, shares = networks.sum(), networks / networks.sum()
     mean = np.stack([group.first[:, of_G] / group.networks for group in groups])

@@ -3,7 +3,8 @@ r"""Fisher information of an ensemble about its parameters, and what it says abo
 $$I = J^T \Omega^{-1} J$$
 
 with J the derivatives of the expected statistics and Omega their noise (see `likelihood`). Relative to the size of each
-parameter its eigenvectors are the directions that data tell well or badly, $1 / \sqrt{\text{eigenvalue}}$ the error along them.
+parameter its eigenvectors are the directions that data tell well or badly, $1 / \sqrt{\text{eigenvalue}}$ the error
+along them.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ..trajectory.failures import LIMIT
 from ..trajectory.solve import EXACT
 from .identifiability import explain, in_words
 from .likelihood import Prediction, noise, predict, settle, whitener
-from .parameters import Experiment, check_names, coordinate_slopes, get_parameters, to_coordinates, typical_scales
+from .parameters import Experiment, check_names, coordinate_derivatives, get_parameters, to_coordinates, typical_scales
 
 # Directions that hold a smaller share than this of the information in the best one are lost: it is rounding error.
 LOST = 1e-11
@@ -45,8 +46,8 @@ class Information(eqx.Module):
     def __add__(self, other: "Information") -> "Information":
         if self.names != other.names or not np.array_equal(self.values, other.values):
             raise ValueError(
-                f"Informations add up at one point in the same parameters, but these are {self.names} at {self.values} and "
-                f"{other.names} at {other.values}."
+                f"Informations add up at one point in the same parameters, but these are {self.names} at "
+                f"{self.values} and {other.names} at {other.values}."
             )
         error = max(self.expectation_error, other.expectation_error)
         return Information(self.names, self.values, self.scales, self.matrix + other.matrix, error)
@@ -70,7 +71,8 @@ class Information(eqx.Module):
 
     @property
     def condition(self) -> float:
-        """Condition number of the information, each parameter in units of its scale; infinite if a direction is lost."""
+        """Condition number of the information, each parameter in units of its scale; infinite if a direction is
+        lost."""
         values = self._modes[0]
         return float(values[-1] / values[0]) if values[0] > 0 else float("inf")
 
@@ -83,7 +85,8 @@ class Information(eqx.Module):
 
     @property
     def lost(self) -> Float[np.ndarray, "directions parameters"]:
-        """The directions along which the law of the data does not change, orthonormal relative to the size of each parameter."""
+        """The directions along which the law of the data does not change, orthonormal relative to the size of each
+        parameter."""
         values, vectors = self._modes
         return vectors[:, values == 0].T
 
@@ -117,11 +120,11 @@ def fisher(
 ) -> Information:
     """Fisher information that `networks` networks would hold about the free parameters, at the experiment's values.
 
-    Add the informations of several widths or ensembles. Exact to leading order in 1/n with `HermiteTower`, the default; not for ensembles
-    so large that the next order shows, whose error is not statistical. For more than eight inputs and mean kernels alone, covariances of
-    different entries and layers are the correlations of `GOnly` with exact variances: the information is then an approximation. What no data
-    can tell, such as the variances of two matrices around linear units, of which the law knows the product, is in `lost` and, by names, in
-    `describe()`.
+    Add the informations of several widths or ensembles. Exact to leading order in 1/n with `HermiteTower`, the default;
+    not for ensembles so large that the next order shows, whose error is not statistical. For more than eight inputs and
+    mean kernels alone, covariances of different entries and layers are the correlations of `GOnly` with exact
+    variances: the information is then an approximation. What no data can tell, such as the variances of two matrices
+    around linear units, of which the law knows the product, is in `lost` and, by names, in `describe()`.
 
     Args:
         experiment: The networks, with the values at which the information is taken.
@@ -134,7 +137,8 @@ def fisher(
         The information, with the errors that it promises and the directions that it does not tell.
 
     Raises:
-        ValueError: For free parameters that are none, and where the theory is not finite or its expectations are not accurate.
+        ValueError: For free parameters that are none, and where the theory is not finite or its expectations are not
+            accurate.
     """
     check_kind(experiment, Experiment, "experiment")
     check_kind(closure, Closure, "closure")
@@ -153,7 +157,7 @@ def information(
 ) -> Information:
     """The information in a prediction made at the experiment's own values, for a whitening matrix W."""
     values = np.asarray(get_parameters(experiment, names), np.float64)
-    J = W @ np.asarray(prediction.jacobian, np.float64) / coordinate_slopes(experiment, names, values)
+    J = W @ np.asarray(prediction.jacobian, np.float64) / coordinate_derivatives(experiment, names, values)
     scales = typical_scales(experiment, names)
     return Information(names, values, scales, J.T @ J, float(prediction.expectation_error))
 
@@ -164,14 +168,15 @@ def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction:
     where = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True))
     if not all(np.isfinite(np.asarray(x)).all() for x in prediction):
         raise ValueError(
-            f"Argument `experiment` is where the theory is not finite: kernels grow without bound by layer {experiment.layers[-1]} at "
-            f"{where}. Take smaller variances, eps or layers."
+            "Argument `experiment` is where the theory is not finite: kernels grow without bound by layer "
+            f"{experiment.layers[-1]} at {where}. Take smaller variances, eps or layers."
         )
     if prediction.expectation_error > LIMIT:
         raise ValueError(
-            f"Argument `experiment` is where the theory is not accurate: its Gaussian expectations have an estimated relative error of "
-            f"{float(prediction.expectation_error):.2g}, above {LIMIT}, at {where}. The activation bends too sharply for its variance: take "
-            "smaller variances, or a class with closed forms or with kinks for a function with kinks."
+            "Argument `experiment` is where the theory is not accurate: its Gaussian expectations have an estimated "
+            f"relative error of {float(prediction.expectation_error):.2g}, above {LIMIT}, at {where}. The activation "
+            "bends too sharply for its variance: take smaller variances, or a class with closed forms or with kinks "
+            "for a function with kinks."
         )
 
 
@@ -196,9 +201,10 @@ def refuse_vague(info: Information, with_V4: bool) -> None:
         words = in_words(info.names, direction, info.scales)
         involved = [name for name, d in zip(info.names, direction, strict=True) if abs(d) > 0.01]
         raise ValueError(
-            f"These data cannot tell all free parameters: {words[0].lower() + words[1:]} would be known to no better than "
-            f"{100 * error:.2g} % of its size.{_hint(involved, with_V4)} Hold {'one of them' if len(involved) > 1 else 'it'} fixed, or take "
-            "more networks, depths or inputs (`fisher` says how many)."
+            f"These data cannot tell all free parameters: {words[0].lower() + words[1:]} would be known to no better "
+            f"than {100 * error:.2g} % of its size.{_hint(involved, with_V4)} Hold "
+            f"{'one of them' if len(involved) > 1 else 'it'} fixed, or take more networks, depths or inputs (`fisher` "
+            "says how many)."
         )
 
 

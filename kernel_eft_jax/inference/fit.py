@@ -3,9 +3,10 @@ r"""Parameters of networks from their kernels: weighted least squares, with inte
 $$\chi^2(\theta) = (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta)), \qquad
   \mathrm{Cov}(\hat\theta) = A\, \mathrm{Cov}(y)\, A^T, \quad A = I^{-1} J^T \Omega^{-1}$$
 
-y are the statistics of the data, m and their noise Omega the theory's, Omega at the last estimate but one. Cov(y) is the
-scatter from network to network: to leading order it equals Omega, and the errors are those of the Fisher information
-$I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors of covariance structure analysis).
+y are the statistics of the data, m and their noise Omega the theory's, Omega at the last estimate but one. Cov(y) is
+the scatter from network to network: to leading order it equals Omega, and the errors are those of the Fisher
+information $I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors of covariance structure
+analysis).
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from .likelihood import Prediction, noise, predict, settle
 from .parameters import (
     Experiment,
     check_names,
-    coordinate_slopes,
+    coordinate_derivatives,
     from_coordinates,
     get_parameters,
     least_values,
@@ -106,7 +107,8 @@ class Fit(Shown):
         return float(special.chdtrc(self.dof, self.chi2)) if self.dof else float("nan")
 
     def interval(self, level: float = 0.95) -> Float[np.ndarray, "parameters 2"]:
-        """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for variances of biases."""
+        """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for variances of
+        biases."""
         if not 0 < level < 1:
             raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
         from scipy import special
@@ -122,14 +124,16 @@ class Fit(Shown):
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """The parameters that ended at their lower bound, such as a variance of biases at zero; a search inside the bounds stops slightly above."""
+        """The parameters that ended at their lower bound, such as a variance of biases at zero; a search inside the
+        bounds stops slightly above."""
         bound = _at_bound(least_values(self.experiment, self.names), self.values, self.stderr)
         return tuple(name for name, at_bound in zip(self.names, bound, strict=True) if at_bound)
 
     def __str__(self) -> str:
         rows = zip(self.names, self.values, self.stderr, self.interval(), strict=True)
         lines = [
-            f"{name} = {'0 (at its bound)' if name in self.at_bound else f'{v:.6g}'} +- {e:.2g}   95 %: {low:.6g} to {high:.6g}"
+            f"{name} = {'0 (at its bound)' if name in self.at_bound else f'{v:.6g}'} +- {e:.2g}   95 %: {low:.6g} to "
+            f"{high:.6g}"
             for name, v, e, (low, high) in rows
         ]
         chi2 = f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom"
@@ -164,22 +168,23 @@ def fit(
 
     $$\hat\theta = \arg\min_\theta\, (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta))$$
 
-    Trust-region Gauss-Newton by SciPy, or first-order steps of optax.
-    For more than eight inputs the exact closure gives mean kernels and variances pair by pair, and their weights have the correlations of
-    `GOnly`; errors are those of the data's own scatter in any case.
+    Trust-region Gauss-Newton by SciPy, or first-order steps of optax. For more than eight inputs the exact closure
+    gives mean kernels and variances pair by pair, and their weights have the correlations of `GOnly`; errors are those
+    of the data's own scatter in any case.
 
-    Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more: a large chi2
-    reveals them. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and C_W s^2): the
-    search ends at the one on whose side it starts.
+    Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more:
+    a large chi2 reveals them. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and
+    C_W s^2): the search ends at the one on whose side it starts.
 
     Args:
-        data: Kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those layers.
+        data: Kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
+            layers.
         experiment: The networks; the values of free parameters are where the search starts.
-        free: Names of the free parameters, as `parameter_names` lists them: C_W, C_b, decay, eps, width, K0_scale, activation.slope for a
-            block of one matrix, branch[1].C_W for others.
+        free: Names of the free parameters, as `parameter_names` lists them: C_W, C_b, decay, eps, width, K0_scale,
+            activation.slope for a block of one matrix, branch[1].C_W for others.
         closure: The theory. A degree that it leaves open is chosen at the start and kept.
-        with_V4: Whether to fit the sample covariances at each layer beside the mean kernels. They tell the width, at the price of an error of
-            order 1/n in V4 itself.
+        with_V4: Whether to fit the sample covariances at each layer beside the mean kernels. They tell the width, at
+            the price of an error of order 1/n in V4 itself.
         optimiser: Of optax, for first-order steps, taken in units of the expected errors.
         progress: Whether to show a bar.
 
@@ -187,9 +192,10 @@ def fit(
         The estimates with their errors, and the experiment with the estimates in place.
 
     Raises:
-        ValueError: For data that are no kernels, or of other layers; for free parameters that are none or not positive, or of which no data
-            can tell more than a combination, with that combination; where the theory is not finite or not accurate; and, after the search,
-            for those that these data tell to no better than their own size, neither at the start nor at the end.
+        ValueError: For data that are no kernels, or of other layers; for free parameters that are none or not positive,
+            or of which no data can tell more than a combination, with that combination; where the theory is not finite
+            or not accurate; and, after the search, for those that these data tell to no better than their own size,
+            neither at the start nor at the end.
     """
     remedy = "it is a search on the host. Call it from outside."
     check_untraced("fit", remedy, experiment, () if isinstance(data, Estimate) else data)
@@ -244,13 +250,14 @@ def _at(experiment, names, x):
 
 
 def _result(experiment, names, problem, x, prediction, closure, settled, message):
-    """The result: errors come from the scatter of the data, and chi2 is scaled so that its mean is `dof` for that scatter."""
+    """The result: errors come from the scatter of the data, and chi2 is scaled so that its mean is `dof` for that
+    scatter."""
     observed, with_V4 = problem.observed, problem.with_V4
     best, values = _at(experiment, names, x)
     W = problem.weigh(prediction)
     info = information(best, names, prediction, W)
     refuse_lost(info, with_V4)
-    J = W @ prediction.jacobian / coordinate_slopes(experiment, names, values)
+    J = W @ prediction.jacobian / coordinate_derivatives(experiment, names, values)
     covariance = observed.scatter(np.linalg.pinv(J) @ W)
     moved = J[:, ~_at_bound(problem.least, values, np.sqrt(np.diagonal(covariance)))]
     difference = prediction.statistics - observed.statistics
@@ -261,8 +268,8 @@ def _result(experiment, names, problem, x, prediction, closure, settled, message
     if settled and problem.breaks(prediction):
         settled = False
         message = (
-            "In the theory some combinations of these statistics have no noise, such as differences of repeated inputs, but in the data they "
-            "differ: check K0, and start from other values."
+            "In the theory some combinations of these statistics have no noise, such as differences of repeated "
+            "inputs, but in the data they differ: check K0, and start from other values."
         )
     history = problem.history
     return Fit(

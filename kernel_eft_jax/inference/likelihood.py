@@ -1,6 +1,7 @@
 r"""What the theory says about an observed ensemble: expected statistics, their derivatives, and their noise.
 
-The statistics of B networks are the mean kernel at each saved layer and, where asked, the sample covariance there, all packed:
+The statistics of B networks are the mean kernel at each saved layer and, where asked, the sample covariance there, all
+packed:
 
 $$E[\bar G] = K_0 + K_1 / n, \qquad \mathrm{Cov}(\bar G) = C / (n B), \qquad
   \mathrm{Cov}(\hat C_{pq}, \hat C_{rs}) = (C_{pr} C_{qs} + C_{ps} C_{qr}) / (n^2 (B - 1))$$
@@ -28,7 +29,8 @@ MOST = 8  # inputs whose exact covariances are carried together where mean kerne
 
 
 class Prediction(NamedTuple):
-    """Expected statistics (M,), their Jacobian in the free coordinates, and the covariance C / n of one network's kernels.
+    """Expected statistics (M,), their Jacobian in the free coordinates, and the covariance C / n of one network's
+    kernels.
 
     `expectation_error` is the estimated relative error of the Gaussian expectations behind them.
     """
@@ -115,10 +117,11 @@ def kernel_moments(
 def moments_by_pairs(
     e: Experiment, closure: Closure
 ) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"], Float[Array, ""]]:
-    """`kernel_moments` of many inputs: means and variances are exact, pair by pair; the covariances that weigh them are approximate.
+    """`kernel_moments` of many inputs: means and variances are exact, pair by pair; the covariances that weigh them are
+    approximate.
 
-    Covariances between entries, and between layers, are the correlations of `GOnly` with those variances. That is enough for the weights of
-    mean kernels, and not for statistics that are covariances themselves.
+    Covariances between entries, and between layers, are the correlations of `GOnly` with those variances. That is
+    enough for the weights of mean kernels, and not for statistics that are covariances themselves.
     """
     inputs = e.K0.shape[0]
     members, (a, b) = np.stack(np.triu_indices(inputs, 1), axis=1), pairs(inputs)

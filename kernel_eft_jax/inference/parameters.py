@@ -210,7 +210,7 @@ def from_coordinates(
     return jnp.stack([jnp.exp(x) if said.positive else x for said, x in pairs])
 
 
-def coordinate_slopes(
+def coordinate_derivatives(
     experiment: Experiment, names: Sequence[str], values: Float[np.ndarray, " parameters"]
 ) -> Float[np.ndarray, " parameters"]:
     """Derivative of each parameter by its coordinate."""

@@ -22,10 +22,10 @@ from ..ensemble import BlockSampler
 from ..ensemble.factors import gram, mix
 from ..ensemble.normals import network_keys
 from ..ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, read_stream
-from ..maps import Affine
 from ..model import Model
 from ..network import shapes, skip
 from ..pairs import pack, unpack
+from ..parts import Affine
 from .parameters import Experiment, check_names, get_parameters, least_values, set_parameters
 
 BATCH = 256

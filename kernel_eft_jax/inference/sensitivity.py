@@ -1,4 +1,5 @@
-r"""Derivatives of trajectories by everything that they depend on: $\partial y / \partial \theta$ for each leaf of the model, the input kernel, eps.
+r"""Derivatives of trajectories by everything that they depend on: $\partial y / \partial \theta$ for each leaf of the
+model, the input kernel, eps.
 
 In forward mode: few parameters, many outputs.
 """
@@ -36,8 +37,8 @@ class Derivatives(NamedTuple):
 class Sensitivity(Shown):
     """A trajectory and its derivatives by each parameter: `sensitivity["C_W"].V4` is dV4/dC_W.
 
-    `names` are those of the model's leaves (C_W, activation.slope and decay, or branch[1].C_W), the entries K0[a, b] of the input kernel
-    (K0[b, a] moves with it), and eps if layers have one number in common.
+    `names` are those of the model's leaves (C_W, activation.slope and decay, or branch[1].C_W), the entries K0[a, b] of
+    the input kernel (K0[b, a] moves with it), and eps if layers have one number in common.
     """
 
     solution: Solution
@@ -59,10 +60,12 @@ class Sensitivity(Shown):
         return Derivatives(unpack(K0), unpack_covariance(V4), unpack(K1))
 
     def elasticity(self, name: str) -> Derivatives:
-        r"""Relative derivatives $\partial \ln y / \partial \ln \theta$: per cent of change for one per cent of the parameter.
+        r"""Relative derivatives $\partial \ln y / \partial \ln \theta$: per cent of change for one per cent of the
+        parameter.
 
-        Zero where the derivative is zero, infinite where only the value is: K1 at depth zero, say. Zero also for a parameter
-        that is zero, such as C_b = 0: there `sensitivity[name]`, the derivative itself, says what the parameter does.
+        Zero where the derivative is zero, infinite where only the value is: K1 at depth zero, say. Zero also for a
+        parameter that is zero, such as C_b = 0: there `sensitivity[name]`, the derivative itself, says what the
+        parameter does.
         """
         values = (self.solution.K0, self.solution.V4, self.solution.K1)
         scaled = [self.values[self.names.index(name)] * derivative for derivative in self[name]]
@@ -84,12 +87,13 @@ def sensitivity(
     closure: Closure = EXACT,
     **options: Any,
 ) -> Sensitivity:
-    """Derivatives of K0, V4 and K1 by every parameter of the model, every entry of the input kernel and eps, in forward mode.
+    """Derivatives of K0, V4 and K1 by every parameter of the model, every entry of the input kernel and eps, in forward
+    mode.
 
-    A parameter costs one more trajectory, N(N+1)/2 of them for the input kernel. The derivative by eps holds the number of layers; there is
-    none for an eps of each layer, since a common factor of them acts as C_W, C_b and decay together do. Where decay eps^2 is 1 there is no
-    skip, and no derivative by decay and eps. In the continuum the adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome
-    take `jax.grad` of `solve`.
+    A parameter costs one more trajectory, N(N+1)/2 of them for the input kernel. The derivative by eps holds the number
+    of layers; there is none for an eps of each layer, since a common factor of them acts as C_W, C_b and decay together
+    do. Where decay eps^2 is 1 there is no skip, and no derivative by decay and eps. In the continuum the adjoint is
+    `diffrax.ForwardMode`. With many inputs and a scalar outcome take `jax.grad` of `solve`.
 
     Args:
         model: The block.

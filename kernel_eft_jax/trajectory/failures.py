@@ -15,7 +15,8 @@ LIMIT = 0.01  # of the estimated relative error of the Gaussian expectations
 
 
 def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
-    """The solution, if it is finite, complete and its expectations are right to LIMIT; else RuntimeError in a sentence."""
+    """The solution, if it is finite, complete and its expectations are right to LIMIT; else RuntimeError in a
+    sentence."""
     leaves = [*jax.tree.leaves(solution.packed), *jax.tree.leaves(solution.stats), solution.ts]
     if not all(is_concrete(leaf) for leaf in leaves):
         return _checked_inside_jit(solution)
@@ -27,8 +28,9 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
     if not successful:
         _check_error(float(solution.closure.error(solution.model, k)))  # no step succeeds where rates are noise
         raise RuntimeError(
-            f"The solve stopped at depth t = {float(solution.stats['reached']):.6g} of {float(solution.ts[-1]):.6g}, where its steps became too "
-            f"small or too many: {diffrax.RESULTS[solution.result]} Variances may grow without bound there: look at smaller depths."
+            f"The solve stopped at depth t = {float(solution.stats['reached']):.6g} of {float(solution.ts[-1]):.6g}, "
+            f"where its steps became too small or too many: {diffrax.RESULTS[solution.result]} Variances may grow "
+            "without bound there: look at smaller depths."
         )
     _check_entries(solution)
     _check_error(float(solution.stats["expectation_error"]))
@@ -38,10 +40,10 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
 def _check_error(error):
     if not error <= LIMIT:
         raise RuntimeError(
-            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers would be no "
-            "answer. The activation bends too sharply for its variance. Take a class with closed forms or with kinks (ReLU, "
-            "Piecewise) for a function with kinks, smaller variances, a higher degree of the closure, or throw=False "
-            "to see the numbers all the same."
+            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers "
+            "would be no answer. The activation bends too sharply for its variance. Take a class with closed forms "
+            "or with kinks (ReLU, Piecewise) for a function with kinks, smaller variances, a higher degree of the "
+            "closure, or throw=False to see the numbers all the same."
         )
 
 
@@ -52,8 +54,8 @@ def _checked_inside_jit(solution):
     packed = eqx.error_if(
         solution.packed,
         bad,
-        "The solve failed, is no longer finite, or its expectations are not accurate. Run the same call outside jit: its error names the "
-        "depth and the entry.",
+        "The solve failed, is no longer finite, or its expectations are not accurate. Run the same call outside jit: "
+        "its error names the depth and the entry.",
     )
     return eqx.tree_at(lambda s: s.packed, solution, packed)
 
@@ -83,14 +85,15 @@ def _check_entries(solution):
             wrong = np.argwhere(~np.isfinite(values[i]))
             if wrong.size:
                 raise RuntimeError(
-                    f"The solve is no longer finite: {name}[{entry(wrong[0])}] at {where} is {values[i][tuple(wrong[0])]}. "
-                    "Variances may grow without bound for this activation: look at smaller depths."
+                    f"The solve is no longer finite: {name}[{entry(wrong[0])}] at {where} is "
+                    f"{values[i][tuple(wrong[0])]}. Variances may grow without bound for this activation: look at "
+                    "smaller depths."
                 )
             if name in ("V4", "V_SS"):
                 variances = np.diagonal(values[i])
                 p = int(variances.argmin())
                 if variances[p] < -1e-6 * np.abs(variances).max():
                     raise RuntimeError(
-                        f"The solve has lost its meaning: the variance {name}[{entry((p, p))}] at {where} is {variances[p]:.6g}, below zero. "
-                        "Take the closure HermiteTower(), or smaller steps."
+                        f"The solve has lost its meaning: the variance {name}[{entry((p, p))}] at {where} is "
+                        f"{variances[p]:.6g}, below zero. Take the closure HermiteTower(), or smaller steps."
                     )

@@ -1,7 +1,8 @@
 """Many inputs: every pair of them is a problem of two inputs, and chosen quadruples one of four at most.
 
-K1_ab involves the inputs a and b alone, and V4_ab,cd those four. So K0, K1 and the variances V4_ab,ab of N inputs are N(N - 1)/2 small
-problems, which are solved in blocks, one block a core at a time: memory does not grow with N but for the result.
+K1_ab involves the inputs a and b alone, and V4_ab,cd those four. So K0, K1 and the variances V4_ab,ab of N inputs are
+N(N - 1)/2 small problems, which are solved in blocks, one block a core at a time: memory does not grow with N but for
+the result.
 """
 
 from collections import defaultdict
@@ -54,16 +55,17 @@ def solve_pairs(
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     progress: bool = True,
 ) -> PairSolution:
-    r"""K0, K1 and the variances V4_ab,ab of every pair of many inputs, and V4_ab,cd of chosen `quadruples` (a, b, c, d).
+    r"""K0, K1 and the variances V4_ab,ab of every pair of many inputs, and V4_ab,cd of chosen `quadruples` (a, b, c,
+    d).
 
-    The numbers are those of `solve` for the two inputs alone, at depth times `ts` of the continuum or after `layers` of step `eps`. In the
-    continuum steps are taken to 1e-6 of each quantity's own size (1e-5 in float32), below the truncation of the exact closure; pass a
-    `stepsize_controller` for another accuracy. All cores share the pairs; `progress` shows how far they are, and the memory they need.
-    For the full V4 of a few dozen inputs take `solve` with `GOnly`, and for derivatives `solve` for the pairs that matter: this is a
-    loop on the host.
+    The numbers are those of `solve` for the two inputs alone, at depth times `ts` of the continuum or after `layers` of
+    step `eps`. In the continuum steps are taken to 1e-6 of each quantity's own size (1e-5 in float32), below the
+    truncation of the exact closure; pass a `stepsize_controller` for another accuracy. All cores share the pairs;
+    `progress` shows how far they are, and the memory they need. For the full V4 of a few dozen inputs take `solve` with
+    `GOnly`, and for derivatives `solve` for the pairs that matter: this is a loop on the host.
 
-    Raises ValueError for arguments that make no sense, MemoryError for more inputs than fit, both before any work, and RuntimeError
-    that names the inputs, the depth and the entry where a solve fails.
+    Raises ValueError for arguments that make no sense, MemoryError for more inputs than fit, both before any work, and
+    RuntimeError that names the inputs, the depth and the entry where a solve fails.
     """
     check_untraced("solve_pairs", "it is a loop on the host. Call `solve` for two inputs.", model, K0, ts, eps)
     check_kind(model, Model, "model")
@@ -139,8 +141,8 @@ class _Run:
         except RuntimeError as error:
             raise RuntimeError(f"Of the inputs {names} alone: {error}") from error
         raise RuntimeError(
-            f"For the inputs {names} the tables of their activation are right to {entries.expectation_error.max():.2g} only: their variances "
-            "are too large for it. Take `solve` for them."
+            f"For the inputs {names} the tables of their activation are right to "
+            f"{entries.expectation_error.max():.2g} only: their variances are too large for it. Take `solve` for them."
         )
 
 
@@ -172,11 +174,13 @@ def _check_quadruples(quadruples, inputs):
         return np.zeros((0, 4), int)
     if chosen.ndim != 2 or chosen.shape[1] != 4 or chosen.dtype.kind not in "iu":
         raise ValueError(
-            f"Argument `quadruples` must be a list of four inputs (a, b, c, d) each, but has shape {chosen.shape} and dtype {chosen.dtype}."
+            f"Argument `quadruples` must be a list of four inputs (a, b, c, d) each, but has shape {chosen.shape} and "
+            f"dtype {chosen.dtype}."
         )
     if chosen.min() < 0 or chosen.max() >= inputs:
         raise ValueError(
-            f"Argument `quadruples` must name inputs from 0 to {inputs - 1}, but holds {chosen.min()} to {chosen.max()}."
+            f"Argument `quadruples` must name inputs from 0 to {inputs - 1}, but holds {chosen.min()} to "
+            f"{chosen.max()}."
         )
     return chosen
 
@@ -193,7 +197,8 @@ def _groups(inputs, chosen):
 
 
 def _memory(closure, inputs, times, groups, itemsize):
-    """Bytes of the result, of the parts that it is made of and of the problems at work; MemoryError where they do not fit."""
+    """Bytes of the result, of the parts that it is made of and of the problems at work; MemoryError where they do not
+    fit."""
     need, workers = 8 * itemsize * times * inputs**2, cores()
     for (size, _), members in groups.items():
         P = size * (size + 1) // 2
@@ -206,8 +211,8 @@ def _memory(closure, inputs, times, groups, itemsize):
     there = host_memory()
     if need > there:
         raise MemoryError(
-            f"All pairs of {inputs} inputs at {times} depths need about {need / 2**30:.3g} GiB, and there are {there / 2**30:.3g} GiB: "
-            "take fewer depths, or parts of the inputs one after another."
+            f"All pairs of {inputs} inputs at {times} depths need about {need / 2**30:.3g} GiB, and there are "
+            f"{there / 2**30:.3g} GiB: take fewer depths, or parts of the inputs one after another."
         )
     return need
 

@@ -1,8 +1,8 @@
 r"""Depth trajectories of the theory: a closure integrated in depth time t = sum of eps^2, or stepped layer by layer.
 
-In the continuum (eps -> 0) diffrax integrates $\dot y = \mathrm{drift}(y)$ with adaptive steps; with `layers` and `eps` the same closure is
-iterated, $y_{l+1} = \mathrm{step}(y_l, \epsilon_l^2)$. The two agree to O(eps^2). Solvers, step size controllers and adjoints are diffrax's
-own objects.
+In the continuum (eps -> 0) diffrax integrates $\dot y = \mathrm{drift}(y)$ with adaptive steps; with `layers` and `eps`
+the same closure is iterated, $y_{l+1} = \mathrm{step}(y_l, \epsilon_l^2)$. The two agree to O(eps^2). Solvers, step
+size controllers and adjoints are diffrax's own objects.
 """
 
 import functools
@@ -47,14 +47,15 @@ def solve(
     max_steps: int = 4096,
     throw: bool = True,
 ) -> Solution:
-    r"""K0, V4 and K1 along the depth, from the input kernel K0: at depth times `ts` of the continuum, or after `layers` of step `eps`.
+    r"""K0, V4 and K1 along the depth, from the input kernel K0: at depth times `ts` of the continuum, or after `layers`
+    of step `eps`.
 
-    The default closure is exact at order 1/n, to a degree that is chosen (`HermiteTower`). In the continuum diffrax integrates: Tsit5, PID
-    control to 1e-8 (1e-5 in float32) of each
-    quantity's own size, and the checkpointed adjoint, which gives reverse-mode gradients; pass `diffrax.ForwardMode()` for `jax.jacfwd` and
-    `diffrax.DirectAdjoint()` for `jax.hessian` (whose gradients in reverse mode are right to 1e-7 only, from 17 steps on: Equinox's bounded
-    loop). With `layers` and `eps` the real network's layers are stepped, $t_l = \sum_{j \le l} \epsilon_j^2$; `eps` is one number or one a
-    layer, and both modes of differentiation work as they are, in `eps` too.
+    The default closure is exact at order 1/n, to a degree that is chosen (`HermiteTower`). In the continuum diffrax
+    integrates: Tsit5, PID control to 1e-8 (1e-5 in float32) of each quantity's own size, and the checkpointed adjoint,
+    which gives reverse-mode gradients; pass `diffrax.ForwardMode()` for `jax.jacfwd` and `diffrax.DirectAdjoint()` for
+    `jax.hessian` (whose gradients in reverse mode are right to 1e-7 only, from 17 steps on: Equinox's bounded loop).
+    With `layers` and `eps` the real network's layers are stepped, $t_l = \sum_{j \le l} \epsilon_j^2$; `eps` is one
+    number or one a layer, and both modes of differentiation work as they are, in `eps` too.
 
     Args:
         model: The block.
@@ -76,8 +77,8 @@ def solve(
     Raises:
         ValueError: For arguments that make no sense, before any work.
         MemoryError: For a solve, or its gradient in reverse mode, that cannot fit, before any work.
-        RuntimeError: With depth and entry, if the solve fails, stops being finite, or if its Gaussian expectations have an estimated error
-            above one per cent.
+        RuntimeError: With depth and entry, if the solve fails, stops being finite, or if its Gaussian expectations have
+            an estimated error above one per cent.
     """
     check_kind(model, Model, "model")
     check_kind(closure, Closure, "closure")
@@ -92,8 +93,8 @@ def solve(
     continuum = (solver, adjoint, stepsize_controller, dt0)
     if ts is not None and (layers is not None or eps is not None):
         raise ValueError(
-            "Argument `ts` holds depth times of the continuum, and `layers` with `eps` ask for layers: pass either `ts` alone, or "
-            "`layers=[...]` and `eps`."
+            "Argument `ts` holds depth times of the continuum, and `layers` with `eps` ask for layers: pass either "
+            "`ts` alone, or `layers=[...]` and `eps`."
         )
     if ts is not None:
         times = jnp.asarray(check_times(ts), K.dtype)
@@ -105,13 +106,14 @@ def solve(
         given, missing = ("layers", "eps") if eps is None else ("eps", "layers")
         if layers is not None or eps is not None:
             raise ValueError(
-                f"Argument `{missing}` is missing: `{given}` asks for layers, which need both. For the continuum give `ts` alone."
+                f"Argument `{missing}` is missing: `{given}` asks for layers, which need both. For the continuum give "
+                "`ts` alone."
             )
         raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
     elif continuum != (None,) * 4:
         raise ValueError(
-            "Arguments `solver`, `adjoint`, `stepsize_controller` and `dt0` belong to the continuum, but `layers` ask for the "
-            "layer recursion: leave either out."
+            "Arguments `solver`, `adjoint`, `stepsize_controller` and `dt0` belong to the continuum, but `layers` "
+            "ask for the layer recursion: leave either out."
         )
     else:
         steps = check_layers(layers)
@@ -143,7 +145,8 @@ def settled(
 
 
 def _counted(closure, model, K0, depth, saved, count, of) -> Any:
-    """The model, K0 and eps or times; where they are differentiated in reverse mode, which keeps `count` states, its memory is checked."""
+    """The model, K0 and eps or times; where they are differentiated in reverse mode, which keeps `count` states, its
+    memory is checked."""
     everything = model, K0, depth
     if all(map(is_concrete, jax.tree.leaves(everything))):
         return everything
@@ -186,16 +189,16 @@ def _guarded(run, adjoint, closure, model, k, ts):
     """run(closure, model, k, ts), where a derivative that the adjoint cannot take raises a sentence with the remedy."""
     if isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
         sentence = (
-            f"adjoint={type(adjoint).__name__}() differentiates once and in reverse mode only (jax.grad, jax.jacrev). Pass "
-            "adjoint=diffrax.ForwardMode() for jax.jacfwd, and adjoint=diffrax.DirectAdjoint() for jax.hessian."
+            f"adjoint={type(adjoint).__name__}() differentiates once and in reverse mode only (jax.grad, jax.jacrev). "
+            "Pass adjoint=diffrax.ForwardMode() for jax.jacfwd, and adjoint=diffrax.DirectAdjoint() for jax.hessian."
         )
         dynamic, static = eqx.partition((model, k, ts), eqx.is_inexact_array)
         return run(closure, *eqx.combine(reverse_only(dynamic, sentence), static))
     solution = run(closure, model, k, ts)
     if isinstance(adjoint, diffrax.ForwardMode):
         sentence = (
-            "adjoint=ForwardMode() differentiates in forward mode only (jax.jacfwd, jax.jvp). Leave `adjoint` out for jax.grad, "
-            "and pass adjoint=diffrax.DirectAdjoint() for jax.hessian."
+            "adjoint=ForwardMode() differentiates in forward mode only (jax.jacfwd, jax.jvp). Leave `adjoint` out "
+            "for jax.grad, and pass adjoint=diffrax.DirectAdjoint() for jax.hessian."
         )
         return eqx.tree_at(lambda s: s.packed, solution, forward_only(solution.packed, sentence))
     return solution
@@ -204,8 +207,8 @@ def _guarded(run, adjoint, closure, model, k, ts):
 @eqx.filter_jit
 def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_steps):
     parameters, drift, read = _traced_once(closure, model)
-    # One vector in units of its own size: a rescaled problem takes the same steps and has the rescaled answer, and diffrax
-    # traces each of its operations once and not once for every part of the state.
+    # One vector in units of its own size: a rescaled problem takes the same steps and has the rescaled answer, and
+    # diffrax traces each of its operations once and not once for every part of the state.
     start, as_state = ravel_pytree(closure.init(model, k))
     state_units = jax.tree.map(jnp.broadcast_to, closure.units(model, k), jax.tree.map(jnp.shape, as_state(start)))
     units = jax.lax.stop_gradient(ravel_pytree(state_units)[0])
@@ -272,7 +275,8 @@ def _layers(closure, model, k, eps, layers):
 def _traced_once(closure, model):
     """The model's arrays, and drift and readings as functions of them and of a state.
 
-    Compiled functions within a compiled function: diffrax and derivatives run them many times in Python, JAX traces them once.
+    Compiled functions within a compiled function: diffrax and derivatives run them many times in Python, JAX traces
+    them once.
     """
     parameters, static = eqx.partition(model, eqx.is_array)
 

@@ -1,9 +1,10 @@
 """Reference kernels of residual networks from neural-tangents, an independent implementation.
 
-neural-tangents 0.6.5 does not import on a current JAX, so its values are frozen in `neural_tangents.json`. To make them again:
+neural-tangents 0.6.5 does not import on a current JAX, so its values are frozen in `neural_tangents.json`. To make them
+again:
 
-    python3.11 -m venv nt && nt/bin/pip install neural-tangents==0.6.5 jax==0.4.30 jaxlib==0.4.30 "numpy<2" tf2jax==0.3.6
-    nt/bin/python tests/data/make_neural_tangents.py
+    python3.11 -m venv nt && nt/bin/pip install neural-tangents==0.6.5 jax==0.4.30 jaxlib==0.4.30 "numpy<2"
+    tf2jax==0.3.6 nt/bin/python tests/data/make_neural_tangents.py
 
 One layer is x + eps (W act(x) + b) with W_ij ~ N(0, C_W / n), b_i ~ N(0, C_b). Only activations for which
 neural-tangents has a closed form are here; its numerical route for all others states no error.

@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
         notes.append("The theory is of the continuum: layers differ from it by terms of order eps^2.")
     notes += [
         "Differences are sampled less theory in standard errors: of the entry shown, and the largest of all entries.",
-        f"The theory leaves out the next order: relative errors of a few times 1/n = {1 / sampled.width:.2g}, more where V4 grows "
-        "fast. Many networks resolve them.",
+        f"The theory leaves out the next order: relative errors of a few times 1/n = {1 / sampled.width:.2g}, more "
+        "where V4 grows fast. Many networks resolve them.",
         "U1, V_GS, V_SS: mean correction and covariances of S, the kernel of the features that the last matrix reads.",
     ]
     show(Table(title, columns, rows(found), notes), arguments)

@@ -76,7 +76,8 @@ def read_data(path: Path) -> tuple[Any, dict[str, Any], Model | None]:
     layers = result.layers.tolist()
     if layers[0] != 0 or layers[-1] == 0:
         raise ValueError(
-            f"{path} has layers {layers}, and `fit` wants layer 0 for the input kernel and later ones: sample them again."
+            f"{path} has layers {layers}, and `fit` wants layer 0 for the input kernel and later ones: sample them "
+            "again."
         )
     settings = {"K0": result.K0[0], "layers": layers, "width": result.width, "eps": result.eps}
     return result, settings, result.model
@@ -93,13 +94,13 @@ def check_model(arguments: argparse.Namespace, start: inference.Experiment, own:
     """That the command line does not contradict the file in what is not estimated."""
     if jax.tree.structure(start.model) != jax.tree.structure(own.model):
         raise ValueError(
-            f"{arguments.data} was sampled with {describe(own.model)}, but the command line says {describe(start.model)}: "
-            "leave the activation and the block to the file."
+            f"{arguments.data} was sampled with {describe(own.model)}, but the command line says "
+            f"{describe(start.model)}: leave the activation and the block to the file."
         )
     held = tuple(name for name in inference.parameter_names(own) if name not in arguments.free)
     for name, here, there in zip(held, get_parameters(start, held), get_parameters(own, held), strict=True):
         if not np.isclose(here, there, rtol=1e-6, atol=0):
             raise ValueError(
-                f"{arguments.data} was sampled with {name} = {there:.6g}, but the command line says {here:.6g}: leave it to "
-                "the file, or add it to `--free`."
+                f"{arguments.data} was sampled with {name} = {there:.6g}, but the command line says {here:.6g}: leave "
+                "it to the file, or add it to `--free`."
             )

@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_stack(arguments: argparse.Namespace, settings: dict[str, Any]) -> recipes.Stack:
-    """The network of a recipe or of the options; width, depth, eps and K0 of the user's own networks where no option says another."""
+    """The network of a recipe or of the options; width, depth, eps and K0 of the user's own networks where no option
+    says another."""
     width = arguments.width or settings.get("width", 512)
     depth = arguments.depth or (settings["layers"][-1] if settings else 24)
     if arguments.recipe is None:
@@ -49,8 +50,8 @@ def make_stack(arguments: argparse.Namespace, settings: dict[str, Any]) -> recip
         stack = getattr(recipes, arguments.recipe.replace("-", "_"))(width=width, depth=depth)
         if settings and np.ndim(stack["eps"]) == 0 and not np.isclose(stack["eps"], settings["eps"]):
             raise ValueError(
-                f"Argument `--own`: the networks have eps = {settings['eps']:.6g}, but {arguments.recipe} of depth {depth} has "
-                f"{stack['eps']:.6g}. Give their block with --block and --eps instead."
+                f"Argument `--own`: the networks have eps = {settings['eps']:.6g}, but {arguments.recipe} of depth "
+                f"{depth} has {stack['eps']:.6g}. Give their block with --block and --eps instead."
             )
     given = [getattr(arguments, name) for name in ("K0", "inputs", "diagonal", "off_diagonal")]
     if any(value is not None for value in given):

@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
         progress=not arguments.quiet,
     )
     title = {
-        "sampled": f"{found.networks:,} networks of width {arguments.width} by {arguments.sampler}, seed {arguments.seed}",
+        "sampled": f"{found.networks:,} networks of width {arguments.width} "
+        f"by {arguments.sampler}, seed {arguments.seed}",
         "model": describe(model),
         "depth": describe_depths(arguments),
     }

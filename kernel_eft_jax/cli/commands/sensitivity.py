@@ -31,7 +31,10 @@ def run(arguments: argparse.Namespace) -> None:
 
         save_figure(plot_sensitivity(found), plot)
     t = float(found.solution.ts[-1])
-    what = f"Changes at t = {t:.4g}: in per cent for one per cent of the parameter, or derivatives by a parameter that is zero."
+    what = (
+        f"Changes at t = {t:.4g}: in per cent for one per cent of the parameter, or derivatives by a parameter that "
+        "is zero."
+    )
     columns = ["parameter", "value", "K0[00]", "V4[00,00]", "K1_EFT[00]" if notes else "K1[00]", "change"]
     show(Table(title, columns, rows(found), [what, *notes]), arguments)
 

@@ -13,8 +13,9 @@ from ..outputs import write
 from ..printing import Table, Value, show
 
 NOTE = (
-    "t* is the depth time up to which a closure is right to --tolerance, and n* the width from which order 1/n is. The error of a closure is "
-    "that at the last depth, and the error of order 1/n that of sampled networks of width n*."
+    "t* is the depth time up to which a closure is right to --tolerance, and n* the width from which order 1/n is. "
+    "The error of a closure is that at the last depth, and the error of order 1/n that of sampled networks of width "
+    "n*."
 )
 
 

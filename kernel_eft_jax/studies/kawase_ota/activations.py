@@ -51,9 +51,9 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
         results[f"activation {name}"] = study.sampled
     section = Chapter(
         f"The residual for other activations: one input, K0 = 1, n = {SETTING.width}, t = 1",
-        "The transport part again, and here it is large: for activations that are not odd the published statement holds, and more so than for "
-        "tanh. In parts of the rate of V4. Networks of finite width differ from every theory here by order 1/n; what is more is the error "
-        "of the closure, which the verdict gives.",
+        "The transport part again, and here it is large: for activations that are not odd the published statement "
+        "holds, and more so than for tanh. In parts of the rate of V4. Networks of finite width differ from every "
+        "theory here by order 1/n; what is more is the error of the closure, which the verdict gives.",
         rows,
         "theory",
     )

@@ -1,4 +1,5 @@
-r"""The paper's layers: explicit Euler steps of its equations, dt = eps^2, without the terms of order eps^4 of a real layer.
+r"""The paper's layers: explicit Euler steps of its equations, dt = eps^2, without the terms of order eps^4 of a real
+layer.
 
 $$K_0' = K_0 + dt\, Q, \qquad V_4' = V_4 + dt\, (\chi V_4 + V_4 \chi^T + \Sigma(K_0, Q)), \qquad
   K_1' = K_1 + dt\, (\chi K_1 + \tfrac12 \mathrm{Hess} : V_4)$$
@@ -30,7 +31,8 @@ class Euler(keft.GOnly):
 
 
 class SourceOnly(keft.GOnly):
-    """The paper's V4 of its sources alone: chi is left out, so that only the sampling noise of each layer adds up. K1 stays zero."""
+    """The paper's V4 of its sources alone: chi is left out, so that only the sampling noise of each layer adds up. K1
+    stays zero."""
 
     def step(self, model: keft.Model, state, dt):
         q = pack(model.Q(unpack(state.K0)))

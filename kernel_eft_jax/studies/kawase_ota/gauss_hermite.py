@@ -48,16 +48,16 @@ class GaussHermite(keft.Activation):
             return (_derivative(self.fn, r)(phi_a) * w) @ (_derivative(self.fn, s)(phi_b) @ w)
 
         k = jnp.stack([k_aa, k_bb, k_ab])
-        slope = jnp.stack([0.5 * mean(k, 2, 0), 0.5 * mean(k, 0, 2), mean(k, 1, 1)])
-        return Expansion(mean(k), slope, jax.hessian(mean)(k))
+        gradient = jnp.stack([0.5 * mean(k, 2, 0), 0.5 * mean(k, 0, 2), mean(k, 1, 1)])
+        return Expansion(mean(k), gradient, jax.hessian(mean)(k))
 
     def error(self, k):
         """The rule against converged expectations: E[s^2] and its first derivative in k."""
 
         def one(k):
             rule, exact = self.expansion(k[None]), self.fn.expansion(k[None])
-            slope = jnp.sum(rule.slope - exact.slope)
-            return (jnp.abs(rule.value[0] - exact.value[0]) + k * jnp.abs(slope)) / exact.value[0]
+            gradient = jnp.sum(rule.gradient - exact.gradient)
+            return (jnp.abs(rule.value[0] - exact.value[0]) + k * jnp.abs(gradient)) / exact.value[0]
 
         return jnp.vectorize(one)(k)
 

@@ -1,10 +1,13 @@
-r"""Maps of kernels: what a matrix, a layer of fresh neurons, a gate and a norm do to the kernel of the features that they read.
+r"""Maps of kernels: what a matrix, a layer of fresh neurons, a gate and a norm do to the kernel of the features that
+they read.
 
-A kernel X with a correction $m / n$ of its mean and a covariance $C / n$ goes through a map F, pair by pair, with slope J and curvature H:
+A kernel X with a correction $m / n$ of its mean and a covariance $C / n$ goes through a map F, pair by pair, with
+gradient J and hessian H:
 
 $$X \to F(X), \qquad m \to J m + \tfrac12 H : C, \qquad C \to J C J^T + N, \qquad h \to J h$$
 
-N is the covariance that averaging over a finite number of fresh neurons adds, and h is any fluctuation. A branch is a list of such maps.
+N is the covariance that averaging over a finite number of fresh neurons adds, and h is any fluctuation. A branch is a
+list of such maps.
 """
 
 from abc import abstractmethod
@@ -46,32 +49,33 @@ class Affine(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The response of any other map: derivatives of each pair in its (k_aa, k_bb, k_ab), and the noise of fresh neurons."""
+    """The response of any other map: derivatives of each pair in its (k_aa, k_bb, k_ab), and the noise of fresh
+    neurons."""
 
     value: Float[Array, " P"]
-    slope: Float[Array, "P 3"]
-    curvature: Float[Array, "P 3 3"]
+    gradient: Float[Array, "P 3"]
+    hessian: Float[Array, "P 3 3"]
     noise: Float[Array, "P P"] | Float[Array, ""]
 
     def apply(self, h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
         """J h."""
-        return apply_slope(self.slope, h)
+        return apply_gradient(self.gradient, h)
 
     def carry(self, m: Float[Array, " P"], C: Float[Array, "P P"]) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
         """The correction of the mean and the covariance after the map."""
-        half = apply_slope(self.slope, C)
-        later = apply_slope(self.slope, half.T) + self.noise
-        return apply_slope(self.slope, m) + 0.5 * contract_curvature(self.curvature, C), later
+        half = apply_gradient(self.gradient, C)
+        later = apply_gradient(self.gradient, half.T) + self.noise
+        return apply_gradient(self.gradient, m) + 0.5 * contract_hessian(self.hessian, C), later
 
     def absolute(self) -> "Local":
         """The map that carries bounds of errors. On the diagonal the three variables are one variable: their
         derivatives are added before absolute values are taken."""
         a, b = pairs(input_count(self.value.shape[0]))
         same = (a == b)[:, None]
-        slope = jnp.where(same, jnp.sum(self.slope, 1, keepdims=True) / 3, self.slope)
-        curvature = jnp.sum(self.curvature, (1, 2), keepdims=True) / 9
-        curvature = jnp.where(same[:, None], curvature, self.curvature)
-        return self._replace(slope=jnp.abs(slope), curvature=jnp.abs(curvature), noise=jnp.zeros_like(self.value[0]))
+        gradient = jnp.where(same, jnp.sum(self.gradient, 1, keepdims=True) / 3, self.gradient)
+        hessian = jnp.sum(self.hessian, (1, 2), keepdims=True) / 9
+        hessian = jnp.where(same[:, None], hessian, self.hessian)
+        return self._replace(gradient=jnp.abs(gradient), hessian=jnp.abs(hessian), noise=jnp.zeros_like(self.value[0]))
 
 
 Response = Affine | Local
@@ -113,9 +117,9 @@ class Dense(KernelMap):
 
     $$A_{ab} = C_b + C_W S_{ab}$$
 
-    is the covariance of each output, S the kernel of the features. `ratio` is the number of neurons that the outputs feed, over the
-    width n of the stream: the last matrix of a branch feeds the stream itself and has ratio 1. In front of a `GLU` a Dense stands for
-    two matrices side by side, of `ratio` n rows each.
+    is the covariance of each output, S the kernel of the features. `ratio` is the number of neurons that the outputs
+    feed, over the width n of the stream: the last matrix of a branch feeds the stream itself and has ratio 1. In front
+    of a `GLU` a Dense stands for two matrices side by side, of `ratio` n rows each.
     """
 
     C_W: Float[Array, ""] = eqx.field(metadata=parameter(positive=True))
@@ -143,8 +147,8 @@ class RMSNorm(KernelMap):
 
     $$S_{ab} \to S_{ab} / \sqrt{S_{aa} S_{bb}}$$
 
-    LayerNorm, which also removes the mean over the features, is the same at order 1/n. Gains of a norm belong to the C_W of the matrix
-    behind it.
+    LayerNorm, which also removes the mean over the features, is the same at order 1/n. Gains of a norm belong to the
+    C_W of the matrix behind it.
     """
 
     def __call__(self, x: Float[Array, "N m *batch"]) -> Float[Array, "N m *batch"]:
@@ -158,11 +162,11 @@ class RMSNorm(KernelMap):
         scale = jax.lax.rsqrt(k_aa) * jax.lax.rsqrt(k_bb)
         rho = k_ab * scale
         # On the diagonal the three derivatives of k / sqrt(k k) add up to zero, and so do the nine.
-        slope = jnp.stack([-0.5 * rho / k_aa, -0.5 * rho / k_bb, scale], axis=1)
+        gradient = jnp.stack([-0.5 * rho / k_aa, -0.5 * rho / k_bb, scale], axis=1)
         by_aa = [0.75 * rho / k_aa**2, 0.25 * rho / (k_aa * k_bb), -0.5 * scale / k_aa]
         by_bb = [by_aa[1], 0.75 * rho / k_bb**2, -0.5 * scale / k_bb]
-        curvature = jnp.stack([*by_aa, *by_bb, by_aa[2], by_bb[2], jnp.zeros_like(rho)], axis=1)
-        return Local(rho, slope, curvature.reshape(-1, 3, 3), jnp.zeros((), k.dtype))
+        hessian = jnp.stack([*by_aa, *by_bb, by_aa[2], by_bb[2], jnp.zeros_like(rho)], axis=1)
+        return Local(rho, gradient, hessian.reshape(-1, 3, 3), jnp.zeros((), k.dtype))
 
 
 class GLU(eqx.Module):
@@ -194,11 +198,11 @@ class GLU(eqx.Module):
 
     def expansion(self, k: Float[Array, " P"]) -> Expansion:
         """`moments` with its first and second derivatives."""
-        value, slope, curvature = self.activation.expansion(k)
-        ab = jnp.zeros_like(slope).at[:, 2].set(1)
-        mixed = ab[:, :, None] * slope[:, None, :]
-        curvature = k[:, None, None] * curvature + mixed + mixed.mT
-        return Expansion(k * value, k[:, None] * slope + value[:, None] * ab, curvature)
+        value, gradient, hessian = self.activation.expansion(k)
+        ab = jnp.zeros_like(gradient).at[:, 2].set(1)
+        mixed = ab[:, :, None] * gradient[:, None, :]
+        hessian = k[:, None, None] * hessian + mixed + mixed.mT
+        return Expansion(k * value, k[:, None] * gradient + value[:, None] * ab, hessian)
 
     def error(self, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Estimated relative error of `expansion` at variance k."""
@@ -210,7 +214,8 @@ class GLU(eqx.Module):
 
 
 class Fresh(KernelMap):
-    r"""The average over $m = \mathrm{ratio}\, n$ neurons that are independent given the covariance A of their pre-activations.
+    r"""The average over $m = \mathrm{ratio}\, n$ neurons that are independent given the covariance A of their
+    pre-activations.
 
     $$S_{ab} = \frac1m \sum_i f_i(a) f_i(b), \qquad
       N_{ab,cd} = \frac{1}{\mathrm{ratio}} \mathrm{Cov}_A(f_a f_b, f_c f_d)$$
@@ -223,21 +228,21 @@ class Fresh(KernelMap):
         return self.neurons.moments(k)
 
     def response(self, k):
-        value, slope, curvature = self.neurons.expansion(k)
+        value, gradient, hessian = self.neurons.expansion(k)
         neurons = self.neurons
         fourth = neurons.products(k) if isinstance(neurons, GLU) else products(neurons, k, SERIES)
-        return Local(value, slope, curvature, (fourth - value[:, None] * value[None, :]) / self.ratio)
+        return Local(value, gradient, hessian, (fourth - value[:, None] * value[None, :]) / self.ratio)
 
 
-def apply_slope(slope: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
+def apply_gradient(gradient: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
     """J h in pair space, for h with any further axes."""
-    return jnp.einsum("ps,ps...->p...", slope, h[triples(input_count(h.shape[0]))], precision="highest")
+    return jnp.einsum("ps,ps...->p...", gradient, h[triples(input_count(h.shape[0]))], precision="highest")
 
 
-def contract_curvature(curvature: Float[Array, "P 3 3"], C: Float[Array, "P P"]) -> Float[Array, " P"]:
+def contract_hessian(hessian: Float[Array, "P 3 3"], C: Float[Array, "P P"]) -> Float[Array, " P"]:
     """H:C in pair space."""
     triple = triples(input_count(C.shape[0]))
-    return jnp.einsum("pst,pst->p", curvature, C[triple[:, :, None], triple[:, None, :]], precision="highest")
+    return jnp.einsum("pst,pst->p", hessian, C[triple[:, :, None], triple[:, None, :]], precision="highest")
 
 
 def mean_variance(k: Float[Array, " P"]) -> Float[Array, ""]:

@@ -2,7 +2,8 @@ r"""Moments of one pair of inputs by quadrature, for any activation, and how wro
 
 With Price's theorem, for the pair ab,
 
-$$\partial_{aa} m = \tfrac12 E[s''_a s_b], \quad \partial_{ab} m = E[s'_a s'_b], \quad \partial_{aa}^2 m = \tfrac14 E[s^{(4)}_a s_b],$$
+$$\partial_{aa} m = \tfrac12 E[s''_a s_b], \quad \partial_{ab} m = E[s'_a s'_b], \quad
+  \partial_{aa}^2 m = \tfrac14 E[s^{(4)}_a s_b],$$
 
 $$\partial_{aa} \partial_{ab} m = \tfrac12 E[s^{(3)}_a s'_b],$$
 
@@ -13,8 +14,8 @@ Where s has kinks, derivatives of orders three and four are taken off it, by par
 $$k_{aa} E[s^{(3)}_a s'_b] = E[\phi s''_a s'_b] - k_{ab} E[s''_a s''_b], \quad
   k_{aa}^2 E[s^{(4)}_a s_b] = E[(\phi^2 - k_{aa}) s''_a s_b] - 2 k_{ab} E[\phi s''_a s'_b] + k_{ab}^2 E[s''_a s''_b]$$
 
-At kinks s'' is a delta function times the jump of s'. Where two kinks meet (one input with itself) that diverges; it multiplies what
-vanishes for every change of a kernel, and is left out.
+At kinks s'' is a delta function times the jump of s'. Where two kinks meet (one input with itself) that diverges; it
+multiplies what vanishes for every change of a kernel, and is left out.
 """
 
 from functools import partial
@@ -26,7 +27,7 @@ from jaxtyping import Array, Float
 from ..quadrature import centred_rule, derivatives, normal_density, remaining_share, steepness
 from .base import Activation, Expansion, at_zero, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 
-S, SLOPE, BEND, THIRD, FOURTH = range(5)
+S, DS, DDS, THIRD, FOURTH = range(5)
 
 
 def factors(activation: Activation, phi: Float[Array, "*shape"]) -> Float[Array, "5 *shape"]:
@@ -37,8 +38,8 @@ def factors(activation: Activation, phi: Float[Array, "*shape"]) -> Float[Array,
 def _factors(activation, phi):
     if not activation.kinks:
         return derivatives(activation, 4)(phi)
-    s, slope, bend = derivatives(activation, 2)(phi)
-    return [s, slope, bend, phi * bend, phi * phi * bend]
+    s, ds, dds = derivatives(activation, 2)(phi)
+    return [s, ds, dds, phi * dds, phi * phi * dds]
 
 
 def floored(k: Float[Array, ""]) -> Float[Array, ""]:
@@ -55,7 +56,7 @@ def outer_rule(
 ) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
     """Nodes for functions of phi_a = roots[0] x and of phi_b = across x + rest y averaged over y.
 
-    A kink of s_b becomes a bend as narrow as rest / across: a place of its own, next to that of s_a.
+    A kink of s_b becomes a corner as narrow as rest / across: a place of its own, next to that of s_a.
     """
     places = centres(activation, across.dtype)
     width = steepness(jnp.maximum(*roots), activation.sharpness)
@@ -73,7 +74,8 @@ def outer_rule(
 def remaining(
     k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], regular: bool = False
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """phi_b = across x + rest y given phi_a; if `regular`, rest is above its rounding error and can be differentiated."""
+    """phi_b = across x + rest y given phi_a; if `regular`, rest is above its rounding error and can be
+    differentiated."""
     share = remaining_share(k_aa, k_bb, k_ab)
     least = jnp.finfo(share.dtype).eps ** 0.8
     if regular:
@@ -116,7 +118,7 @@ def single_by_quadrature(activation: Activation, k: Float[Array, ""]) -> Expansi
 
 def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[Array, "5 5"]:
     """Moments of one input with itself where the first factor's s'' is a delta function."""
-    return _product(kink_bends(activation, root), between_sides(partial(factors, activation), activation, root.dtype))
+    return _product(kink_deltas(activation, root), between_sides(partial(factors, activation), activation, root.dtype))
 
 
 def averages(activation: Activation, mean: Float[Array, " X"], width: Float[Array, ""]) -> Float[Array, "5 X"]:
@@ -131,18 +133,18 @@ def _product(a, b):
     return jnp.matmul(a, b.T, precision="highest")
 
 
-def kink_bends(activation, root):
+def kink_deltas(activation, root):
     """What s'', phi s'' and phi^2 s'' weigh at each kink for phi ~ N(0, root^2), (5, C)."""
     c = kink_places(activation, root.dtype)
     weight = kink_jumps(activation, root.dtype) * normal_density(c / root) / root
-    zeros = jnp.zeros((BEND, c.size), root.dtype)
+    zeros = jnp.zeros((DDS, c.size), root.dtype)
     return jnp.concatenate([zeros, jnp.stack([weight, weight * c, weight * c * c])])
 
 
 def _kink_moments(activation, roots, k, regular):
     """The part of the moments where s'' of one input, or of both, is a delta function."""
     k_aa, k_bb, k_ab = k
-    c, bends = kink_places(activation, k_ab.dtype), [kink_bends(activation, root) for root in roots]
+    c, deltas = kink_places(activation, k_ab.dtype), [kink_deltas(activation, root) for root in roots]
     (across, rest), (back, back_rest) = remaining(k_aa, k_bb, k_ab, regular), remaining(k_bb, k_aa, k_ab, regular)
     given_a = averages(activation, across * (c / roots[0]), rest)
     given_b = averages(activation, back * (c / roots[1]), back_rest)
@@ -150,25 +152,25 @@ def _kink_moments(activation, roots, k, regular):
     safe = jnp.where(apart, rest, 1.0)
     gap = (c[None, :] - across * (c / roots[0])[:, None]) / safe
     density = jnp.where(apart, normal_density(gap) / safe, 0.0)
-    both = jnp.einsum("i,ij,j->", bends[0][BEND], density, kink_jumps(activation, k_ab.dtype), precision="highest")
-    moments = _product(bends[0], given_a) + _product(given_b, bends[1])
-    return moments.at[BEND, BEND].add(both)
+    both = jnp.einsum("i,ij,j->", deltas[0][DDS], density, kink_jumps(activation, k_ab.dtype), precision="highest")
+    moments = _product(deltas[0], given_a) + _product(given_b, deltas[1])
+    return moments.at[DDS, DDS].add(both)
 
 
 def assemble(
     M: Float[Array, "5 5"], k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], by_parts: bool
 ) -> Expansion:
-    """Value, slope and curvature from the moments M[i, j] of the factors of phi_a and phi_b."""
+    """Value, gradient and hessian from the moments M[i, j] of the factors of phi_a and phi_b."""
 
     def by_one(M, k):
-        third, fourth = M[THIRD, SLOPE], M[FOURTH, S]
+        third, fourth = M[THIRD, DS], M[FOURTH, S]
         if by_parts:
-            mixed = third - k_ab * M[BEND, BEND]
-            fourth = ((fourth - k * M[BEND, S] - k_ab * (third + mixed)) / k) / k
+            mixed = third - k_ab * M[DDS, DDS]
+            fourth = ((fourth - k * M[DDS, S] - k_ab * (third + mixed)) / k) / k
             third = mixed / k
-        return 0.5 * M[BEND, S], 0.25 * fourth, 0.5 * third
+        return 0.5 * M[DDS, S], 0.25 * fourth, 0.5 * third
 
-    (a, aa, aa_ab), (b, bb, bb_ab), aa_bb = by_one(M, k_aa), by_one(M.T, k_bb), 0.25 * M[BEND, BEND]
-    curvature = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[BEND, BEND]]]
-    slope = jnp.stack([a, b, M[SLOPE, SLOPE]])
-    return Expansion(M[S, S], slope, jnp.stack([jnp.stack(row) for row in curvature]))
+    (a, aa, aa_ab), (b, bb, bb_ab), aa_bb = by_one(M, k_aa), by_one(M.T, k_bb), 0.25 * M[DDS, DDS]
+    hessian = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[DDS, DDS]]]
+    gradient = jnp.stack([a, b, M[DS, DS]])
+    return Expansion(M[S, S], gradient, jnp.stack([jnp.stack(row) for row in hessian]))

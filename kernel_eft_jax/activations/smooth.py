@@ -1,4 +1,5 @@
-"""Smooth activations whose moments are summed numerically: Tanh, SiLU, Softplus, Mish, Polynomial, and any of your own."""
+"""Smooth activations whose moments are summed numerically: Tanh, SiLU, Softplus, Mish, Polynomial, and any of your
+own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,8 @@ from ..checks import check_function, check_variances, is_concrete
 from ..showing import shown
 from .accuracy import quadrature_error
 from .base import Activation, array, finite
+from .pair_quadrature import pair_by_quadrature, single_by_quadrature
 from .series import between_many
-from .summation import pair_by_quadrature, single_by_quadrature
 
 MANY = 28  # pairs (eight inputs) from which on a series of what belongs to one input is cheaper
 
@@ -101,8 +102,8 @@ class Polynomial(Summed):
 class OfFunction(Summed):
     """An activation made of a function that JAX can trace.
 
-    Arrays inside the function (parameters of an Equinox module) are leaves of `fn`; all else of it is static, so that any JAX
-    transformation takes the activation whole. `fn` of a plain function is None.
+    Arrays inside the function (parameters of an Equinox module) are leaves of `fn`; all else of it is static, so that
+    any JAX transformation takes the activation whole. `fn` of a plain function is None.
     """
 
     fn: Any
@@ -136,7 +137,7 @@ class OfFunction(Summed):
 class Smooth(OfFunction):
     """Any smooth elementwise function of your own that JAX can trace; an Equinox module keeps its parameters.
 
-    The moments are summed numerically and `error` says how well. The rule expects that the function changes near zero, on a scale of
-    one: `Scaled(Smooth(fn), ...)` brings others there. A function with kinks is for `Piecewise`. Raises ValueError for a function that is
-    not elementwise, such as a softmax or a layer norm.
+    The moments are summed numerically and `error` says how well. The rule expects that the function changes near zero,
+    on a scale of one: `Scaled(Smooth(fn), ...)` brings others there. A function with kinks is for `Piecewise`. Raises
+    ValueError for a function that is not elementwise, such as a softmax or a layer norm.
     """
