@@ -17,9 +17,9 @@ from PIL import Image
 DOCS = Path(__file__).resolve().parent
 PUBLISHED = {
     "figure-1-mean-and-covariance": (
-        "Figure 1: the mean kernel (top) and its covariance (bottom)",
-        "Every theory has the mean of the networks (circles). In V4 of one input (left) the 32-point rule "
-        "falls behind from t = 1 on. The converged theory and the tower pass through the networks. Without "
+        "Figure 1: the mean kernel K0 and its covariance V4",
+        "Every theory has the mean of the networks (circles). In V4 of one input the 32-point rule falls "
+        "behind from t = 1 on. The converged GOnly and HermiteTower pass through the networks. Without "
         "transport (sources alone) V4 is far too small.",
     ),
     "figure-2-steps": (
@@ -29,12 +29,12 @@ PUBLISHED = {
     ),
     "figure-3-mean-correction": (
         "Figure 3: the 1/n correction of the mean kernel",
-        "The networks (circles) lie on the tower. GOnly, by either rule, is far below them. With the K0 of "
+        "The networks (circles) lie on HermiteTower. GOnly, by either rule, is far below them. With the K0 of "
         "the 32-point rule taken off (crosses) the networks have the published value.",
     ),
     "figure-4-source": (
         "Figure 4: the source of that correction, and the mismatch at depth zero",
-        "The source of networks begins at zero, as that of the tower does. The formula of GOnly begins at "
+        "The source of networks begins at zero, as that of HermiteTower does. The formula of GOnly begins at "
         "-0.2, even when it is given the V4 and K1 of the networks.",
     ),
 }
@@ -42,26 +42,26 @@ BEYOND = {
     "errors-of-the-theories": (
         "Errors of the theories of V4 against networks",
         "The 32-point rule is off by 12 % for one input at t = 2, the converged GOnly by 2 %; SigmaKernel and"
-        " the tower are within half a per cent.",
+        " HermiteTower are within half a per cent.",
     ),
     "errors-by-width-and-step": (
         "Errors of V4 of GOnly for every width and step",
-        "By the 32-point rule (left) all widths and steps have the same error, which grows with depth. "
-        "Converged (right) the error is below 2 %, and a part of it falls with the width. The scales differ.",
+        "By the 32-point rule all widths and steps have the same error, which grows with depth. "
+        "With converged expectations the error is below 2 %, and a part of it falls with the width. The scales differ.",
     ),
     "residual-of-v4": (
         "Residual of the V4 equation, and its parts",
         "By the 32-point rule (circles) the transport part grows to 8. With converged expectations (diamonds)"
-        " it is 0.5 at t = 2, as the tower has it. The source part is of order 1/n.",
+        " it is 0.5 at t = 2, as HermiteTower has it. The source part is of order 1/n.",
     ),
     "kurtosis": (
         "Excess kurtosis of a neuron",
-        "A neuron begins Gaussian and becomes less so with depth. The tower and SigmaKernel follow the "
+        "A neuron begins Gaussian and becomes less so with depth. HermiteTower and SigmaKernel follow the "
         "networks (circles); GOnly stays below them.",
     ),
     "residual-by-activation": (
         "Residual of the V4 equation for other activations",
-        "The transport part of the networks (circles) lies on that of the tower (dashed). For GELU, SiLU and "
+        "The transport part of the networks (circles) lies on that of HermiteTower (dashed). For GELU, SiLU and "
         "ReLU it is 70 to 140 times larger than for tanh; the scales differ. The source part (squares) is "
         "small.",
     ),

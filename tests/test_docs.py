@@ -157,4 +157,7 @@ def test_captions_do_not_say_where_a_panel_stands():
     """Panels are named by what they show: a phone stacks them."""
     for page in run.pages():
         for caption in re.findall(r"^\*[^*].*?\*$", page.read_text(), re.MULTILINE | re.DOTALL):
-            assert not re.search(r"\b(Left|left|right|Right)\b[,:]", caption), (page, caption)
+            assert not re.search(r"\b(Left|left|right|Right)\b[,:]|\((left|right|top|bottom)\)", caption), (
+                page,
+                caption,
+            )

@@ -123,7 +123,7 @@ def main_item(study: Study) -> Item:
 
 
 def main_sections(study: Study) -> list[Chapter]:
-    """The tables of the main job: the theory of the kernel alone, the sampled networks, what holds. One input is
+    """The tables of the main job: the published theory, the sampled networks, what holds. One input is
     enough."""
     return [_theory(study), _sampled(study), _what_holds(study)]
 
@@ -146,7 +146,7 @@ def _theory(study):
         f"converged for tanh. At K = 4 it gives E[tanh^2] too large by {value_32 - value:.1e}, and E[(tanh^2)''], "
         f"which is chi, as {second_32:.4f} where it is {second:.4f}: that is the whole difference to the last column."
     )
-    return Chapter("Theory of the kernel alone (GOnly)", why, rows)
+    return Chapter("The published theory (GOnly)", why, rows)
 
 
 def _sampled(study):
@@ -174,7 +174,7 @@ def _sampled(study):
 
 
 def _what_holds(study):
-    """The theories that go beyond the kernel alone beside the published networks."""
+    """SigmaKernel and HermiteTower beside the published networks."""
     V4s, K1s = ({name: entry(getattr(s, q)).value for name, s in study.theories.items()} for q in ("V4", "K1"))
     wide, mic = PUBLISHED["V4_0000_T2_by_width"][-1], PUBLISHED["K1_00_T2_n64"]
     V4 = WithError(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
