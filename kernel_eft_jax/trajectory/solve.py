@@ -93,8 +93,8 @@ def solve(
         times = jnp.asarray(check_times(ts), K0.dtype)
         closure = settled(closure, model, pack(K0), continuum_steps(times), times.size)
         kept = _checkpoints(adjoint, max_steps), "checkpoints"
-        model, K0, times = _counted(closure, model, K0, times, times.size, *kept)
-        solution = _continuum(model, K0, times, closure, *continuum, max_steps)
+        block, K, times = _counted(closure, model, K0, times, times.size, *kept)
+        solution = _continuum(block, K, times, closure, solver, adjoint, stepsize_controller, dt0, max_steps)
     elif layers is None or eps is None:
         raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
     elif continuum != (None,) * 4:
@@ -106,8 +106,8 @@ def solve(
         steps = check_layers(layers)
         eps = jnp.asarray(check_eps(eps, model.decay, steps[-1]), K0.dtype)
         closure = settled(closure, model, pack(K0), squares(eps, steps[-1], K0.dtype), len(steps))
-        model, K0, eps = _counted(closure, model, K0, eps, len(steps), steps[-1], "layers")
-        solution = _layers(closure, model, pack(K0), eps, steps)
+        block, K, eps = _counted(closure, model, K0, eps, len(steps), steps[-1], "layers")
+        solution = _layers(closure, block, pack(K), eps, steps)
     return checked(solution, pack(K0)) if throw else solution
 
 
