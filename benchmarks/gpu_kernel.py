@@ -62,7 +62,7 @@ def on_chip(problem, key, networks, interpret=False):
     tables = [problem.layers, problem.eps, problem.skip, problem.factor, dense.C_W[None], dense.C_b[None]]
     if problem.path is not None:
         path, ((L0, inverse),) = problem.path.joint, problem.path.factors
-        tables += [path.S, path.responses[0].slope, L0, inverse]
+        tables += [path.S, path.responses[0].gradient, L0, inverse]
         sums += 5 * (count + (inputs if inputs > 1 else 0))
     depths, some = problem.layers.size, pl.BlockSpec((together,), lambda i: (i,))
     found, doubtful = pl.pallas_call(

@@ -398,12 +398,12 @@ def _pair_response(case, K):
     values, chi, hess = np.zeros((2, 2)), np.zeros((3, 3)), np.zeros((3, 3, 3))
     for i, place in ((0, 0), (1, 2)):
         alone = expansion_from(pair_moments(case, K[i, i], K[i, i], 1.0))
-        values[i, i], chi[place, place] = alone.value, alone.slope.sum()
-        hess[place, place, place] = alone.curvature.sum()
+        values[i, i], chi[place, place] = alone.value, alone.gradient.sum()
+        hess[place, place, place] = alone.hessian.sum()
     rho = np.clip(K[0, 1] / np.sqrt(K[0, 0] * K[1, 1]), -1, 1)
     both, order = expansion_from(pair_moments(case, K[0, 0], K[1, 1], rho)), np.array([0, 2, 1])
     values[0, 1] = values[1, 0] = both.value
-    chi[1], hess[1] = both.slope[order], both.curvature[np.ix_(order, order)]
+    chi[1], hess[1] = both.gradient[order], both.hessian[np.ix_(order, order)]
     return values, chi, hess
 
 

@@ -209,7 +209,7 @@ def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple
     variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
-    path = infinite_width(model, k0, squares(eps, int(depth), k0.dtype))
+    path = infinite_width(model, k0, squares(np.asarray(eps, np.float64), int(depth), k0.dtype))
     limit = InfiniteWidth(
         *(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in (path.joint.K0, path.joint.S))
     )
