@@ -217,7 +217,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         parameters, units = args
         return ravel_pytree(drift(parameters, as_state(units * y)))[0] / units
 
-    # Whole states are saved and read afterwards: diffrax would compile two copies more of a function of the state.
+    # Whole states are saved, and read afterwards: of a function of the state diffrax would compile two copies.
     # What is saved last is the depth that a solve which fails has reached; Backsolve cannot save that.
     backsolve = isinstance(adjoint, diffrax.BacksolveAdjoint)
     both = [diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: t)]
