@@ -30,16 +30,6 @@ Function = Callable[[Array], Array]
 
 
 @lru_cache
-def line_rule(
-    step: float = 1 / 32, half_width: float = 10.0
-) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
-    """Nodes and weights of the trapezoidal rule for a standard normal variable, in float64."""
-    half = round(half_width / step)
-    x = np.arange(-half, half + 1) * step
-    return x, np.exp(-(x**2) / 2) * step / np.sqrt(2 * np.pi)
-
-
-@lru_cache
 def _unit_rule(*points):
     """Gauss and Legendre's rules on (0, 1), one behind the other."""
     x, w = np.concatenate([np.polynomial.legendre.leggauss(n) for n in points], axis=1)
@@ -175,12 +165,6 @@ def derivatives(f: Function, order: int) -> Callable[[Array], list[Array]]:
         return [*lower, last[-1]]
 
     return one_more
-
-
-def gaussian_mean(f: Function, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    r"""$E[f(\sqrt{k} x)]$, x standard normal, by `line_rule`; for smooth f and moderate k > 0."""
-    x, w = line_rule()
-    return f(jnp.sqrt(k)[..., None] * _last_axis(x, k.ndim + 1, k.dtype)) @ w.astype(k.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
