@@ -26,8 +26,7 @@ CHECKED = (
 install_import_hook([f"kernel_eft_jax.{module}" for module in CHECKED.split()], "checker.typechecked")
 
 # Compilation costs more than anything else here, and this halves it: less polished machine code for the same formulas,
-# whose results differ by rounding. Level 0 compiles faster still, but its samplers take twice as long. `make slow`
-# compiles as users do, and so does XLA_FLAGS= before any command.
+# whose results differ by rounding. `make slow` compiles as users do, and so does XLA_FLAGS= before any command.
 QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 
@@ -78,8 +77,15 @@ def same_elements_checked(request: pytest.FixtureRequest) -> None:
     random.seed(zlib.crc32(request.node.nodeid.encode()))
 
 
+# What samples many networks runs longer than it compiles.
+SAMPLING = ("test_ensemble", "test_statistics", "test_sampler", "test_theory", "test_kawase", "test_cli", "test_network")
+
+
 @pytest.fixture(autouse=True, scope="module")
-def forgotten_programs() -> Iterator[None]:
-    """Compiled programs go with the file that needed them: all of them together are gigabytes."""
+def programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Theory is compiled without any optimisation. Programs go with the file that needed them: all of them together
+    are gigabytes."""
+    quick = os.environ["XLA_FLAGS"] == QUICK and not request.module.__name__.startswith(SAMPLING)
+    jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.clear_caches()

@@ -61,9 +61,9 @@ class SigmaKernel(Closure[SigmaState]):
     directions that a linear activation, the diagonal or repeated inputs make redundant. Do not differentiate along a
     direction that separates identical or opposite inputs: the derivative lacks up to 1e-3 of V4 and all of K1_ab. For
     GELU, SiLU and ReLU it keeps V4 to 2 % at t = 1 and K1 to 20 %, since S feels the mean of phi, which it does not
-    carry itself. For blocks of one matrix without decay only; use `HermiteTower` for others. Layers as thick as the
-    stream itself cost K1 more: erf, C_W = 2, K0 = 1, eps = 1 has V4 = 551.0 and K1 = -1.39 at layer 10, exact are 550.1
-    and -1.68.
+    carry itself. Layers as thick as the stream itself cost K1 more: erf, C_W = 2, K0 = 1, eps = 1 has V4 = 551.0 and K1
+    = -1.39 at layer 10, exact are 550.1 and -1.68. The closure holds for blocks of one matrix without decay: others
+    raise ValueError, and a decay inside jit, where it cannot be looked at, gives NaN. Use `HermiteTower` for others.
     """
 
     degree: int = eqx.field(static=True, default=20)
@@ -71,8 +71,14 @@ class SigmaKernel(Closure[SigmaState]):
     def __check_init__(self):
         check_count(self.degree, "degree", 2)
 
+    def settled(self, model: Model, k, dt) -> "SigmaKernel":
+        _one_matrix(model)
+        return self
+
     def init(self, model: Model, k):
         activation = _one_matrix(model)
+        # Inside jit no decay can be looked at: one that is not zero gives NaN, not the numbers of another network.
+        k = jnp.where(model.decay == 0, k, jnp.nan)
         value, gradient, _ = activation.expansion(k)
         products, _ = products_and_noise(activation, k, value, self.degree)
         V = _joint_covariance(k, gradient, products - value[:, None] * value[None, :])
@@ -197,9 +203,9 @@ def _nodes_error(activation: Activation, k: Float[Array, ""], degree: int) -> Fl
 
 
 def _one_matrix(model: Model) -> Activation:
-    """The activation of a block of one matrix without decay; others are refused."""
+    """The activation of a block of one matrix without decay; others are refused, where the decay can be looked at."""
     one_matrix = len(model.branch) == 2 and isinstance(model.branch[0], Activation)
-    if not one_matrix or (is_concrete(model.decay) and model.decay != 0):
+    if not one_matrix or (is_concrete(model.decay) and np.asarray(model.decay) != 0):
         raise ValueError(
             "Argument `closure` is SigmaKernel, the paper's extension for one matrix and decay 0: for other blocks "
             "take HermiteTower(), which is exact for all."
