@@ -17,9 +17,9 @@ from .. import activations, closures
 from ..activations import Activation
 from ..model import Model, Part
 from ..parts import GLU, Dense, RMSNorm
-from .arguments import CLOSURES
 from .blocks import Layer, parse_block, parse_layer
 from .kernel_file import read_kernel
+from .options import CLOSURES
 
 PLACES = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
 ALIASES = {"swish": "silu", "identity": "linear"}

@@ -20,7 +20,10 @@ from ..model import Model
 from ..pairs import triples, wick
 from ..parts import Local, apply_all, carry_all
 from .base import Closure, Moments, pair_units
-from .hermite_tower import BOUNDS, KINKED_DEGREE, HermiteTower, _root, polynomial_degree, slowest, slowest_rate
+from .hermite_tower import HermiteTower
+from .tower_bounds import BOUNDS, KINKED_DEGREE, slowest, slowest_rate
+from .tower_degree import last_degree
+from .tower_state import frame_turn
 
 NODES = (
     48,
@@ -79,7 +82,7 @@ class PairTower(Closure[PairState]):
     def _unturned(self, model, state, dt):
         """One layer, u still in the modes of its beginning and `tail` not yet decayed, and how the modes turn into
         those of its end."""
-        read, shrink, f = self._read(model, state.k), model.shrink(dt), frame(state.k)
+        read, shrink = self._read(model, state.k), model.shrink(dt)
         response, responses = (
             Local(*read.expansion, jnp.zeros((), dt.dtype)),
             model.responses_of_read(read.expansion.value),
@@ -88,7 +91,7 @@ class PairTower(Closure[PairState]):
         transport = apply_all(responses, with_h)
         m_Q, C_Q = carry_all(responses, mean, with_y)
         k = shrink * state.k + dt * responses[-1].value
-        turn = frame(k).M @ (_root(shrink) * f.L)
+        turn = frame_turn(state.k, k, shrink)
         tail, with_h, with_y, mean = _errors(state, read, response.absolute())
         bounds = [r.absolute() for r in responses]
         transport_error = apply_all(bounds, with_h)
@@ -130,7 +133,7 @@ class PairTower(Closure[PairState]):
         )
         with_y = _contract(read.value, memory.modes) + response.apply(memory.response)
         k = shrink * state.k + dt * responses[-1].value
-        turn = frame(k).M[1] @ (_root(shrink) * frame(state.k).L[1])
+        turn = frame_turn(state.k, k, shrink)[1]
         return PairMemory(turned(turn, memory.modes), shrink * memory.response + dt * apply_all(responses, with_y))
 
     def recall(self, model: Model, state: PairState, memory: PairMemory):
@@ -149,7 +152,7 @@ class PairTower(Closure[PairState]):
         return jnp.stack([model.error(k), jnp.max(change(here.value, finer.value, norm)), worst]).max()
 
     def _degree(self, model):
-        return int(min(self.degree, max(2, 2 * polynomial_degree(model.read))))
+        return int(min(self.degree, last_degree(model.read)))
 
     def _read(self, model, k):
         return read_pair(model.read, k, self._degree(model), self.nodes)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..checks import check_kernel, check_kind, check_layers, check_untraced
 from ..closures import Closure, GOnly, HermiteTower
-from ..closures.hermite_tower import COPIES
+from ..closures.base import COPIES
 from ..closures.pair_tower import PairTower
 from ..depths import check_times, squares, times_of_layers
 from ..machine import cores, host_memory

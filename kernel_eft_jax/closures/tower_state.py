@@ -1,0 +1,63 @@
+"""What `HermiteTower` carries, what the branch reads of the stream in Hermite modes, and how modes turn in a layer."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..activations import Activation
+from ..expectations.hermite_modes import PairFunctions, frame, pair_functions
+from ..parts import Local
+
+
+class TowerState(NamedTuple):
+    """Covariances with h, and bounds of what the modes beyond the degree would add.
+
+    `tail` bounds the norm of Cov(h_p, xi(W)) over all W beyond the degree; `v_error` and `K1_error` bound the errors of
+    v and K1.
+    """
+
+    k: Float[Array, " P"]
+    u: Float[Array, "P P J S"]
+    v: Float[Array, "P P"]
+    K1: Float[Array, " P"]
+    tail: Float[Array, " P"]
+    v_error: Float[Array, "P P"]
+    K1_error: Float[Array, " P"]
+
+
+class TowerRead(NamedTuple):
+    """What the branch reads at a kernel: E[s s] with its derivatives, and s s in Hermite modes."""
+
+    response: Local
+    functions: PairFunctions
+
+
+def read_in_modes(activation: Activation, k: Float[Array, " P"], degree: int) -> TowerRead:
+    """What a branch that begins with `activation` reads at the packed kernel k."""
+    response = Local(*activation.expansion(k), jnp.zeros((), k.dtype))
+    return TowerRead(response, pair_functions(activation, frame(k), degree))
+
+
+def frame_turn(k: Float[Array, " P"], k_next: Float[Array, " P"], shrink: Float[Array, ""]) -> Float[Array, "P 2 2"]:
+    """How the frame of each pair turns in a layer that takes the kernel k to k_next and shrinks by a^2 = `shrink`."""
+    return frame(k_next).M @ (root(shrink) * frame(k).L)
+
+
+def root(shrink: Float[Array, ""]) -> Float[Array, ""]:
+    """a from a^2, with a finite derivative where there is no skip: plain networks are differentiated in all but a."""
+    return jnp.where(shrink > 0, jnp.sqrt(jnp.where(shrink > 0, shrink, 1.0)), 0.0)
+
+
+def contract(functions: Float[Array, "P J S"], modes: Float[Array, "P P J S"]) -> Float[Array, "P P"]:
+    """Cov(F_p, g_q) for functions F_p of each pair p, from their Hermite coefficients and the covariances of g_q with
+    the modes of p."""
+    return jnp.einsum("pms,qpms->pq", functions, modes, precision="highest")
+
+
+def product(state: TowerState) -> Float[Array, "P J S"]:
+    """Hermite coefficients of phi_a phi_b = L11 psi_1 (L21 psi_1 + L22 psi_2), of degree two."""
+    L = frame(state.k).L
+    product = jnp.zeros((L.shape[0], *state.u.shape[2:]), L.dtype)
+    product = product.at[:, 1, 0].set(jnp.sqrt(2.0).astype(L.dtype) * L[:, 0, 0] * L[:, 1, 0])
+    return product if product.shape[-1] == 1 else product.at[:, 1, 1].set(L[:, 0, 0] * L[:, 1, 1])
