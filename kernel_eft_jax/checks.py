@@ -15,7 +15,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-LARGEST = 2**31 - 1  # layers and networks are counted in 32 bits
+from .machine import LARGEST_COUNT
+
+LEAST_NETWORKS = 16  # so many networks show their scatter
 SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12
 
 
@@ -152,7 +154,7 @@ def check_positive(value: Any, name: str) -> None:
         raise ValueError(f"Argument `{name}` must be a finite number greater than zero, but is {value!r:.200}.")
 
 
-def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST) -> int:
+def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST_COUNT) -> int:
     """A whole number from `least` to `most` as a Python integer; NumPy's and JAX's integers are whole numbers too."""
     number = value if isinstance(value, int) else _whole(value)
     if number is None or isinstance(value, bool) or not least <= number <= most:
@@ -161,14 +163,14 @@ def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST) -> i
     return number
 
 
-def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST) -> tuple[int, ...]:
+def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST_COUNT) -> tuple[int, ...]:
     """Whole layers in increasing order, from 0 to `depth` at most; one number is a list of one."""
     array = np.atleast_1d(to_numpy(layers, name))
     law = f"Argument `{name}` must be a list of increasing whole layers"
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iuf" or (array != np.round(array)).any():
         raise ValueError(f"{law}, but is {layers!r:.200}.")
     if array.min() < 0 or array.max() > depth:
-        law = f"lie between 0 and the depth {depth}" if depth < LARGEST else "be 0 or more"
+        law = f"lie between 0 and the depth {depth}" if depth < LARGEST_COUNT else "be 0 or more"
         raise ValueError(f"Argument `{name}` must {law}, but is {layers!r:.200}.")
     if (np.diff(array.astype(np.int64)) <= 0).any():
         raise ValueError(f"{law}, but is {layers!r:.200}.")

@@ -31,7 +31,7 @@ def from_sigmas(activation: Activation, sigma_w: Float[ArrayLike, ""], sigma_b: 
     """
     _check_deviation(sigma_w, "sigma_w")
     _check_deviation(sigma_b, "sigma_b")
-    return _one_matrix(activation, sigma_w**2, sigma_b**2)
+    return _model_of_one_matrix(activation, sigma_w**2, sigma_b**2)
 
 
 def pytorch_linear(activation: Activation, *, width: int) -> Model:
@@ -45,7 +45,7 @@ def pytorch_linear(activation: Activation, *, width: int) -> Model:
     width.
     """
     check_count(width, "width")
-    return _one_matrix(activation, 1 / 3, 1 / (3 * width))
+    return _model_of_one_matrix(activation, 1 / 3, 1 / (3 * width))
 
 
 def lecun(activation: Activation) -> Model:
@@ -53,7 +53,7 @@ def lecun(activation: Activation) -> Model:
 
     $$C_W = 1, \qquad C_b = 0$$
     """
-    return _one_matrix(activation, 1.0)
+    return _model_of_one_matrix(activation, 1.0)
 
 
 def he(activation: Activation) -> Model:
@@ -64,7 +64,7 @@ def he(activation: Activation) -> Model:
 
     Do not use it for a gain of your own g, which is `Model(activation, C_W=g**2)`.
     """
-    return _one_matrix(activation, 2.0)
+    return _model_of_one_matrix(activation, 2.0)
 
 
 def glorot(activation: Activation) -> Model:
@@ -75,7 +75,7 @@ def glorot(activation: Activation) -> Model:
 
     since a residual layer has as many neurons going out as coming in: the same as `lecun` here.
     """
-    return _one_matrix(activation, 1.0)
+    return _model_of_one_matrix(activation, 1.0)
 
 
 def plain(activation: Activation, C_W: Float[ArrayLike, ""], C_b: Float[ArrayLike, ""] = 0.0) -> Model:
@@ -85,7 +85,7 @@ def plain(activation: Activation, C_W: Float[ArrayLike, ""], C_b: Float[ArrayLik
     At its critical point variances stay: C_W = 2 for ReLU, C_W = 1 for tanh and vanishing variance. Do not use it with
     another eps: then a part of the stream remains.
     """
-    return _one_matrix(activation, C_W, C_b, decay=1.0)
+    return _model_of_one_matrix(activation, C_W, C_b, decay=1.0)
 
 
 def resnet_v2(activation: Activation | None = None, C_W: Float[ArrayLike, ""] = 2.0) -> Model:
@@ -216,7 +216,7 @@ def umup_eps(depth: int, multiplier: float = 1.0) -> Float[np.ndarray, " depth"]
     return unit_skip_eps(multiplier / np.sqrt(depth / 2 + np.arange(depth) * multiplier**2))
 
 
-def _one_matrix(activation: Any, C_W: Any, C_b: Any = 0.0, decay: float = 0.0) -> Model:
+def _model_of_one_matrix(activation: Any, C_W: Any, C_b: Any = 0.0, decay: float = 0.0) -> Model:
     if not isinstance(activation, Activation):
         raise ValueError(
             "Argument `activation` must be an activation object such as Tanh(), or Smooth(fn) for a function of "

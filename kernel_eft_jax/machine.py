@@ -4,6 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
+LARGEST_COUNT = 2**31 - 1  # layers, neurons and networks are counted in 32 bits
 OWN_GROUPS = Path("/proc/self/cgroup")
 CGROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 

@@ -30,7 +30,7 @@ from .parts import (
     apply_all,
     carry_all,
     mean_variance,
-    variance,
+    variance_leaf,
 )
 from .showing import shown_fields
 
@@ -321,4 +321,4 @@ def input_kernel(
     r"""Kernel of a random linear embedding of data, $K_{ab} = C_b + C_W\, x_a \cdot x_b / d$."""
     x = check_features(x)
     gram = jnp.matmul(x, x.T, precision="highest") / x.shape[1]
-    return variance("C_b", C_b).astype(gram.dtype) + variance("C_W", C_W).astype(gram.dtype) * gram
+    return variance_leaf("C_b", C_b).astype(gram.dtype) + variance_leaf("C_W", C_W).astype(gram.dtype) * gram

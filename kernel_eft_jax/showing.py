@@ -14,7 +14,7 @@ from .checks import is_concrete
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES = f"{__name__.split('.')[0]}.figures"  # a higher floor, looked up by name when a figure is asked for
+FIGURES_MODULE = f"{__name__.split('.')[0]}.figures"  # a higher floor, looked up by name when a figure is asked for
 
 
 class Shown(eqx.Module):
@@ -23,7 +23,7 @@ class Shown(eqx.Module):
     def plot(self, **options: Any) -> "Figure":
         """The figure of this result, by the function for its class in `kernel_eft_jax.figures`, which takes the
         options. Loads Matplotlib."""
-        return importlib.import_module(FIGURES).plot(self, **options)
+        return importlib.import_module(FIGURES_MODULE).plot(self, **options)
 
     def _repr_html_(self) -> str:
         """The lines of `repr` as a table, cut at " = "."""

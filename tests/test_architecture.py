@@ -13,7 +13,8 @@ import kernel_eft_jax as keft
 
 PACKAGE = Path(keft.__file__).parent
 FLOORS = (
-    {"checks", "fields", "machine", "writing"},
+    {"machine", "linear"},
+    {"checks", "fields", "writing"},
     {"storage", "showing"},
     {"pairs", "quadrature", "directions", "cholesky"},
     {"activations"},

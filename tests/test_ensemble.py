@@ -31,7 +31,7 @@ from kernel_eft_jax import machine
 from kernel_eft_jax.activations import Linear, Polynomial, ReLU, Smooth, Tanh
 from kernel_eft_jax.closures import HermiteTower
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, plan, sample_kernels
-from kernel_eft_jax.ensemble.factors import cholesky
+from kernel_eft_jax.ensemble.factors import cholesky_written_out
 from kernel_eft_jax.ensemble.statistics import jackknife
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
@@ -265,7 +265,7 @@ def test_factors_of_singular_kernels(key, inputs):
     s[1, :, 4:] = 0
     s[2, [3, -1]] = s[2, [0, 2]]
     Q = np.moveaxis(s @ s.transpose(0, 2, 1), 0, -1)
-    L = np.asarray(cholesky(jnp.asarray(Q)), np.float64)
+    L = np.asarray(cholesky_written_out(jnp.asarray(Q)), np.float64)
     assert all((np.triu(L[:, :, i], 1) == 0).all() for i in range(3))
     assert np.abs(np.einsum("ikB,jkB->ijB", L, L) - Q).max() < 20 * inputs * np.finfo(np.float32).eps * Q.max()
     assert [int((np.abs(L[:, :, i]).max(axis=0) > 0).sum()) for i in range(3)] == [inputs, 4, inputs - 2]
@@ -562,7 +562,7 @@ def test_depth_and_inputs_are_counted_before_anything_is_computed(inputs, depth,
     def theory(*args):
         pytest.fail("the theory was computed")
 
-    monkeypatch.setattr(sys.modules[estimate.__module__], "infinite_width", theory)
+    monkeypatch.setattr(sys.modules[estimate.__module__], "find_limits", theory)
     says = f"infinite-width values of {depth} layers and {inputs} inputs" if table else "for second moments of"
     with pytest.raises(MemoryError, match=says):
         estimate(

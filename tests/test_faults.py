@@ -231,7 +231,7 @@ keft.estimate(keft.Model(keft.Linear(), 1.0), np.eye(24), **sizes, key=jax.rando
 
 def test_errors_of_a_full_disk_are_known_by_their_number():
     """What RLIMIT_FSIZE plays (EFBIG) is told like a full disk (ENOSPC) and a full quota (EDQUOT)."""
-    from kernel_eft_jax.writing import FULL
+    from kernel_eft_jax.writing import DISK_IS_FULL
 
-    assert {errno.EFBIG, errno.ENOSPC, errno.EDQUOT} == FULL
+    assert {errno.EFBIG, errno.ENOSPC, errno.EDQUOT} == DISK_IS_FULL
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] != 0

@@ -100,9 +100,9 @@ def test_a_formula_is_not_broken():
 
 
 def test_styles_tell_curves_and_points_apart_without_colour():
-    assert len({str(curve["linestyle"]) for curve in style.CURVES}) == len(style.CURVES) == 7
-    assert len({points["marker"] for points in style.POINTS}) == 7
-    assert len({curve["color"] for curve in style.CURVES}) == 7
+    assert len({str(curve["linestyle"]) for curve in style.CURVE_STYLES}) == len(style.CURVE_STYLES) == 7
+    assert len({points["marker"] for points in style.POINT_STYLES}) == 7
+    assert len({curve["color"] for curve in style.CURVE_STYLES}) == 7
 
 
 def test_results_are_drawn_as_they_are(key):

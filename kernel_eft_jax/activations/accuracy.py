@@ -16,7 +16,18 @@ from jaxtyping import Array, Float
 
 from ..quadrature import REACH, centred_rule, normal_density
 from .base import Activation, Expansion, between_sides, centres, enough_points, rule
-from .pair_quadrature import DDS, DS, FOURTH, THIRD, S, assemble, factors, floored, kink_deltas, kinks_with_itself
+from .pair_quadrature import (
+    FIRST,
+    FOURTH,
+    SECOND,
+    THIRD,
+    VALUE,
+    assemble,
+    factors,
+    floored,
+    kink_deltas,
+    kinks_with_itself,
+)
 
 CAUTION = 3  # two rules are compared, and neither is exact
 ROUNDINGS = 100
@@ -24,8 +35,8 @@ ROUNDINGS = 100
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
 
 # Factors that meet in a moment, first and second.
-MEETING = [(S, S), (DS, DS), (DDS, DDS)] + [
-    pair for x, y in ((DDS, S), (FOURTH, S), (THIRD, DS)) for pair in ((x, y), (y, x))
+MEETING = [(VALUE, VALUE), (FIRST, FIRST), (SECOND, SECOND)] + [
+    pair for x, y in ((SECOND, VALUE), (FOURTH, VALUE), (THIRD, FIRST)) for pair in ((x, y), (y, x))
 ]
 
 
@@ -118,7 +129,7 @@ def _lines(activation, k):
     ends = jnp.max(jnp.square(units[:, None] * factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype))))
     here, weights = f[:, 0], w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
-    scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
+    scale = jnp.sqrt(jnp.sum(here[VALUE] ** 2 * weights[1]))
     # A mean that is wrong by `gaps` meets the other factor of a moment, in absolute value.
     other = units * jnp.sum(jnp.abs(here) * weights[0][None], axis=-1)
     worst = jnp.max(gaps, axis=1)
@@ -159,11 +170,11 @@ def _expansions(activation, k, here, weights, means):
 
 def _by_parts(activation, k, f, phi, w, scale):
     """Stein's identity for s, s s', s' and s'': it fails at a jump, and at a kink that nobody named."""
-    s, ds, dds = f[S], f[DS], f[DDS]
+    s, ds, dds = f[VALUE], f[FIRST], f[SECOND]
     once = jnp.sum((k * dds - phi * ds) * w)
     twice = jnp.sum((k * (s * dds + ds**2) - phi * s * ds) * w)
     if activation.kinks:
-        delta = k * kink_deltas(activation, jnp.sqrt(k))[DDS]
+        delta = k * kink_deltas(activation, jnp.sqrt(k))[SECOND]
         once, twice = once + jnp.sum(delta), twice + jnp.sum(delta * between_sides(activation, activation, k.dtype))
         higher = jnp.zeros_like(k)
     else:

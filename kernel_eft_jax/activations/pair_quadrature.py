@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from ..quadrature import centred_rule, derivatives, normal_density, remaining_share, steepness
 from .base import Activation, Expansion, at_zero, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 
-S, DS, DDS, THIRD, FOURTH = range(5)
+VALUE, FIRST, SECOND, THIRD, FOURTH = range(5)
 
 
 def factors(activation: Activation, phi: Float[Array, "*shape"]) -> Float[Array, "5 *shape"]:
@@ -137,7 +137,7 @@ def kink_deltas(activation, root):
     """What s'', phi s'' and phi^2 s'' weigh at each kink for phi ~ N(0, root^2), (5, C)."""
     c = kink_places(activation, root.dtype)
     weight = kink_jumps(activation, root.dtype) * normal_density(c / root) / root
-    zeros = jnp.zeros((DDS, c.size), root.dtype)
+    zeros = jnp.zeros((SECOND, c.size), root.dtype)
     return jnp.concatenate([zeros, jnp.stack([weight, weight * c, weight * c * c])])
 
 
@@ -152,9 +152,9 @@ def _kink_moments(activation, roots, k, regular):
     safe = jnp.where(apart, rest, 1.0)
     gap = (c[None, :] - across * (c / roots[0])[:, None]) / safe
     density = jnp.where(apart, normal_density(gap) / safe, 0.0)
-    both = jnp.einsum("i,ij,j->", deltas[0][DDS], density, kink_jumps(activation, k_ab.dtype), precision="highest")
+    both = jnp.einsum("i,ij,j->", deltas[0][SECOND], density, kink_jumps(activation, k_ab.dtype), precision="highest")
     moments = _product(deltas[0], given_a) + _product(given_b, deltas[1])
-    return moments.at[DDS, DDS].add(both)
+    return moments.at[SECOND, SECOND].add(both)
 
 
 def assemble(
@@ -163,14 +163,14 @@ def assemble(
     """Value, gradient and hessian from the moments M[i, j] of the factors of phi_a and phi_b."""
 
     def by_one(M, k):
-        third, fourth = M[THIRD, DS], M[FOURTH, S]
+        third, fourth = M[THIRD, FIRST], M[FOURTH, VALUE]
         if by_parts:
-            mixed = third - k_ab * M[DDS, DDS]
-            fourth = ((fourth - k * M[DDS, S] - k_ab * (third + mixed)) / k) / k
+            mixed = third - k_ab * M[SECOND, SECOND]
+            fourth = ((fourth - k * M[SECOND, VALUE] - k_ab * (third + mixed)) / k) / k
             third = mixed / k
-        return 0.5 * M[DDS, S], 0.25 * fourth, 0.5 * third
+        return 0.5 * M[SECOND, VALUE], 0.25 * fourth, 0.5 * third
 
-    (a, aa, aa_ab), (b, bb, bb_ab), aa_bb = by_one(M, k_aa), by_one(M.T, k_bb), 0.25 * M[DDS, DDS]
-    hessian = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[DDS, DDS]]]
-    gradient = jnp.stack([a, b, M[DS, DS]])
-    return Expansion(M[S, S], gradient, jnp.stack([jnp.stack(row) for row in hessian]))
+    (a, aa, aa_ab), (b, bb, bb_ab), aa_bb = by_one(M, k_aa), by_one(M.T, k_bb), 0.25 * M[SECOND, SECOND]
+    hessian = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[SECOND, SECOND]]]
+    gradient = jnp.stack([a, b, M[FIRST, FIRST]])
+    return Expansion(M[VALUE, VALUE], gradient, jnp.stack([jnp.stack(row) for row in hessian]))

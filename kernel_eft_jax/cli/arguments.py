@@ -9,7 +9,7 @@ from . import options, settings
 from .outputs import check_outputs
 from .parser import Help, Parser
 
-BLOCKS = """blocks, read as the data flow; a ratio is the width of the hidden layer over that of the stream:
+BLOCK_HELP = """blocks, read as the data flow; a ratio is the width of the hidden layer over that of the stream:
   --block tanh,dense:2                               one matrix: the same as --activation tanh --C_W 2
   --block dense:1,gelu,dense:2:C_b=0.1               two matrices
   --block tanh,dense:1.5,gelu,dense:2                full pre-activation, ResNet v2
@@ -92,7 +92,7 @@ def parser(parsers: dict[str, Parser] | None = None) -> Parser:
     top.add_argument("--version", action="version", version=f"kernel-eft {version}")
     commands = top.add_subparsers(required=True, metavar="command", dest="command", parser_class=Parser)
     for name, (add, summary) in COMMANDS.items():
-        blocks = BLOCKS if add in WITH_MODEL else ""
+        blocks = BLOCK_HELP if add in WITH_MODEL else ""
         sub = commands.add_parser(
             name,
             help=summary,
@@ -102,7 +102,7 @@ def parser(parsers: dict[str, Parser] | None = None) -> Parser:
             allow_abbrev=False,
         )
         add(sub)
-        options.add_common(sub)
+        options.common_options(sub)
         for action in sub.options().values():
             if action.metavar is None and action.choices is None:
                 action.metavar = "FILE" if action.dest in ("out", "figure") else "NUMBER"
@@ -111,28 +111,28 @@ def parser(parsers: dict[str, Parser] | None = None) -> Parser:
 
 
 COMMANDS = {
-    "paper": (options.add_paper, "Repeat the main job of arXiv 2604.15742: figures, data, and a table beside it."),
-    "theory": (options.add_theory, "Solve for K0, V4 and K1, in the continuum or (with --eps) layer by layer."),
-    "sample": (options.add_sample, "Sample networks: means and covariances of their kernels, with errors."),
-    "compare": (options.add_compare, "Compare a theory with sampled networks: differences in standard errors."),
+    "paper": (options.paper_options, "Repeat the main job of arXiv 2604.15742: figures, data, and a table beside it."),
+    "theory": (options.theory_options, "Solve for K0, V4 and K1, in the continuum or (with --eps) layer by layer."),
+    "sample": (options.sample_options, "Sample networks: means and covariances of their kernels, with errors."),
+    "compare": (options.compare_options, "Compare a theory with sampled networks: differences in standard errors."),
     "fit": (
-        options.add_fit,
+        options.fit_options,
         "Estimate hyperparameters from kernels of networks, your own or those of `kernel-eft sample`.",
     ),
-    "sensitivity": (options.add_sensitivity, "Derivatives of K0, V4 and K1 by every parameter and input."),
+    "sensitivity": (options.sensitivity_options, "Derivatives of K0, V4 and K1 by every parameter and input."),
     "network": (
-        options.add_network,
+        options.network_options,
         "How the activations of your network grow with depth, differ between seeds, and change with the width.",
     ),
-    "validity": (options.add_validity, "How deep the closures hold, and how wide a network must be for order 1/n."),
+    "validity": (options.validity_options, "How deep the closures hold, and how wide a network must be for order 1/n."),
 }
 WITH_MODEL = (
-    options.add_theory,
-    options.add_sample,
-    options.add_fit,
-    options.add_sensitivity,
-    options.add_validity,
-    options.add_network,
+    options.theory_options,
+    options.sample_options,
+    options.fit_options,
+    options.sensitivity_options,
+    options.validity_options,
+    options.network_options,
 )
 
 
@@ -154,7 +154,9 @@ def _check_together(arguments: argparse.Namespace) -> None:
                 f"The recipe {arguments.recipe} says block and steps itself: leave out {own[0]}, or the recipe."
             )
         if not arguments.recipe and not given("block", "activation"):
-            raise ValueError(f"Name a recipe ({', '.join(options.RECIPES)}), or your block by `--block` with `--eps`.")
+            raise ValueError(
+                f"Name a recipe ({', '.join(options.RECIPE_NAMES)}), or your block by `--block` with `--eps`."
+            )
     if given("K0") and given("inputs", "diagonal", "off_diagonal"):
         raise ValueError(
             f"Argument `--K0` names the whole input kernel: leave out {given('inputs', 'diagonal', 'off_diagonal')[0]}."

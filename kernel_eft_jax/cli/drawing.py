@@ -12,7 +12,7 @@ from .outputs import write
 SYMBOLS = {"G": "E[G_{00}]", "V4": "V_{4;00,00}", "K1": "K_{1;00}"}
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format that its suffix says, whole or not at all."""
     write(path, lambda stream: figure.savefig(stream, format=path.suffix[1:].lower(), dpi=200))
 

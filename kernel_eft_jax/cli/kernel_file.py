@@ -15,7 +15,7 @@ import numpy as np
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 
-def read_kernel(path: Path) -> np.ndarray:
+def read_input_kernel(path: Path) -> np.ndarray:
     """The matrix in a .npy or .csv file. Raises ValueError that names the line and the remedy."""
     if path.suffix.lower() == ".npy":
         try:
@@ -42,7 +42,7 @@ def _read_text(path):
     rows = _without_names(rows)
     if separator == ";":
         rows = _with_points(path, rows)
-    values = [[_number(path, i, field) for field in fields] for i, fields in rows]
+    values = [[_entry(path, i, field) for field in fields] for i, fields in rows]
     for (i, _), row in zip(rows, values, strict=True):
         if len(row) != len(values[0]):
             raise ValueError(f"{path}, line {i}, has {len(row)} numbers where the first row has {len(values[0])}.")
@@ -86,7 +86,7 @@ def _is_number(field):
     return True
 
 
-def _number(path, line, field):
+def _entry(path, line, field):
     try:
         value = float(field)
     except ValueError:

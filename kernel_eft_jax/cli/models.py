@@ -18,8 +18,8 @@ from ..activations import Activation
 from ..model import Model, Part
 from ..parts import GLU, Dense, RMSNorm
 from .blocks import Layer, parse_block, parse_layer
-from .kernel_file import read_kernel
-from .options import CLOSURES
+from .kernel_file import read_input_kernel
+from .options import CLOSURE_NAMES
 
 PLACES = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
 ALIASES = {"swish": "silu", "identity": "linear"}
@@ -27,7 +27,7 @@ K1_EFT = (
     "This K1 is K1_EFT of GOnly: about twice what networks have at the paper's settings. For K1 itself take "
     "HermiteTower."
 )
-CLOSURE_OF = {name: getattr(closures, name) for name in CLOSURES}
+CLOSURE_OF = {name: getattr(closures, name) for name in CLOSURE_NAMES}
 
 
 def option_name(cls: type) -> str:
@@ -131,7 +131,7 @@ def _dense(layer):
 def make_kernel(arguments: argparse.Namespace) -> np.ndarray:
     """The input kernel, from a file or of equal entries."""
     if arguments.K0 is not None:
-        return read_kernel(arguments.K0)
+        return read_input_kernel(arguments.K0)
     inputs, diagonal, off = arguments.inputs or 2, arguments.diagonal or 2.0, arguments.off_diagonal
     least = -diagonal / (inputs - 1) if inputs > 1 else -np.inf
     if off is not None and inputs > 1 and not least <= off <= diagonal:
@@ -148,7 +148,7 @@ def make_closure(arguments: argparse.Namespace) -> closures.Closure:
     return CLOSURE_OF[arguments.closure](*options)
 
 
-def describe(model: Model) -> str:
+def describe_model(model: Model) -> str:
     """A model as it would be written at the command line."""
     first, last = model.branch[0], model.branch[-1]
     if len(model.branch) == 2 and isinstance(first, Activation) and isinstance(last, Dense):

@@ -1,18 +1,20 @@
 """The options of each command, and the groups of options that several commands share."""
 
-from .outputs import FIGURES
+from ..machine import LARGEST_COUNT
+from .outputs import FIGURE_SUFFIXES
 from .values import number, one_of, path, positive, variance, whole
 
-CLOSURES = ("HermiteTower", "SigmaKernel", "GOnly")
-SAMPLERS = ("block", "weights")
-RECIPES = ("gpt2", "pre-norm", "depth-mup", "ln-scaling", "umup", "resnet-v2", "plain")
-LARGEST = 2**31 - 1
+CLOSURE_NAMES = ("HermiteTower", "SigmaKernel", "GOnly")
+SAMPLER_NAMES = ("block", "weights")
+RECIPE_NAMES = ("gpt2", "pre-norm", "depth-mup", "ln-scaling", "umup", "resnet-v2", "plain")
 DEEPEST = 1_000_000
 
 
-def add_paper(sub):
+def paper_options(sub):
     sub.add_argument(
-        "--networks", type=whole(64, LARGEST), help="networks of the main job (default: 40,000; published: 5 million)"
+        "--networks",
+        type=whole(64, LARGEST_COUNT),
+        help="networks of the main job (default: 40,000; published: 5 million)",
     )
     _add_seed(sub)
     sub.add_argument("--out", type=path, default="results", help="folder for figures, data and table")
@@ -20,20 +22,20 @@ def add_paper(sub):
     sub.add_argument("--full", action="store_true", help="with --all: as many networks as were published (hours)")
 
 
-def add_theory(sub):
+def theory_options(sub):
     _add_solve(sub)
     _add_out(sub, "theory.nc", "netCDF file for the result")
 
 
-def add_sample(sub):
+def sample_options(sub):
     _add_setting(sub)
-    sub.add_argument("--width", type=whole(1, LARGEST), default=64, help="neurons in a layer")
+    sub.add_argument("--width", type=whole(1, LARGEST_COUNT), default=64, help="neurons in a layer")
     _add_layers(sub)
     sub.add_argument("--times", type=whole(2, 10_000), default=41, help="number of depths to save")
     _add_ensemble(sub, networks=10_000)
     sub.add_argument(
         "--sampler",
-        choices=SAMPLERS,
+        choices=SAMPLER_NAMES,
         default="block",
         help="draw increments by their law (with control variates), or weights",
     )
@@ -53,13 +55,15 @@ def add_sample(sub):
     _add_out(sub, "sample.nc", "netCDF file for the result")
 
 
-def add_compare(sub):
+def compare_options(sub):
     sub.add_argument("theory", type=path, metavar="theory.nc", help="a result of `kernel-eft theory`")
     sub.add_argument("sample", type=path, metavar="sample.nc", help="a result of `kernel-eft sample`")
-    sub.add_argument("--out", default="compare.png", help=f"figure ({', '.join(FIGURES)}), or - for the table alone")
+    sub.add_argument(
+        "--out", default="compare.png", help=f"figure ({', '.join(FIGURE_SUFFIXES)}), or - for the table alone"
+    )
 
 
-def add_fit(sub):
+def fit_options(sub):
     sub.add_argument("data", type=path, help=".npz file with arrays G, K0, layers, width, eps, or .nc file of `sample`")
     sub.add_argument("--free", nargs="+", default=["C_W", "C_b"], metavar="NAME", help="parameters to estimate")
     sub.add_argument("--with-V4", action="store_true", help="fit covariances too, which tell the width")
@@ -68,12 +72,12 @@ def add_fit(sub):
     _add_out(sub, "fit.json", "JSON file for the result")
 
 
-def add_sensitivity(sub):
+def sensitivity_options(sub):
     _add_solve(sub)
     _add_out(sub, "sensitivity.npz", ".npz file for the result")
 
 
-def add_validity(sub):
+def validity_options(sub):
     _add_setting(sub)
     _add_layers(sub)
     sub.add_argument("--tolerance", type=positive, default=0.05, help="relative error of V4 and K1 that is tolerable")
@@ -81,21 +85,22 @@ def add_validity(sub):
         "--degree", type=whole(2, 1000), default=40, help="degree of the HermiteTower that is taken as exact"
     )
     _add_ensemble(sub, networks=16_384)
-    figures = ", ".join(FIGURES)
+    figures = ", ".join(FIGURE_SUFFIXES)
     sub.add_argument(
         "--out", default="validity.png", help=f"figure ({figures}), with a JSON file beside it; - for none"
     )
 
 
-def add_network(sub):
+def network_options(sub):
     sub.add_argument(
         "recipe",
         nargs="?",
-        choices=RECIPES,
+        choices=RECIPE_NAMES,
         help="a stack as people initialise it; without one, say your block by --block and --eps",
     )
     _add_setting(sub, stack=", or that of the recipe or of --own")
-    sub.add_argument("--width", type=whole(1, LARGEST), help="neurons of the stream (default: 512, or that of --own)")
+    neurons = whole(1, LARGEST_COUNT)
+    sub.add_argument("--width", type=neurons, help="neurons of the stream (default: 512, or that of --own)")
     sub.add_argument("--depth", type=whole(1, DEEPEST), help="number of blocks (default: 24, or that of --own)")
     sub.add_argument("--eps", type=positive, help="step size where no recipe says it (default: 1, or that of --own)")
     sub.add_argument(
@@ -107,7 +112,7 @@ def add_network(sub):
     )
     sub.add_argument("--tolerance", type=positive, default=0.05, help="relative error of order 1/n that is tolerable")
     _add_ensemble(sub, networks=4096)
-    figures = ", ".join(FIGURES)
+    figures = ", ".join(FIGURE_SUFFIXES)
     sub.add_argument("--out", default="network.png", help=f"figure ({figures}), with a JSON file beside it; - for none")
 
 
@@ -121,7 +126,9 @@ def _add_solve(sub):
 
 
 def _add_closure(sub):
-    sub.add_argument("--closure", type=one_of(CLOSURES), choices=CLOSURES, default=CLOSURES[0], help="the theory")
+    sub.add_argument(
+        "--closure", type=one_of(CLOSURE_NAMES), choices=CLOSURE_NAMES, default=CLOSURE_NAMES[0], help="the theory"
+    )
     sub.add_argument(
         "--degree",
         type=whole(2, 1000),
@@ -135,7 +142,7 @@ def _add_layers(sub):
 
 
 def _add_ensemble(sub, networks):
-    sub.add_argument("--networks", type=whole(64, LARGEST), default=networks, help="how many networks to sample")
+    sub.add_argument("--networks", type=whole(64, LARGEST_COUNT), default=networks, help="how many networks to sample")
     _add_seed(sub)
 
 
@@ -167,10 +174,10 @@ def _add_setting(sub, stack=""):
 
 def _add_out(sub, name, what):
     sub.add_argument("--out", default=name, help=f"{what}, or - for the table alone")
-    sub.add_argument("--figure", help=f"figure ({', '.join(FIGURES)}); by default a PNG file beside the result")
+    sub.add_argument("--figure", help=f"figure ({', '.join(FIGURE_SUFFIXES)}); by default a PNG file beside the result")
 
 
-def add_common(sub):
+def common_options(sub):
     sub.add_argument("--settings", type=path, metavar="FILE", help="options from a TOML file; the command line wins")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
     sub.add_argument("--quiet", action="store_true", help="no progress and no table")

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 from ..writing import write_whole
 
-FIGURES = (".png", ".pdf", ".svg")
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 # The suffixes of the result that `--out` names, and of the file that is written beside it.
 KINDS = {
     "theory": ((".nc",), ".png"),
     "sample": ((".nc",), ".png"),
     "fit": ((".json",), ".png"),
     "sensitivity": ((".npz",), ".png"),
-    "validity": (FIGURES, ".json"),
-    "network": (FIGURES, ".json"),
-    "compare": (FIGURES, None),
+    "validity": (FIGURE_SUFFIXES, ".json"),
+    "network": (FIGURE_SUFFIXES, ".json"),
+    "compare": (FIGURE_SUFFIXES, None),
 }
 CHECKPOINT = "main-job.checkpoint"  # of `kernel-eft paper --all`; there as long as a run is unfinished
-INPUTS = ("data", "theory", "sample", "K0", "settings")
+INPUT_OPTIONS = ("data", "theory", "sample", "K0", "settings")
 
 
 class Outputs(NamedTuple):
@@ -46,12 +46,12 @@ def check_outputs(arguments: argparse.Namespace) -> Outputs:
     result = None if arguments.out == "-" else _file("--out", arguments.out, suffixes)
     beside = None
     if figure is not None:
-        beside = _file("--figure", figure, FIGURES)
+        beside = _file("--figure", figure, FIGURE_SUFFIXES)
     elif result is not None and other is not None:
         beside = result.with_suffix(other)
     checkpoint = getattr(arguments, "checkpoint", None)
     named = {"--out": result, "--figure": beside, "--checkpoint": checkpoint}
-    named |= {name: getattr(arguments, name, None) for name in INPUTS}
+    named |= {name: getattr(arguments, name, None) for name in INPUT_OPTIONS}
     _check_apart({name: file for name, file in named.items() if file is not None})
     if checkpoint is not None:
         _file("--checkpoint", str(checkpoint), (".npz",))

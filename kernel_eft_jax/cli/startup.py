@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-LARGEST = 2**30  # bytes of compiled programs that are kept; one program takes some ten million
+CACHE_BYTES = 2**30  # bytes of compiled programs that are kept; one program takes some ten million
 
 
-def load(command: str, cache: bool) -> ModuleType:
+def load_command(command: str, cache: bool) -> ModuleType:
     """The module of a command, in float64, with compiled programs kept for the next call.
 
     JAX's own variables come first: JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false
@@ -50,7 +50,7 @@ def cache_folder() -> Path:
     return Path(base) / "kernel-eft-jax"
 
 
-def prune(folder: Path, largest: int = LARGEST) -> None:
+def prune(folder: Path, largest: int = CACHE_BYTES) -> None:
     """Remove the oldest files until the others are small enough together."""
     files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir() if file.is_file())
     total = sum(size for _, size, _ in files)

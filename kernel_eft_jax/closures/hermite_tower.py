@@ -36,7 +36,7 @@ from ..parts import Response, apply_all, carry_all
 from .base import COPIES, Closure, Moments, pair_units
 from .tower_bounds import BOUNDS, moment_bounds, next_bounds, slowest, slowest_rate
 from .tower_degree import DEGREES, DEGREES_OF_ONE, UNDECIDED, enough_degree, last_degree, rule_error
-from .tower_state import TowerRead, TowerState, contract, frame_turn, product, read_in_modes
+from .tower_state import TowerRead, TowerState, contract_modes, frame_turn, product_modes, read_in_modes
 
 
 class ReadCovariances(NamedTuple):
@@ -145,7 +145,7 @@ class HermiteTower(Closure[TowerState]):
 
     def _moments(self, state: TowerState, read: TowerRead, to_S: list[Response]) -> Moments:
         y = read_covariances(state, read)
-        response = contract(product(state), state.u).T  # Cov(h_p, xi(phi phi)_q)
+        response = contract_modes(product_modes(state), state.u).T  # Cov(h_p, xi(phi phi)_q)
         cross = read.response.apply(wick(state.k) + response) + y.with_h
         mean, with_S = carry_all(to_S, y.mean, y.with_y)
         V4 = wick(state.k) + response + response.T + state.v
@@ -158,20 +158,20 @@ class HermiteTower(Closure[TowerState]):
         return TowerState(unit, unit[:, None, None, None], square, unit, *bounds)
 
     def remember(self, model: Model, state: TowerState) -> TowerMemory:
-        coefficients = product(state)
+        coefficients = product_modes(state)
         modes = state.u + mode_covariances(state.k, frame(state.k), coefficients)
-        return TowerMemory(modes, state.v + contract(coefficients, state.u).T)
+        return TowerMemory(modes, state.v + contract_modes(coefficients, state.u).T)
 
     def follow(self, model: Model, state: TowerState, memory: TowerMemory, dt) -> TowerMemory:
         read, shrink = self._read(model.read, state), model.shrink(dt)
         responses = model.responses_of_read(read.response.value)
-        with_y = contract(read.functions.value, memory.modes) + read.response.apply(memory.response)
+        with_y = contract_modes(read.functions.value, memory.modes) + read.response.apply(memory.response)
         k = shrink * state.k + dt * responses[-1].value
         modes = rotate(frame_turn(state.k, k, shrink)[None], memory.modes)
         return TowerMemory(modes, shrink * memory.response + dt * apply_all(responses, with_y))
 
     def recall(self, model: Model, state: TowerState, memory: TowerMemory):
-        return memory.response + contract(product(state), memory.modes)
+        return memory.response + contract_modes(product_modes(state), memory.modes)
 
     def _degree(self, read: Activation) -> int:
         """The degree of the hierarchy, lower where it ends by itself."""
@@ -186,7 +186,7 @@ def read_covariances(state: TowerState, read: TowerRead) -> ReadCovariances:
     k, u, triple = state.k, state.u, triples(input_count(state.k.shape[0]))
     chi, value = read.response.apply, read.functions.value
     free = mode_covariances(k, frame(k), value)
-    X = contract(value, u)  # Cov(xi(s s)_p, h_q)
+    X = contract_modes(value, u)  # Cov(xi(s s)_p, h_q)
     with_h = X + chi(state.v)
     with_y = jnp.einsum("qms,pqms->pq", value, free, precision="highest") + chi(with_h.T).T + chi(X.T)
     second = read.functions.second, u[triple, np.arange(k.shape[0])[:, None]]

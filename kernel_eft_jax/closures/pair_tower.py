@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..expectations.hermite_modes import frame, modes
-from ..expectations.two_inputs import read_pair, turned, turning
+from ..expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
 from ..model import Model
 from ..pairs import triples, wick
 from ..parts import Local, apply_all, carry_all
@@ -25,10 +25,8 @@ from .tower_bounds import BOUNDS, KINKED_DEGREE, slowest, slowest_rate
 from .tower_degree import last_degree
 from .tower_state import frame_turn
 
-NODES = (
-    48,
-    192,
-)  # half those of psi_1, those of psi_2: tanh and GELU right to 1e-10 at variances up to 5, to 1e-6 at 16
+# Half the nodes of psi_1, and the nodes of psi_2: tanh and GELU are right to 1e-10 at variances up to 5, to 1e-6 at 16.
+PAIR_NODES = (48, 192)
 TRIPLES = triples(2)
 
 
@@ -56,7 +54,7 @@ class PairTower(Closure[PairState]):
     to rounding."""
 
     degree: int = eqx.field(static=True, default=30)
-    nodes: tuple[int, int] = eqx.field(static=True, default=NODES)
+    nodes: tuple[int, int] = eqx.field(static=True, default=PAIR_NODES)
 
     @classmethod
     def of(cls, tower: HermiteTower) -> "PairTower":
@@ -71,13 +69,13 @@ class PairTower(Closure[PairState]):
     def step(self, model: Model, state: PairState, dt) -> PairState:
         after, turn = self._unturned(model, state, dt)
         tail = slowest(turn) ** (self._degree(model) + 1) * after.tail
-        return after._replace(u=turned(turn[1], after.u), tail=tail)
+        return after._replace(u=rotate_lower(turn[1], after.u), tail=tail)
 
     def drift(self, model: Model, state: PairState) -> PairState:
         zero = jnp.zeros((), state.k.dtype)
         rate, d_turn = jax.jvp(lambda dt: self._unturned(model, state, dt), (zero,), (jnp.ones_like(zero),))[1]
         tail = rate.tail + (self._degree(model) + 1) * slowest_rate(d_turn) * state.tail
-        return rate._replace(u=rate.u + turning(d_turn[1], state.u), tail=tail)
+        return rate._replace(u=rate.u + rotate_lower_rate(d_turn[1], state.u), tail=tail)
 
     def _unturned(self, model, state, dt):
         """One layer, u still in the modes of its beginning and `tail` not yet decayed, and how the modes turn into
@@ -108,7 +106,7 @@ class PairTower(Closure[PairState]):
         return after, turn
 
     def moments(self, model: Model, state: PairState) -> Moments:
-        response = _contract(state.u, _products(state))
+        response = _inner_products(state.u, _product_rows(state))
         return Moments(state.k, wick(state.k) + response + response.T + state.v, state.K1)
 
     def truncation(self, model: Model, state: PairState) -> Moments:
@@ -122,8 +120,8 @@ class PairTower(Closure[PairState]):
         return PairState(unit, unit[:, None, None], square, unit, *bounds)
 
     def remember(self, model: Model, state: PairState) -> PairMemory:
-        product = _products(state)
-        return PairMemory(state.u + product, state.v + _contract(state.u, product))
+        product = _product_rows(state)
+        return PairMemory(state.u + product, state.v + _inner_products(state.u, product))
 
     def follow(self, model: Model, state: PairState, memory: PairMemory, dt) -> PairMemory:
         read, shrink = self._read(model, state.k), model.shrink(dt)
@@ -131,13 +129,15 @@ class PairTower(Closure[PairState]):
             Local(*read.expansion, jnp.zeros((), dt.dtype)),
             model.responses_of_read(read.expansion.value),
         )
-        with_y = _contract(read.value, memory.modes) + response.apply(memory.response)
+        with_y = _inner_products(read.value, memory.modes) + response.apply(memory.response)
         k = shrink * state.k + dt * responses[-1].value
         turn = frame_turn(state.k, k, shrink)[1]
-        return PairMemory(turned(turn, memory.modes), shrink * memory.response + dt * apply_all(responses, with_y))
+        return PairMemory(
+            rotate_lower(turn, memory.modes), shrink * memory.response + dt * apply_all(responses, with_y)
+        )
 
     def recall(self, model: Model, state: PairState, memory: PairMemory):
-        return memory.response + _contract(_products(state), memory.modes)
+        return memory.response + _inner_products(_product_rows(state), memory.modes)
 
     def error(self, model: Model, k) -> Float[Array, ""]:
         # How much more nodes change what is read, relative to its norm.
@@ -160,9 +160,9 @@ class PairTower(Closure[PairState]):
 
 def _covariances(state, read, response):
     """Of y with the modes, with h and with itself, and its mean's correction."""
-    X = _contract(read.value, state.u)
+    X = _inner_products(read.value, state.u)
     with_h = X + response.apply(state.v)
-    with_y = _contract(read.value, read.value) + response.apply(with_h.T).T + response.apply(X.T)
+    with_y = _inner_products(read.value, read.value) + response.apply(with_h.T).T + response.apply(X.T)
     mean, _ = response.carry(state.K1, state.v)
     mean = mean + 0.5 * jnp.einsum("ptms,ptms->p", read.second, state.u[TRIPLES], precision="highest")
     return read.value + response.apply(state.u), with_h, with_y, mean
@@ -178,11 +178,11 @@ def _errors(state, read, bound):
     return read.value_tail + bound.apply(state.tail), with_h, with_y, mean
 
 
-def _contract(F: Float[Array, "3 J S"], G: Float[Array, "3 J S"]) -> Float[Array, "3 3"]:
+def _inner_products(F: Float[Array, "3 J S"], G: Float[Array, "3 J S"]) -> Float[Array, "3 3"]:
     return jnp.einsum("pms,qms->pq", F, G, precision="highest")
 
 
-def _products(state: PairState) -> Float[Array, "3 J S"]:
+def _product_rows(state: PairState) -> Float[Array, "3 J S"]:
     """phi_a phi_a, phi_a phi_b, phi_b phi_b in the modes of the pair, all of degree two."""
     (L11, _), (L21, L22) = frame(state.k).L[1]
     root, zero = np.sqrt(2.0).astype(state.k.dtype), jnp.zeros_like(L11)

@@ -32,6 +32,7 @@ from ..activations import Activation
 from ..activations.base import enough_points, rule
 from ..checks import check_count, is_concrete
 from ..expectations.four_point import local_products, products_and_noise, products_error
+from ..linear import matmul
 from ..model import Model
 from ..pairs import input_count, pair_count, sigma_product, triples, wick
 from ..parts import apply_gradient, contract_hessian
@@ -99,11 +100,11 @@ class SigmaKernel(Closure[SigmaState]):
         one = jnp.eye(P, dtype=k.dtype)
         layer = free.at[:, P:].add(drive * jnp.concatenate([one, apply_gradient(end.gradient, one)]))
         local, triple = _local(P), triples(input_count(P))
-        with_y = _matmul(free, V[:, P:])[local[:, :, None], triple[:, None, :]]  # (P, 6, 3)
+        with_y = matmul(free, V[:, P:])[local[:, :, None], triple[:, None, :]]  # (P, 6, 3)
         source = 0.5 * drive * jnp.einsum("ptz,pzt->p", end.projection, with_y, precision="highest")
         source = source + 0.5 * drive**2 * contract_hessian(end.hessian, V[P:, P:])
-        mean = _matmul(layer, jnp.concatenate([K1, m_S]))
-        V = _matmul(_matmul(layer, V), layer.T) + noise
+        mean = matmul(layer, jnp.concatenate([K1, m_S]))
+        V = matmul(matmul(layer, V), layer.T) + noise
         return SigmaState(k + dt * q, V, mean[:P], mean[P:] + source)
 
     def numbers(self, model: Model, inputs: int) -> int:
@@ -220,19 +221,15 @@ def _flow(generator, noise, dt):
     """
     shorter = (0.5**DOUBLINGS) * dt
     E, N = shorter * generator, shorter * noise
-    EN = _matmul(E, N)
-    short = E + 0.5 * _matmul(E, E), N + 0.5 * (EN + EN.T)  # to second order
+    EN = matmul(E, N)
+    short = E + 0.5 * matmul(E, E), N + 0.5 * (EN + EN.T)  # to second order
 
     def twice(_, over):
         E, N = over
-        EN = _matmul(E, N)
-        return 2 * E + _matmul(E, E), 2 * N + EN + EN.T + _matmul(EN, E.T)
+        EN = matmul(E, N)
+        return 2 * E + matmul(E, E), 2 * N + EN + EN.T + matmul(EN, E.T)
 
     return jax.lax.fori_loop(0, DOUBLINGS, twice, short)
-
-
-def _matmul(x, y):
-    return jnp.matmul(x, y, precision="highest")
 
 
 def _joint_covariance(

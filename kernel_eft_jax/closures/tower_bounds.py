@@ -73,7 +73,7 @@ def slowest(turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
     """
     first, across, second = turn[:, 0, 0], turn[:, 1, 0], turn[:, 1, 1]
     half = 0.5 * (first**2 - across**2 - second**2)
-    return jnp.sqrt(0.5 * (first**2 + across**2 + second**2) + _length(half, first * across))
+    return jnp.sqrt(0.5 * (first**2 + across**2 + second**2) + _hypotenuse(half, first * across))
 
 
 def slowest_rate(d_turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
@@ -84,10 +84,10 @@ def slowest_rate(d_turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
     """
     first, across, second = d_turn[:, 0, 0], d_turn[:, 1, 0], d_turn[:, 1, 1]
     a, b = pairs(input_count(d_turn.shape[0]))
-    both = 0.5 * (first + second) + _length(0.5 * (first - second), 0.5 * across)
+    both = 0.5 * (first + second) + _hypotenuse(0.5 * (first - second), 0.5 * across)
     return jnp.where(a == b, first, both)  # one input with itself has no psi_2
 
 
-def _length(x, y):
+def _hypotenuse(x, y):
     square = x**2 + y**2
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)

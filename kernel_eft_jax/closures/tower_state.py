@@ -49,15 +49,15 @@ def root(shrink: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(shrink > 0, jnp.sqrt(jnp.where(shrink > 0, shrink, 1.0)), 0.0)
 
 
-def contract(functions: Float[Array, "P J S"], modes: Float[Array, "P P J S"]) -> Float[Array, "P P"]:
+def contract_modes(functions: Float[Array, "P J S"], modes: Float[Array, "P P J S"]) -> Float[Array, "P P"]:
     """Cov(F_p, g_q) for functions F_p of each pair p, from their Hermite coefficients and the covariances of g_q with
     the modes of p."""
     return jnp.einsum("pms,qpms->pq", functions, modes, precision="highest")
 
 
-def product(state: TowerState) -> Float[Array, "P J S"]:
+def product_modes(state: TowerState) -> Float[Array, "P J S"]:
     """Hermite coefficients of phi_a phi_b = L11 psi_1 (L21 psi_1 + L22 psi_2), of degree two."""
     L = frame(state.k).L
-    product = jnp.zeros((L.shape[0], *state.u.shape[2:]), L.dtype)
-    product = product.at[:, 1, 0].set(jnp.sqrt(2.0).astype(L.dtype) * L[:, 0, 0] * L[:, 1, 0])
-    return product if product.shape[-1] == 1 else product.at[:, 1, 1].set(L[:, 0, 0] * L[:, 1, 1])
+    modes = jnp.zeros((L.shape[0], *state.u.shape[2:]), L.dtype)
+    modes = modes.at[:, 1, 0].set(jnp.sqrt(2.0).astype(L.dtype) * L[:, 0, 0] * L[:, 1, 0])
+    return modes if modes.shape[-1] == 1 else modes.at[:, 1, 1].set(L[:, 0, 0] * L[:, 1, 1])

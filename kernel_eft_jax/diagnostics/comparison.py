@@ -15,7 +15,7 @@ from ..checks import check_kind
 from ..ensemble import Estimate
 from ..trajectory import Solution
 
-QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
+COMPARED_QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
 
 
 class Compared(eqx.Module):
@@ -49,10 +49,10 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
     """
     check_kind(theory, Solution, "theory")
     check_kind(sampled, Estimate, "sampled")
-    _check_same(theory, sampled)
+    _check_comparable(theory, sampled)
     here, there = _common(theory, sampled)
     quantities = {}
-    for name in QUANTITIES:
+    for name in COMPARED_QUANTITIES:
         values = theory.K0 + theory.K1 / sampled.width if name == "G" else getattr(theory, name)
         if values is not None:
             own, stderr = getattr(sampled, name), getattr(sampled.stderr, name)
@@ -83,7 +83,7 @@ def _common(theory, sampled):
     return here, there
 
 
-def _check_same(theory, sampled):
+def _check_comparable(theory, sampled):
     inputs, others = theory.K0.shape[-1], sampled.K0.shape[-1]
     if inputs != others:
         raise ValueError(

@@ -19,9 +19,9 @@ from ..checks import check_count, check_kernel, check_key, check_layers, check_p
 from ..model import Model
 from ..trajectory import Solution, solve
 from .validity import Width, validity_window
-from .widths import WidthCheck, check_kernels, width_check
+from .widths import WidthCheck, kernels_by_width, width_check
 
-SHOWN = 24  # depths, where the caller names none
+DEFAULT_DEPTHS = 24  # depths, where the caller names none
 COLUMNS = ("mean square", "seed to seed", "drift", "cosine 01")
 NOT_COVERED = (
     "Not in these numbers: attention blocks, which add increments of their own between those of the feed-forward "
@@ -194,7 +194,7 @@ def coordinate_check(
     `NOT_COVERED` says what is left out, and so does the printed check.
     """
     width, depth = check_count(width, "width"), check_count(depth, "depth")
-    evenly = np.unique(np.round(np.linspace(0, depth, SHOWN + 1))).astype(int).tolist()
+    evenly = np.unique(np.round(np.linspace(0, depth, DEFAULT_DEPTHS + 1))).astype(int).tolist()
     saved = check_layers(evenly if layers is None else layers, "layers", depth)
     K0 = check_kernel(K0)
     check_positive(tolerance, "tolerance")
@@ -213,7 +213,7 @@ def coordinate_check(
 def _check_own(own, layers, shape):
     """Kernels of the user's networks by their width; where they are of other layers, the argument that says which."""
     try:
-        return check_kernels(own, (len(layers), *shape), "own")
+        return kernels_by_width(own, (len(layers), *shape), "own")
     except ValueError as error:
         if "shape" not in str(error):
             raise

@@ -24,7 +24,7 @@ from ..pairs import pairs
 from ..showing import Shown
 from ..trajectory import Solution, solve
 
-QUANTITIES = ("V4", "K1")
+WINDOW_QUANTITIES = ("V4", "K1")
 ATTEMPTS = 3
 REFERENCE = HermiteTower(40)
 
@@ -187,14 +187,14 @@ def validity_window(
         reach[name] = {quantity: Reach(e, _leaves(ts[1:], e, tolerance)) for quantity, e in errors.items()}
     widths: dict[str, tuple[Width, ...]] = {}
     if key is not None:
-        keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(QUANTITIES)))
+        keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(WINDOW_QUANTITIES)))
 
         def sample(width):
             sizes = {"width": width, "depth": depth, "networks": networks}
             return estimate(model, K0, **sizes, eps=eps, key=next(keys), save_at=[depth], progress=progress)
 
         pilot = sample(pilot_width)
-        for quantity in QUANTITIES:
+        for quantity in WINDOW_QUANTITIES:
             sampled = [_deviation(pilot, exact, quantity, tolerance)]
             while len(sampled) == 1 or not (sampled[-1].confirms(tolerance) or len(sampled) > ATTEMPTS):
                 sampled.append(_deviation(sample(sampled[-1].needed), exact, quantity, tolerance))
@@ -205,7 +205,7 @@ def validity_window(
 def relative_errors(solution: Solution, exact: Solution) -> dict[str, Float[np.ndarray, " T-1"]]:
     """Relative errors of V4 and K1 of a solution at each depth but zero, the worst over all entries."""
     errors = {}
-    for quantity in QUANTITIES:
+    for quantity in WINDOW_QUANTITIES:
         value, reference = (np.asarray(getattr(s, quantity)) for s in (solution, exact))
         relative = np.abs(value - reference) / unit(exact, quantity)
         errors[quantity] = relative.reshape(len(relative), -1).max(axis=1)[1:]
@@ -256,7 +256,9 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
         return
     a, b = pairs(exact.K0.shape[-1])
     units = {"V4": unit(exact, "V4")[:, a[:, None], b[:, None], a, b], "K1": unit(exact, "K1")[..., 0]}
-    worst = {q: float(np.max(np.abs(np.asarray(getattr(exact.truncation, q))[1:]) / units[q][1:])) for q in QUANTITIES}
+    worst = {
+        q: float(np.max(np.abs(np.asarray(getattr(exact.truncation, q))[1:]) / units[q][1:])) for q in WINDOW_QUANTITIES
+    }
     for quantity, error in worst.items():
         if not error <= tolerance / 4:
             about = f"its truncation error is about {error:.2g} of {quantity}"

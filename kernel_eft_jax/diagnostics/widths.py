@@ -12,12 +12,10 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from ..checks import check_array, check_count, check_kind
+from ..checks import LEAST_NETWORKS, check_array, check_count, check_kind
 from ..ensemble.statistics import interval, least_V4_error
 from ..showing import Shown
 from ..trajectory import Solution
-
-LEAST = 16
 
 
 class AtWidths(eqx.Module):
@@ -52,7 +50,7 @@ class WidthCheck(AtWidths, Shown):
             raise ValueError(
                 "Argument `kernels` must hold two widths or more to tell a difference that falls like 1/n."
             )
-        check_name(quantity)
+        check_quantity(quantity)
         gap, error = self._stable_V4() if quantity == "V4" else self._packed_K1()
         shape = 1 / (self.widths[:, None] * error)
         shape = shape / np.linalg.norm(shape, axis=0)
@@ -63,7 +61,7 @@ class WidthCheck(AtWidths, Shown):
     def interval(self, quantity: str = "V4", level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of confidence intervals, of the shape of the quantity: in the logarithm for variances in
         V4, else symmetric."""
-        value, error = (getattr(x, check_name(quantity)) for x in (self, self.stderr))
+        value, error = (getattr(x, check_quantity(quantity)) for x in (self, self.stderr))
         free = (self.networks - 1).reshape(-1, *(1,) * (value.ndim - 1))
         return interval(value, error, free, level, logarithm=quantity == "V4")
 
@@ -128,13 +126,13 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
     check_kind(theory, Solution, "theory")
     K0 = np.asarray(theory.K0, np.float64)
     columns: list[Any] = [
-        (width, len(G), *_moments(G, K0, width)) for width, G in check_kernels(kernels, K0.shape).items()
+        (width, len(G), *_moments(G, K0, width)) for width, G in kernels_by_width(kernels, K0.shape).items()
     ]
     widths, networks, V4, V4_stderr, K1, K1_stderr = (np.stack(column) for column in zip(*columns, strict=True))
     return WidthCheck(V4, K1, AtWidths(V4_stderr, K1_stderr), theory, widths, networks)
 
 
-def check_kernels(
+def kernels_by_width(
     kernels: Mapping[int, Float[ArrayLike, "B T N N"]], shape: tuple[int, ...], name: str = "kernels"
 ) -> dict[int, Float[np.ndarray, "B T N N"]]:
     """Kernels of networks by their width, narrow ones first, in float64; `shape` is that of one network, (T, N, N)."""
@@ -151,10 +149,10 @@ def check_kernels(
                 f"Argument `{name}` must hold arrays of shape (networks, layers, inputs, inputs) = (networks, "
                 f"{', '.join(map(str, shape))}), but for width {width} the shape is {G.shape}."
             )
-        if len(G) < LEAST:
+        if len(G) < LEAST_NETWORKS:
             raise ValueError(
-                f"Argument `{name}` needs {LEAST} networks or more to show their scatter, but width {width} has "
-                f"{len(G)}."
+                f"Argument `{name}` needs {LEAST_NETWORKS} networks or more to show their scatter, but width {width} "
+                f"has {len(G)}."
             )
         if not np.isfinite(G).all():
             raise ValueError(f"Argument `{name}` must be finite, but for width {width} it is not.")
@@ -162,7 +160,7 @@ def check_kernels(
     return checked
 
 
-def check_name(quantity: str) -> str:
+def check_quantity(quantity: str) -> str:
     """The name of a quantity that is compared."""
     if quantity not in ("V4", "K1"):
         raise ValueError(f'Argument `quantity` must be "V4" or "K1", but is {quantity!r}.')

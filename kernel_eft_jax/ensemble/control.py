@@ -21,12 +21,12 @@ K0):
 $$C_F = F_\text{free} + K_{bb} h_{aa} + K_{aa} h_{bb} + 4 K_{ab} h_{ab}$$
 
 **Which normals.** The network's outputs are L z. A free copy of all inputs takes $L_0 U z$, with U the rotation that
-brings it near to L (`turned`), so that no input comes first. A free copy of one input alone can follow the network more
-closely, in the very direction of that input's outputs: $\sqrt{Q_{aa} / \hat Q_{aa}}\, (L z)_a$. One input's copy knows
-nothing of pairs, but with X for $C_S$, R or $C_F$ of all inputs and $\Delta_a = X^\text{alone}_{aa} - X_{aa}$, of mean
-zero, any $X_{ab} + w \Delta_a + w' \Delta_b$ has the mean that $X_{ab}$ has. With
-$w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ that is the copy alone for b = a and for repeated inputs, and the copy of all
-for unlike ones.
+brings $L_0 U$ near to L (`near_factor`), so that no input comes first. A free copy of one input alone can follow the
+network more closely, in the very direction of that input's outputs: $\sqrt{Q_{aa} / \hat Q_{aa}}\, (L z)_a$. The copy
+of one input knows nothing of pairs. But let X be $C_S$, R or $C_F$ of all inputs: the mean of
+$\Delta_a = X^\text{alone}_{aa} - X_{aa}$ is zero, so that any $X_{ab} + w \Delta_a + w' \Delta_b$ has the mean that
+$X_{ab}$ has. With $w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ this is the copy of a alone for b = a and for repeated
+inputs, and the copy of all inputs for unlike ones.
 """
 
 from typing import Any, NamedTuple
@@ -42,11 +42,11 @@ from ..model import Model
 from ..network import shapes
 from ..pairs import input_count, pair_table, triples, unpack
 from ..parts import Affine, Local, Response
-from .factors import gram, lower_inverse, mix, turned, unit_rows
-from .samplers import Read, as_rows
+from .factors import gram, lower_inverse, mix, near_factor, unit_rows
+from .samplers import BlockRead, as_rows
 
 
-class Path(NamedTuple):
+class InfiniteLayers(NamedTuple):
     """The network of infinite width, layer by layer: K0, the kernel E_S that the last matrix reads, and the responses
     of all maps from K0 to Q, without hessian and noise."""
 
@@ -54,7 +54,7 @@ class Path(NamedTuple):
     S: Float[Array, "layers P"]
     responses: list[Any]
 
-    def of_each(self) -> "Path":
+    def of_each(self) -> "InfiniteLayers":
         """The same of networks of one input, for every input: a further axis behind the layers."""
         inputs = input_count(self.K0.shape[-1])
         diagonal = np.diagonal(pair_table(inputs))
@@ -66,26 +66,26 @@ class Path(NamedTuple):
             zero = jnp.zeros(value.shape[:2], value.dtype)
             return Local(value, response.gradient[:, diagonal, None], zero, zero)
 
-        return Path(self.K0[:, diagonal, None], self.S[:, diagonal, None], [alone(r) for r in self.responses])
+        return InfiniteLayers(self.K0[:, diagonal, None], self.S[:, diagonal, None], [alone(r) for r in self.responses])
 
 
 class Limits(NamedTuple):
     """What control variates need of infinite width: the path of all inputs, that of each alone if there are several,
     and for each matrix the factors of the covariances of its outputs with their inverses."""
 
-    joint: Path
-    alone: Path | None
+    joint: InfiniteLayers
+    alone: InfiniteLayers | None
     factors: list[tuple[Float[Array, "layers N N"], Float[Array, "layers N N"]]]
 
 
 @eqx.filter_jit
-def infinite_width(model: Model, k0: Float[Array, " P"], dt: Float[Array, " depth"]) -> Limits:
+def find_limits(model: Model, k0: Float[Array, " P"], dt: Float[Array, " depth"]) -> Limits:
     """All depths of the recursion K0' = a^2 K0 + dt Q(K0), dt = eps^2 of each layer."""
 
     def layer(k, dt):
         responses = model.responses(k)
         factors = [semidefinite_cholesky(unpack(r.value)) for r in responses if isinstance(r, Affine)]
-        path = Path(k, responses[-2].value, [first_order(r) for r in responses])
+        path = InfiniteLayers(k, responses[-2].value, [first_order(r) for r in responses])
         return model.shrink(dt) * k + dt * responses[-1].value, (path, [(L, lower_inverse(L)) for L in factors])
 
     path, factors = jax.lax.scan(layer, k0, jnp.append(dt, 0))[1]  # after the last depth comes no layer
@@ -115,7 +115,7 @@ class Control(NamedTuple):
 
 
 def start(
-    phi: Float[Array, "N n B"], model: Model, limits: Limits, reads: tuple[Read, ...], hidden: tuple[Any, ...]
+    phi: Float[Array, "N n B"], model: Model, limits: Limits, reads: tuple[BlockRead, ...], hidden: tuple[Any, ...]
 ) -> Control:
     """At depth zero the free neurons are the network's own, and nothing responds."""
 
@@ -133,7 +133,7 @@ def advance(
     control: Control,
     model: Model,
     limits: tuple[Limits, Limits],
-    reads: tuple[Read, tuple[Read, ...]],
+    reads: tuple[BlockRead, tuple[BlockRead, ...]],
     noise: tuple[Any, tuple[Any, ...]],
     eps: Float[Array, ""],
     a: Float[Array, ""],
@@ -161,7 +161,7 @@ def advance(
 
 def free_outputs(
     factors: list[tuple[Float[Array, "N N"], Float[Array, "N N"]]],
-    reads: tuple[Read, ...],
+    reads: tuple[BlockRead, ...],
     noise: tuple[Any, ...],
     shapes: tuple[tuple[int, int], ...],
 ) -> tuple[tuple[Float[Array, "N _ B"], ...], tuple[Float[Array, "N 1 _ B"], ...]]:
@@ -178,7 +178,7 @@ def free_outputs(
             joint.append(mix(L0[:, :, None], z))
             continue
         deviations = jnp.sqrt(jnp.sum(L0**2, axis=1))[:, None, None]
-        found = turned(L0, inverse, read.L), deviations * unit_rows(read.L)
+        found = near_factor(L0, inverse, read.L), deviations * unit_rows(read.L)
         turned_L0, rows = jax.lax.optimization_barrier(found)  # else they are worked out again for every neuron
         joint.append(mix(turned_L0, z, full=True))
         alone.append(mix(rows, z)[:, None])
@@ -189,7 +189,7 @@ def read_free(
     phi: Float[Array, "N n B"],
     h: Float[Array, "P B"],
     model: Model,
-    path: Path,
+    path: InfiniteLayers,
     hidden: tuple[Float[Array, "N _ B"], ...],
 ) -> Float[Array, "P B"]:
     """C_S of free neurons phi, hidden ones too, and response h."""
@@ -251,7 +251,7 @@ def ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
 
 
-def uses(free: Free, path: Path) -> tuple[Float[Array, "P B"], ...]:
+def uses(free: Free, path: InfiniteLayers) -> tuple[Float[Array, "P B"], ...]:
     """C_G, C_S, R and C_F of a free copy."""
     aa, bb, ab = triples(free.phi.shape[0]).T
     K, h = path.K0[:, None], free.h

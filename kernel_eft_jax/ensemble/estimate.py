@@ -34,7 +34,7 @@ from ..network import shapes, skip
 from ..pairs import pack, pair_table, pairs
 from ..parts import Dense
 from .checkpoint import Checkpoint
-from .control import infinite_width
+from .control import find_limits
 from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, lengths, quantities, recorded
 from .plan import check_run, sample_size
 from .processes import check_alike, together
@@ -209,7 +209,7 @@ def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple
     variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
-    path = infinite_width(model, k0, squares(np.asarray(eps, np.float64), int(depth), k0.dtype))
+    path = find_limits(model, k0, squares(np.asarray(eps, np.float64), int(depth), k0.dtype))
     limit = InfiniteWidth(
         *(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in (path.joint.K0, path.joint.S))
     )

@@ -52,12 +52,12 @@ def mix(L: Float[Array, "N N #B"], z: Float[Array, "N n B"], full: bool = False)
     return jnp.moveaxis(jnp.matmul(jnp.moveaxis(L, -1, 0), jnp.moveaxis(z, -1, 0), precision="highest"), 0, -1)
 
 
-def factor(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
+def cholesky_of_networks(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
     """`semidefinite_cholesky` of every network."""
-    return jax.vmap(semidefinite_cholesky, -1, -1)(Q) if Q.shape[0] > WRITTEN_OUT else cholesky(Q)
+    return jax.vmap(semidefinite_cholesky, -1, -1)(Q) if Q.shape[0] > WRITTEN_OUT else cholesky_written_out(Q)
 
 
-def cholesky(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
+def cholesky_written_out(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
     """`semidefinite_cholesky` of every network, written out with networks innermost: several times faster for 16
     inputs.
 
@@ -90,7 +90,7 @@ def features_factor(
     as of a repeated input.
     """
     Q = dense.value(S)[pair_table(input_count(S.shape[0]))]
-    L, diagonal = factor(Q), jnp.diagonal(Q).T
+    L, diagonal = cholesky_of_networks(Q), jnp.diagonal(Q).T
     doubtful = jnp.any(DOUBTFUL * jnp.finfo(Q.dtype).eps * diagonal > jnp.diagonal(L).T ** 2, axis=0)
     with jax.named_scope("doubtful"):  # `benchmarks/gpu_program.py` counts by it
         return jax.lax.cond(
@@ -115,7 +115,7 @@ def orthogonalised(dense: Dense, Q: Float[Array, "N N B"], x: Float[Array, "N m 
         seen = floor < jnp.diagonal(rest).T  # what is only rounding must not be taken for a direction
         y, bias = zeroed(y, seen[:, None]), zeroed(bias, seen[:, None])
         rest = zeroed(rest, seen[:, None] & seen[None])
-    return mix(total, factor(rest))
+    return mix(total, cholesky_of_networks(rest))
 
 
 def zeroed(x: Float[Array, "*shape"], kept: Bool[Array, "*#shape"]) -> Float[Array, "*shape"]:
@@ -152,7 +152,9 @@ def unit_rows(L: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
     return L * scale[:, None] + jnp.where(some, 0, 1)[:, None].astype(L.dtype) * own
 
 
-def turned(L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
+def near_factor(
+    L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array, "N N B"]
+) -> Float[Array, "N N B"]:
     r"""L0 U with U orthogonal, near to L: of all factors of $L_0 L_0^T$ one that hardly depends on the order of inputs.
 
     $$U = (1 - A)^{-1} (1 + A), \qquad A = \tfrac14 (M - M^T), \qquad M = L_0^{-1} L$$

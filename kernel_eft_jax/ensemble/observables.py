@@ -103,7 +103,9 @@ class Observable(NamedTuple):
         return self.controlled if control and self.controlled is not None else self.plain
 
 
-def measured(axes: str, meaning: str, plain: Formula | None, controlled: Formula | None = None) -> dict[str, Any]:
+def observable_field(
+    axes: str, meaning: str, plain: Formula | None, controlled: Formula | None = None
+) -> dict[str, Any]:
     """The metadata of a field of `Quantities`."""
     return {"observable": Observable(axes, meaning, plain, controlled)}
 
@@ -121,30 +123,36 @@ class Quantities(eqx.Module):
     """
 
     G: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured("a b", "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)", lambda x: x.mean(G))
+        metadata=observable_field(
+            "a b", "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)", lambda x: x.mean(G)
+        )
     )
     S: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured(
+        metadata=observable_field(
             "a b", "mean of the empirical sigma-kernel, (1/n) sum_i s(phi_i(a)) s(phi_i(b))", lambda x: x.mean(S)
         )
     )
     K1: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured("a b", MEANING["K1"], lambda x: x.n * (x.mean(G) - x.limit.K0), lambda x: x.n * x.mean(R))
+        metadata=observable_field(
+            "a b", MEANING["K1"], lambda x: x.n * (x.mean(G) - x.limit.K0), lambda x: x.n * x.mean(R)
+        )
     )
     U1: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured("a b", MEANING["U1"], lambda x: x.n * (x.mean(S) - x.limit.S), lambda x: x.n * x.mean(D_S))
+        metadata=observable_field(
+            "a b", MEANING["U1"], lambda x: x.n * (x.mean(S) - x.limit.S), lambda x: x.n * x.mean(D_S)
+        )
     )
     V4: Float[np.ndarray, "T N N N N"] = eqx.field(
-        metadata=measured("a b c d", MEANING["V4"], lambda x: x.covariance(G, G))
+        metadata=observable_field("a b c d", MEANING["V4"], lambda x: x.covariance(G, G))
     )
     V_GS: Float[np.ndarray, "T N N N N"] = eqx.field(
-        metadata=measured("a b c d", MEANING["V_GS"], lambda x: x.covariance(G, S))
+        metadata=observable_field("a b c d", MEANING["V_GS"], lambda x: x.covariance(G, S))
     )
     V_SS: Float[np.ndarray, "T N N N N"] = eqx.field(
-        metadata=measured("a b c d", MEANING["V_SS"], lambda x: x.covariance(S, S))
+        metadata=observable_field("a b c d", MEANING["V_SS"], lambda x: x.covariance(S, S))
     )
     kappa4: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured(
+        metadata=observable_field(
             "a b",
             "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 "
             "E[phi_a phi_b]^2)",
@@ -153,7 +161,7 @@ class Quantities(eqx.Module):
         )
     )
     V4_excess: Float[np.ndarray, "T N N N N"] | None = eqx.field(
-        metadata=measured(
+        metadata=observable_field(
             "a b c d",
             "V4 at this width less V4 at infinite width, by control variates",
             None,
@@ -172,7 +180,7 @@ def estimated(control: bool) -> dict[str, Observable]:
 
 def quantities(total: Group, limit: InfiniteWidth, width: int, control: bool) -> Quantities:
     """The estimates from the total of all groups, or of all but one."""
-    x, unpacked = Sampled(total, limit, width, control), {"a b": unpack_pairs, "a b c d": unpack_covariances}
+    x, unpacked = Sampled(total, limit, width, control), {"a b": full_matrices, "a b c d": full_covariances}
     found: dict[str, Any] = dict.fromkeys(OBSERVABLES)
     for name, entry in estimated(control).items():
         found[name] = unpacked[entry.axes](entry.formula(control)(x))
@@ -225,12 +233,12 @@ def _tables(pair_count: int) -> tuple[np.ndarray, np.ndarray]:
     return pair_table(inputs), triples(inputs).T
 
 
-def unpack_pairs(k: Float[np.ndarray, "*batch P"]) -> Float[np.ndarray, "*batch N N"]:
+def full_matrices(k: Float[np.ndarray, "*batch P"]) -> Float[np.ndarray, "*batch N N"]:
     """Full matrices of packed ones."""
     return k[..., _tables(k.shape[-1])[0]]
 
 
-def unpack_covariances(V: Float[np.ndarray, "*batch P P"]) -> Float[np.ndarray, "*batch N N N N"]:
+def full_covariances(V: Float[np.ndarray, "*batch P P"]) -> Float[np.ndarray, "*batch N N N N"]:
     """Full covariances of packed ones."""
     table = _tables(V.shape[-1])[0]
     return V[..., table[:, :, None, None], table]

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 GOES_ON, STOPS = 0, 1
 P = ParamSpec("P")
-T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 
 class Stopped(RuntimeError):
@@ -30,11 +30,11 @@ class _Meeting:
     on = False
 
 
-def together(function: Callable[P, T]) -> Callable[P, T]:
+def together(function: Callable[P, Answer]) -> Callable[P, Answer]:
     """`function`, run by all processes at once: if it fails in one process, it stops in all."""
 
     @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+    def run(*args: P.args, **kwargs: P.kwargs) -> Answer:
         try:
             result = function(*args, **kwargs)
             meet()

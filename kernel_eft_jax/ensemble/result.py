@@ -14,7 +14,7 @@ from ..model import Model
 from ..pairs import input_count
 from ..showing import Shown, shown
 from ..storage import MEANING, Result, attribute, axes, dataset, labelled, made_by
-from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, quantities, recorded, unpack_pairs
+from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, full_matrices, quantities, recorded
 from .samplers import Sampler
 from .statistics import Group, Sums, interval, jackknife, least_V4_error
 
@@ -96,7 +96,7 @@ class Estimate(Shown, Result, Quantities):
         return Estimate(
             layers=layers,
             ts=times_of_layers(layers, eps),
-            K0=unpack_pairs(limit.K0),
+            K0=full_matrices(limit.K0),
             **vars(value),
             stderr=stderr,
             networks=sums.total().networks,

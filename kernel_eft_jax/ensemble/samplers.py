@@ -56,7 +56,7 @@ class Sampler(eqx.Module):
         """How many numbers a network holds in memory at once, roughly."""
 
 
-class Read(NamedTuple):
+class BlockRead(NamedTuple):
     """What a matrix is told of its features by the block law: their kernel S, and the factor L of C_b + C_W S."""
 
     S: Float[Array, "P B"]
@@ -72,9 +72,9 @@ class BlockSampler(Sampler):
     def draw(self, keys, layer, first, inputs, shape) -> Complex[Array, "half B"]:
         return draw_rows(keys, layer, inputs, shape[0], first)
 
-    def reads(self, dense, features) -> Read:
+    def reads(self, dense, features) -> BlockRead:
         S = gram(features())
-        return Read(S, features_factor(dense, S, features))
+        return BlockRead(S, features_factor(dense, S, features))
 
     def kernel(self, read):
         return read.S

@@ -41,7 +41,7 @@ class Problem(eqx.Module):
         return self.path is not None
 
 
-class State(NamedTuple):
+class NetworkState(NamedTuple):
     """A batch of networks between two layers: pre-activations, what the last matrix of the next layer is told,
     control."""
 
@@ -73,7 +73,7 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
         if control is not None:
             limits = at(layer), at(layer + 1)
             control = advance(control, model, limits, (state.read, reads), (noise, hidden), eps, a)
-        return State(phi, reads[-1], control)
+        return NetworkState(phi, reads[-1], control)
 
     def save(state, interval):
         state = jax.lax.fori_loop(interval[0], interval[1], step, state)
@@ -84,7 +84,7 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
     phi, hidden = mix(problem.factor[:, :, None], z), numbers(draw_hidden, zero)
     reads = read_stream(sampler, model, phi, hidden)
     control = None if problem.path is None else start(phi, model, at(0), reads, hidden)
-    first = State(phi, reads[-1], control)
+    first = NetworkState(phi, reads[-1], control)
     return jax.lax.scan(save, first, (jnp.append(zero, problem.layers[:-1]), problem.layers))[1]
 
 

@@ -20,14 +20,14 @@ from jaxtyping import Array, Float
 
 from ..activations import Activation
 from ..activations.base import at_zero, between_sides, centres, enough_points
-from ..activations.pair_quadrature import DDS, kink_deltas
+from ..activations.pair_quadrature import SECOND, kink_deltas
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import centred_rule, derivative, powers, remaining_scale, steepness
 from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions, rotate
 
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
-SECOND = ((2, 0), (0, 2), (1, 1))
-SECOND_WEIGHT = np.array([1.0, 1.0, 2.0])
+SECOND_ORDERS = ((2, 0), (0, 2), (1, 1))
+SECOND_WEIGHTS = np.array([1.0, 1.0, 2.0])
 Factors = tuple[tuple[int, int], ...]
 
 
@@ -81,9 +81,9 @@ def local_products(
         entries = [(*f, (a[triple[p][u]], 0), (b[triple[p][u]], 0)) for p in places for f in first(p) for u in range(3)]
         return conditional(entries).reshape(-1, 3, 3)
 
-    second = average(lambda p: [((a[p], i), (b[p], j)) for i, j in SECOND])
+    second = average(lambda p: [((a[p], i), (b[p], j)) for i, j in SECOND_ORDERS])
     straight = average(lambda p: [((a[r], 0), (b[r], 0)) for r in triple[p]])
-    return jnp.asarray(SECOND_WEIGHT, k.dtype)[None, :, None] * second, straight
+    return jnp.asarray(SECOND_WEIGHTS, k.dtype)[None, :, None] * second, straight
 
 
 def _by_modes(activation, k, q, degree):
@@ -189,7 +189,7 @@ class _Conditional:
         if not s.kinks or (i, j) not in ((2, 0), (2, 1)):
             return weight
         other = between_sides(derivative(s, j), s, phi.dtype)
-        delta = jax.vmap(lambda root: kink_deltas(s, root)[DDS])(self.roots) * other[None]
+        delta = jax.vmap(lambda root: kink_deltas(s, root)[SECOND])(self.roots) * other[None]
         return weight.at[:, -delta.shape[1] :].set(delta)
 
     def _one(self, orders):

@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from ..checks import check_kind
 from ..inference import Fit
 from ..pairs import pairs
-from .style import COLOURS, CURVES, PANEL, POINTS, grid, legend, styled
+from .style import COLOURS, CURVE_STYLES, PANEL, POINT_STYLES, grid, legend, styled
 
 
 @styled
@@ -33,7 +33,7 @@ def plot_fit(fit: Fit) -> Figure:
     apart = min(0.012 * span, 0.1 * np.diff(layers).min(initial=span))
     heights = [PANEL[1], *[0.65 * PANEL[1]] * len(below)]
     figure, (top, *rest) = grid(1 + len(below), 1, _found(fit), heights, sharex=True)
-    for p, curve, points in zip(range(shown), CURVES, POINTS, strict=False):
+    for p, curve, points in zip(range(shown), CURVE_STYLES, POINT_STYLES, strict=False):
         x = layers + apart * (p - 0.5 * (shown - 1))
         top.plot(layers, curves[:, p], marker="_" if layers.size == 1 else None, markersize=24, **curve)
         top.errorbar(layers, values[:, p], bars[:, p], label=f"$G_{{{a[p]}{b[p]}}}$", **points)

@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 
 from ..checks import check_kind
 from ..inference import Sensitivity
-from .style import COLOURS, CURVES, DEPTH, check_entry, entry_text, grid, legend, styled
+from .style import COLOURS, CURVE_STYLES, DEPTH, check_entry, entry_text, grid, legend, styled
 
 # Relative to the largest effect in a panel: less cannot be seen.
 VISIBLE = 1e-3
@@ -35,7 +35,7 @@ def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), 
     symbols = (f"$K_{{0;{entry_text(*entry)}}}$", f"$V_{{4;{entry_text(*pair)}}}$", f"$K_{{1;{entry_text(*entry)}}}$")
     figure, axes = grid(3, columns, "Change in per cent for one per cent of a parameter")
     for i, (ax, symbol) in enumerate(zip(axes, symbols, strict=True)):
-        for style, name in zip(CURVES, shown, strict=False):
+        for style, name in zip(CURVE_STYLES, shown, strict=False):
             ax.plot(np.asarray(sensitivity.solution.ts), curves[name][i], label=name, **style)
         ax.set_title(symbol)
         ax.set_xlabel(DEPTH)
@@ -45,7 +45,7 @@ def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), 
             ax.text(0.5, 0.6, "zero at every depth", ha="center", transform=ax.transAxes)
             ax.set_yticks([])
     left_out = {"zero, so no relative change": zero, "less effect": [name for name in curves if name not in shown]}
-    notes = [f"{why}:\n{_rows(names)}" for why, names in left_out.items() if names]
+    notes = [f"{why}:\n{_four_a_line(names)}" for why, names in left_out.items() if names]
     legend(figure, axes[:1], {note: Line2D([], [], linestyle="none") for note in notes})
     return figure
 
@@ -63,6 +63,6 @@ def _curves(sensitivity: Sensitivity, name: str, entry: tuple[int, int]) -> list
     return [np.where(ok, y, np.nan) for ok, y in zip(defined, values, strict=True)]
 
 
-def _rows(names: list[str]) -> str:
+def _four_a_line(names: list[str]) -> str:
     """Four names in a line."""
     return "\n".join(", ".join(names[i : i + 4]) for i in range(0, len(names), 4))

@@ -22,10 +22,10 @@ DASHES = (
     *((0, (8, 3)), "-", (0, (6, 1.5)), (0, (4, 1.5, 1, 1.5))),
     *((0, (1, 1.2)), (0, (2.5, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5))),
 )
-CURVES: tuple[dict[str, Any], ...] = tuple(
+CURVE_STYLES: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "linestyle": dash} for colour, dash in zip(COLOURS, DASHES, strict=True)
 )
-POINTS: tuple[dict[str, Any], ...] = tuple(
+POINT_STYLES: tuple[dict[str, Any], ...] = tuple(
     {
         "color": colour,
         "marker": marker,
@@ -82,7 +82,7 @@ def legend(figure: Figure, axes: Sequence[Axes], extra: dict[str, Artist] | None
     """One legend below all panels, each label once; `extra` holds what no panel labels."""
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     handles |= extra or {}
-    fitting = max(1, int(figure.get_figwidth() / (0.8 + 0.095 * max(map(_length, handles)))))
+    fitting = max(1, int(figure.get_figwidth() / (0.8 + 0.095 * max(map(_letters, handles)))))
     rows = -(-len(handles) // fitting)
     columns = -(-len(handles) // rows)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
@@ -113,12 +113,12 @@ def _broken(title: str, columns: int) -> str:
     for line in title.split("\n"):
         lines.append("")
         for word in re.findall(r"(?:\$[^$]*\$|[^ $])+", line):
-            if lines[-1] and _length(lines[-1] + word) > 9 * PANEL[0] * columns:
+            if lines[-1] and _letters(lines[-1] + word) > 9 * PANEL[0] * columns:
                 lines.append("")
             lines[-1] += f"{word} "
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _length(text: str) -> int:
+def _letters(text: str) -> int:
     """Letters of a text as it is drawn, about."""
     return max(len(line) for line in re.sub(r"\\\w+|[${}_^\\]", "", text).split("\n"))

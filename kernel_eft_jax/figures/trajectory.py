@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from ..ensemble import Estimate
 from ..trajectory import Solution
-from .style import COLOURS, CURVES, DEPTH, POINTS, check_entry, entry_text, grid, legend, styled
+from .style import COLOURS, CURVE_STYLES, DEPTH, POINT_STYLES, check_entry, entry_text, grid, legend, styled
 
-SHOWN = 21  # points of one line, at most: error bars of more run into each other
+MOST_POINTS = 21  # points of one line, at most: error bars of more run into each other
 
 
 class Line(NamedTuple):
@@ -94,7 +94,7 @@ def _line(result, name, entry):
 
 def _draw(ax, line, label, style):
     if line.stderr is None:
-        ax.plot(line.ts, line.value, label=label, **CURVES[style])
+        ax.plot(line.ts, line.value, label=label, **CURVE_STYLES[style])
         return
-    every = np.s_[:: -(-len(line.ts) // SHOWN)]
-    ax.errorbar(line.ts[every], line.value[every], line.stderr[every], label=label, **POINTS[style])
+    every = np.s_[:: -(-len(line.ts) // MOST_POINTS)]
+    ax.errorbar(line.ts[every], line.value[every], line.stderr[every], label=label, **POINT_STYLES[style])

@@ -14,12 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..checks import to_numpy
+from ..checks import LEAST_NETWORKS, to_numpy
 from ..ensemble import Estimate, observables
 from ..pairs import pairs
 from .parameters import Experiment, get_parameters, places
-
-LEAST_NETWORKS = 16
 
 
 class Observed(NamedTuple):

@@ -65,7 +65,7 @@ def told_products(names: list[str], values: Float[np.ndarray, " p"], change: Flo
         if rough < SIMPLE and np.abs(exponents).max() < 9 and cost < best - 1e-6:
             best = cost
             found = [
-                _product(names, {names[i]: 1.0} | {names[j]: e for j, e in zip(held, row, strict=True)})
+                _monomial(names, {names[i]: 1.0} | {names[j]: e for j, e in zip(held, row, strict=True)})
                 for i, row in zip(others, exponents, strict=True)
             ]
     return found
@@ -83,7 +83,7 @@ def in_words(
     return f"The combined change {' : '.join(f'`{names[i]}`' for i in parts)} = {ratio}"
 
 
-def _product(names: list[str], exponents: dict[str, float]) -> str:
+def _monomial(names: list[str], exponents: dict[str, float]) -> str:
     halves = {name: round(2 * exponents[name]) / 2 for name in names if name in exponents}
 
     def factors(sign):

@@ -28,7 +28,7 @@ from ..pairs import pack, unpack
 from ..parts import Affine
 from .parameters import Experiment, check_names, get_parameters, least_values, set_parameters
 
-BATCH = 256
+NETWORKS_AT_ONCE = 256
 
 
 def pathwise_kernels(
@@ -133,8 +133,8 @@ def pathwise_sensitivity(
             "eps^2) has no derivative there. Leave them out, or take `sensitivity`, whose mean kernels have one."
         )
     first, second = np.zeros(()), np.zeros(())
-    for start in range(0, networks, BATCH):
-        members = jnp.arange(start, min(start + BATCH, networks), dtype=jnp.uint32)
+    for start in range(0, networks, NETWORKS_AT_ONCE):
+        members = jnp.arange(start, min(start + NETWORKS_AT_ONCE, networks), dtype=jnp.uint32)
         x = np.asarray(_with_derivatives(experiment, names, round(width), members, key), np.float64)
         first, second = first + x.sum(axis=1), second + (x**2).sum(axis=1)
     mean = first / networks

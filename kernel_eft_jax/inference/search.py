@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .data import Observed
 from .likelihood import Prediction, exact_relations, noise, whitener
 
-STEPS = 2000
+MOST_STEPS = 2000
 BROKEN = 0.1  # standard errors by which data may miss a relation that is exact in theory
 
 
@@ -95,7 +95,7 @@ def gradient_steps(optimiser):
 
         z = jnp.zeros(x.size)
         state = optimiser.init(z)
-        for _ in range(STEPS):
+        for _ in range(MOST_STEPS):
             gradient = unit.T @ (W @ prediction.jacobian).T @ problem.residual(prediction, W)
             if np.linalg.norm(np.linalg.solve(unit, inside(x - unit @ gradient) - x)) < 1e-3:
                 return x, True, "The search ended: the gradient vanishes."
@@ -108,7 +108,7 @@ def gradient_steps(optimiser):
         return (
             x,
             False,
-            f"The search did not end within {STEPS} steps: take larger steps, or a schedule that shrinks them.",
+            f"The search did not end within {MOST_STEPS} steps: take larger steps, or a schedule that shrinks them.",
         )
 
     return search

@@ -30,7 +30,7 @@ from .failures import LIMIT
 from .pair_solution import PairSolution
 from .solve import EXACT, continuum_steps, solve
 
-BATCH, BLOCK = 4, 32  # problems that are vectorised, and problems of one call
+BATCH, CHUNK = 4, 32  # problems that are vectorised, and problems of one call
 TABLES = 10  # of the plane of a pair, in what an activation is read by
 
 
@@ -110,7 +110,7 @@ class _Run:
         """(members, entries) of a group, entries joined over its blocks."""
         size, _ = key
         closure = _for_inputs(self.closure, size)
-        count = min(BLOCK, -(-len(members) // BATCH) * BATCH)
+        count = min(CHUNK, -(-len(members) // BATCH) * BATCH)
         padded = np.concatenate([members, np.repeat(members[-1:], -len(members) % count, axis=0)])
         K = np.asarray(self.K0)
         kernels = K[padded[:, :, None], padded[:, None, :]].reshape(-1, count, size, size)

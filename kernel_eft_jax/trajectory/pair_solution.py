@@ -1,7 +1,6 @@
 """What `solve_pairs` returns: K0, K1 and variances of every pair of inputs, how accurate they are, and what made
 them."""
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -13,13 +12,13 @@ from ..closures import Closure
 from ..model import Model
 from ..showing import shown
 from ..storage import Result, attribute, axes, dataset, labelled, made_by
+from .file import ORIGIN
 
 if TYPE_CHECKING:
     import xarray as xr
 
 MATRICES = ("K0", "K1", "variance", "K1_truncation", "variance_truncation")
 CHOSEN = ("V4", "V4_truncation", "quadruples")
-COMPUTED = ("ts", *MATRICES, *CHOSEN, "expectation_error")
 
 
 class PairSolution(Result):
@@ -65,7 +64,7 @@ class PairSolution(Result):
             if value is not None:
                 dimensions = ("quadruple", "inputs") if name == "quadruples" else ("t", "quadruple")
                 variables[name] = (dimensions, np.asarray(value), {"long_name": "of chosen quadruples of inputs"})
-        made = {name: getattr(self, name) for name in _made_by()}
+        made = {name: getattr(self, name) for name in ORIGIN}
         attributes: dict[str, Any] = {"expectation_error": float(self.expectation_error)}
         attributes |= {name: attribute(value) for name, value in made.items() if value is not None}
         return dataset(type(self).__name__, self.ts, self.K0.shape[-1], variables, attributes)
@@ -79,8 +78,4 @@ class PairSolution(Result):
         read = {n: jnp.asarray(axes(data, n, d)) if n in data else None for n, d in dimensions.items()}
         error = jnp.asarray(data.attrs["expectation_error"])
         ts = jnp.asarray(axes(data, "t", "t"))
-        return cls(ts=ts, **read, expectation_error=error, **made_by(data, _made_by()))
-
-
-def _made_by():
-    return [field.name for field in fields(PairSolution) if field.name not in COMPUTED]
+        return cls(ts=ts, **read, expectation_error=error, **made_by(data, ORIGIN))

@@ -11,7 +11,7 @@ from ... import recipes
 from ...diagnostics import CoordinateCheck, coordinate_check
 from ...diagnostics.coordinates import COLUMNS
 from ...inference.files import read_kernels
-from ..models import describe, make_kernel, make_model
+from ..models import describe_model, make_kernel, make_model
 from ..outputs import write
 from ..printing import Table, show
 
@@ -24,14 +24,17 @@ def run(arguments: argparse.Namespace) -> None:
     choices = {"tolerance": arguments.tolerance, "networks": arguments.networks, "progress": not arguments.quiet}
     check = coordinate_check(**stack, layers=layers, own=own or None, key=key, **choices)
     name = f"{arguments.recipe}: " if arguments.recipe else ""
-    title = {"model": name + describe(stack["model"]), "network": f"{stack['depth']} blocks, width {stack['width']}"}
+    title = {
+        "model": name + describe_model(stack["model"]),
+        "network": f"{stack['depth']} blocks, width {stack['width']}",
+    }
     table = Table(title, ["layer", *COLUMNS[: 3 + (len(stack["K0"]) > 1)]], rows(check), check.sentences())
     figure, beside = arguments.files
     if figure is not None:
         from ...figures import plot_coordinate_check
-        from ..drawing import save_figure
+        from ..drawing import write_figure
 
-        save_figure(plot_coordinate_check(check, title=", ".join(title.values())), figure)
+        write_figure(plot_coordinate_check(check, title=", ".join(title.values())), figure)
     if beside is not None:
         text = json.dumps(title | record(check), indent=1) + "\n"
         write(beside, lambda stream: stream.write(text.encode()))

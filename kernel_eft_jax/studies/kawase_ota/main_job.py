@@ -22,6 +22,7 @@ from .item import Chapter, Drawing, Item, Row, WithError, entry
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, SOURCE, TOWER
 
 PUBLISHED = json.loads(files("kernel_eft_jax.studies.kawase_ota").joinpath("published.json").read_text())
+MAIN_NETWORKS, SWEEP_NETWORKS = (PUBLISHED["settings"][part]["networks"] for part in ("main", "sweeps"))
 C_W = 2.0
 TANH, RULE_32 = keft.Tanh(), GaussHermite(keft.Tanh())
 MODEL, RULE_MODEL = keft.Model(TANH, C_W), keft.Model(RULE_32, C_W)
@@ -151,7 +152,7 @@ def _theory(study):
 
 def _sampled(study):
     sampled, published, bias = study.sampled, PUBLISHED["K1_00_T2_n64"], float(study.quadrature_bias()[-1, 0, 0])
-    networks = PUBLISHED["settings"]["main"]["networks"]
+    networks = MAIN_NETWORKS
     rows = []
     for p in PUBLISHED["V4_0000_n64"]:
         theirs = WithError(p["sampled"], V4_error(p["sampled"], networks))
@@ -177,7 +178,7 @@ def _what_holds(study):
     """SigmaKernel and HermiteTower beside the published networks."""
     V4s, K1s = ({name: entry(getattr(s, q)).value for name, s in study.theories.items()} for q in ("V4", "K1"))
     wide, mic = PUBLISHED["V4_0000_T2_by_width"][-1], PUBLISHED["K1_00_T2_n64"]
-    V4 = WithError(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
+    V4 = WithError(wide["sampled"], V4_error(wide["sampled"], SWEEP_NETWORKS))
     K1 = WithError(mic["microscopic"] - float(study.quadrature_bias()[-1, 0, 0]), mic["standard_error"])
     rows = []
     for name in (SIGMA, TOWER):

@@ -16,10 +16,9 @@ import kernel_eft_jax as keft
 from kernel_eft_jax.pairs import unpack
 
 from .item import Chapter, Row, WithError
-from .main_job import MODEL, PUBLISHED, TANH, Study, Theory, V4_error
+from .main_job import MAIN_NETWORKS, MODEL, PUBLISHED, TANH, Study, Theory, V4_error
 from .names import G_ONLY, RULE, SOURCE
 
-NETWORKS_THERE = PUBLISHED["settings"]["main"]["networks"]
 DRAWS = 200  # of the published noise
 
 
@@ -48,7 +47,7 @@ def summary_section(study: Study) -> Chapter:
         return tuple(mean_error(np.asarray(theory), truth, study) for theory, truth in cases)
 
     found = zip(("K0", "V4_full", "V4_source_only"), *sampled.jackknife(errors), strict=True)
-    V4_noise = V4_error(1.0, NETWORKS_THERE)
+    V4_noise = V4_error(1.0, MAIN_NETWORKS)
     noise = {"K0": V4_noise / np.sqrt(2 * study.setting.width), "V4_full": V4_noise, "V4_source_only": V4_noise}
     rows = [Row(name, WithError(published[name], noise[name]), WithError(float(v), float(e))) for name, v, e in found]
     rows += [Row(name, WithError(published[name]), value) for name, value in noisy_K1(study).items()]
@@ -79,7 +78,7 @@ def published_noise(
     """n times the noise of the published mean kernel, X, and its sources M alone, at the saved depths."""
     rng, a, b = np.random.default_rng(0), *np.triu_indices(len(study.setting.K0))
     sources = np.asarray(study.theories[SOURCE].V4)[:, a[:, None], b[:, None], a, b]
-    new = np.diff(sources, axis=0, prepend=np.zeros_like(sources[:1])) * study.setting.width / NETWORKS_THERE
+    new = np.diff(sources, axis=0, prepend=np.zeros_like(sources[:1])) * study.setting.width / MAIN_NETWORKS
     packed = [rng.multivariate_normal(np.zeros(len(a)), C, DRAWS) for C in new]
     drawn = np.asarray(unpack(jnp.asarray(np.stack(packed, axis=1))))
     chi: Callable = jax.jit(jax.vmap(MODEL.chi, (None, 0)))
