@@ -72,7 +72,7 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
     diagonal.
 
     Symmetry and sign are judged on the correlation matrix, so that no large variance hides what is wrong between small
-    ones. With `zeros`, variances may be zero where the whole row is.
+    ones. With `zeros`, a variance may be zero if its whole row is zero.
     """
     values, K = K, check_array(K, name)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or K.shape[0] == 0:
@@ -199,13 +199,13 @@ def check_kind(value: Any, kind: type, name: str) -> None:
 
 
 def check_flag(value: Any, name: str) -> None:
-    """That an argument is True or False: a text such as "no" would count as true."""
+    """Check that an argument is True or False: a text such as "no" would count as true."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"Argument `{name}` must be True or False, but is {value!r:.200}.")
 
 
 def check_function(value: Any, name: str) -> None:
-    """That an argument is an elementwise function of arrays which JAX can trace."""
+    """Check that an argument is an elementwise function of arrays that JAX can trace."""
     if not callable(value):
         raise ValueError(f"Argument `{name}` must be a function of an array, but is {value!r:.200}.")
     x = np.asarray([[-1.7, -0.4, 0.3], [0.9, 1.6, 2.3]], np.float32)
@@ -233,8 +233,7 @@ def check_function(value: Any, name: str) -> None:
 
 
 def check_untraced(work: str, remedy: str, *arguments: Any) -> None:
-    """Check that nothing is traced: `work` is a function that runs on the host, which no transformation of JAX can
-    follow."""
+    """Check that nothing is traced: the function `work` runs on the host, where no transformation of JAX can follow."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         raise TypeError(f"`{work}` cannot be traced by jit, grad or vmap: {remedy}")
 
@@ -243,7 +242,8 @@ def check_unstacked(module: eqx.Module, name: str = "model") -> None:
     """Check that a field declared as one number holds one number: a stack of modules is called through
     `eqx.filter_vmap`.
 
-    A stack would be broadcast against pairs of inputs, and give a wrong answer wherever the two numbers agree.
+    A stack would be broadcast against pairs of inputs, and give a wrong answer wherever there are as many modules as
+    pairs.
     """
     for node in jax.tree.leaves(module, is_leaf=lambda x: x is not module and isinstance(x, eqx.Module)):
         if isinstance(node, eqx.Module):
@@ -253,7 +253,7 @@ def check_unstacked(module: eqx.Module, name: str = "model") -> None:
         if getattr(field.type, "dim_str", None) == "" and eqx.is_array(leaf) and leaf.ndim:
             raise ValueError(
                 f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} where one number is due. Call "
-                "for one at a time, or through `eqx.filter_vmap`."
+                "the function for one module at a time, or through `eqx.filter_vmap`."
             )
 
 

@@ -74,7 +74,7 @@ class Model(eqx.Module):
     """
 
     branch: tuple[Part, ...]
-    # Of order one is the decay that balances what a layer adds.
+    # Its unit is the decay that balances what a layer adds.
     decay: Float[Array, ""] = eqx.field(
         metadata=parameter(unit=lambda model, k: mean_variance(model.q(k)) / mean_variance(k))
     )

@@ -26,7 +26,7 @@ from .fields import parameter
 from .pairs import input_count, pairs, triples, unpack, wick
 from .showing import shown_fields
 
-SERIES = 40  # terms in the correlation of what is left of two inputs given a third
+SERIES = 40  # terms of the series in the correlation of two inputs given a third
 
 
 class Affine(NamedTuple):

@@ -36,8 +36,8 @@ class Shown(eqx.Module):
 
 
 def shown(value: Any) -> str:
-    """A value in short: modules by their fields, functions by their names, arrays by their numbers, or by their shape
-    where those are many or traced."""
+    """A value in short: a module by its fields, a function by its name, an array by its numbers, or by its dtype and
+    shape if the numbers are many or traced."""
     if isinstance(value, eqx.Module) and type(value).__repr__ is not eqx.Module.__repr__:
         return repr(value)
     if isinstance(value, tuple | list):

@@ -1,9 +1,9 @@
-r"""How wrong the moments of an activation are: measured against another evaluation, not promised.
+r"""Errors of the moments of an activation, measured by comparison with a second evaluation.
 
-All errors are relative to E[s^2] and for relative changes of k: of the value, k times the gradient, k^2 times the
-hessian. Inputs of correlation 1, -1 and 0 need one integral only, $E[f_a g_b] = E[f g]$, $E[f(\phi) g(-\phi)]$ and
-$E[f] E[g]$; that is where closed forms are compared with quadrature, and quadrature with one and a half times its
-nodes.
+An error is the largest of those of the value, of k times the gradient and of k^2 times the hessian, relative to E[s^2].
+At the correlations 1, -1 and 0 a moment is one integral or a product of two, $E[f_a g_b] = E[f g]$,
+$E[f(\phi) g(-\phi)]$ and $E[f] E[g]$. There closed forms are compared with quadrature, and quadrature with a rule of
+one and a half times as many nodes.
 """
 
 from functools import partial
@@ -29,9 +29,9 @@ from .pair_quadrature import (
     kinks_with_itself,
 )
 
-CAUTION = 3  # two rules are compared, and neither is exact
-ROUNDINGS = 100
-# Given phi_a in units of its root, what phi_b has left at a correlation: where averages over the rest are tested.
+CAUTION = 3  # multiplies the difference of two rules, since neither is exact
+ROUNDINGS = 100  # of one operation, that a result may be off by
+# (correlation, phi_a / sqrt(k)) at which averages over phi_b given phi_a are tested.
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
 
 # Factors that meet in a moment, first and second.
@@ -41,8 +41,8 @@ MEETING = [(VALUE, VALUE), (FIRST, FIRST), (SECOND, SECOND)] + [
 
 
 class Lines(NamedTuple):
-    """Expansions at correlations 1, 0, -1 (without kinks) by two rules, and what else quadrature can get wrong, of
-    E[s^2]."""
+    """Expansions at the correlations 1, 0 and (without kinks) -1 by two rules, and two more errors of quadrature:
+    `inner`, of averages over phi_b given phi_a, and `parts`, by which Stein's identity fails."""
 
     coarse: Expansion
     fine: Expansion
@@ -51,8 +51,8 @@ class Lines(NamedTuple):
 
 
 def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Estimated error of `pair_by_quadrature` at variance k: of its nodes, of kinks that nobody named, and of
-    rounding."""
+    """Estimated error of `pair_by_quadrature` at variance k: the errors of its nodes, of kinks that the activation does
+    not name, and of rounding."""
 
     def one(k):
         k = floored(k)
@@ -64,7 +64,7 @@ def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float
 
 
 def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """What a closed form differs from quadrature by, beyond the error of the quadrature, and rounding."""
+    """By how much a closed form and quadrature differ, beyond the error of quadrature, and the error of rounding."""
 
     def one(k):
         k = floored(k)
@@ -94,7 +94,7 @@ def _apart(x: Expansion, y: Expansion) -> Expansion:
 
 
 def _size(x: Expansion, k: Float[Array, ""]) -> Float[Array, "*signs"]:
-    """The largest entry of each expansion, for relative changes of k."""
+    """The largest entry of each expansion, the gradient multiplied by k and the hessian by k^2."""
     gradient, hessian = jnp.max(jnp.abs(x.gradient), axis=-1), jnp.max(jnp.abs(x.hessian), axis=(-2, -1))
     return jnp.maximum(jnp.abs(x.value), jnp.maximum(k * gradient, k * (k * hessian)))
 
@@ -104,8 +104,8 @@ def _rounding(x: Expansion, k: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def _along_ray(x: Expansion) -> Expansion:
-    """At correlation 1 (first) the hessian at kinks diverges: its part along changes that keep the correlation is all
-    it means."""
+    """At correlation 1 (the first entry) the hessian of a function with kinks diverges. Only its part along changes
+    that keep the correlation has a meaning, and only this part is kept."""
     gradient, hessian = (v.at[0].set(jnp.sum(v[0])) for v in (x.gradient, x.hessian))
     return Expansion(x.value, gradient, hessian)
 
@@ -119,7 +119,7 @@ def _lines(activation, k):
     finer = 3 * points // 2
     y, w = rule(activation, mean, width, points, finer)
     phi = mean[:, None] + width[:, None] * y
-    f = factors(activation, phi)  # (5, cases, M): first one input, then averages over rests
+    f = factors(activation, phi)  # (5, cases, M): case 0 is one input with itself
     halves = y.shape[1] // (points + finer)
     rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
     means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (5, cases, 2)
@@ -130,7 +130,8 @@ def _lines(activation, k):
     here, weights = f[:, 0], w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
     scale = jnp.sqrt(jnp.sum(here[VALUE] ** 2 * weights[1]))
-    # A mean that is wrong by `gaps` meets the other factor of a moment, in absolute value.
+    # In a moment the error `gaps` of one mean is multiplied by the other factor, here by the mean of its absolute
+    # value.
     other = units * jnp.sum(jnp.abs(here) * weights[0][None], axis=-1)
     worst = jnp.max(gaps, axis=1)
     inner = jnp.max(jnp.stack([other[i] * worst[j] for i, j in MEETING])) + ends * normal_density(
@@ -142,7 +143,7 @@ def _lines(activation, k):
 
 
 def _deeply_graded(activation, k):
-    """One input with itself by the nodes that near copies get."""
+    """The expansion of one input with itself by the nodes that are used for two nearly equal inputs."""
     root = jnp.sqrt(k)
     x, w = centred_rule(centres(activation, k.dtype) / root, 1e8 * jnp.ones_like(k), enough_points(activation))
     here, delta = factors(activation, root * x), kinks_with_itself(activation, root)
@@ -169,7 +170,8 @@ def _expansions(activation, k, here, weights, means):
 
 
 def _by_parts(activation, k, f, phi, w, scale):
-    """Stein's identity for s, s s', s' and s'': it fails at a jump, and at a kink that nobody named."""
+    """By how much Stein's identity fails for s, s s', s' and s'': it fails at a jump of s, and at a kink that `kinks`
+    does not name."""
     s, ds, dds = f[VALUE], f[FIRST], f[SECOND]
     once = jnp.sum((k * dds - phi * ds) * w)
     twice = jnp.sum((k * (s * dds + ds**2) - phi * s * ds) * w)

@@ -40,7 +40,8 @@ from .tower_state import TowerRead, TowerState, contract_modes, frame_turn, prod
 
 
 class ReadCovariances(NamedTuple):
-    """Covariances of y, the fluctuation of what the branch reads (pair p, first), and its mean's correction."""
+    """Covariances of y_p, the fluctuation of what the branch reads (the pair p is the first axis), and the correction
+    of its mean."""
 
     with_modes: Float[Array, "P P J S"]
     with_h: Float[Array, "P P"]
@@ -60,19 +61,19 @@ class HermiteTower(Closure[TowerState]):
     eps.
 
     Without a `degree`, `solve`, `fit`, `fisher` and `sensitivity` choose the lowest of 4, 8, 12, 16, 24, 32, 48, 64
-    (and for one input 96, 128, 192, 256) whose truncation, for the inputs of least and of largest variance alone, is
-    bounded by a thousandth of V4 and a hundredth of K1 (or of K0 / 100, where K1 is smaller) at every depth; or the
-    last of them. `Solution.closure` says which, and `Solution.truncation` how far it reaches. Where values are traced
-    (inside jit, grad, vmap) nothing can be chosen, and the degree is 30.
+    (and for one input 96, 128, 192, 256) whose truncation is small enough, or the last of them. Small enough is a bound
+    of a thousandth of V4 and of a hundredth of K1 (or of K0 / 100, where K1 is smaller) at every depth, for the inputs
+    of least and of largest variance alone. `Solution.closure` holds the chosen degree, and `Solution.truncation` the
+    bounds. Inside jit, grad or vmap the values are not known, no degree can be chosen, and the degree is 30.
 
     Analytic activations converge like the square of their Hermite coefficients, exp(-c sqrt(degree)); at the paper's
     settings degree 20 is right to 2e-4 in V4 and degree 40 to 1e-5. ReLU converges like a power of the degree: 10 is
     right to 1e-4, 40 to 1e-6 (one input). Where the branch reads the stream with a matrix or a norm, or with a
     polynomial, the hierarchy ends by itself, at twice the degree of the polynomial, and nothing is computed beyond.
-    `Solution.truncation` bounds what is missing, from the exact norms of the functions that are expanded; it is NaN for
-    K1 and U1 of a kinked activation below degree 6, which is too low to tell. For odd activations degree 2 has the V4
-    of `GOnly` in the continuum; others also feel the mean of phi, degree 1. The state grows as N^4 degree^2: for more
-    than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
+    `Solution.truncation` bounds what is missing, from the exact norms of the functions that are expanded. It is NaN for
+    K1 and U1 of a kinked activation below degree 6, which is too low for a bound. In the continuum the V4 of degree 2
+    is that of `GOnly` for odd activations; for others it also depends on the mean of phi, degree 1. The state grows as
+    N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
     """
 
     degree: int | None = eqx.field(static=True, default=None)
@@ -115,7 +116,7 @@ class HermiteTower(Closure[TowerState]):
         return rate._replace(tail=rate.tail + (self._degree(model.read) + 1) * slowest_rate(d_turn) * state.tail)
 
     def _unforgotten(self, model: Model, state: TowerState, dt):
-        """One layer, but for the decay of `tail`, and how the frame turns."""
+        """The state one layer on, its `tail` not yet decayed, and the turn of the frame."""
         read, shrink = self._read(model.read, state), model.shrink(dt)
         y, responses = read_covariances(state, read), model.responses_of_read(read.response.value)
         transport = apply_all(responses, y.with_h)

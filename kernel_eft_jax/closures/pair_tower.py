@@ -50,15 +50,15 @@ class PairMemory(NamedTuple):
 
 
 class PairTower(Closure[PairState]):
-    """The exact closure of two inputs, cheaper than `HermiteTower` by what `benchmarks/inputs.py` says, and equal to it
-    to rounding."""
+    """The exact closure of two inputs: equal to `HermiteTower` to rounding, and cheaper (`benchmarks/inputs.py`
+    measures by how much)."""
 
     degree: int = eqx.field(static=True, default=30)
     nodes: tuple[int, int] = eqx.field(static=True, default=PAIR_NODES)
 
     @classmethod
     def of(cls, tower: HermiteTower) -> "PairTower":
-        """The tower of two inputs with the degree of another, or with the default where that leaves it open."""
+        """The `PairTower` of the degree of `tower`, or of the default degree if `tower` leaves its degree open."""
         return cls() if tower.degree is None else cls(tower.degree)
 
     def init(self, model: Model, k):
@@ -78,8 +78,8 @@ class PairTower(Closure[PairState]):
         return rate._replace(u=rate.u + rotate_lower_rate(d_turn[1], state.u), tail=tail)
 
     def _unturned(self, model, state, dt):
-        """One layer, u still in the modes of its beginning and `tail` not yet decayed, and how the modes turn into
-        those of its end."""
+        """The state one layer on, with u still in the modes of the layer's beginning and `tail` not yet decayed; and
+        the turn of these modes into those of its end."""
         read, shrink = self._read(model, state.k), model.shrink(dt)
         response, responses = (
             Local(*read.expansion, jnp.zeros((), dt.dtype)),
@@ -140,7 +140,7 @@ class PairTower(Closure[PairState]):
         return memory.response + _inner_products(_product_rows(state), memory.modes)
 
     def error(self, model: Model, k) -> Float[Array, ""]:
-        # How much more nodes change what is read, relative to its norm.
+        # By how much more nodes change the functions that are read, relative to their norms.
         here, finer = (read_pair(model.read, k, self._degree(model), nodes) for nodes in (self.nodes, (64, 512)))
 
         def change(x, y, norm):
@@ -159,7 +159,7 @@ class PairTower(Closure[PairState]):
 
 
 def _covariances(state, read, response):
-    """Of y with the modes, with h and with itself, and its mean's correction."""
+    """The covariances of y with the modes, with h and with itself, and the correction of the mean of y."""
     X = _inner_products(read.value, state.u)
     with_h = X + response.apply(state.v)
     with_y = _inner_products(read.value, read.value) + response.apply(with_h.T).T + response.apply(X.T)
@@ -169,7 +169,7 @@ def _covariances(state, read, response):
 
 
 def _errors(state, read, bound):
-    """Bounds of the errors of `_covariances`; of the modes beyond the degree one of their norm."""
+    """Bounds of the errors of `_covariances`; for the modes beyond the degree a bound of their norm."""
     X = read.value_tail[:, None] * state.tail[None]
     with_h = X + bound.apply(state.v_error)
     with_y = read.value_tail[:, None] * read.value_tail[None] + bound.apply(with_h.T).T + bound.apply(X.T)

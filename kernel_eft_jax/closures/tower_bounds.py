@@ -60,16 +60,17 @@ def moment_bounds(
     errors, bounds = read_errors(state, read), [r.absolute() for r in to_S]
     mean, with_S = carry_all(bounds, errors.mean, errors.with_y)
     cross = apply_all(bounds, errors.with_h).T
-    # The tails of second derivatives are extrapolated where they have no norm: from a few degrees they cannot be.
+    # The second derivatives of a kinked function have no norm. Their tails are extrapolated, for which a few degrees
+    # are not enough.
     known = jnp.nan if activation.kinks and degree < KINKED_DEGREE else 1.0
     return Moments(jnp.zeros_like(state.k), state.v_error, known * state.K1_error, cross, with_S, known * mean)
 
 
 def slowest(turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
-    """The largest singular value of each pair's turn, lower triangular: covariances with modes of degree m shrink by
-    its m-th power or more.
+    """The largest singular value of each pair's turn, a lower-triangular matrix: a layer multiplies covariances with
+    modes of degree m by its m-th power at most.
 
-    Never above one but for rounding, as kernels only grow by what a layer adds.
+    It is at most one, up to rounding, because a layer only adds to a kernel.
     """
     first, across, second = turn[:, 0, 0], turn[:, 1, 0], turn[:, 1, 1]
     half = 0.5 * (first**2 - across**2 - second**2)
@@ -77,10 +78,10 @@ def slowest(turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
 
 
 def slowest_rate(d_turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
-    """The rate of change of `slowest` where turn is one and changes at a rate: the largest eigenvalue of its symmetric
-    part.
+    """The rate of change of `slowest` at turn = 1, as the turn changes at the rate `d_turn`: the largest eigenvalue of
+    the symmetric part of `d_turn`.
 
-    (One is the largest singular value twice, so that JAX's derivative would be that of either, by chance.)
+    (JAX cannot find it: both singular values are one there, and JAX's derivative would be that of either, by chance.)
     """
     first, across, second = d_turn[:, 0, 0], d_turn[:, 1, 0], d_turn[:, 1, 1]
     a, b = pairs(input_count(d_turn.shape[0]))

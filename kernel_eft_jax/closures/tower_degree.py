@@ -63,10 +63,10 @@ def _shares(
     dt: Float[Array, " L"],
     degrees: tuple[int, ...],
 ):
-    """Bounds of the truncation at each degree over what is allowed, for each variance alone: the largest over layers,
-    (degrees,).
+    """Bounds of the truncation at each degree divided by what is allowed, for one input of each variance: the largest
+    over layers and variances, (degrees,).
 
-    One tower of the highest degree has the modes of all: what a lower one misses are the modes that it lacks.
+    One tower of the highest degree is enough: a lower degree misses those of its modes that lie beyond.
     """
     each = jnp.asarray(degrees)
     too_low = jnp.where((each < KINKED_DEGREE) & bool(model.read.kinks), jnp.inf, 0.0).astype(dt.dtype)
@@ -100,10 +100,10 @@ def _shares(
 
 
 def rule_error(activation: Activation, k: Float[Array, ""], degree: int) -> Float[Array, ""]:
-    r"""What the nodes of the modes make of $E[s^2]$ and $E[s^2 he_2] = \sqrt2\, k\, \partial_k E[s^2]$, less what these
-    are, relative to E[s^2].
+    r"""The error of the nodes of the modes for $E[s^2]$ and for $E[s^2 he_2] = \sqrt2\, k\, \partial_k E[s^2]$,
+    relative to E[s^2].
 
-    An oscillation that the nodes of a low degree miss shows here, where no closed form tells of it.
+    It shows an oscillation of s that the nodes of a low degree miss, which the error of a closed form does not show.
     """
     x, w = rule(activation, jnp.zeros_like(k), jnp.sqrt(k), enough_points(activation, degree + 2))
     square = activation(jnp.sqrt(k) * x) ** 2 * w

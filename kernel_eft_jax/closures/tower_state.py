@@ -40,12 +40,13 @@ def read_in_modes(activation: Activation, k: Float[Array, " P"], degree: int) ->
 
 
 def frame_turn(k: Float[Array, " P"], k_next: Float[Array, " P"], shrink: Float[Array, ""]) -> Float[Array, "P 2 2"]:
-    """How the frame of each pair turns in a layer that takes the kernel k to k_next and shrinks by a^2 = `shrink`."""
+    """The turn of each pair's frame in a layer that takes the kernel k to k_next and multiplies the stream by a, a^2 =
+    `shrink`."""
     return frame(k_next).M @ (root(shrink) * frame(k).L)
 
 
 def root(shrink: Float[Array, ""]) -> Float[Array, ""]:
-    """a from a^2, with a finite derivative where there is no skip: plain networks are differentiated in all but a."""
+    """a from a^2, with a finite derivative at a = 0, since plain networks are differentiated too."""
     return jnp.where(shrink > 0, jnp.sqrt(jnp.where(shrink > 0, shrink, 1.0)), 0.0)
 
 

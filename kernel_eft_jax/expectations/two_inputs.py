@@ -1,4 +1,4 @@
-r"""What one pair of inputs needs of an activation, in one pass over a grid of the plane.
+r"""The expectations that one pair of inputs needs of an activation, in one pass over a grid of the plane.
 
 With (phi_a, phi_b) = L psi, phi_a follows from psi_1 alone, so that one table of s(phi_b) over the nodes of (psi_1,
 psi_2) gives all: its projections on Hermite polynomials are two matrix products. Nodes of psi_1 are those of
@@ -26,9 +26,9 @@ PSI_2_REACH = 10.5
 class PairRead(NamedTuple):
     """E[s s] of the pairs (aa, ab, bb) with its derivatives, and the functions behind it in the modes of ab.
 
-    `value` holds the coefficients of s s, `second` those of its derivatives by (aa, bb, ab), the last counted twice; a
-    diagonal pair has one second derivative, a third of it at each place. Tails are the norms of what is beyond the
-    degree.
+    `value` holds the coefficients of s s, `second` those of its second derivatives by (aa, bb, ab), the last counted
+    twice. A diagonal pair has one second derivative: each of its three places holds a third of it. The tails are the
+    norms of the parts beyond the degree.
     """
 
     expansion: Expansion
@@ -46,9 +46,10 @@ class _Functions(NamedTuple):
 
 
 def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes: tuple[int, int]) -> PairRead:
-    """All of a pair at its packed kernel (aa, ab, bb), by (half the nodes of psi_1, the nodes of psi_2).
+    """The `PairRead` of one pair at its packed kernel (aa, ab, bb); `nodes` is (half the nodes of psi_1, the nodes of
+    psi_2).
 
-    An activation with kinks knows its averages over psi_2 itself, and is asked for those.
+    If the activation has kinks, it averages over psi_2 itself (`pair_functions`).
     """
     f = frame(k)
     if activation.kinks:

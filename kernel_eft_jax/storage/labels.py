@@ -41,7 +41,7 @@ def dataset(kind: str, ts: Any, inputs: int, variables: Mapping[str, Any], attri
     time = ("t", np.asarray(ts), {"long_name": "depth time, eps^2 times layer"})
     versions = {f"version_{name}": _version(name) for name in ("kernel_eft_jax", "jax", "diffrax", "numpy")}
     own = {KIND: kind, "variables": " ".join(["t", *variables])}
-    import xarray as xr  # half the time that importing this package would take
+    import xarray as xr  # here, since it takes half the time that importing this package would take
 
     return xr.Dataset(
         dict(variables), {"t": time} | dict.fromkeys(INPUT_AXES, np.arange(inputs)), versions | own | attributes
