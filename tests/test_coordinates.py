@@ -185,7 +185,7 @@ class TestCommand:
     def in_an_empty_directory(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
-        monkeypatch.setattr(cli, "load", load)
+        monkeypatch.setattr(cli, "load_command", load)
 
     def test_one_command_says_all(self, own, tmp_path, capsys):
         """Block, width, depth and step come from the options or from the user's file; figure and JSON are written."""

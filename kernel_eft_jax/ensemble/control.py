@@ -1,9 +1,9 @@
 r"""The control variates: free copies of each network, which interact with nothing, and their linear response.
 
-Independent neurons driven by the network's own normals, hidden ones too, but with the deterministic covariances of
-infinite width, have kernels of exactly known mean. Along the same path runs the linear response h of the infinite-width
-limit: with $E_S$ the kernel that the last matrix reads at infinite width and $C_S$ that of the free neurons with its
-response,
+Free neurons are independent. They are driven by the network's own normals, hidden neurons too, but with the
+deterministic covariances of infinite width: so the mean of their kernel is exactly known. Beside them runs the linear
+response h of the infinite-width limit. With $E_S$ the kernel that the last matrix reads at infinite width, and $C_S$
+that of the free neurons with its response,
 
 $$h' = a^2 h + \epsilon^2 C_W (C_S - E_S), \qquad C_G = G_\text{free} + h$$
 
@@ -48,14 +48,14 @@ from .samplers import BlockRead, as_rows
 
 class InfiniteLayers(NamedTuple):
     """The network of infinite width, layer by layer: K0, the kernel E_S that the last matrix reads, and the responses
-    of all maps from K0 to Q, without hessian and noise."""
+    (without hessian and noise) of all maps from K0 to Q."""
 
     K0: Float[Array, "layers P"]
     S: Float[Array, "layers P"]
     responses: list[Any]
 
     def of_each(self) -> "InfiniteLayers":
-        """The same of networks of one input, for every input: a further axis behind the layers."""
+        """The same for networks of one input alone, for every input: one more axis behind the layers."""
         inputs = input_count(self.K0.shape[-1])
         diagonal = np.diagonal(pair_table(inputs))
 
@@ -70,8 +70,8 @@ class InfiniteLayers(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What control variates need of infinite width: the path of all inputs, that of each alone if there are several,
-    and for each matrix the factors of the covariances of its outputs with their inverses."""
+    """What control variates need of infinite width: the layers of all inputs together; those of each input alone, if
+    there are several; and for each matrix the factor of the covariance of its outputs, with the inverse."""
 
     joint: InfiniteLayers
     alone: InfiniteLayers | None
@@ -88,12 +88,12 @@ def find_limits(model: Model, k0: Float[Array, " P"], dt: Float[Array, " depth"]
         path = InfiniteLayers(k, responses[-2].value, [first_order(r) for r in responses])
         return model.shrink(dt) * k + dt * responses[-1].value, (path, [(L, lower_inverse(L)) for L in factors])
 
-    path, factors = jax.lax.scan(layer, k0, jnp.append(dt, 0))[1]  # after the last depth comes no layer
+    path, factors = jax.lax.scan(layer, k0, jnp.append(dt, 0))[1]  # there is no layer after the last depth
     return Limits(path, path.of_each() if input_count(k0.size) > 1 else None, factors)
 
 
 def first_order(response: Response) -> Response:
-    """A response without what only the second order needs."""
+    """A response without hessian and noise, which only the second order needs."""
     zero = jnp.zeros((), response.value.dtype)
     return response._replace(hessian=zero, noise=zero) if isinstance(response, Local) else response
 
@@ -108,7 +108,8 @@ class Free(NamedTuple):
 
 
 class Control(NamedTuple):
-    """A free copy of all inputs, and one of each input alone, a further axis in front; None for one input."""
+    """The free copy of all inputs, and the free copies of each input alone on one more axis in front (None for one
+    input)."""
 
     joint: Free
     alone: Free | None
@@ -138,8 +139,8 @@ def advance(
     eps: Float[Array, ""],
     a: Float[Array, ""],
 ) -> Control:
-    """One layer. In pairs: infinite width before and behind it; what its last matrix was told, and all matrices behind
-    it; their normals."""
+    """The free copies one layer on. Three arguments are pairs: the infinite width before and behind the layer; what the
+    last matrix of this layer read, and what all matrices behind it read; the normals of both."""
     (before, behind), (read, later), (noise, hidden) = limits, reads, noise
     matrices = shapes(model, control.joint.phi.shape[1])
     increments, increments_alone = free_outputs(before.factors[-1:], (read,), (noise,), matrices[-1:])
@@ -167,8 +168,8 @@ def free_outputs(
 ) -> tuple[tuple[Float[Array, "N _ B"], ...], tuple[Float[Array, "N 1 _ B"], ...]]:
     """Outputs of matrices in the free copies, from the network's normals: of all inputs, and of each alone.
 
-    Both have covariances of infinite width, whatever the network: given L, rows of unit length and orthogonal matrices
-    make normals of normals. An input alone takes its outputs of the network itself, rescaled.
+    Both have the covariances of infinite width in every network: given L, rows of unit length and orthogonal matrices
+    turn normals into normals. The copy of an input alone takes the network's own outputs for this input, rescaled.
     """
     joint, alone = [], []
     for (L0, inverse), read, numbers, shape in zip(factors, reads, noise, shapes, strict=False):
@@ -179,7 +180,7 @@ def free_outputs(
             continue
         deviations = jnp.sqrt(jnp.sum(L0**2, axis=1))[:, None, None]
         found = near_factor(L0, inverse, read.L), deviations * unit_rows(read.L)
-        turned_L0, rows = jax.lax.optimization_barrier(found)  # else they are worked out again for every neuron
+        turned_L0, rows = jax.lax.optimization_barrier(found)  # else they are computed again for every neuron
         joint.append(mix(turned_L0, z, full=True))
         alone.append(mix(rows, z)[:, None])
     return tuple(joint), tuple(alone)
@@ -192,7 +193,7 @@ def read_free(
     path: InfiniteLayers,
     hidden: tuple[Float[Array, "N _ B"], ...],
 ) -> Float[Array, "P B"]:
-    """C_S of free neurons phi, hidden ones too, and response h."""
+    """C_S of free neurons, phi in the stream and `hidden`, with the response h."""
     x, C, responses, last = phi, h, iter(path.responses), len(hidden)
     for i, section in enumerate(model.sections):
         if i:
@@ -210,8 +211,8 @@ def read_free(
 
 
 class Differences(NamedTuple):
-    """Less their controls, all of order 1/n: G, S and F; and the sum R. In `G_alone` the control of G_aa is the copy of
-    a alone."""
+    """G, S and F minus their control variates, and the sum R, all of order 1/n. In `G_alone` the control of G_aa is the
+    copy of a alone."""
 
     G: Float[Array, "P B"]
     G_alone: Float[Array, "P B"]
@@ -225,8 +226,8 @@ def differences(
 ) -> Differences:
     """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at one depth.
 
-    G - C_G is that of all inputs together: the covariance of C_G is known for them. Of a copy alone only the variance
-    is. To the others the copies of each input alone are added.
+    In G - C_G the copy is that of all inputs together, since the covariance of this C_G is known; of a copy alone only
+    the variance is known. The other differences also use the copies of each input alone.
     """
     C_G, *parts = uses(control.joint, limits.joint)
     C_alone = C_G
@@ -247,7 +248,7 @@ def differences(
 
 
 def ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
-    """x / y, and zero where y is."""
+    """x / y, and zero where y is zero."""
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
 
 

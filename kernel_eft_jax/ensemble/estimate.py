@@ -167,7 +167,7 @@ def sample_kernels(
     G = np.moveaxis(G[..., :networks], -1, 0)
     bad = np.argwhere(~np.isfinite(G))
     if bad.size:
-        network, t, p = bad[bad[:, 1].argmin()]  # where it begins
+        network, t, p = bad[bad[:, 1].argmin()]  # the first layer at which it happens
         a, b = pairs(problem.factor.shape[0])
         raise FloatingPointError(
             f"The networks turned non-finite: entry [{a[p]}, {b[p]}] of G at layer {problem.layers[t]} of network "
@@ -177,7 +177,7 @@ def sample_kernels(
 
 
 def check_arguments(work, model, K0, eps, key, sampler):
-    """Check that nothing is traced, and that each object is of the class that is due."""
+    """Check that nothing is traced, and that each object is of the right class."""
     remedy = "it runs a whole ensemble on the host. Call it from outside; what `solve` gives can be differentiated."
     check_untraced(work, remedy, model, K0, eps, key)
     check_kind(model, Model, "model")
@@ -205,8 +205,8 @@ def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
 
 
 def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, InfiniteWidth]:
-    """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control
-    variates."""
+    """The infinite-width values at the saved layers, in the wider of the precisions of model and K0; and the problem
+    with the `Limits` for control variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
     path = find_limits(model, k0, squares(np.asarray(eps, np.float64), int(depth), k0.dtype))

@@ -1,9 +1,9 @@
-r"""Standard normal numbers by counter, one stream for each network, written elementwise.
+r"""Standard normal numbers from counters, a separate sequence for each network, computed elementwise.
 
-The words are Threefry-2x32 (Salmon et al. 2011), the function behind JAX's default keys, at the counter (layer, index)
-of the network's own key. So a draw depends on nothing but its network, layer and index. Written out here, both words of
-a block are used (`jax.random` discards half), the layout is free, and everything fuses into one loop. Two words make
-two normals,
+The random words are Threefry-2x32 (Salmon et al. 2011), the function behind JAX's default keys, at the counter (layer,
+index) of the network's own key. So a draw depends on its network, layer and index alone. The function is written out
+here, since then both words of a block are used (`jax.random` discards half), the layout is free, and all of it fuses
+into one loop. Two words make two normals,
 
 $$z = \sqrt{-2 \log u}\; e^{i \theta}$$
 

@@ -1,9 +1,9 @@
-r"""What `estimate` measures: a field of `Quantities` is all that there is to say about a quantity.
+r"""What `estimate` measures: each field of `Quantities` defines one quantity completely.
 
-Its shape, its meaning, its formula in means and covariances over networks and, where control variates help, the formula
-with those. What is averaged over networks, and of which averages second moments are kept, is what the formulas ask for;
-errors, files, targets and the command line follow from the fields. So a new quantity is one field, and what it asks of
-a network one `Average`.
+A field holds the shape, the meaning, the formula in means and covariances over networks, and the formula with control
+variates where these help. The formulas determine what is averaged over networks, and of which averages second moments
+are kept. Errors, files, targets and the command line follow from the fields. So a new quantity is one field, and one
+`Average` if its formula needs a new average.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from .statistics import Group
 
 
 class Networks(NamedTuple):
-    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and G, S, F less their control
-    variates where there are any."""
+    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and `less`, which holds G, S and F
+    minus their control variates, if there are any."""
 
     phi: Float[Array, "N n B"]
     G: Float[Array, "P B"]
@@ -56,8 +56,8 @@ class InfiniteWidth(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """What formulas are made of: means over networks, n times their covariances, the width n and the infinite width;
-    all packed."""
+    """What a formula may use: means over networks, n times their covariances, the width n, and the values at infinite
+    width; all packed."""
 
     total: Group
     limit: InfiniteWidth
@@ -78,7 +78,7 @@ class Sampled(NamedTuple):
 
 
 def excess(x: "Sampled | _Asked") -> Float[np.ndarray, "T P P"]:
-    """n (Cov(G, G) - Cov(C, C)): variances of G_aa by the copy of a alone, the others by that of all inputs."""
+    """n (Cov(G, G) - Cov(C, C)). For the variance of G_aa the copy C is that of a alone, else that of all inputs."""
 
     def less(D):
         return x.covariance(G, D) + x.covariance(D, G) - x.covariance(D, D)
@@ -91,7 +91,8 @@ Formula = Callable[[Sampled], Float[np.ndarray, "T P"] | Float[np.ndarray, "T P 
 
 
 class Observable(NamedTuple):
-    """One quantity: its inputs, its meaning, its formula, and its formula with control variates where that differs."""
+    """One quantity: its axes, its meaning, its formula, and its formula with control variates if that is another
+    one."""
 
     axes: str
     meaning: str
@@ -115,11 +116,10 @@ class Quantities(eqx.Module):
     [glossary](../glossary.md).
 
     With control variates K1 and U1 are n E[R] and n E[S - C_S]: unbiased, and far less noisy than the differences that
-    define them. kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2
-    E[G_ab]^2) with F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates take its noise, and the
-    cancellation, off that too. `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)):
-    added to the exact infinite-width V4 of the same layers it gives V4 with far smaller error. Without control variates
-    it is None.
+    define them. kappa4 is the order 1/n of the distance of one neuron from a Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2
+    E[G_ab]^2) with F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates remove most of its noise too, and
+    the cancellation. `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)): added to the
+    exact infinite-width V4 of the same layers it gives V4 with far smaller error. Without control variates it is None.
     """
 
     G: Float[np.ndarray, "T N N"] = eqx.field(
@@ -188,7 +188,7 @@ def quantities(total: Group, limit: InfiniteWidth, width: int, control: bool) ->
 
 
 class _Asked(NamedTuple):
-    """Takes the place of `Sampled`, and notes which averages a formula asks for."""
+    """A stand-in for `Sampled` that records which averages a formula asks for."""
 
     means: list[Average]
     squared: list[Average]
@@ -206,8 +206,7 @@ class _Asked(NamedTuple):
 
 @cache
 def recorded(control: bool) -> tuple[tuple[Average, ...], int]:
-    """What is averaged in a run with or without control variates, and of how many of the first second moments are
-    kept."""
+    """All averages of a run with or without control variates, and how many of the first have second moments."""
     asked: Any = _Asked([], [])
     for entry in estimated(control).values():
         entry.formula(control)(asked)

@@ -1,7 +1,8 @@
 """Several processes, one run: they meet at the same points, compare what they run, and stop together.
 
-JAX's processes know of each other only where they exchange arrays. So every exchange begins with a word from each that
-it goes on; a process that fails says so at the next exchange instead, and all others stop there, with a sentence.
+The processes of JAX learn of each other only when they exchange arrays. So in every exchange each process first sends a
+word that says whether it goes on. A process that fails sends at its next exchange that it stops, and all others then
+stop with a message.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ class Stopped(RuntimeError):
 
 
 class _Meeting:
-    """Whether this process is in an exchange with the others: a failure there is known to all processes."""
+    """Whether this process is in an exchange with the others: all processes notice a failure during an exchange."""
 
     on = False
 
@@ -70,7 +71,7 @@ def meet() -> None:
 
 
 def across(array: np.ndarray) -> np.ndarray:
-    """An array of every process, stacked."""
+    """The arrays of all processes, stacked."""
     if jax.process_count() == 1:
         return array[None]
     meet()

@@ -1,4 +1,4 @@
-"""The result of `estimate`: what was estimated, with its errors, from which sums, and what made it."""
+"""The result of `estimate`: the quantities and their errors, the sums that they follow from, and what made them."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,11 @@ MADE_BY = ("model", "sampler", "key")
 class Estimate(Shown, Result, Quantities):
     """The result of `estimate`: every quantity of `Quantities`, and its standard error under the same name in `stderr`.
 
-        Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its
-        square is within 4 % the
-    variance of G and of V4, without a correction. But V4 and its error are small together, so that two standard errors
-    hold less often than 95 %: `interval` is for that. So are V4_excess and its error, which may be negative and has no
-    better interval: at width 16 two errors hold 93 % of the time at 2,048 networks, 95 % at 16,384.
+    Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its square
+    is within 4 % of the variance of G and of V4. But V4 and its error are small together, so that an interval of two
+    standard errors holds the true value less often than in 95 % of runs; use `interval` for V4. V4_excess and its error
+    are small together too. It may be negative, so there is no better interval for it: at width 16 that of two errors
+    holds in 93 % of runs of 2,048 networks and in 95 % of 16,384.
 
     Attributes:
         layers: The saved layers.
@@ -90,7 +90,7 @@ class Estimate(Shown, Result, Quantities):
         sampler: Sampler | None = None,
         key: PRNGKeyArray | None = None,
     ) -> "Estimate":
-        """The estimate that group sums amount to."""
+        """The estimate from the sums of all groups."""
         value, stderr = jackknife(lambda total: quantities(total, limit, width, control), sums)
         eps = np.asarray(eps, np.float64)
         return Estimate(
@@ -127,9 +127,9 @@ class Estimate(Shown, Result, Quantities):
     def interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of confidence intervals of a quantity, of its shape.
 
-        They hold from 64 networks on, at every width: Student's t, and for V4 the logarithm of its variances and at
-        least the error of Wishart matrices. Two standard errors of V4 hold less often: 88 % for 64 networks of width 8,
-        94 % from some 500 on.
+        They hold from 64 networks on, at every width. They are those of Student's t; for V4 they are symmetric in the
+        logarithm of its variances, with at least the error of Wishart matrices. Two standard errors of V4 hold less
+        often: in 88 % of runs of 64 networks of width 8, in 94 % from some 500 networks on.
         """
         if name not in estimated(self.control):
             raise ValueError(f"Argument `name` must be one of {', '.join(estimated(self.control))}, but is {name!r}.")

@@ -24,7 +24,7 @@ from .statistics import CentredSums, centred_sums
 
 
 class Problem(eqx.Module):
-    """All that a network's path depends on but its key; arrays in float32."""
+    """All that a network depends on except its key; arrays are float32."""
 
     model: Model
     sampler: Sampler
@@ -42,8 +42,8 @@ class Problem(eqx.Module):
 
 
 class NetworkState(NamedTuple):
-    """A batch of networks between two layers: pre-activations, what the last matrix of the next layer is told,
-    control."""
+    """A batch of networks between two layers: pre-activations, what the last matrix of the next layer reads, and the
+    control variates."""
 
     phi: Float[Array, "N n B"]
     read: Any
@@ -89,8 +89,7 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
 
 
 def computed_once(always: Bool[Array, ""], function: Callable, *arguments: Any) -> Any:
-    """function(*arguments), computed once: XLA does not fuse across a cond, and would else compute it in every fused
-    loop.
+    """function(*arguments) behind a cond, so that XLA computes it once instead of in every fused loop.
 
     `always` is true, which the compiler cannot know.
     """
@@ -100,11 +99,12 @@ def computed_once(always: Bool[Array, ""], function: Callable, *arguments: Any) 
 
 @cache
 def compiled(function: Callable) -> Callable:
-    """`function` by `eqx.filter_jit`, in vectors as wide as the processor has: of AVX-512, XLA by itself takes half."""
+    """`function` by `eqx.filter_jit`, with vectors of 512 bits where the processor has AVX-512: XLA's default is
+    256."""
     options = {"xla_cpu_prefer_vector_width": "512"}
     try:
         jax.jit(jnp.negative, compiler_options=options)(1.0)
-    except jax.errors.JaxRuntimeError:  # another release of XLA may not know it
+    except jax.errors.JaxRuntimeError:  # another release of XLA may not know the option
         options = None
     return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
 
@@ -126,8 +126,8 @@ def moments_of_blocks(
     """CentredSums (devices, T, parts, ...) of one block of `size` consecutive networks on each device of a mesh, in
     equal parts.
 
-    Networks from number `networks` on do not count. A device always computes one block, of one shape: the order in
-    which compiled code sums over neurons depends on the shape, and on nothing else.
+    Networks with a number of `networks` or more do not count. A device always computes one block of one shape: the
+    order in which compiled code sums over neurons depends on the shape alone.
     """
     arrays, static = eqx.partition(problem, eqx.is_array)
 
