@@ -1,8 +1,8 @@
-r"""A theory held against sampled networks: every quantity that both know, at the depths that both saved, in standard
-errors.
+r"""A theory compared with sampled networks, in standard errors: every quantity that both know, at the depths that both
+saved.
 
-The mean kernel of a theory is $K_0 + K_1 / n$ at the width n of the networks. What order 1/n leaves out is of relative
-order 1/n.
+At the width n of the networks the mean kernel of a theory is $K_0 + K_1 / n$. A theory to order 1/n leaves out relative
+errors of order 1/n.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Compared(eqx.Module):
 
     @property
     def deviation(self) -> Float[np.ndarray, "T *entry"]:
-        """Sampled less theory in standard errors; zero where both agree and nothing scatters."""
+        """Sampled minus theory in standard errors; zero where both are equal, also without scatter."""
         gap = self.sampled - self.theory
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(gap == 0, 0.0, gap / self.stderr)
@@ -42,7 +42,7 @@ class Comparison(eqx.Module):
 
 
 def compare(theory: Solution, sampled: Estimate) -> Comparison:
-    """Hold a theory against an ensemble of the same model and input kernel.
+    """Compare a theory with an ensemble of the same model and input kernel.
 
     Raises ValueError if the two have other inputs, input kernels, models or step sizes, or no depth in common. A theory
     of the continuum has no step size, and differs from layers by terms of order eps^2.
@@ -61,7 +61,7 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
 
 
 def _common(theory, sampled):
-    """Places of the depths that both saved: layers by their numbers, and of the continuum by depth time."""
+    """Places of the depths that both saved. Layers are matched by number, a theory of the continuum by depth time."""
     times = np.asarray(theory.ts, np.float64)
     if theory.layers is None:
         near = np.isclose(sampled.ts[:, None], times, rtol=1e-6, atol=1e-12)

@@ -1,8 +1,8 @@
 r"""Kernels of networks of several widths against the theory: do they collapse onto it?
 
 At each width n the sampled n Cov(G, G) and n (mean G - K0) estimate $V_4 + O(1/n)$ and $K_1 + O(1/n)$. If the theory
-describes the networks, what is left falls like 1/n: one coefficient for each entry explains all widths, and a
-chi-square says whether it does. Any networks will do, from any framework: arrays of kernels go in.
+describes the networks, the differences fall like 1/n: one coefficient for each entry explains all widths, and a
+chi-square tests this. The networks may come from any framework, as arrays of kernels.
 """
 
 from collections.abc import Mapping
@@ -34,15 +34,16 @@ class WidthCheck(AtWidths, Shown):
     networks: Int[np.ndarray, " W"]
 
     def p_value(self, quantity: str = "V4") -> float:
-        r"""Probability of differences from the theory at least this large, at the last depth, if they are c / n and
+        r"""Probability of differences from the theory at least this large, at the last depth, if they are c / n plus
         noise.
 
-        For each entry c is fitted, and what is left has an F distribution with W - 1 degrees of freedom, the fewest
-        networks of a width less one in the noise; of the entries the least likely counts, times their number
-        (Bonferroni), so that entries may be correlated. Below 0.01, say: the networks are not those of the theory, or
-        too narrow for 1/n to be the whole difference. V4 is compared as the logarithms of its variances and the
-        correlations between them, $\operatorname{artanh} \rho$, whose noise hardly depends on their values: so the
-        probability holds from 16 networks a width on. Raises ValueError for fewer than two widths.
+        For each entry c is fitted. The rest has an F distribution with W - 1 degrees of freedom, and in the noise one
+        less than the smallest number of networks of a width. The probability is that of the least likely entry, times
+        the number of entries (Bonferroni), so that entries may be correlated. If it is small, below 0.01 say, the
+        networks are not those of the theory, or too narrow for 1/n to be the whole difference. V4 is compared as the
+        logarithms of its variances and the correlations between them, $\operatorname{artanh} \rho$, whose noise hardly
+        depends on their values: so the probability holds from 16 networks a width on. Raises ValueError for fewer than
+        two widths.
         """
         from scipy import special  # loads for a tenth of a second
 
@@ -59,8 +60,8 @@ class WidthCheck(AtWidths, Shown):
         return float(min(1.0, chi2.size * special.fdtrc(free, self.networks.min() - 1, chi2.max() / free)))
 
     def interval(self, quantity: str = "V4", level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends of confidence intervals, of the shape of the quantity: in the logarithm for variances in
-        V4, else symmetric."""
+        """Lower and upper ends of confidence intervals, of the shape of the quantity: symmetric, for variances in V4 in
+        their logarithm."""
         value, error = (getattr(x, check_quantity(quantity)) for x in (self, self.stderr))
         free = (self.networks - 1).reshape(-1, *(1,) * (value.ndim - 1))
         return interval(value, error, free, level, logarithm=quantity == "V4")
@@ -75,8 +76,9 @@ class WidthCheck(AtWidths, Shown):
         """Differences of V4 from the theory, as logarithms of variances and artanh of correlations, and their errors,
         (W, entries).
 
-        A correlation's variance is (1 + k) / (B - 3), with 3 k the excess kurtosis that the errors of the two variances
-        tell. Correlations of one, which repeated inputs have, say nothing more.
+        The variance of artanh of a correlation is (1 + k) / (B - 3), where 3 k is the excess kurtosis, known from the
+        errors of the two variances. Correlations of one, as of repeated inputs, are left out: they hold no more
+        information.
         """
         a, b = np.triu_indices(self.K1.shape[-1])
         p, q = np.triu_indices(a.size, 1)
@@ -170,12 +172,13 @@ def check_quantity(quantity: str) -> str:
 def _moments(G, K0, width):
     """V4 and K1 of kernels with their standard errors, by the scatter from network to network.
 
-    From few networks the scatter is too small just where V4 is: the error of V4 is at least that of Wishart matrices.
+    With few networks the scatter is too small whenever V4 is too small. So the error of V4 is at least that of Wishart
+    matrices.
     """
     B = len(G)
     d = G - G.mean(axis=0)
     V4, square = (np.empty((*K0.shape, *K0.shape[1:])) for _ in range(2))
-    for t in range(len(K0)):  # a depth at a time: the products of all would take N^4 numbers a network and depth
+    for t in range(len(K0)):  # one depth at a time: all products would be N^4 numbers a network and depth
         V4[t] = np.einsum("xab,xcd->abcd", d[:, t], d[:, t]) / (B - 1)
         square[t] = np.einsum("xab,xcd->abcd", d[:, t] ** 2, d[:, t] ** 2) / (B - 1)
     V4_stderr = np.maximum(np.sqrt(np.maximum(square - V4**2, 0) / B), least_V4_error(V4, B, width))

@@ -3,9 +3,9 @@ r"""Parameters of networks from their kernels: weighted least squares, with inte
 $$\chi^2(\theta) = (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta)), \qquad
   \mathrm{Cov}(\hat\theta) = A\, \mathrm{Cov}(y)\, A^T, \quad A = I^{-1} J^T \Omega^{-1}$$
 
-y are the statistics of the data, m and their noise Omega the theory's, Omega at the last estimate but one. Cov(y) is
-the scatter from network to network: to leading order it equals Omega, and the errors are those of the Fisher
-information $I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors of covariance structure
+y are the statistics of the data, m is their mean and Omega their noise by the theory, at the last estimate but one.
+Cov(y) is the scatter from network to network. To leading order it equals Omega, and the errors are those of the Fisher
+information $I = J^T \Omega^{-1} J$; it also contains the non-Gaussian rest (the robust errors of covariance structure
 analysis).
 """
 
@@ -96,12 +96,13 @@ class Fit(Shown):
 
     @property
     def expected_stderr(self) -> Float[np.ndarray, " M"]:
-        """Standard errors of the statistics of so many networks, as the theory predicts them."""
+        """Standard errors of the statistics, as the theory predicts them for the number of networks in the data."""
         return np.sqrt(np.diagonal(noise(self.prediction.covariance, self.observed.networks, self.with_V4)))
 
     @property
     def p_value(self) -> float:
-        """Probability of a larger chi2 if the theory is right; when small, the theory is not, and intervals mislead."""
+        """Probability of a larger chi2 if the theory is right; if it is small, the theory is wrong and the intervals
+        mislead."""
         from scipy import special
 
         return float(special.chdtrc(self.dof, self.chi2)) if self.dof else float("nan")
@@ -117,15 +118,15 @@ class Fit(Shown):
         rows = []
         every = said_of(self.experiment, self.names)
         for said, value, error in zip(every, self.values, self.stderr, strict=True):
-            with np.errstate(over="ignore"):  # an error far above the value: the interval has no upper end
+            with np.errstate(over="ignore"):  # an error far above the value has no upper end
                 row = value * np.exp(reach * error / value) if said.positive else value + reach * error
             rows.append(np.maximum(row, said.least))
         return np.array(rows)
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """The parameters that ended at their lower bound, such as a variance of biases at zero; a search inside the
-        bounds stops slightly above."""
+        """The parameters that ended at their lower bound, such as a variance of biases at zero. (The search stops
+        slightly above a bound.)"""
         bound = _at_bound(least_values(self.experiment, self.names), self.values, self.stderr)
         return tuple(name for name, at_bound in zip(self.names, bound, strict=True) if at_bound)
 
@@ -150,7 +151,7 @@ class Fit(Shown):
 
 
 def _at_bound(least, values, stderr):
-    """Which parameters are at their lower bound, to a millionth of their errors."""
+    """Which parameters are at their lower bound, up to a millionth of their errors."""
     return values < least + 1e-6 * stderr
 
 
@@ -168,13 +169,13 @@ def fit(
 
     $$\hat\theta = \arg\min_\theta\, (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta))$$
 
-    Trust-region Gauss-Newton by SciPy, or first-order steps of optax. For more than eight inputs the exact closure
-    gives mean kernels and variances pair by pair, and their weights have the correlations of `GOnly`; errors are those
-    of the data's own scatter in any case.
+    The search is trust-region Gauss-Newton by SciPy, or first-order steps of optax. For more than eight inputs the
+    exact closure gives mean kernels and variances pair by pair, and the weights have the correlations of `GOnly`; the
+    errors are always those of the data's own scatter.
 
     Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more:
-    a large chi2 reveals them. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and
-    C_W s^2): the search ends at the one on whose side it starts.
+    a large chi2 reveals them. If two parameter values give one law, both are right (for LeakyReLU slope s and C_W are
+    equivalent to slope 1 / s and C_W s^2), and the search ends at the one on whose side it starts.
 
     Args:
         data: Kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
@@ -250,8 +251,8 @@ def _at(experiment, names, x):
 
 
 def _result(experiment, names, problem, x, prediction, closure, settled, message):
-    """The result: errors come from the scatter of the data, and chi2 is scaled so that its mean is `dof` for that
-    scatter."""
+    """The result of a search. Errors come from the scatter of the data, and chi2 is scaled so that for this scatter its
+    mean is `dof`."""
     observed, with_V4 = problem.observed, problem.with_V4
     best, values = _at(experiment, names, x)
     W = problem.weigh(prediction)
@@ -261,7 +262,7 @@ def _result(experiment, names, problem, x, prediction, closure, settled, message
     covariance = observed.scatter(np.linalg.pinv(J) @ W)
     moved = J[:, ~_at_bound(problem.least, values, np.sqrt(np.diagonal(covariance)))]
     difference = prediction.statistics - observed.statistics
-    remainder = np.eye(len(J)) - moved @ np.linalg.pinv(moved)  # what fitting leaves of the noise
+    remainder = np.eye(len(J)) - moved @ np.linalg.pinv(moved)  # the projector on the noise that a fit leaves
     dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
     chi2 = float((W @ difference) @ remainder @ (W @ difference)) * dof / expected if dof else 0.0

@@ -25,10 +25,10 @@ class PairSolution(Result):
     """K0, K1 and V4_ab,ab of every pair of inputs ab at the saved depths, E[G] = K0 + K1 / n and Var(G_ab) = variance /
     n.
 
-    `V4` holds V4_ab,cd of the chosen `quadruples` (a, b, c, d). The truncations estimate the errors left by a truncated
-    expansion, None for closures that expand nothing, and `expectation_error` is the largest estimated relative error of
-    the Gaussian expectations. `model`, `closure`, `layers` and `eps` say where the numbers come from; the last two are
-    None in the continuum.
+    `V4` holds V4_ab,cd of the chosen `quadruples` (a, b, c, d). The truncations estimate the errors that a truncated
+    expansion leaves, and are None for closures that expand nothing; `expectation_error` is the largest estimated
+    relative error of the Gaussian expectations. `model`, `closure`, `layers` and `eps` say what made the numbers; the
+    last two are None in the continuum.
     """
 
     ts: Float[Array, " T"]

@@ -1,4 +1,4 @@
-"""What `solve` returns: the trajectory, how accurate it is, and what made it."""
+"""What `solve` returns: the trajectory, how accurate the trajectory is, and what made it."""
 
 from typing import TYPE_CHECKING, Any
 
