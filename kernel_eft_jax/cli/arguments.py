@@ -1,4 +1,4 @@
-"""The command line: which commands and options there are. Loads no JAX, so that help and mistakes are answered at
+"""The command line: its commands and options, read without loading JAX, so that help and mistakes are answered at
 once."""
 
 import argparse
@@ -64,8 +64,8 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     if arguments.settings is not None:
         first = words.index(arguments.command) + 1
         extra = settings.words(arguments.settings, arguments.command, parsers)
-        # What is given last wins. Naming the file once more ends a list of values, so that it does not take what
-        # follows.
+        # The last value of an option wins. The file is named once more to end a list of values, which would otherwise
+        # take the words that follow.
         words[first:first] = [*extra, f"--settings={arguments.settings}"]
         arguments = _parse(top, parsers, words)
     _check_together(arguments)

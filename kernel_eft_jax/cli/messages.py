@@ -3,7 +3,7 @@
 import argparse
 import re
 
-# What the library says about its own arguments, and what a person at the command line can do.
+# Patterns of the library's messages, and the words of the command line for them.
 WORDS = (
     (r"`?(?:reference|closure)=HermiteTower\((\d+)\)`?", r"--degree \1"),
     (r"`?HermiteTower\((\d+)\)`?", r"--closure HermiteTower --degree \1"),

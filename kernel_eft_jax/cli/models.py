@@ -1,5 +1,5 @@
-"""From the texts of options to the library's objects: activations, blocks, input kernels, closures; and a model's text
-again."""
+"""Objects of the library from the texts of options: activations, blocks, input kernels, closures; and a model as
+text."""
 
 import argparse
 import difflib
@@ -80,8 +80,8 @@ def make_activation(layer: Layer, others: tuple[str, ...] = ()) -> Activation:
 
 
 def make_model(arguments: argparse.Namespace, own: Model | None = None) -> Model:
-    """The model of --block, or of --activation, --C_W and --C_b; what they leave open is that of `own`, or the
-    paper's."""
+    """The model of --block, or of --activation, --C_W and --C_b. Options that are left out take the values of `own`, or
+    else of the paper."""
     model = Model(activations.Tanh(), 2.0) if own is None else own
     if arguments.block is not None:
         model = Model([make_part(layer) for layer in parse_block(arguments.block)], decay=model.decay)
@@ -168,7 +168,7 @@ def describe_closure(closure: closures.Closure | None) -> str:
 
 
 def remarks(model: Model | None, closure: closures.Closure | None) -> list[str]:
-    """What has to be said beside K1 of GOnly for a block that begins with an activation."""
+    """The note on K1 of GOnly for a block that begins with an activation."""
     if model is None or not isinstance(closure, closures.GOnly) or isinstance(model.read, activations.Linear):
         return []
     return [K1_EFT]

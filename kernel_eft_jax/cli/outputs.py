@@ -1,5 +1,5 @@
-"""Where results go: the suffix says the format, nothing is replaced unasked, and a file is written whole or not at
-all."""
+"""Where results go: the suffix gives the format, no file is replaced without --overwrite, and a file is written whole
+or not at all."""
 
 import argparse
 import io
@@ -26,7 +26,8 @@ INPUT_OPTIONS = ("data", "theory", "sample", "K0", "settings")
 
 
 class Outputs(NamedTuple):
-    """The files that a command writes; None for what is left out. Links are followed, so that a link stays one."""
+    """The files that a command writes; None for a file that is not written. Links are followed, so that a link stays a
+    link."""
 
     result: Path | None
     beside: Path | None

@@ -1,4 +1,4 @@
-"""The parser of the command line: what is said about a mistake, and how help is laid out."""
+"""The parser of the command line: the messages for mistakes, and the layout of help."""
 
 import argparse
 import difflib

@@ -1,4 +1,4 @@
-"""The table of a trajectory, predicted or sampled."""
+"""The table of a trajectory, of a theory or of sampled networks."""
 
 import numpy as np
 

@@ -19,8 +19,8 @@ WIDTH_RANGE = 8.0  # the second panel goes from an eighth of the width to eight 
 def plot_coordinate_check(
     check: CoordinateCheck, entry: int = 0, title: str = "Predicted coordinate check", *, columns: int = 2
 ) -> Figure:
-    """Mean square of the stream of one input: against the layer at the width asked for, and against the width at three
-    layers.
+    """Mean square of the stream for one input: against the layer, at the width of the check, and against the width, at
+    three layers.
 
     Bands and bars hold two thirds of all seeds, by the log-normal law of the predicted or measured mean and variance.
     """
@@ -69,7 +69,7 @@ def _points(ax, x, mean, spread, style, **options):
 
 
 def _seeds(mean, spread):
-    """Where two thirds of a positive quantity of this mean and standard deviation lie."""
+    """The interval that holds two thirds of a positive quantity of this mean and standard deviation."""
     sigma = np.sqrt(np.log1p((spread / mean) ** 2))
     middle = mean * np.exp(-(sigma**2) / 2)
     return middle * np.exp(-sigma), middle * np.exp(sigma)

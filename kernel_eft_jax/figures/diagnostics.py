@@ -13,7 +13,7 @@ from .style import COLOURS, CURVE_STYLES, DEPTH, POINT_STYLES, TOLERABLE, check_
 
 @styled
 def plot_window(window: Window, title: str = "Where the theories hold", *, columns: int = 3) -> Figure:
-    """Errors of closures against depth with the tolerance and `t*`; where networks were sampled, their deviation by
+    """Errors of closures against depth with the tolerance and `t*`. If networks were sampled: their deviation against
     width with `n*`."""
     check_kind(window, Window, "window")
     figure, axes = grid(3 if window.widths else 2, columns, title)

@@ -1,4 +1,4 @@
-"""The figure of a fit: data beside the fitted theory, and what is left between them."""
+"""The figure of a fit: data beside the fitted theory, and their differences."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,10 +12,11 @@ from .style import COLOURS, CURVE_STYLES, PANEL, POINT_STYLES, grid, legend, sty
 
 @styled
 def plot_fit(fit: Fit) -> Figure:
-    """Mean kernels by layer against the fitted theory, and what is left of them in standard errors.
+    """Mean kernels by layer beside the fitted theory, and their differences in standard errors.
 
-    Where V4 was fitted too, a third panel shows what is left of the variances of the same entries. Error bars are the
-    noise that the theory predicts for so many networks, not the scatter of the data. The first seven entries are shown.
+    If V4 was fitted too, a third panel shows the differences of the variances of the same entries. Error bars are the
+    noise that the theory predicts for this number of networks, not the scatter of the data. The first seven entries are
+    shown.
     """
     check_kind(fit, Fit, "fit")
     layers, P = np.array(fit.experiment.layers), fit.prediction.covariance.shape[1]

@@ -1,4 +1,4 @@
-"""The figure of sensitivities: what each parameter moves."""
+"""The figure of sensitivities: the effect of each parameter."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,7 +8,7 @@ from ..checks import check_kind
 from ..inference import Sensitivity
 from .style import COLOURS, CURVE_STYLES, DEPTH, check_entry, entry_text, grid, legend, styled
 
-# Relative to the largest effect in a panel: less cannot be seen.
+# The smallest effect that is drawn, relative to the largest one in a panel.
 VISIBLE = 1e-3
 
 
@@ -16,9 +16,9 @@ VISIBLE = 1e-3
 def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), *, columns: int = 3) -> Figure:
     """Relative derivatives of K0, V4 and K1 at one pair of inputs by depth, in per cent for one per cent.
 
-    A curve for each of the seven parameters that matter most there; the legend names the others: those that are zero,
-    of which there is no per cent (`sensitivity[name]` has their derivatives), and those with less effect. None where
-    the quantity itself is zero, as K1 is at depth zero.
+    There is a curve for each of the seven parameters with the largest effects. The legend names the others: those that
+    are zero, for which there is no relative change (`sensitivity[name]` has their derivatives), and those with less
+    effect. There is no curve where the quantity itself is zero, as K1 at depth zero.
     """
     check_kind(sensitivity, Sensitivity, "sensitivity")
     check_entry(entry, sensitivity.solution.K0.shape[-1])

@@ -1,7 +1,8 @@
-"""What all figures share: type, colours, the grid of panels, the legend below it, and files.
+"""The style that all figures share: type, colours, the grid of panels, the legend below, and files.
 
-Matplotlib by its object interface: nothing global is touched. Colours are those of Okabe and Ito, which colour-blind
-readers tell apart; every curve also has a line style of its own, and every set of points a marker of its own.
+Figures use Matplotlib's object interface, so that nothing global changes. Colours are those of Okabe and Ito, which
+colour-blind readers tell apart; every curve also has a line style of its own, and every set of points a marker of its
+own.
 """
 
 import os
@@ -79,7 +80,7 @@ def grid(
 
 
 def legend(figure: Figure, axes: Sequence[Axes], extra: dict[str, Artist] | None = None) -> None:
-    """One legend below all panels, each label once; `extra` holds what no panel labels."""
+    """One legend below all panels, each label once; `extra` holds entries that no panel has."""
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     handles |= extra or {}
     fitting = max(1, int(figure.get_figwidth() / (0.8 + 0.095 * max(map(_letters, handles)))))
@@ -89,7 +90,7 @@ def legend(figure: Figure, axes: Sequence[Axes], extra: dict[str, Artist] | None
 
 
 def check_entry(entry: tuple[int, ...], inputs: int) -> None:
-    """That an entry is one of a result of so many inputs."""
+    """Check that an entry is one of a result with so many inputs."""
     if not all(isinstance(a, int) and 0 <= a < inputs for a in entry):
         raise ValueError(f"Argument `entry` must name inputs from 0 to {inputs - 1}, but is {entry!r}.")
 
@@ -120,5 +121,5 @@ def _broken(title: str, columns: int) -> str:
 
 
 def _letters(text: str) -> int:
-    """Letters of a text as it is drawn, about."""
+    """About how many letters wide a text is when it is drawn."""
     return max(len(line) for line in re.sub(r"\\\w+|[${}_^\\]", "", text).split("\n"))

@@ -1,4 +1,4 @@
-"""`kernel-eft compare`: a theory held against sampled networks, as a table and a figure."""
+"""`kernel-eft compare`: a theory compared with sampled networks, as a table and a figure."""
 
 import argparse
 from pathlib import Path

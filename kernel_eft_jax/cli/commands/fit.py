@@ -58,7 +58,8 @@ def rows(found: inference.Fit) -> list[list]:
 
 
 def read_data(path: Path) -> tuple[Any, dict[str, Any], Model | None]:
-    """What `fit` takes, kernels or an Estimate, the settings of its experiment, and the model if the file holds it."""
+    """The data for `fit` (kernels or an Estimate), the settings of its experiment, and the model if the file holds
+    it."""
     suffix = path.suffix.lower()
     path.stat()  # raises for a file that is not there, and names it
     if suffix == ".npz":
@@ -84,14 +85,15 @@ def read_data(path: Path) -> tuple[Any, dict[str, Any], Model | None]:
 
 
 def starting_model(arguments: argparse.Namespace, own: Model | None) -> Model:
-    """Where the search starts: what the command line says, and the model in the file where it says nothing."""
+    """The model from which the search starts: that of the command line; options that are left out take the values in
+    the file."""
     if own is None and arguments.activation is None and arguments.block is None:
         raise ValueError(f"{arguments.data} does not say which activation its networks have: give `--activation`.")
     return make_model(arguments, own)
 
 
 def check_model(arguments: argparse.Namespace, start: inference.Experiment, own: inference.Experiment) -> None:
-    """That the command line does not contradict the file in what is not estimated."""
+    """Check that the command line and the file agree on all parameters that are not estimated."""
     if jax.tree.structure(start.model) != jax.tree.structure(own.model):
         raise ValueError(
             f"{arguments.data} was sampled with {describe_model(own.model)}, but the command line says "

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def rows(found: inference.Sensitivity) -> list[list]:
-    """Entries 00 at the last depth: relative changes, or derivatives by what is zero."""
+    """Entries 00 at the last depth: relative changes, or derivatives by parameters that are zero."""
     table = []
     for name, value in zip(found.names, found.values, strict=True):
         kernels = found[name] if value == 0 else found.elasticity(name)

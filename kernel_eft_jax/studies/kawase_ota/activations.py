@@ -1,6 +1,6 @@
 """Beyond the published settings: the residual of the V4 equation, split, for activations that are not odd.
 
-There the mean of phi over the neurons fluctuates too, S feels it, and `GOnly` cannot.
+For these the mean of phi over the neurons fluctuates too. S depends on this mean, and `GOnly` does not contain it.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 r"""The published equations on the sampled networks of the main job: the residual of V4, and the source of K1 (Figure
 4).
 
-The residual is split into what the transport term $\chi V_4 + V_4 \chi^T$ and the source $\Sigma(K_0, Q(K_0))$ leave
-out, each measured at one depth without a derivative (`covariance_residual`); once with the published 32-point rule and
-once converged.
+The residual is the sum of two parts: what the transport term $\chi V_4 + V_4 \chi^T$ leaves out, and what the source
+$\Sigma(K_0, Q(K_0))$ leaves out. Each is measured at one depth without a derivative (`covariance_residual`), once with
+the published 32-point rule and once with converged expectations.
 """
 
 import itertools
@@ -41,9 +41,9 @@ def equations_item(study: Study) -> Item:
 def residual_noise(study: Study) -> Mapping[float, float]:
     r"""Standard errors of the published residuals, by depth time.
 
-    A difference of V4 between neighbouring layers has the noise
-    $\sqrt{4 V_4 \Sigma / (\mathrm{networks}\, \epsilon^2)}$ at least; its size is that of the differences of published
-    residuals that are 0.05 apart in t.
+    A difference of V4 between neighbouring layers has at least the noise
+    $\sqrt{4 V_4 \Sigma / (\mathrm{networks}\, \epsilon^2)}$. The size of the errors is taken from the differences of
+    published residuals that are 0.05 apart in t.
     """
     Sigma = 4 * first(study.sampled.G) * C_W * first(study.sampled.S)
     shape = np.sqrt(4 * first(study.sampled.V4) * Sigma / (MAIN_NETWORKS * study.setting.eps**2))

@@ -1,8 +1,8 @@
 r"""The main job of the published study: sample, solve, compare; Figures 1 and 3.
 
 The published numerics take Gaussian expectations by a 32-point Gauss-Hermite rule, which is not converged for tanh.
-With it, and with the published Euler layers, `solve` gives the published theory back, digit by digit; the last column
-of the tables has the same theory with converged expectations.
+With this rule and the published Euler layers `solve` reproduces the published theory digit by digit. The last column of
+the tables has the same theory with converged expectations.
 """
 
 import json
@@ -45,15 +45,15 @@ MAIN = Setting(0.6 + 1.4 * np.eye(4), 64, 800, 0.05)
 
 
 class Theory(NamedTuple):
-    """A closure at the published settings, for the first few inputs: V4_ab,cd does not depend on inputs other than its
-    own."""
+    """A closure at the published settings, for the first few inputs; that is enough, since V4_ab,cd depends on the
+    inputs a, b, c, d alone."""
 
     closure: keft.Closure
     activation: keft.Activation
     inputs: int
 
     def solve(self, setting: Setting, layers: Int[np.ndarray, " T"], C_W: float = C_W) -> keft.Solution:
-        """The theory at these layers; by the published rule too, whose error `solve` would refuse."""
+        """The theory at these layers. The published rule has an error that `solve` would refuse, and is let through."""
         model, K0 = keft.Model(self.activation, C_W), setting.K0[: self.inputs, : self.inputs]
         throw = not isinstance(self.activation, GaussHermite)
         return keft.solve(model, K0, layers=layers.tolist(), eps=setting.eps, closure=self.closure, throw=throw)
@@ -78,7 +78,7 @@ class Study(NamedTuple):
     def V4(self) -> tuple[Float[np.ndarray, "T M M M M"], Float[np.ndarray, "T M M M M"]]:
         """V4 of the sampled networks between the inputs that the tower was solved for, and its standard error.
 
-        By control variates: its value at infinite width, which the tower knows, and the sampled excess over that.
+        By control variates: the value at infinite width, from the tower, plus the sampled excess over this value.
         """
         exact = np.asarray(self.theories[TOWER].V4)
         own = (slice(None), *(slice(exact.shape[-1]),) * 4)
@@ -113,7 +113,8 @@ def main_job(
 
 
 def V4_error(value: float, networks: int) -> float:
-    """Standard error of V4 of nearly Gaussian kernels, sqrt(2 / networks) V4; the published ones are not given."""
+    """Standard error of V4 of nearly Gaussian kernels, sqrt(2 / networks) V4. It stands for the errors of published V4,
+    which are not given."""
     return value * (2 / networks) ** 0.5
 
 
@@ -124,8 +125,8 @@ def main_item(study: Study) -> Item:
 
 
 def main_sections(study: Study) -> list[Chapter]:
-    """The tables of the main job: the published theory, the sampled networks, what holds. One input is
-    enough."""
+    """The tables of the main job: the published theory, the sampled networks, and the theories that hold. A study of
+    one input is enough for them."""
     return [_theory(study), _sampled(study), _what_holds(study)]
 
 

@@ -1,8 +1,8 @@
 r"""The published numerical summary by its definition: relative errors of theories, averaged over depth.
 
-Where K1 is small its relative error is the sampling noise of the published networks. Their mean kernel has the noise X
+Where K1 is small, its relative error is the sampling noise of the published networks. Their mean kernel has the noise X
 / n with $X' = X + dt\, \chi X + M'$ and independent $M'$, whose covariance is what the sources add to V4. The K1
-measured there is K1 + X, and that accumulated from the measured source lacks M, the sum of the M'.
+measured there is K1 + X. The K1 accumulated from the measured source is K1 + X - M, M the sum of the M'.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ DRAWS = 200  # of the published noise
 def mean_error(theory, sampled, study: Study, start: int = 0) -> float:
     """Frobenius norm of the difference over that of `sampled`, averaged over all layers from `start` on.
 
-    Between saved layers a straight line is drawn; depths where `sampled` is zero are left out.
+    Between saved layers the error is a straight line; depths at which `sampled` is zero are left out.
     """
     gap, size = (np.linalg.norm(np.asarray(x).reshape(len(x), -1), axis=1) for x in (theory - sampled, sampled))
     layers, known = study.sampled.layers, size > 0
@@ -34,8 +34,8 @@ def mean_error(theory, sampled, study: Study, start: int = 0) -> float:
 
 
 def summary_section(study: Study) -> Chapter:
-    """All entries of the four inputs; V4 at infinite width, which the sampled excess is added to, takes a tower of its
-    own."""
+    """The summary over all entries of the four inputs. A tower for all four inputs gives the V4 at infinite width, to
+    which the sampled excess is added."""
     published, sampled = PUBLISHED["mean_relative_errors_over_depth_n64"], study.sampled
     rule, source = study.theories[RULE], study.theories[SOURCE]
     tower = Theory(keft.HermiteTower(20), TANH, len(study.setting.K0)).solve(study.setting, sampled.layers)

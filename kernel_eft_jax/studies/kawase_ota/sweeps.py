@@ -1,7 +1,7 @@
 """The published sweeps: width at fixed depth, depth at fixed width, and the step size (Figure 2); the source of V4
 (Table 3).
 
-V4 of an input does not depend on which others are there, so that one input is sampled instead of four.
+V4 of an input does not depend on the other inputs, so that one input is sampled instead of four.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def sweep_item(studies: Sweep) -> Item:
 
 
 def V4_relative_error(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """V4 of a theory over that of the sampled networks, less one, at each depth, and its standard error."""
+    """The ratio of V4 of a theory to that of the sampled networks, minus one, at each depth, and its standard error."""
     V4, stderr = (first(x) for x in study.V4())
     return first(study.theories[name].V4) / V4 - 1, stderr / V4
 
@@ -94,7 +94,7 @@ def _width_rows(studies):
 
 
 def _table_3(study):
-    """Sigma of the sampled networks beside that of the closure."""
+    """The table of Sigma, of the sampled networks and of the closure."""
     closures, networks = {}, None
     for name, model in ((RULE, RULE_MODEL), (G_ONLY, MODEL)):
         K0 = np.asarray(study.theories[name].K0)

@@ -34,7 +34,7 @@ def everything(
     """Name and content of each part of the study, computed as they are asked for; the main job goes on from a
     checkpoint.
 
-    The first part, the main job, draws the same networks whether or not others are asked for.
+    The networks of the main job, the first part, do not depend on whether other parts are asked for.
     """
     main, sweeps, activations = jax.random.split(key, 3)
     study = main_job(sizes.main, main, checkpoint=checkpoint, progress=progress)
