@@ -54,7 +54,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     """A concrete value as a NumPy array of numbers, its dtype kept."""
     if not is_concrete(value):
         raise TypeError(
-            f"Argument `{name}` must be known, but is traced by jit, grad or vmap: call from outside of those."
+            f"Argument `{name}` must be known, but is traced by jit, grad or vmap: call the function outside of these."
         )
     try:
         array = np.asarray(value)
@@ -166,7 +166,7 @@ def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST_COUNT
 def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST_COUNT) -> tuple[int, ...]:
     """Whole layers in increasing order, from 0 to `depth` at most; one number is a list of one."""
     array = np.atleast_1d(to_numpy(layers, name))
-    law = f"Argument `{name}` must be a list of increasing whole layers"
+    law = f"Argument `{name}` must be a list of whole layer numbers in increasing order"
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iuf" or (array != np.round(array)).any():
         raise ValueError(f"{law}, but is {layers!r:.200}.")
     if array.min() < 0 or array.max() > depth:
@@ -252,7 +252,7 @@ def check_unstacked(module: eqx.Module, name: str = "model") -> None:
         leaf: Any = getattr(module, field.name, None)
         if getattr(field.type, "dim_str", None) == "" and eqx.is_array(leaf) and leaf.ndim:
             raise ValueError(
-                f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} where one number is due. Call "
+                f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape}, but must be one number. Call "
                 "the function for one module at a time, or through `eqx.filter_vmap`."
             )
 

@@ -93,7 +93,7 @@ class Model(eqx.Module):
             branch = (branch, Dense(C_W, 0.0 if C_b is None else C_b))
         elif check_branch(branch) and not (C_W is None and C_b is None):
             raise ValueError(
-                "Arguments `C_W` and `C_b` go with a single activation. A list of parts says them in its matrices: "
+                "Arguments `C_W` and `C_b` go with a single activation. In a list of parts the matrices hold them: "
                 "end it in Dense(C_W, C_b)."
             )
         self.branch = check_branch(branch)
@@ -122,7 +122,7 @@ class Model(eqx.Module):
         first = self.branch[0]
         if len(self.branch) == 2 and isinstance(first, Activation):
             return first
-        raise AttributeError("A branch of several parts has no one activation: see `branch`.")
+        raise AttributeError("A branch of several parts has no single activation: see `branch`.")
 
     @property
     def read(self) -> Activation:

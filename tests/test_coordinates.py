@@ -215,7 +215,7 @@ class TestCommand:
         ("words", "sentence"),
         [
             (["network"], "Name a recipe (gpt2, pre-norm"),
-            (["network", "gpt2", "--eps", "0.1"], "The recipe gpt2 says block and steps itself: leave out --eps"),
+            (["network", "gpt2", "--eps", "0.1"], "The recipe gpt2 defines block and steps itself: leave out --eps"),
             (["network", "plain", "--own", "own.npz"], "the networks have eps = 0.5, but plain of depth 4 has 1"),
         ],
     )

@@ -360,8 +360,8 @@ def test_a_fit_is_not_traced():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"layers": (3, 2)}, "`layers` must be a list of increasing whole layers"),
-        ({"layers": (1.5,)}, "`layers` must be a list of increasing whole layers"),
+        ({"layers": (3, 2)}, "`layers` must be a list of whole layer numbers in increasing order"),
+        ({"layers": (1.5,)}, "`layers` must be a list of whole layer numbers in increasing order"),
         ({"width": 0}, "`width` must be a finite number greater than zero"),
         ({"eps": -0.1}, "`eps` must be a positive number"),
         ({"eps": (0.1, 0.2)}, "`eps` must be a positive number, or one for each of the 6 layers, but has shape"),

@@ -151,7 +151,7 @@ def _check_together(arguments: argparse.Namespace) -> None:
         own = given("block", "activation", "C_W", "C_b", "decay", "eps")
         if arguments.recipe and own:
             raise ValueError(
-                f"The recipe {arguments.recipe} says block and steps itself: leave out {own[0]}, or the recipe."
+                f"The recipe {arguments.recipe} defines block and steps itself: leave out {own[0]}, or the recipe."
             )
         if not arguments.recipe and not given("block", "activation"):
             raise ValueError(

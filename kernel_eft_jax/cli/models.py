@@ -137,7 +137,7 @@ def make_kernel(arguments: argparse.Namespace) -> np.ndarray:
     if off is not None and inputs > 1 and not least <= off <= diagonal:
         raise ValueError(
             f"Argument `--off-diagonal` must lie between {least:.6g} and --diagonal, {diagonal:.6g}, for {inputs} "
-            f"inputs, but is {off:.6g}: no others are covariances."
+            f"inputs, but is {off:.6g}: other values are no covariances."
         )
     return np.where(np.eye(inputs, dtype=bool), diagonal, 0.6 if off is None else off)
 

@@ -78,7 +78,7 @@ class CoordinateCheck(eqx.Module):
         count = 0 if self.own is None else len(self.own.widths)
         if self.own is None or not 0 <= index < count:
             raise ValueError(
-                f"Argument `index` must count networks given as `own`, of which there are {count} widths, but is "
+                f"Argument `index` must be the place of one of the {count} widths given as `own`, from 0 on, but is "
                 f"{index}."
             )
         width, networks = int(self.own.widths[index]), int(self.own.networks[index])
@@ -222,7 +222,7 @@ def _check_own(own, layers, shape):
             raise
         named = ", ".join(map(str, layers[:4])) + (" and so on" if len(layers) > 4 else "")
         raise ValueError(
-            f"{error} Give the layers at which yours were taken as `layers`; here they are {named}."
+            f"{error} Give the layers of your kernels as `layers`; here the layers are {named}."
         ) from error
 
 

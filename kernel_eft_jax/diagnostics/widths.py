@@ -49,7 +49,7 @@ class WidthCheck(AtWidths, Shown):
 
         if len(self.widths) < 2:
             raise ValueError(
-                "Argument `kernels` must hold two widths or more to tell a difference that falls like 1/n."
+                "Argument `kernels` must hold two widths or more to find a difference that falls like 1/n."
             )
         check_quantity(quantity)
         gap, error = self._stable_V4() if quantity == "V4" else self._packed_K1()

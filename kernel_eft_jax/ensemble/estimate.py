@@ -186,7 +186,7 @@ def check_arguments(work, model, K0, eps, key, sampler):
     check_key(key)
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(
-            f"`{work}` is compiled, and JAX_DISABLE_JIT (or jax.disable_jit) forbids that: leave it away here. To "
+            f"`{work}` is compiled, and JAX_DISABLE_JIT (or jax.disable_jit) forbids that: switch it off here. To "
             "step through a network, call a `ResNet`."
         )
 

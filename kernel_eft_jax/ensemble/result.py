@@ -180,7 +180,7 @@ class Estimate(Shown, Result, Quantities):
 
         control = data.attrs["control"] == "True"
         if data.attrs["averages"] != _names(control):
-            raise ValueError("Another version of this package made it, which averages other things: make it again.")
+            raise ValueError("Another version of this package, with other averages, made it: make it again.")
 
         def quantities(suffix="") -> dict[str, Any]:
             return {

@@ -84,8 +84,8 @@ def accumulate(
     furthest = int(lasts.max())  # block of any process
     if (furthest + 1) * plan.size > plan.networks:
         raise ValueError(
-            f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds so many, but "
-            f"is {plan.networks}. Ask for more, or use another file to start from the beginning."
+            f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds that many, "
+            f"but is {plan.networks}. Ask for more, or use another file to start from the beginning."
         )
     bar.initial = bar.n = int(held.sum())
     checks = _checks(total, furthest, plan.parts) if target else []

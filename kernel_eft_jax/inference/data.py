@@ -148,7 +148,7 @@ def _observe_estimate(data, experiment, with_V4):
     networks = np.array([group.networks for group in groups], np.float64)
     if all(np.array_equal(group.first / group.networks, groups[0].first / groups[0].networks) for group in groups):
         raise ValueError(
-            "The Estimate shows no scatter between its networks, so that nothing tells an error: sample different "
+            "The Estimate shows no scatter between its networks, so that no error can be estimated: sample different "
             "networks."
         )
     B, shares = networks.sum(), networks / networks.sum()

@@ -61,7 +61,7 @@ class Information(eqx.Module):
         """
         if len(self.lost):
             raise ValueError(
-                f"{self.describe()} Hold a parameter of it fixed, or add another experiment that tells it."
+                f"{self.describe()} Hold one of these parameters fixed, or add an experiment that determines it."
             )
         return self.scales[:, None] * np.linalg.inv(self._relative) * self.scales
 
@@ -172,15 +172,15 @@ def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction:
     where = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True))
     if not all(np.isfinite(np.asarray(x)).all() for x in prediction):
         raise ValueError(
-            "Argument `experiment` is where the theory is not finite: kernels grow without bound by layer "
+            "Argument `experiment` has values at which the theory is not finite: kernels grow without bound by layer "
             f"{experiment.layers[-1]} at {where}. Take smaller variances, eps or layers."
         )
     if prediction.expectation_error > LIMIT:
         raise ValueError(
-            "Argument `experiment` is where the theory is not accurate: its Gaussian expectations have an estimated "
-            f"relative error of {float(prediction.expectation_error):.2g}, above {LIMIT}, at {where}. The activation "
-            "changes too sharply for its variance: take smaller variances, or a class with closed forms or with kinks "
-            "for a function with kinks."
+            "Argument `experiment` has values at which the theory is not accurate: its Gaussian expectations have an "
+            f"estimated relative error of {float(prediction.expectation_error):.2g}, above {LIMIT}, at {where}. The "
+            "activation changes too sharply for its variance: take smaller variances, or a class with closed forms or "
+            "with kinks for a function with kinks."
         )
 
 
@@ -206,8 +206,8 @@ def refuse_vague(info: Information, with_V4: bool) -> None:
         words = in_words(info.names, direction, info.scales)
         involved = [name for name, d in zip(info.names, direction, strict=True) if abs(d) > 0.01]
         raise ValueError(
-            f"These data cannot tell all free parameters: {words[0].lower() + words[1:]} would be known to no better "
-            f"than {100 * error:.2g} % of its size.{_hint(involved, with_V4)} Hold "
+            f"These data do not determine all free parameters: {words[0].lower() + words[1:]} would be known to no "
+            f"better than {100 * error:.2g} % of its size.{_hint(involved, with_V4)} Hold "
             f"{'one of them' if len(involved) > 1 else 'it'} fixed, or take more networks, depths or inputs (`fisher` "
             "says how many)."
         )

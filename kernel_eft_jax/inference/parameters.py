@@ -71,7 +71,8 @@ class Experiment(eqx.Module):
         self.layers = check_layers(layers)
         if self.layers[-1] == 0:
             raise ValueError(
-                "Argument `layers` must name a layer behind the input, layer 0, which no parameter of the model moves."
+                "Argument `layers` must name a layer behind the input: no parameter of the model has an effect at "
+                "layer 0."
             )
         self.model = model
         self.K0 = check_kernel(K0)

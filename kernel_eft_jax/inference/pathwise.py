@@ -120,19 +120,22 @@ def pathwise_sensitivity(
     width = float(experiment.width)
     if "width" in names or width != round(width):
         raise ValueError(
-            "Networks have a whole number of neurons: `width` must be one, and no derivative by it exists."
+            "The `width` of the experiment must be a whole number of neurons, and must not be free: networks have no "
+            "derivative by it."
         )
     values = np.asarray(get_parameters(experiment, names))
     if (values == least_values(experiment, names)).any() and _biases_separate(experiment):
         raise ValueError(
-            "Argument `free` names C_b, which is zero where some inputs depend on others but not once there are "
-            "biases (opposite inputs, or more inputs than neurons): single networks have no derivative there. Start "
-            "from C_b > 0, leave out the dependent inputs, or take `sensitivity`, whose mean kernels have one."
+            "Argument `free` names C_b, which is zero, and biases would separate inputs that depend on each other "
+            "without them (opposite inputs, or more inputs than neurons): single networks have no derivative there. "
+            "Start from C_b > 0, leave out the dependent inputs, or take `sensitivity`, whose mean kernels have "
+            "a derivative."
         )
     if {"eps", "decay"} & set(names) and not skip(experiment.model, jnp.asarray(experiment.eps)) > 0:
         raise ValueError(
             "Argument `free` names eps or decay where decay eps^2 = 1 and there is no skip: a = sqrt(1 - decay "
-            "eps^2) has no derivative there. Leave them out, or take `sensitivity`, whose mean kernels have one."
+            "eps^2) has no derivative there. Leave them out, or take `sensitivity`, whose mean kernels have a "
+            "derivative."
         )
     first, second = np.zeros(()), np.zeros(())
     for start in range(0, networks, NETWORKS_AT_ONCE):

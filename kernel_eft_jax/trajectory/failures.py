@@ -39,8 +39,8 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
 def _check_error(error):
     if not error <= LIMIT:
         raise RuntimeError(
-            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers "
-            "would be no answer. The activation changes too sharply for its variance. Take a class with closed forms "
+            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: the numbers "
+            "are not reliable. The activation changes too sharply for its variance. Take a class with closed forms "
             "or with kinks (ReLU, Piecewise) for a function with kinks, smaller variances, a higher degree of the "
             "closure, or throw=False to see the numbers all the same."
         )
@@ -94,6 +94,6 @@ def _check_entries(solution):
                 p = int(variances.argmin())
                 if variances[p] < -1e-6 * np.abs(variances).max():
                     raise RuntimeError(
-                        f"The solve has lost its meaning: the variance {name}[{entry((p, p))}] at {where} is "
+                        f"The solve is no longer valid: the variance {name}[{entry((p, p))}] at {where} is "
                         f"{variances[p]:.6g}, below zero. Take the closure HermiteTower(), or smaller steps."
                     )

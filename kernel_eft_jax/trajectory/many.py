@@ -141,8 +141,8 @@ class _Run:
         except RuntimeError as error:
             raise RuntimeError(f"Of the inputs {names} alone: {error}") from error
         raise RuntimeError(
-            f"For the inputs {names} the tables of their activation are right to "
-            f"{entries.expectation_error.max():.2g} only: their variances are too large for it. Take `solve` for them."
+            f"For the inputs {names} the expectations by the table of nodes have an estimated relative error of "
+            f"{entries.expectation_error.max():.2g}: their variances are too large for it. Take `solve` for them."
         )
 
 
