@@ -32,7 +32,7 @@ QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 
 def accepted(flags: str) -> bool:
-    """Whether the installed XLA has these flags; it ends the process at one that it does not know."""
+    """Whether the installed XLA knows these flags; XLA ends the process at a flag that it does not know."""
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     ask = [sys.executable, "-c", "import jax; jax.devices()"]
     return subprocess.run(ask, env=environment, capture_output=True).returncode == 0
@@ -80,6 +80,6 @@ def same_elements_checked(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def forgotten_programs() -> Iterator[None]:
-    """Compiled programs go with the file that needed them: all of them together are gigabytes."""
+    """Compiled programs are dropped after each file of tests: all of them together would take gigabytes."""
     yield
     jax.clear_caches()

@@ -133,8 +133,8 @@ def test_networks_of_the_model_agree_with_the_prediction(check):
 
 
 def test_networks_of_other_weights_are_seen(own):
-    """C_W = 2.5 for 2: the mean at the last layer moves by a tenth, and 400 networks see that: 1.5 % is their standard
-    error."""
+    """Networks with C_W = 2.5 instead of 2 are detected: the mean at the last layer changes by a tenth, and the
+    standard error of 400 networks is 1.5 %."""
     wrong = STACK | {"model": keft.Model([keft.Dense(1.0), keft.Erf(), keft.Dense(2.5)])}
     check = keft.coordinate_check(**wrong, layers=LAYERS, own=own)
     measured = check.measured(1)

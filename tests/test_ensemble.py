@@ -358,7 +358,7 @@ def test_any_kind_of_key(kind):
 
 
 def test_samplers_ask_for_no_expectation(key):
-    """The experiment must not lean on the theory that it tests: with moments that raise, it still runs."""
+    """Sampling uses no moment of an activation: it runs with moments that raise."""
 
     class NoMoments(Tanh):
         def moments(self, k):
@@ -457,7 +457,8 @@ def test_errors_name_the_argument(key):
 
 
 def test_targets_that_are_not_finite_say_so(key):
-    """This cannot always be known before the run: that K1 is zero at depth zero, for one."""
+    """A target that is not finite raises during the run, since it cannot always be known before: K1 is zero at depth
+    zero, for example."""
     with pytest.raises(
         ValueError, match=r"has standard error nan after \d+ networks: take a function that stays finite"
     ):
@@ -500,7 +501,8 @@ def test_non_finite_is_named(key):
 
 
 def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
-    """And what to do: about moments, about networks that are too large one by one, about kernels."""
+    """The error of a run that cannot fit says what needs the memory (second moments, single networks or kernels), and
+    the remedy."""
     linear = Model(Linear(), 1.0)
     monkeypatch.setattr(plan, "host_memory", lambda: 2**33)
     with pytest.raises(MemoryError, match=r"about \d+\.\d GiB of memory on the host, which has 8 GiB: .* `save_at`"):

@@ -61,7 +61,7 @@ def test_the_rotation_is_the_orthogonal_part_to_first_order(key):
 
 
 def test_rows_of_unit_length(key):
-    """Also where a network has none: then the input's own normals."""
+    """Rows have length one; a row of zeros becomes the unit row of the input's own normals."""
     L = factors(key, 3, 2)
     L[1, :, 0] = 0
     rows = np.asarray(unit_rows(jnp.asarray(L)))

@@ -1,4 +1,4 @@
-"""Many inputs: what a pair has among many it has alone, in every part of the theory."""
+"""Many inputs: every part of the theory gives a pair among many inputs the numbers that the pair has alone."""
 
 import jax
 import jax.numpy as jnp
