@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .machine import LARGEST_COUNT
 
-LEAST_NETWORKS = 16  # so many networks show their scatter
+LEAST_NETWORKS = 16  # fewer networks do not show their scatter
 SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12
 
 
@@ -190,7 +190,7 @@ def check_key(key: Any, name: str = "key") -> Any:
 
 
 def check_kind(value: Any, kind: type, name: str) -> None:
-    """Check that an argument is an object of the class that is due."""
+    """Check that an argument is an object of the right class."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         made = f": write {value.__name__}()" if isinstance(value, type) and issubclass(value, kind) else ""

@@ -209,8 +209,8 @@ def umup_eps(depth: int, multiplier: float = 1.0) -> Float[np.ndarray, " depth"]
     $$\tau_l^2 = \frac{\alpha^2}{L / 2 + l\, \alpha^2}, \quad l = 0 \ldots L - 1, \qquad
       \epsilon_l = \frac{\tau_l}{\sqrt{1 + \tau_l^2}}$$
 
-    All blocks then have the same share in the last layer, and half of them together the `multiplier` $\alpha^2$ of the
-    input's.
+    All blocks then contribute equally to the last layer. Half of them together contribute $\alpha^2$ times as much as
+    the input, $\alpha$ the `multiplier`.
     """
     check_count(depth, "depth")
     check_positive(multiplier, "multiplier")

@@ -30,7 +30,7 @@ from .pair_quadrature import (
 )
 
 CAUTION = 3  # multiplies the difference of two rules, since neither is exact
-ROUNDINGS = 100  # of one operation, that a result may be off by
+ROUNDINGS = 100  # so many rounding errors of one operation are allowed for
 # (correlation, phi_a / sqrt(k)) at which averages over phi_b given phi_a are tested.
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
 

@@ -1,7 +1,7 @@
 r"""What a closure is: a state, how it starts, how one layer moves it, and what is read off it.
 
 A closure turns the exact but infinite hierarchy of equations for the empirical kernel at order 1/n into a finite system
-for K0, V4, K1 (and what else it carries). One layer is all that it says: the continuum is the limit of thin layers,
+for K0, V4, K1 (and what else it carries). A closure defines one layer only: the continuum is the limit of thin layers,
 
 $$\dot y = \partial_{dt}\, \mathrm{step}(y, dt) \,\big|_{dt = 0}, \qquad dt = \epsilon^2$$
 """
@@ -28,8 +28,8 @@ class Moments(NamedTuple):
     """The statistics of the kernel in pair space, up to higher orders of 1/n.
 
     E[G] = K0 + K1 / n and Cov(G, G) = V4 / n. A closure that carries S, the kernel that the last matrix of the branch
-    reads, beside G also has U1, V_GS and V_SS, None for others: E[S] is its value at infinite width + U1 / n, Cov(G, S)
-    = V_GS / n and Cov(S, S) = V_SS / n.
+    reads, beside G also has U1, V_GS and V_SS: E[S] is its value at infinite width + U1 / n, Cov(G, S) = V_GS / n and
+    Cov(S, S) = V_SS / n. For other closures these three are None.
     """
 
     K0: Float[Array, " P"]

@@ -18,7 +18,7 @@ from .base import Moments
 from .tower_state import TowerRead, TowerState
 
 KINKED_DEGREE = 6  # of a kinked activation the lowest degree that bounds the errors of K1 and U1
-BOUNDS = 1e4  # the accuracy that bounds of errors need, in that of the numbers themselves
+BOUNDS = 1e4  # the tolerance for bounds of errors, relative to that for the numbers themselves
 
 
 class ReadErrors(NamedTuple):

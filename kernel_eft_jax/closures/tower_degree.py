@@ -23,7 +23,7 @@ from .tower_bounds import KINKED_DEGREE, next_bounds, slowest
 from .tower_state import TowerRead, TowerState, frame_turn, read_in_modes
 
 DEGREES = (4, 8, 12, 16, 24, 32, 48, 64)  # few, so that a sweep over parameters compiles few programs
-DEGREES_OF_ONE = (96, 128, 192, 256)  # one input costs a power of the degree less than several do
+DEGREES_OF_ONE = (96, 128, 192, 256)  # for one input the cost grows with a lower power of the degree
 UNDECIDED = 30  # the degree where the kernel or the steps are traced, so that none can be chosen
 V4_SHARE, K1_SHARE = 1e-3, 1e-2
 
@@ -103,7 +103,7 @@ def rule_error(activation: Activation, k: Float[Array, ""], degree: int) -> Floa
     r"""The error of the nodes of the modes for $E[s^2]$ and for $E[s^2 he_2] = \sqrt2\, k\, \partial_k E[s^2]$,
     relative to E[s^2].
 
-    It shows an oscillation of s that the nodes of a low degree miss, which the error of a closed form does not show.
+    An oscillation of s that the nodes of a low degree miss shows in this error, and not in the error of a closed form.
     """
     x, w = rule(activation, jnp.zeros_like(k), jnp.sqrt(k), enough_points(activation, degree + 2))
     square = activation(jnp.sqrt(k) * x) ** 2 * w

@@ -186,14 +186,14 @@ def coordinate_check(
         eps: one number, or one for each block.
         layers: numbers of blocks after which the stream is reported; 0 is the input, `depth` the last block.
         own: kernels G of networks of your own by their width, at the same layers, one network a row (16 or more).
-        key: draws networks (`networks` of each width) to tell from which width on order 1/n is right to `tolerance`;
-            without it that is left out.
+        key: draws networks (`networks` of each width) to find the width from which on order 1/n is right to
+            `tolerance`; without a key there is no such search.
         tolerance: relative.
         networks: how many networks are drawn.
-        progress: whether a bar shows how far the drawing is.
+        progress: whether to show a bar while networks are drawn.
 
-    Raises ValueError for arguments that make no sense, and what `solve` raises. Not for attention or trained networks:
-    `NOT_COVERED` says what is left out, and so does the printed check.
+    Raises ValueError for arguments that make no sense, and what `solve` raises. The check does not cover attention or
+    trained networks: `NOT_COVERED` and the printed check list what is left out.
     """
     width, depth = check_count(width, "width"), check_count(depth, "depth")
     evenly = np.unique(np.round(np.linspace(0, depth, DEFAULT_DEPTHS + 1))).astype(int).tolist()

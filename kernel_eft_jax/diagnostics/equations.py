@@ -6,10 +6,11 @@ $$V_4' = a^4 V_4 + a^2 \epsilon^2 \left( C_W (V_{GS} + V_{GS}^T) + E[\Sigma(G, \
   + \epsilon^4 \left( C_W^2 V_{SS} + E[\hat Q_{ac} \hat Q_{bd} + \hat Q_{ad} \hat Q_{bc}] \right)$$
 
 and its mean by $a^2 E[G] + \epsilon^2 (C_b + C_W E[S])$, where S is what the last matrix reads. The closure of Kawase
-and Ota (2026) puts $\chi V_4 + V_4 \chi^T$ and $\Sigma(K_0, Q(K_0))$ for the two terms of order eps^2, nothing for
-those of order eps^4, and the response of S to G, $\chi K_1 + \tfrac12 \mathrm{Hess} : V_4$ for one matrix, for n C_W
-(E[S] - S(K_0)). Each difference is a number that needs no derivative in depth: one saved depth of an ensemble is
-enough. For branches that begin with a matrix or a norm the closure is exact at leading order.
+and Ota (2026) replaces the two terms of order eps^2 by $\chi V_4 + V_4 \chi^T$ and $\Sigma(K_0, Q(K_0))$, drops those
+of order eps^4, and replaces $n\, C_W (E[S] - S(K_0))$ by the response of S to G,
+$\chi K_1 + \tfrac12 \mathrm{Hess} : V_4$ for one matrix. Each difference is measured without a derivative in depth: one
+saved depth of an ensemble is enough. For branches that begin with a matrix or a norm the closure is exact at leading
+order.
 
 Every function takes an `Estimate` or a `Solution`. From an `Estimate` it measures value and standard error, by the
 jackknife. For a `Solution` it gives the prediction of the closure at leading order in 1/n, with errors of zero. The

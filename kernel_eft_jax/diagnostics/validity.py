@@ -55,7 +55,7 @@ class Width(eqx.Module):
         return self.deviation <= tolerance + 2 * self.stderr
 
     def resolves(self, tolerance: float) -> bool:
-        """Whether the standard error is at most half of the tolerance, so that `confirms` means much."""
+        """Whether the standard error is at most half of the tolerance; only then is `confirms` conclusive."""
         return self.stderr <= tolerance / 2
 
 
@@ -154,9 +154,9 @@ def validity_window(
         eps: The step of a layer, one number or one for each layer.
         tolerance: The largest relative error of V4 and K1 that is tolerable.
         key: Of `jax.random`; without it nothing is sampled.
-        networks: Of each ensemble.
+        networks: How many networks each ensemble has.
         pilot_width: Neurons of the first ensemble's networks.
-        closures: Those to judge, by their names; by default those of the paper that are defined for the block
+        closures: The closures to judge, by name; by default those of the paper that are defined for the block
             (`closures_of`).
         reference: The closure that is taken as exact at order 1/n.
         progress: Whether ensembles show a bar.

@@ -37,13 +37,13 @@ class WidthCheck(AtWidths, Shown):
         r"""Probability of differences from the theory at least this large, at the last depth, if they are c / n plus
         noise.
 
-        For each entry c is fitted. The rest has an F distribution with W - 1 degrees of freedom, and in the noise one
-        less than the smallest number of networks of a width. The probability is that of the least likely entry, times
-        the number of entries (Bonferroni), so that entries may be correlated. If it is small, below 0.01 say, the
-        networks are not those of the theory, or too narrow for 1/n to be the whole difference. V4 is compared as the
-        logarithms of its variances and the correlations between them, $\operatorname{artanh} \rho$, whose noise hardly
-        depends on their values: so the probability holds from 16 networks a width on. Raises ValueError for fewer than
-        two widths.
+        For each entry c is fitted. What is left of chi-square, divided by W - 1, has an F distribution: W - 1 degrees
+        of freedom in the numerator, and in the denominator one less than the smallest number of networks of a width.
+        The probability is that of the least likely entry, times the number of entries (Bonferroni), so that entries may
+        be correlated. If it is small, below 0.01 say, the networks are not those of the theory, or too narrow for 1/n
+        to be the whole difference. V4 is compared as the logarithms of its variances and the correlations between them,
+        $\operatorname{artanh} \rho$, whose noise hardly depends on their values: so the probability holds from 16
+        networks a width on. Raises ValueError for fewer than two widths.
         """
         from scipy import special  # loads for a tenth of a second
 

@@ -118,7 +118,7 @@ class Control(NamedTuple):
 def start(
     phi: Float[Array, "N n B"], model: Model, limits: Limits, reads: tuple[BlockRead, ...], hidden: tuple[Any, ...]
 ) -> Control:
-    """At depth zero the free neurons are the network's own, and nothing responds."""
+    """The free copies at depth zero: their neurons are the network's own, and the response is zero."""
 
     def begin(phi, path, x):
         zero = jnp.zeros((path.K0.shape[0], phi.shape[2]), phi.dtype)

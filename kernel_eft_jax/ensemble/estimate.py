@@ -80,15 +80,16 @@ def estimate(
         key: Of `jax.random`; network i depends on the key and i alone.
         sampler: `BlockSampler()` draws increments by their law, `WeightSampler()` weights.
         control: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of
-            the model. Without them no Gaussian expectation is called but in the definition of K1 and U1, whose errors
-            are then far larger.
+            the model. Without control variates Gaussian expectations are used only in the definitions of K1 and U1, and
+            the errors of K1 and U1 are far larger.
         save_at: Layers to keep, by default 41 evenly spaced ones.
         target: A function of the `Quantities` and the standard error wanted for it, such as
             `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run ends when it is reached, or after `networks`.
-        checkpoint: A file to write to, every `checkpoint_seconds` and on Ctrl-C, and to go on from if it is there, to
-            more `networks` too. With several processes each adds its number to the name.
+        checkpoint: A file in which the run keeps its sums, every `checkpoint_seconds` and on Ctrl-C. If the file
+            exists, the run goes on from it, also to more `networks`. Of several processes each adds its number to the
+            name.
         checkpoint_seconds: Time between two writings of the checkpoint.
-        progress: Whether to show a bar, and before the run what it needs.
+        progress: Whether to show a bar, and before it the time and the memory that the run needs.
 
     Returns:
         Every quantity at the saved layers, with standard errors and what made it.

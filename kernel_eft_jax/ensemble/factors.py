@@ -128,7 +128,7 @@ def zeroed(x: Float[Array, "*shape"], kept: Bool[Array, "*#shape"]) -> Float[Arr
 
 
 def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Array, "N N B"]]:
-    """Unit lower-triangular C and its inverse, with C^-1 Q C^-T diagonal but for rows and columns of doubtful
+    """Unit lower-triangular C and its inverse: C^-1 Q C^-T is diagonal, except in rows and columns of doubtful
     pivots."""
     inputs = Q.shape[0]
     floor, rows = DOUBTFUL * jnp.finfo(Q.dtype).eps * jnp.diagonal(Q).T, jnp.arange(inputs)[:, None]
@@ -159,7 +159,7 @@ def unit_rows(L: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
 def near_factor(
     L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array, "N N B"]
 ) -> Float[Array, "N N B"]:
-    r"""L0 U with U orthogonal, near to L: of all factors of $L_0 L_0^T$ one that hardly depends on the order of inputs.
+    r"""A factor L0 U of $L_0 L_0^T$, U orthogonal, that is near to L and hardly depends on the order of the inputs.
 
     $$U = (1 - A)^{-1} (1 + A), \qquad A = \tfrac14 (M - M^T), \qquad M = L_0^{-1} L$$
 

@@ -82,8 +82,8 @@ def across(array: np.ndarray) -> np.ndarray:
 
 
 def check_alike(settings: Mapping[str, Any]) -> None:
-    """Check that all processes run the same. Where settings differ, every process raises ValueError with the names of
-    these settings."""
+    """Check that all processes have the same settings. If not, every process raises ValueError with the names of the
+    settings that differ."""
     digests = [hashlib.sha256(json.dumps(value, default=str).encode()).digest()[:8] for value in settings.values()]
     every = across(np.frombuffer(b"".join(digests), np.uint64))
     differ = [

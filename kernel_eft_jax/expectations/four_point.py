@@ -1,8 +1,8 @@
 r"""Four-point Gaussian expectations of an activation and its derivatives, E[f_a g_b u_c v_d].
 
-If an input x occurs twice, phi_x is averaged over by quadrature. Before that the other two inputs are averaged over
-given phi_x. They are two normals of conditional correlation r: this average is a Mehler series in r, or one sum if both
-are the same input.
+If an input x occurs twice, the average over the other two inputs given phi_x comes first: they are two normals of
+conditional correlation r, and the average is a Mehler series in r, or one sum if both are the same input. Then phi_x is
+averaged over by quadrature:
 
 $$E[F(\phi_x) f(\phi_y) g(\phi_z)] = E_x\Big[ F(\phi_x) \sum_s f_s(\phi_x)\, g_s(\phi_x)\, r^s \Big],
   \qquad f_s = E[f(\phi_y)\, he_s \,|\, \phi_x]$$

@@ -33,7 +33,7 @@ class Information(eqx.Module):
     Attributes:
         names: The parameters.
         values: Where the information is taken.
-        scales: What a change of order one of each parameter is.
+        scales: The scale of each parameter, the size of a change that matters.
         matrix: The information matrix.
         expectation_error: Estimated relative error of the Gaussian expectations behind the information.
     """
@@ -138,10 +138,10 @@ def fisher(
         with_V4: Whether the sample covariances at each layer count beside the mean kernels.
 
     Returns:
-        The information, with the errors that it promises and the directions that it does not tell.
+        The information, with the expected errors and the lost directions.
 
     Raises:
-        ValueError: For free parameters that are none, and where the theory is not finite or its expectations are not
+        ValueError: For names that are no parameters, and where the theory is not finite or its expectations are not
             accurate.
     """
     check_kind(experiment, Experiment, "experiment")

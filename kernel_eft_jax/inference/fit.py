@@ -52,17 +52,17 @@ class Fit(Shown):
     Attributes:
         names: The free parameters.
         values: Their estimates.
-        covariance: Of the estimates, as of a search without bounds.
+        covariance: That of the estimates, as if the search had no bounds.
         information: The Fisher information at the estimates.
         chi2: The least chi2, scaled to have mean `dof` if the theory is right.
         dof: Degrees of freedom; a parameter at its bound counts as held there.
         history: chi2 at each point tried.
-        converged: Whether the search ended where it should.
+        converged: Whether the search ended at a minimum.
         message: Why the search ended.
         experiment: The networks, the estimates in place.
         closure: The theory.
         observed: The statistics of the data.
-        prediction: What the theory says of these statistics at the estimates.
+        prediction: The same statistics by the theory, at the estimates.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -184,8 +184,8 @@ def fit(
         free: Names of the free parameters, as `parameter_names` lists them: C_W, C_b, decay, eps, width, K0_scale,
             activation.slope for a block of one matrix, branch[1].C_W for others.
         closure: The theory. A degree that it leaves open is chosen at the start and kept.
-        with_V4: Whether to fit the sample covariances at each layer beside the mean kernels. They tell the width, at
-            the price of an error of order 1/n in V4 itself.
+        with_V4: Whether to fit the sample covariances at each layer beside the mean kernels. They determine the
+            width, at the price of an error of order 1/n in V4 itself.
         optimiser: Of optax, for first-order steps, taken in units of the expected errors.
         progress: Whether to show a bar.
 
@@ -193,10 +193,11 @@ def fit(
         The estimates with their errors, and the experiment with the estimates in place.
 
     Raises:
-        ValueError: For data that are no kernels, or of other layers; for free parameters that are none or not positive,
-            or of which no data can tell more than a combination, with that combination; where the theory is not finite
-            or not accurate; and, after the search, for those that these data tell to no better than their own size,
-            neither at the start nor at the end.
+        ValueError: For data that are no kernels, or of other layers; for names that are no parameters; for free
+            parameters that do not start above zero where they must be positive; for free parameters of which no data
+            can determine more than a combination, with that combination; where the theory is not finite or not
+            accurate; and, after the search, for free parameters that these data determine to no better than their own
+            size, at the start and at the end.
     """
     remedy = "it is a search on the host. Call it from outside."
     check_untraced("fit", remedy, experiment, () if isinstance(data, Estimate) else data)

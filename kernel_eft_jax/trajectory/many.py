@@ -1,4 +1,4 @@
-"""Many inputs: every pair of them is a problem of two inputs, and chosen quadruples one of four at most.
+"""Many inputs: each pair is a problem of two inputs, and each chosen quadruple a problem of at most four.
 
 K1_ab involves the inputs a and b alone, and V4_ab,cd the inputs a, b, c and d alone. So K0, K1 and the variances
 V4_ab,ab of N inputs are N(N - 1)/2 small problems. They are solved in blocks, one block on each core at a time, so that

@@ -61,16 +61,17 @@ def solve(
     Args:
         model: The block.
         K0: Kernel of the inputs at depth zero.
-        ts: Depth times of the continuum to save; or
-        layers: numbers of the layers to save, with `eps`.
+        ts: Depth times to save, in the continuum. Give either `ts`, or `layers` with `eps`.
+        layers: Numbers of the layers to save.
         eps: The step of a layer, one number or one for each layer.
         closure: The theory.
-        solver: Of diffrax, in the continuum.
-        adjoint: Of diffrax, in the continuum.
-        stepsize_controller: Of diffrax, in the continuum.
+        solver: A solver of diffrax, for the continuum.
+        adjoint: An adjoint of diffrax, for the continuum.
+        stepsize_controller: A step size controller of diffrax, for the continuum.
         dt0: First step, in the continuum; by default diffrax chooses it.
-        max_steps: Of the continuum; more end the solve.
-        throw: Whether a solve that fails raises; else it returns what it has, and `result` and `stats` say how it went.
+        max_steps: The largest number of steps in the continuum; a solve that needs more fails.
+        throw: Whether a solve that fails raises an error. If not, it returns what it has, and `result` and `stats`
+            describe the failure.
 
     Returns:
         K0, V4 and K1 at the saved depths, with estimated errors and what made them.
@@ -230,7 +231,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         t1=ts[-1],
         dt0=dt0,
         y0=start / units,
-        args=(parameters, units),  # what the rate uses it is given: Backsolve cannot see what a function encloses
+        args=(parameters, units),  # as arguments: Backsolve cannot see what the rate encloses
         saveat=saveat,
         stepsize_controller=controller,
         adjoint=adjoint,
