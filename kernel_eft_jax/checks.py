@@ -252,7 +252,7 @@ def check_unstacked(module: eqx.Module, name: str = "model") -> None:
         leaf: Any = getattr(module, field.name, None)
         if getattr(field.type, "dim_str", None) == "" and eqx.is_array(leaf) and leaf.ndim:
             raise ValueError(
-                f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape}, but must be one number. Call "
+                f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} and must be one number. Call "
                 "the function for one module at a time, or through `eqx.filter_vmap`."
             )
 
