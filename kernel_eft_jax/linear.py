@@ -4,6 +4,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def matmul(x: Float[Array, "*batch n k"], y: Float[Array, "*batch k m"]) -> Float[Array, "*batch n m"]:
+def matmul(x: Float[Array, "*#batch n k"], y: Float[Array, "*#batch k m"]) -> Float[Array, "*batch n m"]:
     """x y for matrices, or for stacks of them."""
     return jnp.matmul(x, y, precision="highest")

@@ -11,7 +11,7 @@ DOORS = {
     "Dense.__init__",
     "GLU.__init__",
     "Experiment.__init__",
-    "variance",
+    "variance_leaf",
     "expect",
     "sensitivity",
     "observe",

@@ -360,7 +360,7 @@ class TestDoors:
             (lambda: keft.coordinate_check(**STACK, own=TestDoors.G), "`own` must map widths to arrays of kernels"),
             (
                 lambda: keft.coordinate_check(**STACK, own={8: TestDoors.G}),
-                "`own` must hold.*as `layers`; here they are 0, 1, 2",
+                "`own` must hold.*as `layers`; here the layers are 0, 1, 2",
             ),
             (
                 lambda: keft.coordinate_check(**STACK, tolerance=-1),

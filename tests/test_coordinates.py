@@ -228,7 +228,7 @@ class TestCommand:
 def test_own_networks_need_the_layers_of_the_prediction(own):
     with pytest.raises(
         ValueError,
-        match=r"Argument `own` must hold arrays of shape.*Give the layers .* as `layers`; here they are 0, 4",
+        match=r"Argument `own` must hold arrays of shape.*Give the layers .* as `layers`; here the layers are 0, 4",
     ):
         keft.coordinate_check(**STACK, layers=[0, 4], own=own)
     with pytest.raises(ValueError, match=r"Argument `width`"):

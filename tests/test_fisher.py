@@ -61,7 +61,7 @@ def test_a_lost_direction_is_named():
     np.testing.assert_allclose(direction / direction[2], [-2 * 2.0 / EPS, -2 * 0.2 / EPS, 1], rtol=1e-4)
     assert len(info.lost) == 1
     assert "the data tell only `C_W` * `eps`^2 and `C_b` * `eps`^2, not each parameter by itself." in info.describe()
-    with pytest.raises(ValueError, match=r"not each parameter by itself\. Hold a parameter of it fixed"):
+    with pytest.raises(ValueError, match=r"not each parameter by itself\. Hold one of these parameters fixed"):
         _ = info.stderr
 
 

@@ -614,5 +614,5 @@ def test_a_plain_function_is_fitted_as_its_class_is():
 
 
 def test_expectations_that_are_not_accurate_are_no_theory():
-    with pytest.raises(ValueError, match=r"where the theory is not accurate: .* at C_W = 1\.5"):
+    with pytest.raises(ValueError, match=r"values at which the theory is not accurate: .* at C_W = 1\.5"):
         fit(KERNELS, experiment(keft.Smooth(jax.nn.elu)), "C_W", closure=keft.GOnly(), progress=False)

@@ -18,7 +18,7 @@ from problems import SMOOTH, expansion_from, one_input_layers, sigma_kernel_laye
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.closures.pair_tower import PairTower
-from kernel_eft_jax.trajectory.failures import LIMIT
+from kernel_eft_jax.trajectory.failures import LARGEST_ERROR
 
 TRUNCATED = ("Tanh", "Erf", "Sin", "GELU", "SiLU")
 
@@ -66,7 +66,7 @@ def test_the_expectation_error_of_closures_that_expand_nothing(name, closure, dt
     else:
         exact = [np.take(sigma_kernel_layers(SMOOTH[name], 2.0, k, 0.25, 2), (3, 0, 2)) for k in ks]
     off, stated = closure_errors(getattr(keft, closure)(), name, exact, ks, dtype)
-    known = stated < LIMIT
+    known = stated < LARGEST_ERROR
     ratio = np.where(known, off / np.where(known, stated, 1), 0)
     i = int(ratio.argmax())
     print(f"{closure}, {name}: true over stated {ratio[i]:.2g} at variance {ks[i]:g}, stated {stated[i]:.2g}")

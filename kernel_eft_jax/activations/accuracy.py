@@ -40,7 +40,7 @@ MEETING = [(VALUE, VALUE), (FIRST, FIRST), (SECOND, SECOND)] + [
 ]
 
 
-class Lines(NamedTuple):
+class TwoRules(NamedTuple):
     """Expansions at the correlations 1, 0 and (without kinks) -1 by two rules, and two more errors of quadrature:
     `inner`, of averages over phi_b given phi_a, and `parts`, by which Stein's identity fails."""
 
@@ -56,7 +56,7 @@ def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float
 
     def one(k):
         k = floored(k)
-        lines = _lines(activation, k)
+        lines = _by_two_rules(activation, k)
         nodes = jnp.max(_size(_apart(lines.coarse, lines.fine), k)) + lines.inner
         return CAUTION * nodes + lines.parts + _rounding(lines.fine, k), lines.fine.value[0]
 
@@ -68,7 +68,7 @@ def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Floa
 
     def one(k):
         k = floored(k)
-        lines = _lines(activation, k)
+        lines = _by_two_rules(activation, k)
         signs = jnp.asarray(_signs(activation), k.dtype)
         closed = jax.vmap(lambda sign: Expansion(*activation.pair(k, k, sign * k)))(signs)
         apart, unsure = _apart(closed, lines.fine), _apart(lines.coarse, lines.fine)
@@ -110,7 +110,7 @@ def _along_ray(x: Expansion) -> Expansion:
     return Expansion(x.value, gradient, hessian)
 
 
-def _lines(activation, k):
+def _by_two_rules(activation, k):
     root = jnp.sqrt(k)
     rho, z = (np.array(v) for v in zip(*GIVEN, strict=True))
     mean = root * jnp.asarray(np.append(0, rho * z), k.dtype)
@@ -139,7 +139,7 @@ def _lines(activation, k):
     )
     if activation.kinks:
         inner = inner + jnp.max(_size(_apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine)), k))
-    return Lines(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
+    return TwoRules(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
 
 
 def _deeply_graded(activation, k):

@@ -17,7 +17,7 @@ def write_figure(figure: Figure, path: Path) -> None:
     write(path, lambda stream: figure.savefig(stream, format=path.suffix[1:].lower(), dpi=200))
 
 
-def comparison(found: Comparison, title: str) -> Figure:
+def comparison_figure(found: Comparison, title: str) -> Figure:
     """E[G], V4 and K1 of input 0: curves of the theory and points of the networks; below, their difference in standard
     errors."""
     names = [name for name in SYMBOLS if name in found.quantities]

@@ -21,7 +21,7 @@ from .blocks import Layer, parse_block, parse_layer
 from .kernel_file import read_input_kernel
 from .options import CLOSURE_NAMES
 
-PLACES = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
+LEAF_OF_OPTION = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
 ALIASES = {"swish": "silu", "identity": "linear"}
 K1_EFT = (
     "This K1 is K1_EFT of GOnly: about twice what networks have at the paper's settings. For K1 itself take "
@@ -88,7 +88,7 @@ def make_model(arguments: argparse.Namespace, own: Model | None = None) -> Model
     elif arguments.activation is not None:
         activation = make_activation(parse_layer(arguments.activation))
         model = Model(activation, model.C_W, model.C_b, decay=model.decay)
-    for name, place in PLACES.items():
+    for name, place in LEAF_OF_OPTION.items():
         value = getattr(arguments, name)
         if value is not None:
             model = eqx.tree_at(place, model, jnp.asarray(value, float))

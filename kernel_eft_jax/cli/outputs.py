@@ -12,7 +12,7 @@ from ..writing import write_whole
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 # The suffixes of the result that `--out` names, and of the file that is written beside it.
-KINDS = {
+SUFFIXES = {
     "theory": ((".nc",), ".png"),
     "sample": ((".nc",), ".png"),
     "fit": ((".json",), ".png"),
@@ -42,7 +42,7 @@ def check_outputs(arguments: argparse.Namespace) -> Outputs:
     if arguments.command == "paper":
         _check_folder(arguments.out, arguments.overwrite)
         return Outputs(arguments.out, None)
-    suffixes, other = KINDS[arguments.command]
+    suffixes, other = SUFFIXES[arguments.command]
     figure = getattr(arguments, "figure", None)
     result = None if arguments.out == "-" else _file("--out", arguments.out, suffixes)
     beside = None

@@ -33,7 +33,7 @@ from ..pairs import input_count, pack, pair_table, pairs, sigma_product, unpack,
 from ..parts import apply_all, carry_all
 from ..trajectory import Solution
 
-Parts = TypeVar("Parts")
+Diagnostic = TypeVar("Diagnostic")
 # The functions of pair space, typed for NumPy arrays.
 _pack: Callable[[Any], Any] = pack
 _unpack: Callable[[Any], Any] = unpack
@@ -41,11 +41,11 @@ _unpack_covariance: Callable[[Any], Any] = unpack_covariance
 _sigma: Callable[[Any, Any], Any] = sigma_product
 
 
-class Measured(eqx.Module, Generic[Parts]):
+class Measured(eqx.Module, Generic[Diagnostic]):
     """A diagnostic and its standard error, which has the same shape; zero for theories."""
 
-    value: Parts
-    stderr: Parts
+    value: Diagnostic
+    stderr: Diagnostic
 
 
 class CovarianceResidual(eqx.Module):
@@ -222,7 +222,7 @@ def _following_steps(result: Any) -> Float[np.ndarray, " T"]:
     return np.broadcast_to(eps if eps.ndim == 0 else eps[np.minimum(result.layers, eps.size - 1)], len(result.ts)) ** 2
 
 
-def _evaluate(function: Callable[[Any], Parts], result: Estimate | Solution) -> Measured[Parts]:
+def _evaluate(function: Callable[[Any], Diagnostic], result: Estimate | Solution) -> Measured[Diagnostic]:
     """Value and standard error of a function of the moments: by the jackknife for an ensemble; a theory has error
     zero."""
     if isinstance(result, Estimate):

@@ -235,9 +235,9 @@ def differences(
         C_each, *each = jax.vmap(uses)(control.alone, limits.alone)
         aa, bb, ab = triples(len(control.alone.phi)).T
         K, E = limits.joint.K0[:, None], limits.joint.S[:, None]
-        near = 0.5 * ratio(K[ab], K[aa]) * ratio(K[ab], K[bb])
-        by_S = near * ratio(E[ab], E[aa]), near * ratio(E[ab], E[bb])
-        by_F = near * ratio(K[bb], K[aa]), near * ratio(K[aa], K[bb])
+        near = 0.5 * safe_ratio(K[ab], K[aa]) * safe_ratio(K[ab], K[bb])
+        by_S = near * safe_ratio(E[ab], E[aa]), near * safe_ratio(E[ab], E[bb])
+        by_F = near * safe_ratio(K[bb], K[aa]), near * safe_ratio(K[aa], K[bb])
         diagonal, inputs = np.unique(aa), np.triu_indices(len(control.alone.phi))
         C_alone = C_G.at[diagonal].set(C_each[:, 0])
         for i, (weights, alone) in enumerate(zip((by_S, by_S, by_F), each, strict=True)):
@@ -247,7 +247,7 @@ def differences(
     return Differences(G - C_G, G - C_alone, S - C_S, R, F - C_F)
 
 
-def ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
+def safe_ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
     """x / y, and zero where y is zero."""
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
 

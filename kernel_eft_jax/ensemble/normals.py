@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray, UInt32
 
-Words = tuple[UInt32[Array, " B"], UInt32[Array, " B"]]
+KeyWords = tuple[UInt32[Array, " B"], UInt32[Array, " B"]]
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def network_keys(key: PRNGKeyArray, networks: UInt32[Array, " B"]) -> Words:
+def network_keys(key: PRNGKeyArray, networks: UInt32[Array, " B"]) -> KeyWords:
     """The two key words of each network: `fold_in(key, network)`, whatever the kind of key."""
     key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
     words = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(key, networks))

@@ -13,7 +13,7 @@ from ..depths import times_of_layers
 from ..model import Model
 from ..pairs import input_count
 from ..showing import Shown, shown
-from ..storage import MEANING, Result, attribute, axes, dataset, labelled, made_by
+from ..storage import MEANING, Result, attribute, axes, dataset, labelled, read_origin
 from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, full_matrices, quantities, recorded
 from .samplers import Sampler
 from .statistics import Group, Sums, interval, jackknife, least_V4_error
@@ -21,7 +21,7 @@ from .statistics import Group, Sums, interval, jackknife, least_V4_error
 if TYPE_CHECKING:
     import xarray as xr
 
-MADE_BY = ("model", "sampler", "key")
+ESTIMATE_ORIGIN = ("model", "sampler", "key")
 
 
 class Estimate(Shown, Result, Quantities):
@@ -171,7 +171,9 @@ class Estimate(Shown, Result, Quantities):
         }
         attributes = {"networks": self.networks, "width": self.width, "parts": self.sums.parts}
         attributes |= {"control": str(self.control), "averages": _names(self.control)}
-        attributes |= {name: attribute(getattr(self, name)) for name in MADE_BY if getattr(self, name) is not None}
+        attributes |= {
+            name: attribute(getattr(self, name)) for name in ESTIMATE_ORIGIN if getattr(self, name) is not None
+        }
         return dataset("Estimate", self.ts, self.K0.shape[-1], variables, attributes)
 
     @classmethod
@@ -188,7 +190,7 @@ class Estimate(Shown, Result, Quantities):
                 for name, entry in OBSERVABLES.items()
             }
 
-        made = made_by(data, MADE_BY)
+        made = read_origin(data, ESTIMATE_ORIGIN)
         packed = axes(data, "sum_second", "group t xx")
         size = input_count(packed.shape[-1])
         second, (i, j) = np.empty((*packed.shape[:-1], size, size)), np.triu_indices(size)

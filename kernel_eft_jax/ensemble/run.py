@@ -100,7 +100,7 @@ def accumulate(
                 blocks = stops.popleft()
                 meet()
                 later = [check for check in checks if check > blocks]
-                if target and blocks in checks and reached(target, gather(sums), plan, later, bar, pace):
+                if target and blocks in checks and reached(target, sums_of_processes(sums), plan, later, bar, pace):
                     break
             elif done == len(mine):
                 break
@@ -123,7 +123,7 @@ def accumulate(
                 checkpoint.save(plan.size, whole)
         finally:
             arriving.close()  # last: it waits for blocks under way, and can be interrupted again
-    return gather(sums)
+    return sums_of_processes(sums)
 
 
 def add_block(sums: Sums, block: int, moments: CentredSums, problem: Problem, plan: Plan) -> Sums:
@@ -249,7 +249,7 @@ def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: 
     return bool(error <= wanted)
 
 
-def gather(sums: Sums) -> Sums:
+def sums_of_processes(sums: Sums) -> Sums:
     """The sums of all processes; each group belongs to one process."""
     if jax.process_count() == 1:
         return sums

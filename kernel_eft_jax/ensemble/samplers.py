@@ -23,7 +23,7 @@ from ..model import Model
 from ..network import shapes
 from ..parts import Dense
 from .factors import WRITTEN_OUT, features_factor, gram, mix
-from .normals import Words, normals, real_and_imaginary
+from .normals import KeyWords, normals, real_and_imaginary
 
 
 class Sampler(eqx.Module):
@@ -34,7 +34,7 @@ class Sampler(eqx.Module):
         """Pairs of normals that a matrix takes in each layer."""
 
     @abstractmethod
-    def draw(self, keys: Words, layer: UInt32[Array, ""], first: int, inputs: int, shape: tuple[int, int]) -> Any:
+    def draw(self, keys: KeyWords, layer: UInt32[Array, ""], first: int, inputs: int, shape: tuple[int, int]) -> Any:
         """The random numbers of a matrix in one layer, a function of each network's key and of the layer; they are the
         pairs of normals from number `first` on."""
 
@@ -130,14 +130,14 @@ class WeightSampler(Sampler):
         return 5 * inputs * width + 3 * weights + 3 * inputs * sum(outputs for outputs, _ in hidden)
 
 
-def draw_last(sampler: Sampler, model: Model, keys: Words, layer: UInt32[Array, ""], inputs: int, width: int) -> Any:
+def draw_last(sampler: Sampler, model: Model, keys: KeyWords, layer: UInt32[Array, ""], inputs: int, width: int) -> Any:
     """The random numbers of a layer's last matrix, whose outputs move the stream. Layers count from one; the inputs are
     layer zero."""
     return sampler.draw(keys, layer, 0, inputs, shapes(model, width)[-1])
 
 
 def draw_hidden(
-    sampler: Sampler, model: Model, keys: Words, layer: UInt32[Array, ""], inputs: int, width: int
+    sampler: Sampler, model: Model, keys: KeyWords, layer: UInt32[Array, ""], inputs: int, width: int
 ) -> tuple[Any, ...]:
     """The random numbers of a layer's other matrices, which come after those of the last."""
     *hidden, last = shapes(model, width)
@@ -159,7 +159,7 @@ def read_stream(sampler: Sampler, model: Model, phi: Float[Array, "N n B"], hidd
 
 
 def draw_rows(
-    keys: Words, layer: UInt32[Array, ""], inputs: int, width: int, first: int = 0
+    keys: KeyWords, layer: UInt32[Array, ""], inputs: int, width: int, first: int = 0
 ) -> Complex[Array, "half B"]:
     """The n x N standard normals of a matrix, in pairs, from pair number `first` of its layer on."""
     index = jnp.uint32(first) + jnp.arange((inputs * width + 1) // 2, dtype=jnp.uint32)

@@ -29,7 +29,7 @@ from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions,
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
 SECOND_ORDERS = ((2, 0), (0, 2), (1, 1))
 SECOND_WEIGHTS = np.array([1.0, 1.0, 2.0])
-Factors = tuple[tuple[int, int], ...]
+FourFactors = tuple[tuple[int, int], ...]
 
 
 def products(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P P"]:
@@ -123,7 +123,7 @@ def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -
     return jnp.max(jnp.where(four, share[:, None] * share[None, :] * most ** (degree + 1), 0))
 
 
-def _around_repeated(factors: Factors):
+def _around_repeated(factors: FourFactors):
     """((both orders at x), order at y, order at z) and (x, y, z), x the input that occurs twice. If two inputs do, x is
     the one with more derivatives."""
     choices = []
@@ -173,7 +173,7 @@ class _Conditional:
             weights = jnp.concatenate([weights, jnp.zeros_like(at_kinks)], axis=1)
         return nodes, weights
 
-    def __call__(self, entries: list[Factors]) -> Float[Array, " entries"]:
+    def __call__(self, entries: list[FourFactors]) -> Float[Array, " entries"]:
         groups = defaultdict(list)
         for place, factors in enumerate(entries):
             orders, inputs = _around_repeated(factors)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from ..checks import check_count, check_flag, check_kind
 from ..closures import Closure
-from ..trajectory.failures import LIMIT
+from ..trajectory.failures import LARGEST_ERROR
 from ..trajectory.solve import EXACT
 from .identifiability import explain, in_words
 from .likelihood import Prediction, noise, predict, settle, whitener
@@ -175,12 +175,12 @@ def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction:
             "Argument `experiment` has values at which the theory is not finite: kernels grow without bound by layer "
             f"{experiment.layers[-1]} at {where}. Take smaller variances, eps or layers."
         )
-    if prediction.expectation_error > LIMIT:
+    if prediction.expectation_error > LARGEST_ERROR:
         raise ValueError(
             "Argument `experiment` has values at which the theory is not accurate: its Gaussian expectations have an "
-            f"estimated relative error of {float(prediction.expectation_error):.2g}, above {LIMIT}, at {where}. The "
-            "activation changes too sharply for its variance: take smaller variances, or a class with closed forms or "
-            "with kinks for a function with kinks."
+            f"estimated relative error of {float(prediction.expectation_error):.2g}, above {LARGEST_ERROR}, at {where}. "
+            "The activation changes too sharply for its variance: take smaller variances, or a class with closed forms "
+            "or with kinks for a function with kinks."
         )
 
 

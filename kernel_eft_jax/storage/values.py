@@ -35,7 +35,7 @@ def rebuild(text: str) -> Any:
     return _rebuild(json.loads(text))
 
 
-def made_by(data: "xr.Dataset", names: Iterable[str]) -> dict[str, Any]:
+def read_origin(data: "xr.Dataset", names: Iterable[str]) -> dict[str, Any]:
     """What made a result, from its attributes; None for what no file can hold."""
     found = {}
     for name in names:

@@ -11,11 +11,14 @@ from ..checks import is_concrete
 from ..pairs import input_count, pairs, unpack
 from .solution import Solution
 
-LIMIT = 0.01  # of the estimated relative error of the Gaussian expectations
+LARGEST_ERROR = 0.01  # of the estimated relative error of the Gaussian expectations
 
 
 def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
-    """The solution, if it is finite and complete and its expectations are right to LIMIT; else raises RuntimeError."""
+    """The solution, if it is finite and complete and its expectations are right to LARGEST_ERROR.
+
+    Raises RuntimeError for any other solution.
+    """
     leaves = [*jax.tree.leaves(solution.packed), *jax.tree.leaves(solution.stats), solution.ts]
     if not all(is_concrete(leaf) for leaf in leaves):
         return _checked_inside_jit(solution)
@@ -37,10 +40,10 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
 
 
 def _check_error(error):
-    if not error <= LIMIT:
+    if not error <= LARGEST_ERROR:
         raise RuntimeError(
-            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: the numbers "
-            "are not reliable. The activation changes too sharply for its variance. Take a class with closed forms "
+            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LARGEST_ERROR}: the "
+            "numbers are not reliable. The activation changes too sharply for its variance. Take a class with closed forms "
             "or with kinks (ReLU, Piecewise) for a function with kinks, smaller variances, a higher degree of the "
             "closure, or throw=False to see the numbers all the same."
         )
@@ -49,7 +52,7 @@ def _check_error(error):
 def _checked_inside_jit(solution):
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(solution.packed)]
     bad = ~jnp.stack(finite).all() | (solution.result != diffrax.RESULTS.successful)
-    bad = bad | ~(solution.stats["expectation_error"] <= LIMIT)
+    bad = bad | ~(solution.stats["expectation_error"] <= LARGEST_ERROR)
     packed = eqx.error_if(
         solution.packed,
         bad,

@@ -26,12 +26,12 @@ from ..depths import check_times, squares, times_of_layers
 from ..machine import cores, host_memory
 from ..model import Model
 from ..pairs import pack, pair_table
-from .failures import LIMIT
+from .failures import LARGEST_ERROR
 from .pair_solution import PairSolution
 from .solve import EXACT, continuum_steps, solve
 
 BATCH, CHUNK = 4, 32  # problems that are vectorised together, and problems of one call
-TABLES = 10  # how many numbers the solve of a pair holds for each node of the plane
+NUMBERS_A_NODE = 10  # how many numbers the solve of a pair holds for each node of the plane
 
 
 class Entries(eqx.Module):
@@ -131,7 +131,7 @@ class _Run:
 
     def _check(self, members, entries):
         finite = np.all([np.isfinite(x).reshape(len(members), -1).all(1) for x in entries.moments], axis=0)
-        good = finite & entries.good & (entries.expectation_error <= LIMIT)
+        good = finite & entries.good & (entries.expectation_error <= LARGEST_ERROR)
         if good.all():
             return
         worst = members[np.argmin(good)]
@@ -206,7 +206,7 @@ def _memory(closure, inputs, times, groups, itemsize):
         work, at_once = P * P, BATCH if size < 3 else 1
         if isinstance(closure, HermiteTower):
             work *= (PairTower.of(closure).degree + 1) ** 2
-        tables = TABLES * 2 * 64 * 512 if size == 2 else 0
+        tables = NUMBERS_A_NODE * 2 * 64 * 512 if size == 2 else 0
         need += workers * at_once * itemsize * (COPIES * work + tables)
     there = host_memory()
     if need > there:

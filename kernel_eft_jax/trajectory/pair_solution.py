@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 from ..closures import Closure
 from ..model import Model
 from ..showing import shown
-from ..storage import Result, attribute, axes, dataset, labelled, made_by
-from .file import ORIGIN
+from ..storage import Result, attribute, axes, dataset, labelled, read_origin
+from .file import SOLUTION_ORIGIN
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,7 +64,7 @@ class PairSolution(Result):
             if value is not None:
                 dimensions = ("quadruple", "inputs") if name == "quadruples" else ("t", "quadruple")
                 variables[name] = (dimensions, np.asarray(value), {"long_name": "of chosen quadruples of inputs"})
-        made = {name: getattr(self, name) for name in ORIGIN}
+        made = {name: getattr(self, name) for name in SOLUTION_ORIGIN}
         attributes: dict[str, Any] = {"expectation_error": float(self.expectation_error)}
         attributes |= {name: attribute(value) for name, value in made.items() if value is not None}
         return dataset(type(self).__name__, self.ts, self.K0.shape[-1], variables, attributes)
@@ -78,4 +78,4 @@ class PairSolution(Result):
         read = {n: jnp.asarray(axes(data, n, d)) if n in data else None for n, d in dimensions.items()}
         error = jnp.asarray(data.attrs["expectation_error"])
         ts = jnp.asarray(axes(data, "t", "t"))
-        return cls(ts=ts, **read, expectation_error=error, **made_by(data, ORIGIN))
+        return cls(ts=ts, **read, expectation_error=error, **read_origin(data, SOLUTION_ORIGIN))

@@ -28,9 +28,9 @@ def run(arguments: argparse.Namespace) -> None:
         "sampled": f"{sampled.networks:,} networks of width {sampled.width}, {arguments.sample}",
     }
     if arguments.files.result is not None:
-        from ..drawing import comparison, write_figure
+        from ..drawing import comparison_figure, write_figure
 
-        write_figure(comparison(found, " against ".join(title.values())), arguments.files.result)
+        write_figure(comparison_figure(found, " against ".join(title.values())), arguments.files.result)
     columns = ["quantity", "layer", "t", "theory [0..]", "sampled [0..]", "difference", "largest", "at"]
     notes = remarks(theory.model, theory.closure)
     if theory.layers is None:

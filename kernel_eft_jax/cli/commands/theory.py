@@ -27,12 +27,12 @@ def run(arguments: argparse.Namespace) -> None:
 
         write_figure(solution.plot(title=", ".join(title.values())), plot)
     show(
-        Table(title, result_columns(solution, bool(notes)), result_rows(solution), [*notes, *errors(solution)]),
+        Table(title, result_columns(solution, bool(notes)), result_rows(solution), [*notes, *accuracy_notes(solution)]),
         arguments,
     )
 
 
-def errors(solution: Solution) -> list[str]:
+def accuracy_notes(solution: Solution) -> list[str]:
     """How accurate the numbers are, in sentences."""
     sentences = []
     if solution.truncation is not None:
