@@ -178,9 +178,9 @@ def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction:
     if prediction.expectation_error > LARGEST_ERROR:
         raise ValueError(
             "Argument `experiment` has values at which the theory is not accurate: its Gaussian expectations have an "
-            f"estimated relative error of {float(prediction.expectation_error):.2g}, above {LARGEST_ERROR}, at {where}. "
-            "The activation changes too sharply for its variance: take smaller variances, or a class with closed forms "
-            "or with kinks for a function with kinks."
+            f"estimated relative error of {float(prediction.expectation_error):.2g}, above {LARGEST_ERROR}, at "
+            f"{where}. The activation changes too sharply for its variance: take smaller variances, or a class "
+            "with closed forms or with kinks for a function with kinks."
         )
 
 
