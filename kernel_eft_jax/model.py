@@ -30,7 +30,7 @@ from .parts import (
     apply_all,
     carry_all,
     mean_variance,
-    variance,
+    variance_leaf,
 )
 from .showing import shown_fields
 
@@ -74,7 +74,7 @@ class Model(eqx.Module):
     """
 
     branch: tuple[Part, ...]
-    # Of order one is the decay that balances what a layer adds.
+    # Its unit is the decay that balances what a layer adds.
     decay: Float[Array, ""] = eqx.field(
         metadata=parameter(unit=lambda model, k: mean_variance(model.q(k)) / mean_variance(k))
     )
@@ -93,7 +93,7 @@ class Model(eqx.Module):
             branch = (branch, Dense(C_W, 0.0 if C_b is None else C_b))
         elif check_branch(branch) and not (C_W is None and C_b is None):
             raise ValueError(
-                "Arguments `C_W` and `C_b` go with a single activation. A list of parts says them in its matrices: "
+                "Arguments `C_W` and `C_b` go with a single activation. In a list of parts the matrices hold them: "
                 "end it in Dense(C_W, C_b)."
             )
         self.branch = check_branch(branch)
@@ -122,7 +122,7 @@ class Model(eqx.Module):
         first = self.branch[0]
         if len(self.branch) == 2 and isinstance(first, Activation):
             return first
-        raise AttributeError("A branch of several parts has no one activation: see `branch`.")
+        raise AttributeError("A branch of several parts has no single activation: see `branch`.")
 
     @property
     def read(self) -> Activation:
@@ -321,4 +321,4 @@ def input_kernel(
     r"""Kernel of a random linear embedding of data, $K_{ab} = C_b + C_W\, x_a \cdot x_b / d$."""
     x = check_features(x)
     gram = jnp.matmul(x, x.T, precision="highest") / x.shape[1]
-    return variance("C_b", C_b).astype(gram.dtype) + variance("C_W", C_W).astype(gram.dtype) * gram
+    return variance_leaf("C_b", C_b).astype(gram.dtype) + variance_leaf("C_W", C_W).astype(gram.dtype) * gram

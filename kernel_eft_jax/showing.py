@@ -14,7 +14,7 @@ from .checks import is_concrete
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES = f"{__name__.split('.')[0]}.figures"  # a higher floor, looked up by name when a figure is asked for
+FIGURES_MODULE = f"{__name__.split('.')[0]}.figures"  # a higher floor, looked up by name when a figure is asked for
 
 
 class Shown(eqx.Module):
@@ -23,7 +23,7 @@ class Shown(eqx.Module):
     def plot(self, **options: Any) -> "Figure":
         """The figure of this result, by the function for its class in `kernel_eft_jax.figures`, which takes the
         options. Loads Matplotlib."""
-        return importlib.import_module(FIGURES).plot(self, **options)
+        return importlib.import_module(FIGURES_MODULE).plot(self, **options)
 
     def _repr_html_(self) -> str:
         """The lines of `repr` as a table, cut at " = "."""
@@ -36,8 +36,8 @@ class Shown(eqx.Module):
 
 
 def shown(value: Any) -> str:
-    """A value in short: modules by their fields, functions by their names, arrays by their numbers, or by their shape
-    where those are many or traced."""
+    """A value in short: a module by its fields, a function by its name, an array by its numbers, or by its dtype and
+    shape if the numbers are many or traced."""
     if isinstance(value, eqx.Module) and type(value).__repr__ is not eqx.Module.__repr__:
         return repr(value)
     if isinstance(value, tuple | list):

@@ -18,7 +18,7 @@ from jaxtyping import Array, install_import_hook
 # fisher, conventions, recipes): they take lists, integers and half precision, and answer what is wrong with sentences
 # of their own, which the tests must see. Left out too are files, figures and the command line, where no formula is.
 CHECKED = (
-    "checks depths fields pairs quadrature parts directions activations expectations closures "
+    "checks depths fields linear pairs quadrature parts directions activations expectations closures "
     "ensemble.factors ensemble.normals ensemble.statistics ensemble.samplers ensemble.simulate ensemble.control "
     "ensemble.observables ensemble.processes ensemble.plan ensemble.run ensemble.result ensemble.checkpoint "
     "inference.parameters inference.data inference.likelihood inference.search inference.pathwise inference.sensitivity"
@@ -31,7 +31,7 @@ QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 
 def accepted(flags: str) -> bool:
-    """Whether the installed XLA has these flags; it ends the process at one that it does not know."""
+    """Whether the installed XLA knows these flags; XLA ends the process at a flag that it does not know."""
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     ask = [sys.executable, "-c", "import jax; jax.devices()"]
     return subprocess.run(ask, env=environment, capture_output=True).returncode == 0
@@ -83,8 +83,8 @@ SAMPLING = ("test_ensemble", "test_statistics", "test_sampler", "test_theory", "
 
 @pytest.fixture(autouse=True, scope="module")
 def programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Theory is compiled without any optimisation. Programs go with the file that needed them: all of them together
-    are gigabytes."""
+    """Theory is compiled without any optimisation. Programs are dropped after each file of tests: all of them
+    together would take gigabytes."""
     quick = os.environ["XLA_FLAGS"] == QUICK and not request.module.__name__.startswith(SAMPLING)
     jax.config.update("jax_disable_most_optimizations", quick)
     yield

@@ -237,8 +237,8 @@ def sample_covariance(features, outputs, A, count, rng):
     ids=["sin", "relu", "gate"],
 )
 def test_noise_of_fresh_neurons(neurons, features, outputs):
-    """The kernel of m neurons scatters by Cov(f f, f f) / m: two million sampled neurons, largest entries to 1 % (4
-    standard errors)."""
+    """The kernel of m neurons has the covariance Cov(f f, f f) / m: two million sampled neurons, the largest entries to
+    1 % (4 standard errors)."""
     A = np.array([[1.2, 0.5], [0.5, 0.8]])
     mean, covariance = sample_covariance(features, outputs, A, 2_000_000, np.random.default_rng(3))
     found = Fresh(neurons, 2.0).response(pack(jnp.asarray(A)))
@@ -309,7 +309,7 @@ def test_parts_are_checked_when_they_are_made():
 
 
 def test_fixed_points_of_the_continuum():
-    """With decay c the variance comes to rest where Q(K) = c K."""
+    """With decay c the variance has a fixed point at Q(K) = c K."""
     model = Model(Tanh(), 3.0, 0.2, decay=1.5)
     K = keft.solve(model, ONE, 40.0, closure=GOnly()).K0[0]
     np.testing.assert_allclose(model.Q(K), 1.5 * K, rtol=1e-7)
@@ -340,7 +340,7 @@ def test_gonly_is_the_tower_where_the_branch_begins_with_a_matrix():
 
 
 def test_memory_of_kernels_is_the_response_for_two_matrices():
-    """Cov(G(l), G(m)): what the tower remembers is what GOnly remembers, where that is exact."""
+    """Cov(G(l), G(m)) by the memory of the tower and by that of GOnly agree for blocks for which GOnly is exact."""
     model, k, dt = Model([Dense(1.0), Sin(), Dense(1.5)], decay=0.2), pack(jnp.asarray(UNEQUAL)), jnp.array(0.3)
     recalled = []
     for closure in (HermiteTower(4), GOnly()):

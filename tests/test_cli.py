@@ -217,7 +217,7 @@ def test_links_are_written_through(tmp_path):
 
 
 def test_figures_in_every_format(tmp_path):
-    """What the suffix says is what is in the file."""
+    """The content of a figure has the format of its suffix."""
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     for suffix, start in starts.items():
         command = f"theory --activation linear --T 1 --times 2 --out - --figure a.{suffix}"

@@ -75,7 +75,8 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
 
 
 def test_interrupting_the_imports_ends_quietly():
-    """Libraries that turn the interruption into errors of their own are not asked."""
+    """Ctrl-C during the imports ends the process quietly, also where a library would turn the interruption into an
+    error of its own."""
     script = (
         "import os, signal, time\nfrom kernel_eft_jax.cli import startup\n"
         "with startup._leaving_at_once():\n"

@@ -127,7 +127,7 @@ def test_covariances_are_covariances(closure):
 
 @pytest.mark.parametrize("degree", [12, 24])
 def test_the_truncation_estimate_is_honest(degree):
-    """What is missing at a degree is less than `truncation` says, and not a hundred times less."""
+    """What is missing at a degree is less than `truncation`, but not a hundred times less."""
     problem = next(p for p in PROBLEMS if p.name == "Tanh layers")
     solution = solve(problem, keft.HermiteTower(degree))
     for quantity in ("V4", "K1"):
@@ -175,8 +175,8 @@ def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
 
 
 def test_an_oscillation_that_the_nodes_miss_is_refused():
-    """sin at K0 = 100: the nodes of degree 4 see another function (V4 off by 10), and say so; those of the chosen
-    degree see it."""
+    """sin at K0 = 100: the nodes of degree 4 miss its oscillation (V4 is off by 10), and the stated error shows it; the
+    nodes of the chosen degree resolve the oscillation."""
     model = keft.Model(keft.Sin(), jnp.array(2.0))
     with pytest.raises(RuntimeError, match=r"estimated relative error of .* a higher degree of the closure"):
         keft.solve(model, [[100.0]], layers=[2], eps=0.5, closure=keft.HermiteTower(4))
@@ -188,8 +188,8 @@ def test_an_oscillation_that_the_nodes_miss_is_refused():
 
 
 def test_where_no_degree_can_be_chosen():
-    """Inside jit the degree is 30; a hierarchy that ends by itself has its own; a file gives back the degree that was
-    used."""
+    """Inside jit the degree is 30, and the degree of a hierarchy that ends by itself is where it ends. A file gives
+    back the degree that was used."""
     model = keft.Model(keft.Erf(), jnp.array(2.0))
     inside = jax.jit(lambda K: keft.solve(model, K, layers=2, eps=0.5).packed)(jnp.array([[1.0]]))
     for found, given in zip(
@@ -204,7 +204,8 @@ def test_where_no_degree_can_be_chosen():
 
 
 def test_a_degree_too_low_to_tell_says_so():
-    """Second derivatives of a kinked activation have no norm: from two degrees their tail cannot be told."""
+    """Second derivatives of a kinked activation have no norm, and two degrees are too few to extrapolate their tail:
+    the bound is NaN."""
     solution = keft.solve(
         keft.Model(keft.ReLU(), jnp.array(2.0)), [[1.0]], layers=2, eps=0.5, closure=keft.HermiteTower(2)
     )
@@ -229,8 +230,8 @@ def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt
 
 
 def test_stiff_directions_of_the_sigma_kernel():
-    """Nearly equal inputs of ReLU forget their difference within a layer; V4_01,01 and K1_01 go to those of one input,
-    step by step."""
+    """For nearly equal inputs of ReLU the difference decays within a layer: V4_01,01 and K1_01 approach those of one
+    input in every layer."""
     model = keft.Model(keft.ReLU(), jnp.array(2.0))
     found = {
         rho: keft.solve(model, [[1.0, rho], [rho, 1.0]], layers=16, eps=0.25, closure=keft.SigmaKernel(8))
@@ -318,8 +319,8 @@ def covariance_of_sines(K):
 
 
 def test_the_series_of_four_inputs_tells_its_error():
-    """Sines of variance 4 and correlation 0.9: the series to degree 20 misses some of Cov(s s, s s), is known to, and
-    is refused."""
+    """Sines of variance 4 and correlation 0.9: the series to degree 20 misses a part of Cov(s s, s s), its stated error
+    is that large, and the solve is refused."""
     K = 4 * np.where(np.eye(4, dtype=bool), 1.0, 0.9)
     exact, variance = covariance_of_sines(K)
     model, closure = keft.Model(keft.Sin(), 2.0), keft.SigmaKernel()

@@ -338,7 +338,8 @@ def test_an_estimate_of_other_networks_is_refused(key):
 
 
 def test_starts_that_are_far_from_the_data_end_at_the_truth():
-    """From C_W = 1e6 the search ended at 5675 +- 3e-9; from 1e-6 it was told to take more networks."""
+    """Starts far from the data end at the truth. (Without care the search ended at 5675 +- 3e-9 from C_W = 1e6, and
+    asked for more networks from 1e-6.)"""
     rng = np.random.default_rng(3)
     data = block_law(rng, lambda x: x, C_W, 0.0, K0, WIDTH, LAYERS, EPS, 200)
 
@@ -360,8 +361,8 @@ def test_a_fit_is_not_traced():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"layers": (3, 2)}, "`layers` must be a list of increasing whole layers"),
-        ({"layers": (1.5,)}, "`layers` must be a list of increasing whole layers"),
+        ({"layers": (3, 2)}, "`layers` must be a list of whole layer numbers in increasing order"),
+        ({"layers": (1.5,)}, "`layers` must be a list of whole layer numbers in increasing order"),
         ({"width": 0}, "`width` must be a finite number greater than zero"),
         ({"eps": -0.1}, "`eps` must be a positive number"),
         ({"eps": (0.1, 0.2)}, "`eps` must be a positive number, or one for each of the 6 layers, but has shape"),
@@ -613,5 +614,5 @@ def test_a_plain_function_is_fitted_as_its_class_is():
 
 
 def test_expectations_that_are_not_accurate_are_no_theory():
-    with pytest.raises(ValueError, match=r"where the theory is not accurate: .* at C_W = 1\.5"):
+    with pytest.raises(ValueError, match=r"values at which the theory is not accurate: .* at C_W = 1\.5"):
         fit(KERNELS, experiment(keft.Smooth(jax.nn.elu)), "C_W", closure=keft.GOnly(), progress=False)

@@ -175,8 +175,11 @@ LAYERS = {"ts": None, "layers": 2, "eps": 0.5}
         ({"ts": None, "layers": 2}, r"`eps` is missing: `layers` asks for layers, which need both"),
         ({"ts": None, "eps": 0.1}, r"`layers` is missing: `eps` asks for layers, which need both"),
         ({"ts": None}, r"`ts` is missing.*; or `layers` and `eps`"),
-        (LAYERS | {"layers": [1.5]}, r"`layers` must be a list of increasing whole layers, but is \[1.5\]"),
-        (LAYERS | {"layers": [3, 1]}, r"`layers` must be a list of increasing whole layers"),
+        (
+            LAYERS | {"layers": [1.5]},
+            r"`layers` must be a list of whole layer numbers in increasing order, but is \[1.5\]",
+        ),
+        (LAYERS | {"layers": [3, 1]}, r"`layers` must be a list of whole layer numbers in increasing order"),
         (LAYERS | {"layers": [-1]}, r"`layers` must be 0 or more, but is \[-1\]"),
         (LAYERS | {"layers": 10**20}, r"`layers` must be"),
         ({"ts": [0.5, 0.25]}, r"`ts` must be .* strictly increasing"),

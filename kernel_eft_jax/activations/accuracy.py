@@ -1,9 +1,9 @@
-r"""How wrong the moments of an activation are: measured against another evaluation, not promised.
+r"""Errors of the moments of an activation, measured by comparison with a second evaluation.
 
-All errors are relative to E[s^2] and for relative changes of k: of the value, k times the gradient, k^2 times the
-hessian. Inputs of correlation 1, -1 and 0 need one integral only, $E[f_a g_b] = E[f g]$, $E[f(\phi) g(-\phi)]$ and
-$E[f] E[g]$; that is where closed forms are compared with quadrature, and quadrature with one and a half times its
-nodes.
+An error is the largest of those of the value, of k times the gradient and of k^2 times the hessian, relative to E[s^2].
+At the correlations 1, -1 and 0 a moment is one integral or a product of two, $E[f_a g_b] = E[f g]$,
+$E[f(\phi) g(-\phi)]$ and $E[f] E[g]$. There closed forms are compared with quadrature, and quadrature with a rule of
+one and a half times as many nodes.
 """
 
 from functools import partial
@@ -16,22 +16,33 @@ from jaxtyping import Array, Float
 
 from ..quadrature import REACH, centred_rule, normal_density
 from .base import Activation, Expansion, between_sides, centres, enough_points, rule
-from .pair_quadrature import DDS, DS, FOURTH, THIRD, S, assemble, factors, floored, kink_deltas, kinks_with_itself
+from .pair_quadrature import (
+    FIRST,
+    FOURTH,
+    SECOND,
+    THIRD,
+    VALUE,
+    assemble,
+    factors,
+    floored,
+    kink_deltas,
+    kinks_with_itself,
+)
 
-CAUTION = 3  # two rules are compared, and neither is exact
-ROUNDINGS = 100
-# Given phi_a in units of its root, what phi_b has left at a correlation: where averages over the rest are tested.
+CAUTION = 3  # multiplies the difference of two rules, since neither is exact
+ROUNDINGS = 100  # so many rounding errors of one operation are allowed for
+# (correlation, phi_a / sqrt(k)) at which averages over phi_b given phi_a are tested.
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
 
 # Factors that meet in a moment, first and second.
-MEETING = [(S, S), (DS, DS), (DDS, DDS)] + [
-    pair for x, y in ((DDS, S), (FOURTH, S), (THIRD, DS)) for pair in ((x, y), (y, x))
+MEETING = [(VALUE, VALUE), (FIRST, FIRST), (SECOND, SECOND)] + [
+    pair for x, y in ((SECOND, VALUE), (FOURTH, VALUE), (THIRD, FIRST)) for pair in ((x, y), (y, x))
 ]
 
 
-class Lines(NamedTuple):
-    """Expansions at correlations 1, 0, -1 (without kinks) by two rules, and what else quadrature can get wrong, of
-    E[s^2]."""
+class TwoRules(NamedTuple):
+    """Expansions at the correlations 1, 0 and (without kinks) -1 by two rules, and two more errors of quadrature:
+    `inner`, of averages over phi_b given phi_a, and `parts`, by which Stein's identity fails."""
 
     coarse: Expansion
     fine: Expansion
@@ -40,12 +51,12 @@ class Lines(NamedTuple):
 
 
 def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Estimated error of `pair_by_quadrature` at variance k: of its nodes, of kinks that nobody named, and of
-    rounding."""
+    """Estimated error of `pair_by_quadrature` at variance k: the errors of its nodes, of kinks that the activation does
+    not name, and of rounding."""
 
     def one(k):
         k = floored(k)
-        lines = _lines(activation, k)
+        lines = _by_two_rules(activation, k)
         nodes = jnp.max(_size(_apart(lines.coarse, lines.fine), k)) + lines.inner
         return CAUTION * nodes + lines.parts + _rounding(lines.fine, k), lines.fine.value[0]
 
@@ -53,11 +64,11 @@ def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float
 
 
 def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """What a closed form differs from quadrature by, beyond the error of the quadrature, and rounding."""
+    """By how much a closed form and quadrature differ, beyond the error of quadrature, and the error of rounding."""
 
     def one(k):
         k = floored(k)
-        lines = _lines(activation, k)
+        lines = _by_two_rules(activation, k)
         signs = jnp.asarray(_signs(activation), k.dtype)
         closed = jax.vmap(lambda sign: Expansion(*activation.pair(k, k, sign * k)))(signs)
         apart, unsure = _apart(closed, lines.fine), _apart(lines.coarse, lines.fine)
@@ -83,7 +94,7 @@ def _apart(x: Expansion, y: Expansion) -> Expansion:
 
 
 def _size(x: Expansion, k: Float[Array, ""]) -> Float[Array, "*signs"]:
-    """The largest entry of each expansion, for relative changes of k."""
+    """The largest entry of each expansion, the gradient multiplied by k and the hessian by k^2."""
     gradient, hessian = jnp.max(jnp.abs(x.gradient), axis=-1), jnp.max(jnp.abs(x.hessian), axis=(-2, -1))
     return jnp.maximum(jnp.abs(x.value), jnp.maximum(k * gradient, k * (k * hessian)))
 
@@ -93,13 +104,13 @@ def _rounding(x: Expansion, k: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def _along_ray(x: Expansion) -> Expansion:
-    """At correlation 1 (first) the hessian at kinks diverges: its part along changes that keep the correlation is all
-    it means."""
+    """At correlation 1 (the first entry) the hessian of a function with kinks diverges. Only its part along changes
+    that keep the correlation has a meaning, and only this part is kept."""
     gradient, hessian = (v.at[0].set(jnp.sum(v[0])) for v in (x.gradient, x.hessian))
     return Expansion(x.value, gradient, hessian)
 
 
-def _lines(activation, k):
+def _by_two_rules(activation, k):
     root = jnp.sqrt(k)
     rho, z = (np.array(v) for v in zip(*GIVEN, strict=True))
     mean = root * jnp.asarray(np.append(0, rho * z), k.dtype)
@@ -108,7 +119,7 @@ def _lines(activation, k):
     finer = 3 * points // 2
     y, w = rule(activation, mean, width, points, finer)
     phi = mean[:, None] + width[:, None] * y
-    f = factors(activation, phi)  # (5, cases, M): first one input, then averages over rests
+    f = factors(activation, phi)  # (5, cases, M): case 0 is one input with itself
     halves = y.shape[1] // (points + finer)
     rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
     means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (5, cases, 2)
@@ -118,8 +129,9 @@ def _lines(activation, k):
     ends = jnp.max(jnp.square(units[:, None] * factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype))))
     here, weights = f[:, 0], w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
-    scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
-    # A mean that is wrong by `gaps` meets the other factor of a moment, in absolute value.
+    scale = jnp.sqrt(jnp.sum(here[VALUE] ** 2 * weights[1]))
+    # In a moment the error `gaps` of one mean is multiplied by the other factor, here by the mean of its absolute
+    # value.
     other = units * jnp.sum(jnp.abs(here) * weights[0][None], axis=-1)
     worst = jnp.max(gaps, axis=1)
     inner = jnp.max(jnp.stack([other[i] * worst[j] for i, j in MEETING])) + ends * normal_density(
@@ -127,11 +139,11 @@ def _lines(activation, k):
     )
     if activation.kinks:
         inner = inner + jnp.max(_size(_apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine)), k))
-    return Lines(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
+    return TwoRules(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
 
 
 def _deeply_graded(activation, k):
-    """One input with itself by the nodes that near copies get."""
+    """The expansion of one input with itself by the nodes that are used for two nearly equal inputs."""
     root = jnp.sqrt(k)
     x, w = centred_rule(centres(activation, k.dtype) / root, 1e8 * jnp.ones_like(k), enough_points(activation))
     here, delta = factors(activation, root * x), kinks_with_itself(activation, root)
@@ -158,12 +170,13 @@ def _expansions(activation, k, here, weights, means):
 
 
 def _by_parts(activation, k, f, phi, w, scale):
-    """Stein's identity for s, s s', s' and s'': it fails at a jump, and at a kink that nobody named."""
-    s, ds, dds = f[S], f[DS], f[DDS]
+    """By how much Stein's identity fails for s, s s', s' and s'': it fails at a jump of s, and at a kink that `kinks`
+    does not name."""
+    s, ds, dds = f[VALUE], f[FIRST], f[SECOND]
     once = jnp.sum((k * dds - phi * ds) * w)
     twice = jnp.sum((k * (s * dds + ds**2) - phi * s * ds) * w)
     if activation.kinks:
-        delta = k * kink_deltas(activation, jnp.sqrt(k))[DDS]
+        delta = k * kink_deltas(activation, jnp.sqrt(k))[SECOND]
         once, twice = once + jnp.sum(delta), twice + jnp.sum(delta * between_sides(activation, activation, k.dtype))
         higher = jnp.zeros_like(k)
     else:

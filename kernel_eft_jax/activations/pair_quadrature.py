@@ -1,4 +1,4 @@
-r"""Moments of one pair of inputs by quadrature, for any activation, and how wrong they are.
+r"""Moments of one pair of inputs by quadrature, for any activation.
 
 With Price's theorem, for the pair ab,
 
@@ -9,13 +9,13 @@ $$\partial_{aa} \partial_{ab} m = \tfrac12 E[s^{(3)}_a s'_b],$$
 
 $$\partial_{aa} \partial_{bb} m = \tfrac14 \partial_{ab}^2 m = \tfrac14 E[s''_a s''_b]$$
 
-Where s has kinks, derivatives of orders three and four are taken off it, by parts, so that s'' is the highest:
+If s has kinks, integration by parts removes its third and fourth derivatives, so that s'' is the highest:
 
 $$k_{aa} E[s^{(3)}_a s'_b] = E[\phi s''_a s'_b] - k_{ab} E[s''_a s''_b], \quad
   k_{aa}^2 E[s^{(4)}_a s_b] = E[(\phi^2 - k_{aa}) s''_a s_b] - 2 k_{ab} E[\phi s''_a s'_b] + k_{ab}^2 E[s''_a s''_b]$$
 
-At kinks s'' is a delta function times the jump of s'. Where two kinks meet (one input with itself) that diverges; it
-multiplies what vanishes for every change of a kernel, and is left out.
+At a kink s'' is a delta function times the jump of s'. For one input with itself two such delta functions meet at every
+kink, and their product diverges. It is left out, because its coefficient vanishes for every change of a kernel.
 """
 
 from functools import partial
@@ -27,11 +27,12 @@ from jaxtyping import Array, Float
 from ..quadrature import centred_rule, derivatives, normal_density, remaining_share, steepness
 from .base import Activation, Expansion, at_zero, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 
-S, DS, DDS, THIRD, FOURTH = range(5)
+VALUE, FIRST, SECOND, THIRD, FOURTH = range(5)
 
 
 def factors(activation: Activation, phi: Float[Array, "*shape"]) -> Float[Array, "5 *shape"]:
-    """s and its derivatives to order four at phi; with kinks s, s', s'', phi s'', phi^2 s'' away from them."""
+    """s and its derivatives to order four at phi. If s has kinks: s, s', s'', phi s'' and phi^2 s'', without the delta
+    functions at kinks."""
     return jnp.stack(_factors(activation, phi))
 
 
@@ -43,7 +44,7 @@ def _factors(activation, phi):
 
 
 def floored(k: Float[Array, ""]) -> Float[Array, ""]:
-    """A variance, or one so small that it changes nothing where it is zero."""
+    """The variance k, or, where k is zero, a variance so small that no result changes."""
     return jnp.where(k > 0, k, jnp.finfo(k.dtype).tiny ** 0.25)
 
 
@@ -56,7 +57,8 @@ def outer_rule(
 ) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
     """Nodes for functions of phi_a = roots[0] x and of phi_b = across x + rest y averaged over y.
 
-    A kink of s_b becomes a corner as narrow as rest / across: a place of its own, next to that of s_a.
+    By the average over y a kink of s_b becomes a corner of width rest / across. This corner has a cell of its own
+    beside that of the kink of s_a.
     """
     places = centres(activation, across.dtype)
     width = steepness(jnp.maximum(*roots), activation.sharpness)
@@ -74,8 +76,8 @@ def outer_rule(
 def remaining(
     k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], regular: bool = False
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """phi_b = across x + rest y given phi_a; if `regular`, rest is above its rounding error and can be
-    differentiated."""
+    """The numbers `across` and `rest` of phi_b = across x + rest y given phi_a = sqrt(k_aa) x. If `regular`, rest stays
+    above its rounding error, so that it can be differentiated."""
     share = remaining_share(k_aa, k_bb, k_ab)
     least = jnp.finfo(share.dtype).eps ** 0.8
     if regular:
@@ -117,7 +119,7 @@ def single_by_quadrature(activation: Activation, k: Float[Array, ""]) -> Expansi
 
 
 def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[Array, "5 5"]:
-    """Moments of one input with itself where the first factor's s'' is a delta function."""
+    """The part of the moments of one input with itself in which s'' of the first factor is a delta function."""
     return _product(kink_deltas(activation, root), between_sides(partial(factors, activation), activation, root.dtype))
 
 
@@ -125,7 +127,7 @@ def averages(activation: Activation, mean: Float[Array, " X"], width: Float[Arra
     """`factors` at mean + width y averaged over y, without the delta functions at kinks."""
     y, w = rule(activation, mean, width)
     phi = mean[:, None] + width * y
-    # Sums of their own, which XLA computes in one pass, and not the sum of an array of all factors.
+    # One sum for each factor: XLA computes them in one pass, which it does not for the sum of an array of all factors.
     return jnp.stack([jnp.sum(factor * w, axis=-1) for factor in _factors(activation, phi)])
 
 
@@ -134,10 +136,11 @@ def _product(a, b):
 
 
 def kink_deltas(activation, root):
-    """What s'', phi s'' and phi^2 s'' weigh at each kink for phi ~ N(0, root^2), (5, C)."""
+    """Weights of the delta functions of s'', phi s'' and phi^2 s'' at each kink for phi ~ N(0, root^2), (5, C); zero
+    for s and s'."""
     c = kink_places(activation, root.dtype)
     weight = kink_jumps(activation, root.dtype) * normal_density(c / root) / root
-    zeros = jnp.zeros((DDS, c.size), root.dtype)
+    zeros = jnp.zeros((SECOND, c.size), root.dtype)
     return jnp.concatenate([zeros, jnp.stack([weight, weight * c, weight * c * c])])
 
 
@@ -152,9 +155,9 @@ def _kink_moments(activation, roots, k, regular):
     safe = jnp.where(apart, rest, 1.0)
     gap = (c[None, :] - across * (c / roots[0])[:, None]) / safe
     density = jnp.where(apart, normal_density(gap) / safe, 0.0)
-    both = jnp.einsum("i,ij,j->", deltas[0][DDS], density, kink_jumps(activation, k_ab.dtype), precision="highest")
+    both = jnp.einsum("i,ij,j->", deltas[0][SECOND], density, kink_jumps(activation, k_ab.dtype), precision="highest")
     moments = _product(deltas[0], given_a) + _product(given_b, deltas[1])
-    return moments.at[DDS, DDS].add(both)
+    return moments.at[SECOND, SECOND].add(both)
 
 
 def assemble(
@@ -163,14 +166,14 @@ def assemble(
     """Value, gradient and hessian from the moments M[i, j] of the factors of phi_a and phi_b."""
 
     def by_one(M, k):
-        third, fourth = M[THIRD, DS], M[FOURTH, S]
+        third, fourth = M[THIRD, FIRST], M[FOURTH, VALUE]
         if by_parts:
-            mixed = third - k_ab * M[DDS, DDS]
-            fourth = ((fourth - k * M[DDS, S] - k_ab * (third + mixed)) / k) / k
+            mixed = third - k_ab * M[SECOND, SECOND]
+            fourth = ((fourth - k * M[SECOND, VALUE] - k_ab * (third + mixed)) / k) / k
             third = mixed / k
-        return 0.5 * M[DDS, S], 0.25 * fourth, 0.5 * third
+        return 0.5 * M[SECOND, VALUE], 0.25 * fourth, 0.5 * third
 
-    (a, aa, aa_ab), (b, bb, bb_ab), aa_bb = by_one(M, k_aa), by_one(M.T, k_bb), 0.25 * M[DDS, DDS]
-    hessian = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[DDS, DDS]]]
-    gradient = jnp.stack([a, b, M[DS, DS]])
-    return Expansion(M[S, S], gradient, jnp.stack([jnp.stack(row) for row in hessian]))
+    (a, aa, aa_ab), (b, bb, bb_ab), aa_bb = by_one(M, k_aa), by_one(M.T, k_bb), 0.25 * M[SECOND, SECOND]
+    hessian = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[SECOND, SECOND]]]
+    gradient = jnp.stack([a, b, M[FIRST, FIRST]])
+    return Expansion(M[VALUE, VALUE], gradient, jnp.stack([jnp.stack(row) for row in hessian]))

@@ -1,4 +1,4 @@
-"""What a command shows: one table, each number rounded to its error, as text or as JSON."""
+"""The output of a command: one table, each number rounded to its error, as text or as JSON."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ class Value(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What was computed and how (`title`), rows of numbers or text under the columns, and sentences below."""
+    """A title, which says what was computed and how; rows of numbers or text under the columns; and sentences below."""
 
     title: Mapping[str, Any]
     columns: Sequence[str]
@@ -51,9 +51,9 @@ def as_record(table: Table) -> dict[str, Any]:
 
 
 def rounded(value: float, error: float | None = None) -> str:
-    """1.234 ± 0.005: both to the first digit of the error, or the second where the first is a one.
+    """Value and error as 1.234 ± 0.005: both to the first digit of the error, or to the second if the first is a one.
 
-    An error that six digits do not show is left out.
+    An error too small for six digits is left out.
     """
     if error is None or not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return f"{value:.6g}"

@@ -8,7 +8,7 @@ import jax
 from ...closures import HermiteTower
 from ...diagnostics import Window, validity_window
 from ..depths import describe_depths
-from ..models import describe, describe_closure, make_kernel, make_model
+from ..models import describe_closure, describe_model, make_kernel, make_model
 from ..outputs import write
 from ..printing import Table, Value, show
 
@@ -32,12 +32,16 @@ def run(arguments: argparse.Namespace) -> None:
         networks=arguments.networks,
         reference=reference,
     )
-    title = {"reference": describe_closure(reference), "model": describe(model), "depth": describe_depths(arguments)}
+    title = {
+        "reference": describe_closure(reference),
+        "model": describe_model(model),
+        "depth": describe_depths(arguments),
+    }
     figure, record = arguments.files
     if figure is not None:
-        from ..drawing import save_figure
+        from ..drawing import write_figure
 
-        save_figure(window.plot(title=f"{title['model']}, {title['depth']}"), figure)
+        write_figure(window.plot(title=f"{title['model']}, {title['depth']}"), figure)
     if record is not None:
         text = json.dumps(title | window.record(), indent=1) + "\n"
         write(record, lambda stream: stream.write(text.encode()))

@@ -1,9 +1,9 @@
 r"""The published equations on the sampled networks of the main job: the residual of V4, and the source of K1 (Figure
 4).
 
-The residual is split into what the transport term $\chi V_4 + V_4 \chi^T$ and the source $\Sigma(K_0, Q(K_0))$ leave
-out, each measured at one depth without a derivative (`covariance_residual`); once with the published 32-point rule and
-once converged.
+The residual is the sum of two parts: what the transport term $\chi V_4 + V_4 \chi^T$ leaves out, and what the source
+$\Sigma(K_0, Q(K_0))$ leaves out. Each is measured at one depth without a derivative (`covariance_residual`), once with
+the published 32-point rule and once with converged expectations.
 """
 
 import itertools
@@ -15,11 +15,10 @@ import kernel_eft_jax as keft
 
 from .gauss_hermite import tanh_squared
 from .item import Chapter, Drawing, Item, Row, WithError, entry, first
-from .main_job import C_W, MODEL, PUBLISHED, RULE_32, RULE_MODEL, TANH, Study
+from .main_job import C_W, MAIN_NETWORKS, MODEL, PUBLISHED, RULE_32, RULE_MODEL, TANH, Study
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, TOWER
 from .summary import summary_section
 
-NETWORKS_THERE = PUBLISHED["settings"]["main"]["networks"]
 RESIDUAL = {float(t): value for t, value in PUBLISHED["V4_equation_residual_0000_n64"].items()}
 
 
@@ -42,12 +41,12 @@ def equations_item(study: Study) -> Item:
 def residual_noise(study: Study) -> Mapping[float, float]:
     r"""Standard errors of the published residuals, by depth time.
 
-    A difference of V4 between neighbouring layers has the noise
-    $\sqrt{4 V_4 \Sigma / (\mathrm{networks}\, \epsilon^2)}$ at least; its size is that of the differences of published
-    residuals that are 0.05 apart in t.
+    A difference of V4 between neighbouring layers has at least the noise
+    $\sqrt{4 V_4 \Sigma / (\mathrm{networks}\, \epsilon^2)}$. The size of the errors is taken from the differences of
+    published residuals that are 0.05 apart in t.
     """
     Sigma = 4 * first(study.sampled.G) * C_W * first(study.sampled.S)
-    shape = np.sqrt(4 * first(study.sampled.V4) * Sigma / (NETWORKS_THERE * study.setting.eps**2))
+    shape = np.sqrt(4 * first(study.sampled.V4) * Sigma / (MAIN_NETWORKS * study.setting.eps**2))
     noise = {t: float(shape[study.place(t)]) for t in RESIDUAL}
     ts = sorted(RESIDUAL)
     neighbours = [(t, u) for t, u in itertools.pairwise(ts) if u - t < 0.06]
@@ -105,7 +104,7 @@ def _source(study):
     }
     (right,), (wrong,) = (tanh_squared(s, study.setting.K0[:1, 0])[0] for s in (TANH, RULE_32))
     measured = entry(exact.exact, at=0)
-    noise = float(np.sqrt(study.setting.width * first(study.sampled.V_SS)[0] / NETWORKS_THERE))
+    noise = float(np.sqrt(study.setting.width * first(study.sampled.V_SS)[0] / MAIN_NETWORKS))
     by_rule = WithError(measured.value + study.setting.width * (right - wrong))
     rows = [
         Row("U1[00] at t = 0, measured", WithError(published["exact_measured"], noise), by_rule, measured),

@@ -1,8 +1,8 @@
 r"""The bias of a 32-point Gauss-Hermite rule, step by step: E[tanh^2], chi, V4, and what it does to the conclusion.
 
-The rule integrates $f(\sqrt k\, x)$ as if it were a polynomial; tanh has poles at a distance of pi/2 from the real
-line, which for k = 4 lie at 0.8 in x, so that the error falls slowly with the number of points. Derivatives, which are
-chi, are worse than values.
+The rule is exact for polynomials in x. But tanh has poles at a distance of pi/2 from the real line, which for k = 4 lie
+at 0.8 in x: so the error falls slowly with the number of points. Derivatives, such as chi, have larger errors than
+values.
 """
 
 import numpy as np
