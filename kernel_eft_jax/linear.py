@@ -4,6 +4,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def matmul(x: Float[Array, "*#batch n k"], y: Float[Array, "*#batch k m"]) -> Float[Array, "*batch n m"]:
-    """x y for matrices, or for stacks of them."""
+def matmul(x: Float[Array, "*x k"], y: Float[Array, "*y"]) -> Float[Array, "*xy"]:
+    """x y for matrices, for stacks of them, or for a matrix and a vector."""
     return jnp.matmul(x, y, precision="highest")

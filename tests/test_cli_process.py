@@ -26,7 +26,7 @@ def environment(tmp_path, **more):
 COUNTED = """
 import collections, sys
 from kernel_eft_jax import cli
-load, count = cli.load, collections.Counter()
+load, count = cli.load_command, collections.Counter()
 
 def counted(*args):
     module = load(*args)
@@ -34,7 +34,7 @@ def counted(*args):
     jax.monitoring.register_event_listener(lambda name, **_: count.update([name]))
     return module
 
-cli.load = counted
+cli.load_command = counted
 assert cli.main() == 0
 print(count["/jax/compilation_cache/cache_hits"], count["/jax/compilation_cache/cache_misses"], file=sys.stderr)
 """

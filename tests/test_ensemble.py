@@ -426,7 +426,7 @@ def test_errors_name_the_argument(key):
         ({"networks": 63}, "`networks` must be a whole number, 64 or more"),
         ({"save_at": [0, 5]}, "between 0 and the depth 3"),
         ({"save_at": [2, 1]}, "increasing"),
-        ({"save_at": [0.5]}, "whole layers"),
+        ({"save_at": [0.5]}, "whole layer numbers"),
         ({"save_at": []}, "`save_at`"),
         ({"eps": [0.1, 0.2]}, r"or one for each of the 3 layers, but has shape \(2,\)"),
         ({"model": Model(Tanh(), 2.0, decay=5.0), "eps": 0.5}, "leave no real skip: .* Take decay = 1 / eps"),
