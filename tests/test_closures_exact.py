@@ -246,7 +246,7 @@ def test_stiff_directions_of_the_sigma_kernel():
 
 
 # With phi -> r phi and the biases: what knows no scale stays, others change on a scale of their own.
-CONTINUUM, STEPS = {"ts": [0.5, 1.0]}, {"layers": [2, 6], "eps": 0.5}
+CONTINUUM, STEPS = {"ts": [0.1, 0.2]}, {"layers": [2, 6], "eps": 0.5}
 RESCALED = {
     "LeakyReLU, continuum": (lambda s: keft.Model(keft.LeakyReLU(0.2), jnp.array(1.5), 0.25 * s), CONTINUUM),
     "Linear, layers": (lambda s: keft.Model(keft.Linear(), jnp.array(1.5), 0.25 * s), STEPS),
