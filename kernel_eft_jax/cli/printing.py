@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,12 @@ def show(table: Table, arguments: argparse.Namespace) -> None:
     elif not arguments.quiet:
         written = arguments.files.names()
         print(as_text(table._replace(notes=[*table.notes, *([f"Written to {written}."] if written else [])])))
+
+
+def say_sampling(arguments: argparse.Namespace) -> None:
+    """Why bars of other widths than the asked one follow."""
+    if not arguments.quiet:
+        print("Networks of several widths are sampled: from which width on is order 1/n right?", file=sys.stderr)
 
 
 def as_text(table: Table) -> str:
