@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..showing import rounded
+
 
 class Value(NamedTuple):
     """A number with its standard error, or with an estimate of what is missing."""
@@ -55,25 +57,6 @@ def as_record(table: Table) -> dict[str, Any]:
     """The table for a program: numbers in full, null for what is not finite."""
     rows = [dict(zip(table.columns, map(_plain, row), strict=True)) for row in table.rows]
     return {**{name: _plain(value) for name, value in table.title.items()}, "rows": rows, "notes": list(table.notes)}
-
-
-def rounded(value: float, error: float | None = None) -> str:
-    """1.234 ± 0.005: both to the first digit of the error, or the second where the first is a one.
-
-    An error that six digits do not show is left out.
-    """
-    if error is None or not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return f"{value:.6g}"
-    size = math.floor(math.log10(max(abs(value), error)))
-    if not -4 <= size < 7:
-        shown = rounded(value / 10.0**size, error / 10.0**size)
-        return f"({shown})e{size:+03d}" if "±" in shown else f"{value:.6g}"
-    place = math.floor(math.log10(error))
-    places = -place + (error < 2 * 10.0**place)
-    if places > 5 - size:
-        return f"{value:.6g}"
-    decimals = max(places, 0)
-    return f"{round(value, places):.{decimals}f} ± {round(error, places):.{decimals}f}"
 
 
 def _cell(value):

@@ -98,8 +98,8 @@ def sensitivity(
     Args:
         model: The block.
         K0: Kernel of the inputs at layer 0.
-        ts: Depth times of the continuum; or
-        layers: numbers of layers, with `eps`.
+        ts: Depth times, for the continuum. Give these, or `layers` and `eps`.
+        layers: Layers, for networks of layers.
         eps: The step of a layer, one number or one for each layer.
         closure: The theory.
         **options: Other arguments of `solve`.

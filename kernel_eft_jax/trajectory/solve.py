@@ -60,8 +60,8 @@ def solve(
     Args:
         model: The block.
         K0: Kernel of the inputs at depth zero.
-        ts: Depth times of the continuum to save; or
-        layers: numbers of the layers to save, with `eps`.
+        ts: Depth times to save, for the continuum. Give these, or `layers` and `eps`.
+        layers: Layers to save, for networks of layers.
         eps: The step of a layer, one number or one for each layer.
         closure: The theory.
         solver: Of diffrax, in the continuum.
