@@ -27,11 +27,11 @@ MADE_BY = ("model", "sampler", "key")
 class Estimate(Shown, Result, Quantities):
     """The result of `estimate`: every quantity of `Quantities`, and its standard error under the same name in `stderr`.
 
-        Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its
-        square is within 4 % the
-    variance of G and of V4, without a correction. But V4 and its error are small together, so that two standard errors
-    hold less often than 95 %: `interval` is for that. So are V4_excess and its error, which may be negative and has no
-    better interval: at width 16 two errors hold 93 % of the time at 2,048 networks, 95 % at 16,384.
+    Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its square
+    is within 4 % the variance of G and of V4, without a correction. But V4 and its error are small together, so that
+    two standard errors hold the truth less often than 95 %: `interval` gives ends that do. V4_excess and its error are
+    small together too, and V4_excess, which may be negative, has no better interval: at width 16 two standard errors
+    hold the truth 93 % of the time at 2,048 networks, and 95 % at 16,384.
 
     Attributes:
         layers: The saved layers.
