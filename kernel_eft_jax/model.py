@@ -59,12 +59,15 @@ class Model(eqx.Module):
     `branch` is an activation, which stands for one matrix behind it, of variances C_W (times the number of features)
     and C_b; or the parts of f, read in the order in which data flows:
 
-        Model(Tanh(), C_W=2.0, C_b=0.1)                                   one matrix, the paper's network
-        Model(Tanh(), C_W=1.0, decay=1.0)                                 plain with eps = 1, phi' = W tanh(phi)
-        Model([Dense(1.0), GELU(), Dense(2.0)])                           two matrices
-        Model([Tanh(), Dense(1.5), GELU(), Dense(2.0)])                   full pre-activation (ResNet v2)
-        Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])       the MLP block of a transformer
-        Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])  the same with gates (Llama)
+        Model(Tanh(), C_W=2.0, C_b=0.1)
+        Model(Tanh(), C_W=1.0, decay=1.0)
+        Model([Dense(1.0), GELU(), Dense(2.0)])
+        Model([Tanh(), Dense(1.5), GELU(), Dense(2.0)])
+        Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])
+        Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])
+
+    These are: one matrix, as in the paper; a plain network, phi' = W tanh(phi) at eps = 1; two matrices; full
+    pre-activation, as in ResNet v2; the MLP block of a transformer; the same with gates, as in Llama.
 
     Symbols: [glossary](../glossary.md).
 

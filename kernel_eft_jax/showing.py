@@ -2,6 +2,7 @@
 
 import html
 import importlib
+import math
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,25 @@ class Shown(eqx.Module):
             cells = f"<td>{name}</td><td>{value}</td>" if equals else f'<td colspan="2"><pre>{line}</pre></td>'
             rows.append(f"<tr>{cells}</tr>")
         return f"<table>{''.join(rows)}</table>"
+
+
+def rounded(value: float, error: float | None = None) -> str:
+    """1.234 ± 0.005: both to the first digit of the error, or the second where the first is a one.
+
+    An error that six digits do not show is left out.
+    """
+    if error is None or not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{value:.6g}"
+    size = math.floor(math.log10(max(abs(value), error)))
+    if not -4 <= size < 7:
+        shown = rounded(value / 10.0**size, error / 10.0**size)
+        return f"({shown})e{size:+03d}" if "±" in shown else f"{value:.6g}"
+    place = math.floor(math.log10(error))
+    places = -place + (error < 2 * 10.0**place)
+    if places > 5 - size:
+        return f"{value:.6g}"
+    decimals = max(places, 0)
+    return f"{round(value, places):.{decimals}f} ± {round(error, places):.{decimals}f}"
 
 
 def shown(value: Any) -> str:

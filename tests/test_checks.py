@@ -327,8 +327,8 @@ class TestDoors:
             (lambda: keft.expect(jnp.tanh, jnp.sum, GOOD), "`g` must be elementwise"),
             (lambda: TestDoors.MODEL.chi(GOOD, [[1.0]]), r"`h` must have shape \(2, 2\), but has shape \(1, 1\)"),
             (lambda: TestDoors.MODEL.hess(GOOD, GOOD), r"`V` must have shape \(2, 2, 2, 2\)"),
-            (lambda: keft.solve(TestDoors.MODEL, GOOD, layers=[1]), "`eps` is missing: `layers` asks for layers"),
-            (lambda: keft.solve(TestDoors.MODEL, GOOD, eps=0.1), "`layers` is missing: `eps` asks for layers"),
+            (lambda: keft.solve(TestDoors.MODEL, GOOD, layers=[1]), "`eps` is missing: layers need"),
+            (lambda: keft.solve(TestDoors.MODEL, GOOD, eps=0.1), "`layers` is missing: layers need"),
             (lambda: keft.solve(TestDoors.MODEL, GOOD, layers=[-1], eps=0.1), "`layers` must be 0 or more"),
             (lambda: keft.solve(TestDoors.MODEL, GOOD, ["a"]), r"`ts` must be numbers, but is \['a'\]"),
             (

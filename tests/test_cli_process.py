@@ -11,7 +11,7 @@ import pytest
 
 from kernel_eft_jax.cli import startup
 from kernel_eft_jax.cli.outputs import write
-from kernel_eft_jax.cli.printing import rounded
+from kernel_eft_jax.showing import rounded
 
 MAIN = "import sys; from kernel_eft_jax.cli import main; sys.exit(main())"
 THEORY = "theory --activation linear --inputs 1 --closure GOnly --T 1 --times 2 --out -"

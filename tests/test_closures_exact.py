@@ -266,9 +266,7 @@ def test_a_rescaled_problem_has_the_rescaled_answer(closure, name):
 
     @jax.jit
     def solved(s):
-        solution = keft.solve(
-            model(s), s * jnp.array([[1.0, 0.3], [0.3, 2.0]]), closure=closure, throw=False, **depth
-        )
+        solution = keft.solve(model(s), s * jnp.array([[1.0, 0.3], [0.3, 2.0]]), closure=closure, throw=False, **depth)
         several = [solution.packed] + ([] if solution.truncation is None else [solution.truncation])
         return [(m.K0 / s, m.V4 / s**2, m.K1 / s) for m in several]
 

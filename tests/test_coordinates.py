@@ -146,7 +146,7 @@ def test_a_key_tells_from_which_width_on(key):
     small = STACK | {"depth": 2}
     check = keft.coordinate_check(**small, key=key, networks=512, tolerance=0.5, progress=False)
     assert set(check.enough) == {"V4", "K1"}
-    assert f"from width {check.enough['V4'][-1].width}" in str(check)
+    assert f"From width {check.enough['V4'][-1].width} on" in str(check)
     assert not keft.coordinate_check(**small).enough
 
 

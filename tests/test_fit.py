@@ -139,7 +139,7 @@ def test_no_bias_is_found_at_the_edge():
     assert result.interval()[1, 0] == 0
     # At the bound to all that matters, and so it is printed and recorded; another parameter never is.
     assert result.at_bound == ("C_b",)
-    assert "C_b = 0 (at its bound) +- " in str(result)
+    assert "C_b = 0 (at its bound) ± " in str(result)
     assert [row.get("at bound") for row in fit_record(result)["parameters"].values()] == [None, True]
     assert np.all(np.isfinite(result.covariance))
 

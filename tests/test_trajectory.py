@@ -172,8 +172,8 @@ LAYERS = {"ts": None, "layers": 2, "eps": 0.5}
         ),
         ({"eps": 0.5}, r"pass either `ts` alone, or `layers=\[...\]` and `eps`"),
         ({"ts": None}, r"`ts` is missing: depth times of the continuum; or `layers` and `eps`"),
-        ({"ts": None, "layers": 2}, r"`eps` is missing: `layers` asks for layers, which need both"),
-        ({"ts": None, "eps": 0.1}, r"`layers` is missing: `eps` asks for layers, which need both"),
+        ({"ts": None, "layers": 2}, r"`eps` is missing: layers need `layers` and `eps`, and only `layers` is given"),
+        ({"ts": None, "eps": 0.1}, r"`layers` is missing: layers need `layers` and `eps`, and only `eps` is given"),
         ({"ts": None}, r"`ts` is missing.*; or `layers` and `eps`"),
         (
             LAYERS | {"layers": [1.5]},

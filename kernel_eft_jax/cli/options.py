@@ -187,5 +187,5 @@ def common_options(sub):
         "--no-cache",
         dest="cache",
         action="store_false",
-        help="keep no compiled programs in the cache folder of the user, which make later calls fast",
+        help="keep no compiled programs; else the cache folder of the user has them, and later calls are fast",
     )

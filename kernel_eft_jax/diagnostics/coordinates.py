@@ -125,12 +125,15 @@ class CoordinateCheck(eqx.Module):
         return [*growth, *meaning, *self._enough(), *self._own(), NOT_COVERED]
 
     def _enough(self):
+        worst = " of the worst pair of inputs" if self.mean.shape[1] > 1 else ""
         for quantity, sampled in self.enough.items():
             name, last = ("spread from seed to seed" if quantity == "V4" else "drift"), sampled[-1]
-            found = "from" if last.confirms(self.tolerance) else "not yet at"
-            sure = "" if last.resolves(self.tolerance) else " (perhaps: more networks would tell)"
-            per_cent = 100 * self.tolerance
-            yield f"For the {name}, to {per_cent:.3g} %, order 1/n is enough {found} width {last.width}{sure}."
+            right = f"right to {100 * self.tolerance:.3g} % for the {name}{worst}"
+            unsure = "" if last.resolves(self.tolerance) else " The sampled networks are too few to be sure: take more."
+            if last.confirms(self.tolerance):
+                yield f"From width {last.width} on order 1/n is {right}.{unsure}"
+            else:
+                yield f"At width {last.width} order 1/n is not yet {right}.{unsure}"
 
     def _own(self):
         for index in range(0 if self.own is None else len(self.own.widths)):

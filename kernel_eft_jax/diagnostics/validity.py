@@ -109,7 +109,7 @@ class Window(Shown):
         for quantity, sampled in self.widths.items():
             seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
             last = sampled[-1]
-            enough = "from" if last.resolves(self.tolerance) else "perhaps from (take more networks)"
+            enough = "from" if last.resolves(self.tolerance) else "perhaps (take more networks to be sure) from"
             found = enough if last.confirms(self.tolerance) else "not yet at"
             lines.append(f"  {quantity} to order 1/n: {found} n* = {last.width} (sampled deviations: {seen})")
         return "\n".join(lines)

@@ -14,7 +14,7 @@ from jaxtyping import ArrayLike, Float, Int
 
 from ..checks import LEAST_NETWORKS, check_array, check_count, check_kind
 from ..ensemble.statistics import interval, least_V4_error
-from ..showing import Shown
+from ..showing import Shown, rounded
 from ..trajectory import Solution
 
 
@@ -97,15 +97,15 @@ class WidthCheck(AtWidths, Shown):
 
     def __str__(self) -> str:
         head = f"{'n':>8} {'networks':>10} {'V4[00,00]':>20} {'K1[00]':>20}"
-        columns = self.widths, self.networks, self.V4, self.stderr.V4, self.K1, self.stderr.K1
+        last = (x[:, -1] for x in (self.V4, self.stderr.V4, self.K1, self.stderr.K1))
         rows = [
-            f"{n:8d} {count:10d} {_pm(V[-1, 0, 0, 0, 0], dV[-1, 0, 0, 0, 0]):>20} {_pm(k[-1, 0, 0], dk[-1, 0, 0]):>20}"
-            for n, count, V, dV, k, dk in zip(*columns, strict=True)
+            f"{n:8d} {count:10d} {rounded(V.flat[0], dV.flat[0]):>20} {rounded(k.flat[0], dk.flat[0]):>20}"
+            for n, count, V, dV, k, dk in zip(self.widths, self.networks, *last, strict=True)
         ]
         V4, K1 = float(self.theory.V4[-1, 0, 0, 0, 0]), float(self.theory.K1[-1, 0, 0])
-        last = f"{'theory':>8} {'':>10} {V4:>20.5g} {K1:>20.4g}"
+        theory = f"{'theory':>8} {'':>10} {V4:>20.5g} {K1:>20.4g}"
         verdict = [f"p = {self.p_value(q):.2g} for {q}" for q in ("V4", "K1")] if len(self.widths) > 1 else []
-        return "\n".join([head, *rows, last, *verdict])
+        return "\n".join([head, *rows, theory, *verdict])
 
     def __repr__(self) -> str:
         return str(self)
@@ -183,7 +183,3 @@ def _moments(G, K0, width):
         square[t] = np.einsum("xab,xcd->abcd", d[:, t] ** 2, d[:, t] ** 2) / (B - 1)
     V4_stderr = np.maximum(np.sqrt(np.maximum(square - V4**2, 0) / B), least_V4_error(V4, B, width))
     return width * V4, width * V4_stderr, width * (G.mean(axis=0) - K0), width * G.std(axis=0, ddof=1) / np.sqrt(B)
-
-
-def _pm(value, error):
-    return f"{value:.4g} ± {error:.1g}"

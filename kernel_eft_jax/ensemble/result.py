@@ -12,7 +12,7 @@ from jaxtyping import ArrayLike, Float, Int, PRNGKeyArray, UInt32
 from ..depths import times_of_layers
 from ..model import Model
 from ..pairs import input_count
-from ..showing import Shown, shown
+from ..showing import Shown, rounded, shown
 from ..storage import MEANING, Result, attribute, axes, dataset, labelled, read_origin
 from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, full_matrices, quantities, recorded
 from .samplers import Sampler
@@ -68,7 +68,7 @@ class Estimate(Shown, Result, Quantities):
         lines = [what, f"  layers {self.layers.tolist()}, eps {shown(self.eps)}"]
         for name, entry in (("G", "00"), ("V4", "00,00"), ("K1", "00")):
             value, error = (np.asarray(getattr(x, name))[-1].ravel()[0] for x in (self, self.stderr))
-            lines.append(f"  {name}[{entry}] = {value:.6g} +- {error:.1g} at the last depth")
+            lines.append(f"  {name}[{entry}] = {rounded(value, error)} at the last depth")
         return "\n".join(lines)
 
     @property

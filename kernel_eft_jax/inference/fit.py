@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..checks import check_flag, check_kind, check_untraced
 from ..closures import Closure
 from ..ensemble import Estimate
-from ..showing import Shown
+from ..showing import Shown, rounded
 from ..trajectory.solve import EXACT
 from .data import Observed, check_same, observe
 from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
@@ -133,8 +133,8 @@ class Fit(Shown):
     def __str__(self) -> str:
         rows = zip(self.names, self.values, self.stderr, self.interval(), strict=True)
         lines = [
-            f"{name} = {'0 (at its bound)' if name in self.at_bound else f'{v:.6g}'} +- {e:.2g}   95 %: {low:.6g} to "
-            f"{high:.6g}"
+            f"{name} = {f'0 (at its bound) ± {e:.2g}' if name in self.at_bound else rounded(v, e)}"
+            f"   95 %: {low:.4g} to {high:.4g}"
             for name, v, e, (low, high) in rows
         ]
         chi2 = f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom"

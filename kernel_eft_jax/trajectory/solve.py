@@ -108,8 +108,8 @@ def solve(
         given, missing = ("layers", "eps") if eps is None else ("eps", "layers")
         if layers is not None or eps is not None:
             raise ValueError(
-                f"Argument `{missing}` is missing: `{given}` asks for layers, which need both. For the continuum give "
-                "`ts` alone."
+                f"Argument `{missing}` is missing: layers need `layers` and `eps`, and only `{given}` is given. "
+                "For the continuum give `ts` alone."
             )
         raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
     elif continuum != (None,) * 4:

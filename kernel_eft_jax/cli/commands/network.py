@@ -13,7 +13,7 @@ from ...diagnostics.coordinates import COLUMNS
 from ...inference.files import read_kernels
 from ..models import describe_model, make_kernel, make_model
 from ..outputs import write
-from ..printing import Table, show
+from ..printing import Table, say_sampling, show
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     stack = make_stack(arguments, settings)
     key = jax.random.key(arguments.seed)
     choices = {"tolerance": arguments.tolerance, "networks": arguments.networks, "progress": not arguments.quiet}
+    say_sampling(arguments)
     check = coordinate_check(**stack, layers=layers, own=own or None, key=key, **choices)
     name = f"{arguments.recipe}: " if arguments.recipe else ""
     title = {

@@ -37,6 +37,6 @@ def accuracy_notes(solution: Solution) -> list[str]:
     sentences = []
     if solution.truncation is not None:
         V4, K1 = (float(np.max(values)) for values in (solution.truncation.V4, solution.truncation.K1))
-        sentences = [f"Errors estimate the truncation: over all entries and depths {V4:.2g} in V4 and {K1:.2g} in K1."]
+        sentences = [f"Errors bound what the degree leaves out: at most {V4:.2g} of any V4 and {K1:.2g} of any K1."]
     expectation = float(solution.stats["expectation_error"])
     return [*sentences, f"Estimated relative error of the Gaussian expectations: {expectation:.1e}."]

@@ -10,7 +10,7 @@ from ...diagnostics import Window, validity_window
 from ..depths import describe_depths
 from ..models import describe_closure, describe_model, make_kernel, make_model
 from ..outputs import write
-from ..printing import Table, Value, show
+from ..printing import Table, Value, say_sampling, show
 
 NOTE = (
     "t* is the depth time up to which a closure is right to --tolerance, and n* the width from which order 1/n is. "
@@ -22,6 +22,7 @@ NOTE = (
 def run(arguments: argparse.Namespace) -> None:
     """The window of one setting."""
     model, K0, reference = make_model(arguments), make_kernel(arguments), HermiteTower(arguments.degree)
+    say_sampling(arguments)
     window = validity_window(
         model,
         K0,
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         key=jax.random.key(arguments.seed),
         networks=arguments.networks,
         reference=reference,
+        progress=not arguments.quiet,
     )
     title = {
         "reference": describe_closure(reference),
@@ -56,7 +58,7 @@ def rows(window: Window) -> list[list]:
             table.append([quantity, closure, reach.where, f"{reach.error[-1]:.2g}"])
     for quantity, sampled in window.widths.items():
         last = sampled[-1]
-        enough = "from" if last.resolves(window.tolerance) else "perhaps (take more networks) from"
+        enough = "from" if last.resolves(window.tolerance) else "perhaps (take more networks to be sure) from"
         found = enough if last.confirms(window.tolerance) else "not yet at"
         table.append([quantity, "order 1/n", f"{found} n* = {last.width}", Value(last.deviation, last.stderr)])
     return table

@@ -51,9 +51,9 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
         results[f"activation {name}"] = study.sampled
     section = Chapter(
         f"The residual for other activations: one input, K0 = 1, n = {SETTING.width}, t = 1",
-        "The transport part again, and here it is large: for activations that are not odd the published statement "
-        "holds, and more so than for tanh. In parts of the rate of V4. Networks of finite width differ from every "
-        "theory here by order 1/n; what is more is the error of the closure, which the verdict gives.",
+        "Transport and source are in parts of the rate of V4. For activations that are not odd the transport part is "
+        "large: the published statement holds, and more so than for tanh. Networks of finite width differ from every "
+        "theory here at order 1/n. A larger difference is the error of the closure; the verdict gives it in per cent.",
         rows,
         "theory",
     )

@@ -64,9 +64,9 @@ def _residual(study, found):
         rows.append(Row(f"residual[00,00] at t = {t:g}", WithError(published, noise[t]), here, converged))
     end, exact = (float(first(found[name].value.total)[-1]) for name in (RULE, G_ONLY))
     why = (
-        "Published errors are not given: what stands here has the size that published neighbours show, 0.05 apart in "
-        f"t. With converged expectations the residual at t = {study.sampled.ts[-1]:g} is {exact:.2f} instead of "
-        f"{end:.2f}. It does not vanish: that is the closure's own error."
+        "The paper gives no errors of the residual. The errors here have the size of the scatter between published "
+        "neighbours, 0.05 apart in t. With converged expectations the residual at "
+        f"t = {study.sampled.ts[-1]:g} is {exact:.2f} instead of {end:.2f}. What is left is the closure's own error."
     )
     return Chapter("Residual of the V4 equation", why, rows)
 
@@ -84,10 +84,10 @@ def _parts(found, tower):
     ]
     transport, total = (float(first(getattr(value, part))[-1]) for part in ("transport", "total"))
     why = (
-        "The transport part by HermiteTower; the source part is zero at leading order in 1/n. Transport is "
-        f"{100 * transport / total:.0f} % of the residual at t = 2: that published statement stands. Its size does "
-        f"not: {transport:.2f} instead of {first(found[RULE].value.transport)[-1]:.2f} by the rule, beside a rate of "
-        "V4 of about 29."
+        "At order 1/n the transport part is that of HermiteTower, and the source part is zero. At t = 2 transport is "
+        f"{100 * transport / total:.0f} % of the residual: this published statement stands. The published size does "
+        f"not: the transport part is {transport:.2f}, and {first(found[RULE].value.transport)[-1]:.2f} by the rule, "
+        "beside a rate of V4 of about 29."
     )
     return Chapter("Residual of the V4 equation, its parts, converged", why, rows, "order 1/n")
 
@@ -117,11 +117,11 @@ def _source(study):
         ),
     ]
     why = (
-        "At depth zero the neurons are independent, so U1 = n (E[S] - E_K0[ss]) is exactly zero, and with control "
-        "variates it is sampled without noise; the value published as measured is n times the error of the rule for "
-        "E[tanh^2]. The EFT has 1/2 Hess : Wishart / C_W there: it counts the sampling noise of G. At t = 2 the "
-        f"source is {first(exact.exact)[-1]:.3f} and the EFT's model of it, fed with the sampled V4 and K1, "
-        f"{first(exact.closure)[-1]:.3f}."
+        "At depth zero the neurons are independent. So U1 = n (E[S] - E_K0[ss]) is exactly zero, and control variates "
+        "sample it without noise. The value that was published as measured is n times the error of the rule for "
+        "E[tanh^2]. At depth zero the EFT has 1/2 Hess : Wishart / C_W, since it counts the sampling noise of G. At "
+        f"t = 2 the source is {first(exact.exact)[-1]:.3f}. The EFT's model of the source, fed with the sampled V4 and "
+        f"K1, is {first(exact.closure)[-1]:.3f}."
     )
     return Chapter("What drives K1", why, rows)
 
@@ -139,7 +139,7 @@ def _residual_figure(study, found, tower):
         np.array(x) for x in (list(RESIDUAL), list(RESIDUAL.values()), list(noise.values()))
     )
     title = f"Residual of the published equation for $V_{{4;00,00}}$\n{study.setting}"
-    return Drawing(title, panels, columns=3, ylabel=r"$dV_4/dt$ less the equation")
+    return Drawing(title, panels, ylabel=r"$dV_4/dt$ less the equation")
 
 
 def _source_figure(study):

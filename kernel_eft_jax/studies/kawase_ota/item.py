@@ -83,7 +83,6 @@ class Drawing(NamedTuple):
 
     title: str
     panels: Mapping[str, Mapping[str, tuple]]
-    columns: int = 2
     ylabel: str = ""
 
 
@@ -138,7 +137,7 @@ def write_item(item: Item, out: str | os.PathLike) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = [keft.save(result, out / f"{slug(name)}.nc") for name, result in item.results.items()]
     for name, drawing in item.figures.items():
-        for suffix, columns in (("", drawing.columns), ("-stacked", 1)):
+        for suffix, columns in (("", 2), ("-stacked", 1)):
             paths += figures.save_figure(draw(drawing, columns), out / (slug(name) + suffix))
     return paths
 

@@ -52,10 +52,10 @@ def summary_section(study: Study) -> Chapter:
     rows = [Row(name, WithError(published[name], noise[name]), WithError(float(v), float(e))) for name, v, e in found]
     rows += [Row(name, WithError(published[name]), value) for name, value in noisy_K1(study).items()]
     why = (
-        "Frobenius norm over all entries of theory - sampled, over that of sampled, averaged over layers 0 to L (K1: "
-        "1 to L); theory by the 32-point rule. The errors of the published V4 rows are those of one entry. The two "
-        f"of K1 are the noise of the published K1 at small depth: here K1 has that noise, drawn {DRAWS} times from "
-        "its law, and the error is the scatter from draw to draw."
+        "A relative error is the Frobenius norm of theory - sampled over that of sampled, averaged over layers 0 to L "
+        "(K1: 1 to L). The theory is by the 32-point rule. The errors of the published V4 rows are those of one entry. "
+        "The two rows of K1 show the noise of the published K1 at small depth. To compare, the same noise is added to "
+        f"K1 here, drawn {DRAWS} times from its law; the error is the scatter from draw to draw."
     )
     return Chapter("Numerical summary: relative errors averaged over depth", why, rows)
 

@@ -71,9 +71,10 @@ def _error_rows(studies):
         if float(T) < 2
     ]
     why = (
-        f"Published errors taken as sqrt(2 / networks), {SWEEP_NETWORKS:,} networks. The error does not fall with the "
-        "width nor with the step, and grows with depth: so it was read as that of the closure. It is that of the "
-        "rule, which is the same at every width and step. The same networks beside the converged theory: "
+        f"The errors of the published rows are taken as sqrt(2 / networks) for {SWEEP_NETWORKS:,} networks. The "
+        "difference of V4 from the networks falls neither with the width nor with the step, and grows with depth. So "
+        "the paper read it as the error of the closure. It is the error of the rule, which is the same at every width "
+        "and step. By the converged theory the same networks leave a difference of "
         f"{100 * V4_relative_error(wide, G_ONLY)[0][-1]:.1f} % at n = {WIDE} and t = 2."
     )
     return Chapter("Sweeps of width, step and depth: V4 of GOnly / sampled V4 - 1", why, rows)
