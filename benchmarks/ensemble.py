@@ -34,7 +34,7 @@ from kernel_eft_jax.activations import Tanh
 from kernel_eft_jax.ensemble.estimate import add_theory, estimate, prepare
 from kernel_eft_jax.ensemble.normals import network_keys
 from kernel_eft_jax.ensemble.plan import block_size, plan_run
-from kernel_eft_jax.ensemble.run import results
+from kernel_eft_jax.ensemble.run import block_sums
 from kernel_eft_jax.ensemble.samplers import BlockSampler, WeightSampler, draw_last
 from kernel_eft_jax.ensemble.simulate import compiled, kernels_of_networks
 from kernel_eft_jax.model import Model
@@ -105,12 +105,12 @@ def ensemble(inputs, width, sampler, control, workers, seconds, save_at=(DEPTH /
     problem, _ = add_theory(problem, MODEL, kernel(inputs), DEPTH, EPS, control)
     plan = plan_run(problem, 2**30)
     clock = Clock()
-    list(results(problem, key, plan, [0]))
+    list(block_sums(problem, key, plan, [0]))
     first, blocks, clock = clock.seconds(), 2 * plan.workers, Clock()
-    list(results(problem, key, plan, list(range(blocks))))
+    list(block_sums(problem, key, plan, list(range(blocks))))
     while clock.seconds() < seconds:
         blocks, clock = math.ceil(blocks * 1.1 * max(1, min(10, seconds / clock.seconds()))), Clock()
-        list(results(problem, key, plan, list(range(blocks))))
+        list(block_sums(problem, key, plan, list(range(blocks))))
     return {"block": plan.size, **with_compilation(first, plan.size * DEPTH, clock.rates(blocks * plan.size * DEPTH))}
 
 

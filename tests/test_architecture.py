@@ -1,6 +1,7 @@
 """The house: a file imports only from lower floors, samplers know no expectation, importing has no side effects."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,21 @@ def test_public_names_are_explicit():
     for name in keft.__all__ if hasattr(keft, "__all__") else [n for n in vars(keft) if not n.startswith("_")]:
         value = getattr(keft, name)
         assert value.__doc__, name
+
+
+BESIDE = [*(PACKAGE.parent / "benchmarks").glob("*.py"), *(PACKAGE.parent / "docs").glob("*.py")]
+
+
+@pytest.mark.parametrize("path", BESIDE, ids=lambda path: path.name)
+def test_programs_beside_the_package_import_names_that_exist(path):
+    """No other test runs benchmarks and the programs that make the site: a name that moved would break them unseen."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE.name):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name), f"{node.module}.{name.name}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "keft":
+            assert hasattr(keft, node.attr), f"keft.{node.attr}"
 
 
 def test_no_private_modules_of_jax():
