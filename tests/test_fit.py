@@ -471,8 +471,8 @@ def block_experiment(branch, decay=0.0, eps=EPS):
 
 
 def test_both_matrices_and_the_decay_of_a_block_come_back():
-    """2000 networks, hidden ratio 2: three parameters within 4 standard errors, and the theory fits. It takes any eps
-    as one a layer, too. (GOnly is exact for this block: test_blocks.)"""
+    """2000 networks, hidden ratio 2: three parameters within 4 standard errors, and the theory fits. From the
+    values found, with one eps a layer, the search ends there again. (GOnly is exact for this block: test_blocks.)"""
     truth, names = [1.3, 2.5, 0.8], ("branch[0].C_W", "branch[2].C_W", "decay")
     G = two_matrices(np.random.default_rng(20), erf, *truth, 2, 2000)
     start = block_experiment([keft.Dense(0.7, ratio=2), keft.Erf(), keft.Dense(4.0)], 0.2)
@@ -482,9 +482,9 @@ def test_both_matrices_and_the_decay_of_a_block_come_back():
     assert np.all(result.stderr < 0.5 * np.array(truth))
     assert result.p_value > 1e-3
     np.testing.assert_allclose(result.experiment.model.branch[2].C_W, result.values[1])
-    each = Experiment(start.model, UNLIKE, width=WIDTH, layers=LAYERS, eps=[EPS] * LAYERS[-1])
+    each = Experiment(result.experiment.model, UNLIKE, width=WIDTH, layers=LAYERS, eps=[EPS] * LAYERS[-1])
     again = fit(G, each, names, closure=keft.GOnly(), progress=False)
-    np.testing.assert_allclose(again.values, result.values, rtol=1e-6)
+    np.testing.assert_allclose(again.values, result.values, rtol=0, atol=1e-3 * result.stderr.min())
 
 
 @pytest.mark.parametrize(
