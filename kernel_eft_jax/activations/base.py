@@ -44,6 +44,15 @@ class Expansion(NamedTuple):
     hessian: Float[Array, "*P 3 3"]
 
 
+def along(value: Float[Array, ""], slope: Float[Array, ""], bend: Float[Array, ""]) -> Expansion:
+    r"""The expansion of one input with itself from $m(k) = E[s^2]$, $m'$ and $m''$.
+
+    Its three entries are one variance, so that only sums of derivatives mean anything: each is given an equal share.
+    Where k is large the sums are far below $E[s'^2]$ and the like, which cancel in them.
+    """
+    return Expansion(value, jnp.full((3,), slope / 3), jnp.full((3, 3), bend / 9))
+
+
 class Activation(eqx.Module):
     """An elementwise function s and its Gaussian second moment.
 
@@ -68,8 +77,13 @@ class Activation(eqx.Module):
         """Estimated error of `expansion` at variance k, relative to E[s^2], for relative changes of k, at any
         correlation."""
 
+    def kernel_error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
+        """`error` at the variances and correlations of one packed kernel: that of near copies only where there are
+        any."""
+        return jnp.max(self.error(k[triples(input_count(k.shape[0]))[:, 0]]))
+
     def single(self, k: Float[Array, ""]) -> Expansion:
-        """`pair` of one input with itself."""
+        """`pair` of one input with itself, where derivatives mean something in sum only: `along` writes them so."""
         return self.pair(k, k, k)
 
     def regular_pair(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Expansion:

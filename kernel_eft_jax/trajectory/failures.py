@@ -41,9 +41,10 @@ def _check_error(error):
     if not error <= LIMIT:
         raise RuntimeError(
             f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers "
-            "would be no answer. The activation bends too sharply for its variance. Take a class with closed forms "
-            "or with kinks (ReLU, Piecewise) for a function with kinks, smaller variances, a higher degree of the "
-            "closure, or throw=False to see the numbers all the same."
+            "would be no answer. The activation bends too sharply for its variance, or inputs are nearly copies at a "
+            "variance too large for the dtype. Take float64, a class with closed forms or with kinks (ReLU, Piecewise) "
+            "for a function with kinks, smaller variances, a higher degree of the closure, or throw=False to see the "
+            "numbers all the same."
         )
 
 
