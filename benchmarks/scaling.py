@@ -75,45 +75,45 @@ CASES = (
     (
         "GOnly",
         "inputs N",
-        "N^4: V4 has P^2 / 2 entries, P = N (N + 1) / 2",
+        "$N^4$",
         (16, 32, 64),
         lambda n: theory(keft.GOnly(), n),
     ),
-    ("GOnly", "layers", "L: one evaluation each", (16, 32, 64), lambda n: theory(keft.GOnly(), 4, n)),
+    ("GOnly", "layers", "$L$", (16, 32, 64), lambda n: theory(keft.GOnly(), 4, n)),
     (
         "HermiteTower(10)",
         "inputs N",
-        "N^4 J^2 numbers, J^3 operations on each pair of pairs",
+        "$N^4 J^3$",
         (2, 4, 8),
         lambda n: theory(keft.HermiteTower(10), n),
     ),
     (
         "HermiteTower(J), N = 2",
         "degree J",
-        "J^3: modes of each degree turn by a J x J matrix",
+        "$J^3$",
         (20, 40, 80),
         lambda n: theory(keft.HermiteTower(n), 2),
     ),
     (
         "HermiteTower(10), N = 2",
         "layers",
-        "L: one evaluation each",
+        "$L$",
         (16, 32, 64),
         lambda n: theory(keft.HermiteTower(10), 2, n),
     ),
     (
         "estimate, n = 64, N = 2",
         "networks B",
-        "B; memory of one block",
+        "$B$",
         (1024, 2048, 4096),
         lambda n: networks(2, 64, 16, n),
     ),
-    ("estimate, N = 2", "width n", "n", (64, 128, 256), lambda n: networks(2, n, 16, 1024)),
-    ("estimate, n = 64, N = 2", "layers", "L", (16, 32, 64), lambda n: networks(2, 64, n, 1024)),
+    ("estimate, N = 2", "width n", "$n$", (64, 128, 256), lambda n: networks(2, n, 16, 1024)),
+    ("estimate, n = 64, N = 2", "layers", "$L$", (16, 32, 64), lambda n: networks(2, 64, n, 1024)),
     (
         "estimate, n = 64",
         "inputs N",
-        "n N^2 for the kernels, N^4 for V4 at saved layers",
+        "$n N^2 + N^4$",
         (2, 4, 8),
         lambda n: networks(n, 64, 16, 1024),
     ),
@@ -129,7 +129,7 @@ def pairs_row():
 
         return cpu_time(found), None
 
-    return ("solve_pairs, HermiteTower(10)", "inputs N", "N (N - 1) / 2 problems of two inputs", (9, 17, 33), solve)
+    return ("solve_pairs, HermiteTower(10)", "inputs N", "$N^2$", (9, 17, 33), solve)
 
 
 def main():
@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/scaling_cpu.json"))
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    print("| what | against | from | to | CPU, s | exponent | memory, MiB | exponent | law |")
+    print("| what | doubled | from | to | CPU, s | exponent | memory, MiB | exponent | work grows as |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---|")
     rows = []
     for what, against, law, values, measure in (*CASES[:5], pairs_row(), *CASES[5:]):
@@ -145,7 +145,11 @@ def main():
         row = {"what": what, "against": against, "law": law, "values": values, "cpu_s": seconds, "bytes": sizes}
         row |= {"time_exponent": exponent(values, seconds), "memory_exponent": exponent(values, sizes)}
         rows.append(row)
-        memory = ("", "") if sizes[-1] is None else (f"{sizes[-1] / 2**20:.2g}", f"{row['memory_exponent']:.1f}")
+        memory = (
+            ("", "")
+            if sizes[-1] is None
+            else (f"{float(f'{sizes[-1] / 2**20:.2g}'):g}", f"{row['memory_exponent']:.1f}")
+        )
         cells = (
             what,
             against,

@@ -24,6 +24,10 @@ SIGNED = {"=", "_", "^", ",", r"\to", r"\sim", r"\approx", r"\le", ""}
 LEADING = re.compile(
     r"<mo[^>]*>"
 )  # at the start of a formula a sign would have no space around it
+REPLACED = {
+    '<math display="block">': '<math displaystyle="true">',
+    "<mo>′</mo>": '<mo class="prime">′</mo>',  # site.css sets it lower
+}
 CONVERTER = LatexToMathML()
 
 
@@ -53,7 +57,9 @@ def convert(source: str, whole: str, display: bool) -> str:
         raise ValueError(f"The formula {whole!r} cannot be set: {error}") from error
     if source.lstrip().startswith(SIGNS):
         formula = LEADING.sub('<mo form="infix">', formula, count=1)
-    return formula.replace('<math display="block">', '<math displaystyle="true">')
+    for found, better in REPLACED.items():
+        formula = formula.replace(found, better)
+    return formula
 
 
 def to_mathml(found: re.Match) -> str:

@@ -24,18 +24,19 @@ PUBLISHED = {
     ),
     "figure-2-steps": (
         "Figure 2: V4 for three step sizes at n = 256, and the error of the published theory",
-        "Networks of all three step sizes fall on each other, and so does their distance from the theory by "
-        "the 32-point rule: it is no error of the step.",
+        "Networks of all three step sizes fall on each other, and so do their distances from the theory by "
+        "the 32-point rule: this distance is no error of the step.",
     ),
     "figure-3-mean-correction": (
         "Figure 3: the 1/n correction of the mean kernel",
-        "The networks (circles) lie on HermiteTower. GOnly, by either rule, is far below them. With the K0 of "
-        "the 32-point rule taken off (crosses) the networks have the published value.",
+        "The networks (circles) lie on HermiteTower. GOnly, with either kind of expectations, is far "
+        "below the networks. With K0 of the 32-point rule in place of the converged K0 (crosses) the networks have "
+        "the published value.",
     ),
     "figure-4-source": (
         "Figure 4: the source of that correction, and the mismatch at depth zero",
-        "The source of networks begins at zero, as that of HermiteTower does. The formula of GOnly begins at "
-        "-0.2, even when it is given the V4 and K1 of the networks.",
+        "The source of networks (circles) begins at zero, and so does that of HermiteTower. For the first input "
+        "the formula of GOnly begins at -0.2, even with the V4 and K1 of the networks in it (dotted).",
     ),
 }
 BEYOND = {
@@ -103,7 +104,7 @@ def page(table: str) -> str:
 
 
 def draw_window(results: Path, name: str) -> None:
-    """The window of one activation at the setting that validity.md names, with its panels side by side and stacked."""
+    """The window of one activation at the setting that validity.md names, with its panels two by two and stacked."""
     window = keft.validity_window(
         keft.Model(WINDOWS[name], C_W=2.0),
         [[1.0]],
@@ -114,7 +115,7 @@ def draw_window(results: Path, name: str) -> None:
         key=jax.random.key(0),
     )
     title = f"{name}, C_W = 2, K0 = 1, 100 layers of eps = 0.1"
-    for columns, suffix in ((3, ""), (1, "-stacked")):
+    for columns, suffix in ((2, ""), (1, "-stacked")):
         figure = plot_window(window, title, columns=columns)
         figure.savefig(results / f"validity-{name}{suffix}.png", dpi=200)
 

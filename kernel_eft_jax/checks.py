@@ -15,7 +15,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-LARGEST = 2**31 - 1  # layers and networks are counted in 32 bits
+from .machine import LARGEST_COUNT
+
+LEAST_NETWORKS = 16  # fewer networks do not show their scatter
 SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12
 
 
@@ -52,7 +54,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     """A concrete value as a NumPy array of numbers, its dtype kept."""
     if not is_concrete(value):
         raise TypeError(
-            f"Argument `{name}` must be known, but is traced by jit, grad or vmap: call from outside of those."
+            f"Argument `{name}` must be known, but is traced by jit, grad or vmap: call the function outside of these."
         )
     try:
         array = np.asarray(value)
@@ -70,7 +72,7 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
     diagonal.
 
     Symmetry and sign are judged on the correlation matrix, so that no large variance hides what is wrong between small
-    ones. With `zeros`, variances may be zero where the whole row is.
+    ones. With `zeros`, a variance may be zero if its whole row is zero.
     """
     values, K = K, check_array(K, name)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or K.shape[0] == 0:
@@ -152,7 +154,7 @@ def check_positive(value: Any, name: str) -> None:
         raise ValueError(f"Argument `{name}` must be a finite number greater than zero, but is {value!r:.200}.")
 
 
-def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST) -> int:
+def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST_COUNT) -> int:
     """A whole number from `least` to `most` as a Python integer; NumPy's and JAX's integers are whole numbers too."""
     number = value if isinstance(value, int) else _whole(value)
     if number is None or isinstance(value, bool) or not least <= number <= most:
@@ -161,14 +163,14 @@ def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST) -> i
     return number
 
 
-def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST) -> tuple[int, ...]:
+def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST_COUNT) -> tuple[int, ...]:
     """Whole layers in increasing order, from 0 to `depth` at most; one number is a list of one."""
     array = np.atleast_1d(to_numpy(layers, name))
-    law = f"Argument `{name}` must be a list of increasing whole layers"
+    law = f"Argument `{name}` must be a list of whole layer numbers in increasing order"
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iuf" or (array != np.round(array)).any():
         raise ValueError(f"{law}, but is {layers!r:.200}.")
     if array.min() < 0 or array.max() > depth:
-        law = f"lie between 0 and the depth {depth}" if depth < LARGEST else "be 0 or more"
+        law = f"lie between 0 and the depth {depth}" if depth < LARGEST_COUNT else "be 0 or more"
         raise ValueError(f"Argument `{name}` must {law}, but is {layers!r:.200}.")
     if (np.diff(array.astype(np.int64)) <= 0).any():
         raise ValueError(f"{law}, but is {layers!r:.200}.")
@@ -188,7 +190,7 @@ def check_key(key: Any, name: str = "key") -> Any:
 
 
 def check_kind(value: Any, kind: type, name: str) -> None:
-    """Check that an argument is an object of the class that is due."""
+    """Check that an argument is an object of the right class."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         made = f": write {value.__name__}()" if isinstance(value, type) and issubclass(value, kind) else ""
@@ -197,13 +199,13 @@ def check_kind(value: Any, kind: type, name: str) -> None:
 
 
 def check_flag(value: Any, name: str) -> None:
-    """That an argument is True or False: a text such as "no" would count as true."""
+    """Check that an argument is True or False: a text such as "no" would count as true."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"Argument `{name}` must be True or False, but is {value!r:.200}.")
 
 
 def check_function(value: Any, name: str) -> None:
-    """That an argument is an elementwise function of arrays which JAX can trace."""
+    """Check that an argument is an elementwise function of arrays that JAX can trace."""
     if not callable(value):
         raise ValueError(f"Argument `{name}` must be a function of an array, but is {value!r:.200}.")
     x = np.asarray([[-1.7, -0.4, 0.3], [0.9, 1.6, 2.3]], np.float32)
@@ -231,8 +233,7 @@ def check_function(value: Any, name: str) -> None:
 
 
 def check_untraced(work: str, remedy: str, *arguments: Any) -> None:
-    """Check that nothing is traced: `work` is a function that runs on the host, which no transformation of JAX can
-    follow."""
+    """Check that nothing is traced: the function `work` runs on the host, where no transformation of JAX can follow."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         raise TypeError(f"`{work}` cannot be traced by jit, grad or vmap: {remedy}")
 
@@ -241,7 +242,8 @@ def check_unstacked(module: eqx.Module, name: str = "model") -> None:
     """Check that a field declared as one number holds one number: a stack of modules is called through
     `eqx.filter_vmap`.
 
-    A stack would be broadcast against pairs of inputs, and give a wrong answer wherever the two numbers agree.
+    A stack would be broadcast against pairs of inputs, and give a wrong answer wherever there are as many modules as
+    pairs.
     """
     for node in jax.tree.leaves(module, is_leaf=lambda x: x is not module and isinstance(x, eqx.Module)):
         if isinstance(node, eqx.Module):
@@ -250,8 +252,8 @@ def check_unstacked(module: eqx.Module, name: str = "model") -> None:
         leaf: Any = getattr(module, field.name, None)
         if getattr(field.type, "dim_str", None) == "" and eqx.is_array(leaf) and leaf.ndim:
             raise ValueError(
-                f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} where one number is due. Call "
-                "for one at a time, or through `eqx.filter_vmap`."
+                f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} and must be one number. Call "
+                "the function for one module at a time, or through `eqx.filter_vmap`."
             )
 
 

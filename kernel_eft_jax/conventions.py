@@ -31,12 +31,12 @@ def from_sigmas(activation: Activation, sigma_w: Float[ArrayLike, ""], sigma_b: 
     """
     _check_deviation(sigma_w, "sigma_w")
     _check_deviation(sigma_b, "sigma_b")
-    return _one_matrix(activation, sigma_w**2, sigma_b**2)
+    return _model_of_one_matrix(activation, sigma_w**2, sigma_b**2)
 
 
 def pytorch_linear(activation: Activation, *, width: int) -> Model:
-    r"""The default of `torch.nn.Linear(width, width)` and `equinox.nn.Linear`: uniform in $\pm 1 / \sqrt{n}$, biases
-    too.
+    r"""The default of `torch.nn.Linear(width, width)` and `equinox.nn.Linear`: weights and biases uniform in
+    $\pm 1 / \sqrt{n}$.
 
     $$C_W = \tfrac13, \qquad C_b = \frac{1}{3 n}$$
 
@@ -45,7 +45,7 @@ def pytorch_linear(activation: Activation, *, width: int) -> Model:
     width.
     """
     check_count(width, "width")
-    return _one_matrix(activation, 1 / 3, 1 / (3 * width))
+    return _model_of_one_matrix(activation, 1 / 3, 1 / (3 * width))
 
 
 def lecun(activation: Activation) -> Model:
@@ -53,7 +53,7 @@ def lecun(activation: Activation) -> Model:
 
     $$C_W = 1, \qquad C_b = 0$$
     """
-    return _one_matrix(activation, 1.0)
+    return _model_of_one_matrix(activation, 1.0)
 
 
 def he(activation: Activation) -> Model:
@@ -64,7 +64,7 @@ def he(activation: Activation) -> Model:
 
     Do not use it for a gain of your own g, which is `Model(activation, C_W=g**2)`.
     """
-    return _one_matrix(activation, 2.0)
+    return _model_of_one_matrix(activation, 2.0)
 
 
 def glorot(activation: Activation) -> Model:
@@ -73,27 +73,28 @@ def glorot(activation: Activation) -> Model:
 
     $$C_W = 1, \qquad C_b = 0$$
 
-    since a residual layer has as many neurons going out as coming in: the same as `lecun` here.
+    since a residual layer has as many outputs as inputs: here this is the same as `lecun`.
     """
-    return _one_matrix(activation, 1.0)
+    return _model_of_one_matrix(activation, 1.0)
 
 
 def plain(activation: Activation, C_W: Float[ArrayLike, ""], C_b: Float[ArrayLike, ""] = 0.0) -> Model:
     r"""The feed-forward network without skips, $\phi' = W s(\phi) + b$ (Poole et al. 2016, arXiv 1606.05340): decay 1,
     to be run with eps = 1.
 
-    At its critical point variances stay: C_W = 2 for ReLU, C_W = 1 for tanh and vanishing variance. Do not use it with
-    another eps: then a part of the stream remains.
+    At its critical point variances do not change: C_W = 2 for ReLU, C_W = 1 for tanh and vanishing variance. Do not use
+    it with another eps: a part of the stream would remain.
     """
-    return _one_matrix(activation, C_W, C_b, decay=1.0)
+    return _model_of_one_matrix(activation, C_W, C_b, decay=1.0)
 
 
 def resnet_v2(activation: Activation | None = None, C_W: Float[ArrayLike, ""] = 2.0) -> Model:
     r"""Full pre-activation with two matrices, $f = W_2 s(W_1 s(\phi))$ (He et al. 2016, arXiv 1603.05027), ReLU and
     He's variance by default.
 
-    Both matrices have the variance C_W / n and no biases. The batch normalisation of the original in front of each
-    activation is left out: it couples the inputs of a batch, and is no map of the kernel of two of them. Its eps is 1.
+    Both matrices have the variance C_W / n and no biases. The original has batch normalisation in front of each
+    activation. It is left out here, because it couples the inputs of a batch and is no map of the kernel of two of
+    them. The eps of the original is 1.
     """
     activation = ReLU() if activation is None else activation
     return Model([activation, Dense(C_W), activation, Dense(C_W)])
@@ -105,9 +106,9 @@ def transformer_mlp(
     r"""The MLP block of a pre-norm transformer, $f = W_2 s(W_1 \mathrm{norm}(\phi))$ with `ratio` n hidden neurons and
     no biases.
 
-    GELU and four times the width are those of GPT-2 (Radford et al. 2019); `C_W` are fan-in times the variance of the
-    weights, of W_1 and W_2 (LeCun's by default; `gpt2_mlp` for GPT-2's). LayerNorm and RMSNorm are the same at order
-    1/n. Attention blocks, which mix inputs, are not described.
+    GELU and four times the width are those of GPT-2 (Radford et al. 2019). `C_W` are fan-in times the variances of the
+    weights W_1 and W_2, LeCun's by default; `gpt2_mlp` has those of GPT-2. LayerNorm and RMSNorm are the same at order
+    1/n. Attention blocks mix inputs and are not described.
     """
     first, second = _two_variances(C_W)
     return Model([RMSNorm(), Dense(first, ratio=ratio), GELU() if activation is None else activation, Dense(second)])
@@ -119,7 +120,8 @@ def gpt2_mlp(width: int) -> Model:
     $$C_{W,1} = 0.02^2\, n, \qquad C_{W,2} = 0.02^2 \cdot 4 n$$
 
     so that a model belongs to one width. GPT-2 also divides the weights that end a block by the square root of the
-    number of blocks, two a layer of the transformer (Radford et al. 2019, section 2.3): that is the eps of `gpt2_eps`.
+    number of blocks, two in each layer of the transformer (Radford et al. 2019, section 2.3): `gpt2_eps` is this
+    factor.
     """
     check_count(width, "width")
     return transformer_mlp(C_W=(0.02**2 * width, 0.02**2 * 4 * width))
@@ -161,8 +163,8 @@ def depth_mup_eps(depth: int, multiplier: float = 1.0) -> float:
 
 
 def gpt2_eps(transformer_layers: int) -> float:
-    r"""GPT-2: the weights that end a block are divided by the square root of the number of blocks, two a layer (Radford
-    et al. 2019).
+    r"""GPT-2: the weights that end a block are divided by the square root of the number of blocks, two in each layer
+    (Radford et al. 2019).
 
     $$\epsilon = 1 / \sqrt{2 L}$$
 
@@ -178,17 +180,16 @@ def ln_scaling_eps(depth: int) -> Float[np.ndarray, " depth"]:
 
     $$\epsilon_l = 1 / \sqrt{l}, \quad l = 1 \ldots L, \qquad T = \sum_l 1 / l \approx \ln L + 0.577$$
 
-    Exact where the branch behind the norm is homogeneous of degree one: ReLU and linear units without biases. A gate of
-    two factors feels the division twice, and a smooth activation bends less the deeper it sits: for those give each
-    layer a model of its own.
+    Exact if the branch behind the norm is homogeneous of degree one: ReLU and linear units without biases. A gate is a
+    product of two factors, both of which are divided; and a smooth activation becomes more linear with depth. For such
+    branches give each layer a model of its own.
     """
     check_count(depth, "depth")
     return 1 / np.sqrt(np.arange(1, depth + 1))
 
 
 def unit_skip_eps(tau: Float[ArrayLike, "*layers"]) -> Float[np.ndarray, "*layers"]:
-    r"""Skips that keep the variance, as u-muP has them (Blake et al. 2024, arXiv 2407.17465): to be used in a model
-    with decay = 1.
+    r"""Skips that keep the variance, as in u-muP (Blake et al. 2024, arXiv 2407.17465), for a model with decay = 1.
 
     $$\phi' = \frac{1}{\sqrt{1 + \tau^2}} \phi + \frac{\tau}{\sqrt{1 + \tau^2}} f(\phi), \qquad
       \epsilon = \frac{\tau}{\sqrt{1 + \tau^2}}, \quad a^2 = 1 - \epsilon^2$$
@@ -208,15 +209,15 @@ def umup_eps(depth: int, multiplier: float = 1.0) -> Float[np.ndarray, " depth"]
     $$\tau_l^2 = \frac{\alpha^2}{L / 2 + l\, \alpha^2}, \quad l = 0 \ldots L - 1, \qquad
       \epsilon_l = \frac{\tau_l}{\sqrt{1 + \tau_l^2}}$$
 
-    All blocks then have the same share in the last layer, and half of them together the `multiplier` $\alpha^2$ of the
-    input's.
+    All blocks then contribute equally to the last layer. Half of them together contribute $\alpha^2$ times as much as
+    the input, $\alpha$ the `multiplier`.
     """
     check_count(depth, "depth")
     check_positive(multiplier, "multiplier")
     return unit_skip_eps(multiplier / np.sqrt(depth / 2 + np.arange(depth) * multiplier**2))
 
 
-def _one_matrix(activation: Any, C_W: Any, C_b: Any = 0.0, decay: float = 0.0) -> Model:
+def _model_of_one_matrix(activation: Any, C_W: Any, C_b: Any = 0.0, decay: float = 0.0) -> Model:
     if not isinstance(activation, Activation):
         raise ValueError(
             "Argument `activation` must be an activation object such as Tanh(), or Smooth(fn) for a function of "

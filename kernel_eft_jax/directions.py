@@ -1,12 +1,13 @@
-"""Identity functions that raise a helpful TypeError when they are differentiated in the mode that is not supported, or
-tell that they are.
+"""Identity functions that raise a helpful TypeError when they are differentiated in an unsupported mode, or call a
+check when they are differentiated in reverse mode.
 
-JAX differentiates forward by pushing tangents through a program, and in reverse by recording the same linear program
-and transposing it. So an identity on tangents that fails when it is run, but not when it is transposed, marks a
-function as differentiable in reverse mode only, and the other way round.
+In forward mode JAX pushes tangents through a linear program; in reverse mode JAX records the same program and
+transposes it. So an identity on tangents that fails when it is run, and not when it is transposed, allows reverse mode
+only. One that fails when it is transposed allows forward mode only.
 
-Without these functions JAX speaks of a custom_vjp function, or proposes lax.scan, where the remedy is another
-`adjoint`. What is public above primitives does not do it: `linear_call` runs its function already when it is recorded.
+Without these functions the errors of JAX speak of a custom_vjp function, or propose lax.scan, where the remedy is
+another `adjoint`. Primitives are needed: `linear_call`, which is public, already runs its function while it is
+recorded.
 """
 
 import functools
@@ -42,7 +43,7 @@ def _noted(check, x):
 
 @_noted.defjvp
 def _noted_jvp(check, primals, tangents):
-    # A value that is known, with a tangent that is recorded: reverse mode, outside jit. Inside, nothing runs before the
+    # A known value with a recorded tangent means reverse mode outside jit. Inside jit nothing runs before the
     # transposition.
     known = is_concrete(primals[0])
     return _noted(check, primals[0]), _reversed.bind(tangents[0], message=(check, known))
@@ -55,7 +56,7 @@ def _mark(primitive, message, x):
 
 @_mark.defjvp
 def _mark_jvp(primitive, message, primals, tangents):
-    # Marked again, for derivatives of this derivative.
+    # The value is marked again, for derivatives of this derivative.
     return _mark(primitive, message, primals[0]), primitive.bind(tangents[0], message=message)
 
 
@@ -83,7 +84,7 @@ _forward_only = _primitive(
     batch=lambda x, message: _forward_only.bind(x, message=message),
     transpose=lambda cotangent, x, message: _refuse(message=message),
 )
-# A gradient cannot be transposed once more either.
+# The cotangent is marked too: a gradient cannot be differentiated in reverse mode once more.
 _reverse_only = _primitive(
     "reverse_only",
     run=_refuse,

@@ -1,4 +1,4 @@
-"""What may be said of a parameter, declared with the field that holds it: fits, errors and sentences follow from that.
+"""What a field declares of the parameter that it holds: fits, errors and messages follow from the declaration.
 
 A field without a declaration holds a parameter of any real value, whose unit is one.
 """
@@ -12,11 +12,11 @@ KEY = "parameter"
 
 
 class Parameter(NamedTuple):
-    """Which values a parameter can have, and what a change of order one of it is.
+    """The values that a parameter can have, and its scale: the size of a change that matters.
 
-    A `positive` parameter is greater than zero, moves in its logarithm, and its value is its scale. `least` is a bound
-    that can be reached. The scale of one that is not positive is its value, or `unit` where that is larger: a function
-    of the module that holds the parameter and of the packed kernel that this module reads.
+    A `positive` parameter is greater than zero; its scale is its value, and fits search in its logarithm. Any other
+    parameter is `least` or more, the bound itself included; its scale is the size of its value, or `unit` where that is
+    larger. `unit` is a function of the module that holds the parameter and of the packed kernel that this module reads.
     """
 
     positive: bool = False

@@ -4,12 +4,13 @@ import contextlib
 import os
 from pathlib import Path
 
+LARGEST_COUNT = 2**31 - 1  # layers, neurons and networks are counted in 32 bits
 OWN_GROUPS = Path("/proc/self/cgroup")
 CGROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 
 
 def host_memory() -> int:
-    """Bytes of the machine, or fewer where a container, a group of processes or this process has a limit."""
+    """Bytes of memory of the machine, or fewer if a container, a group of processes or this process has a limit."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34]
     for limit in _group_limits():
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"

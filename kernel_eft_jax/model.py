@@ -30,7 +30,7 @@ from .parts import (
     apply_all,
     carry_all,
     mean_variance,
-    variance,
+    variance_leaf,
 )
 from .showing import shown_fields
 
@@ -59,12 +59,15 @@ class Model(eqx.Module):
     `branch` is an activation, which stands for one matrix behind it, of variances C_W (times the number of features)
     and C_b; or the parts of f, read in the order in which data flows:
 
-        Model(Tanh(), C_W=2.0, C_b=0.1)                                   one matrix, the paper's network
-        Model(Tanh(), C_W=1.0, decay=1.0)                                 plain with eps = 1, phi' = W tanh(phi)
-        Model([Dense(1.0), GELU(), Dense(2.0)])                           two matrices
-        Model([Tanh(), Dense(1.5), GELU(), Dense(2.0)])                   full pre-activation (ResNet v2)
-        Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])       the MLP block of a transformer
-        Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])  the same with gates (Llama)
+        Model(Tanh(), C_W=2.0, C_b=0.1)
+        Model(Tanh(), C_W=1.0, decay=1.0)
+        Model([Dense(1.0), GELU(), Dense(2.0)])
+        Model([Tanh(), Dense(1.5), GELU(), Dense(2.0)])
+        Model([RMSNorm(), Dense(1.0, ratio=4), GELU(), Dense(2.0)])
+        Model([RMSNorm(), Dense(1.0, ratio=2), GLU(SiLU()), Dense(4.0)])
+
+    These are: one matrix, as in the paper; a plain network, phi' = W tanh(phi) at eps = 1; two matrices; full
+    pre-activation, as in ResNet v2; the MLP block of a transformer; the same with gates, as in Llama.
 
     Symbols: [glossary](../glossary.md).
 
@@ -74,7 +77,7 @@ class Model(eqx.Module):
     """
 
     branch: tuple[Part, ...]
-    # Of order one is the decay that balances what a layer adds.
+    # Its unit is the decay that balances what a layer adds.
     decay: Float[Array, ""] = eqx.field(
         metadata=parameter(unit=lambda model, k: mean_variance(model.q(k)) / mean_variance(k))
     )
@@ -93,7 +96,7 @@ class Model(eqx.Module):
             branch = (branch, Dense(C_W, 0.0 if C_b is None else C_b))
         elif check_branch(branch) and not (C_W is None and C_b is None):
             raise ValueError(
-                "Arguments `C_W` and `C_b` go with a single activation. A list of parts says them in its matrices: "
+                "Arguments `C_W` and `C_b` go with a single activation. In a list of parts the matrices hold them: "
                 "end it in Dense(C_W, C_b)."
             )
         self.branch = check_branch(branch)
@@ -122,7 +125,7 @@ class Model(eqx.Module):
         first = self.branch[0]
         if len(self.branch) == 2 and isinstance(first, Activation):
             return first
-        raise AttributeError("A branch of several parts has no one activation: see `branch`.")
+        raise AttributeError("A branch of several parts has no single activation: see `branch`.")
 
     @property
     def read(self) -> Activation:
@@ -321,4 +324,4 @@ def input_kernel(
     r"""Kernel of a random linear embedding of data, $K_{ab} = C_b + C_W\, x_a \cdot x_b / d$."""
     x = check_features(x)
     gram = jnp.matmul(x, x.T, precision="highest") / x.shape[1]
-    return variance("C_b", C_b).astype(gram.dtype) + variance("C_W", C_W).astype(gram.dtype) * gram
+    return variance_leaf("C_b", C_b).astype(gram.dtype) + variance_leaf("C_W", C_W).astype(gram.dtype) * gram

@@ -3,9 +3,9 @@ r"""A residual network of finite width with real weights, at initialisation.
 $$\phi^{l+1} = a \phi^l + \epsilon f^l(\phi^l), \qquad f = W s(\phi) + b,
   \quad W_{ij} \sim N(0, C_W / m), \quad b_i \sim N(0, C_b)$$
 
-for one matrix, m the number of features that it reads; other branches as `Model` has them. The rows of phi are inputs,
-its columns neurons. Networks vmap: `eqx.filter_vmap` over keys makes an ensemble. To sample many networks for their
-statistics alone, use `estimate`: it is faster by orders of magnitude and never stores weights.
+for one matrix, which reads m features; `Model` has other branches. The rows of phi are inputs, its columns neurons.
+`eqx.filter_vmap` over keys makes an ensemble of networks. For the statistics of many networks use `estimate`: it is
+faster by orders of magnitude and stores no weights.
 """
 
 import equinox as eqx
@@ -21,7 +21,8 @@ from .parts import GLU
 
 
 def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
-    """Outputs and features of each matrix of the branch. ValueError where a ratio gives no whole number of neurons."""
+    """Outputs and features of each matrix of the branch. Raises ValueError if a `ratio` times the width is no whole
+    number of neurons."""
     sections, found, features = model.sections, [], width
     for section, following in zip(sections, (*sections[1:], None), strict=True):
         ratio = section.dense.ratio
@@ -45,7 +46,7 @@ def skip(model: Model, eps: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class ResNet(eqx.Module):
-    """A network of `depth` residual layers of `width` neurons; weights, biases and steps are array leaves; weights and
+    """A network of `depth` residual layers of `width` neurons. Weights, biases and steps are array leaves; weights and
     biases are tuples with one entry for each matrix.
 
     Args:

@@ -26,7 +26,7 @@ from .fields import parameter
 from .pairs import input_count, pairs, triples, unpack, wick
 from .showing import shown_fields
 
-SERIES = 40  # terms in the correlation of what is left of two inputs given a third
+SERIES = 40  # terms of the series in the correlation of two inputs given a third
 
 
 class Affine(NamedTuple):
@@ -129,7 +129,7 @@ class Dense(KernelMap):
     ratio: float = eqx.field(static=True)
 
     def __init__(self, C_W: Real[ArrayLike, ""], C_b: Real[ArrayLike, ""] = 0.0, *, ratio: float = 1):
-        self.C_W, self.C_b = variance("C_W", C_W), variance("C_b", C_b)
+        self.C_W, self.C_b = variance_leaf("C_W", C_W), variance_leaf("C_b", C_b)
         number = isinstance(ratio, int | float | np.integer | np.floating) and not isinstance(ratio, bool)
         if not number or not np.isfinite(ratio) or ratio <= 0:
             raise ValueError(f"Argument `ratio` must be a number greater than zero, but is {ratio!r}.")
@@ -209,7 +209,7 @@ class GLU(eqx.Module):
         return self.activation.error(k)
 
     def kernel_error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
-        """`error` at the variances and correlations of one packed kernel."""
+        """Estimated relative error of `expansion` at one packed kernel."""
         return self.activation.kernel_error(k)
 
     def products(self, k: Float[Array, " P"]) -> Float[Array, "P P"]:
@@ -254,7 +254,7 @@ def mean_variance(k: Float[Array, " P"]) -> Float[Array, ""]:
     return jnp.mean(jnp.diagonal(unpack(k)))
 
 
-def variance(name: str, value: Real[ArrayLike, ""]) -> Float[Array, ""]:
+def variance_leaf(name: str, value: Real[ArrayLike, ""]) -> Float[Array, ""]:
     """A variance as an array leaf, if it is one number, finite and not negative."""
     value = value if isinstance(value, jax.Array) else check_array(value, name).astype(float)
     if value.shape != ():

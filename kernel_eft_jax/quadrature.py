@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .checks import check_function, check_kernel
 
 POINTS = 64  # nodes of half a cell
-REACH = 10.0  # beyond, the normal density matters to functions only that grow like exponentials
+REACH = 10.0  # |y| beyond has no nodes: the density there matters only to functions that grow like exponentials
 Function = Callable[[Array], Array]
 
 
@@ -42,10 +42,10 @@ def centred_rule(
     """Nodes and weights for a standard normal variable y and a function of (width y), M = 2 C points.
 
     The function may have kinks at the centres, and changes within 1 / width near them; width may be zero. Several
-    numbers of points give the nodes of as many rules, one behind the other in each half of a cell.
+    numbers of points give the nodes of several rules, in each half of a cell one rule behind the other.
     """
     t, weight = (v.astype(centres.dtype) for v in _unit_rule(*(points or (POINTS,))))
-    inside = jnp.abs(centres) < 7.5  # others change where nothing is
+    inside = jnp.abs(centres) < 7.5  # beyond, the density is negligible
     delta = jnp.where(inside, 1 / jnp.clip(width, 1 / REACH, 1e9)[..., None], REACH)
     places, delta = _sorted(jnp.clip(centres, -REACH, REACH), delta)
     ends = jnp.full_like(places[..., :1], REACH)
@@ -62,7 +62,8 @@ def centred_rule(
     w = half * span * (e + 1 / e) * _last_axis(weight, span.ndim, span.dtype) * normal_density(y)
     flat = (*places.shape[:-1], -1)
     y, w = jnp.reshape(y, flat), jnp.reshape(w, flat)
-    # The sum of the weights is known: what it is off by is rounding that all of them have in common.
+    # The exact sum of the weights is known. Division by the sum removes the rounding error that all weights have in
+    # common.
     total = jax.lax.stop_gradient(jnp.sum(w, axis=-1, keepdims=True)) / max(len(points), 1)
     return y, w / total
 
@@ -80,8 +81,8 @@ def normal_density(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def steepness(width: Float[Array, "*shape"], sharpness: Float[ArrayLike, ""]) -> Float[Array, "*shape"]:
-    """One over the scale of y on which a function of (width y) changes within 1 / sharpness: that of y itself for
-    functions without a scale."""
+    """1 / (the scale of y) of a function of (width y) that changes within 1 / sharpness; one for functions without a
+    scale."""
     sharpness = jnp.asarray(sharpness, width.dtype)
     return jnp.where(sharpness > 0, width * sharpness, 1)
 
@@ -104,7 +105,8 @@ def rule_around(
 def remaining_share(
     k_aa: Float[Array, "*shape"], k_bb: Float[Array, "*shape"], k_ab: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """1 - rho^2, one where a variance is zero: from differences, which are exact for inputs that nearly repeat."""
+    """1 - rho^2, and one where a variance is zero. It is computed from differences, which are exact for inputs that
+    nearly repeat."""
     size = jnp.where(k_ab < 0, -k_ab, k_ab)
     safe_a, safe_b = (jnp.where(k > 0, k, 1.0) for k in (k_aa, k_bb))
     gap_a, gap_b, p = (safe_a - size) / safe_a, (safe_b - size) / safe_b, size / safe_a
@@ -114,9 +116,11 @@ def remaining_share(
 
 
 def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
-    """The square root of a remaining variance, and a scale above its rounding error where nothing remains.
+    """The square root of the remaining variance `rest`; where nothing remains, a scale above the rounding error of
+    `rest`.
 
-    Functions of it are right to 1e-9 in float64; so are their derivatives, to 1e-7 where nothing remains.
+    In float64 functions of this scale are right to 1e-9. Their derivatives are too, but only to 1e-7 where nothing
+    remains.
     """
     least = jnp.finfo(rest.dtype).eps ** 0.6 * variance
     x = jax.lax.stop_gradient(rest / least)

@@ -62,8 +62,7 @@ def ln_scaling(*, width: int, depth: int) -> Stack:
     r"""The same with LayerNorm scaling, $\epsilon_l = 1 / \sqrt l$ (Sun et al. 2025, arXiv 2502.05795): the stream
     grows like ln L.
 
-    With ReLU and He's variance in its hidden layer, for which dividing the output of the norm is the same as dividing
-    the branch.
+    The hidden layer has ReLU and He's variance: for ReLU a division of the norm's output is a division of the branch.
     """
     model = conventions.transformer_mlp(ReLU(), (1.0, 2.0))
     return _stack(model, _two_inputs(), width, depth, conventions.ln_scaling_eps(depth))
@@ -73,8 +72,8 @@ def umup(*, width: int, depth: int, multiplier: float = 1.0) -> Stack:
     r"""The gated feed-forward blocks of u-muP with its residual rule (Blake et al. 2024, arXiv 2407.17465): the stream
     keeps its size.
 
-    Unit variance of every map (the last matrix divides by $E[s(x)^2]$ of the gate), three times n hidden neurons, and
-    skips with $a^2 + \epsilon^2 = 1$ whose steps are those of `conventions.umup_eps`.
+    Every map has unit variance (the last matrix divides by $E[s(x)^2]$ of the gate), there are three times n hidden
+    neurons, and the skips have $a^2 + \epsilon^2 = 1$ with the steps of `conventions.umup_eps`.
     """
     squared = float(Model(SiLU(), 1.0).Q(np.ones((1, 1)))[0, 0])
     branch = conventions.llama_mlp((1.0, 1 / squared), ratio=3).branch
@@ -85,8 +84,8 @@ def resnet_v2(*, width: int, depth: int) -> Stack:
     r"""Blocks of ResNet v2 without batch normalisation, ReLU and He's variance (He et al. 2016, arXiv 1603.05027):
     $\epsilon = 1$.
 
-    The branch has the size of the stream, so that the mean square doubles with every block: what the normalisation is
-    there for.
+    The branch is as large as the stream, so that the mean square doubles with every block. The normalisation that is
+    left out would prevent that.
     """
     return _stack(conventions.resnet_v2(), _two_inputs(), width, depth, 1.0)
 
@@ -98,7 +97,8 @@ def plain(*, width: int, depth: int, activation: Activation | None = None, C_W: 
 
 
 def _two_inputs(variance=1.0, covariance=0.0):
-    """The kernel of two inputs that share nothing, or some of their embedding."""
+    """The kernel of two inputs of equal variance; their covariance is that of the part of their embeddings that both
+    share."""
     return np.array([[variance, covariance], [covariance, variance]])
 
 

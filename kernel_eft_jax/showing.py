@@ -2,6 +2,7 @@
 
 import html
 import importlib
+import math
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from .checks import is_concrete
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES = f"{__name__.split('.')[0]}.figures"  # a higher floor, looked up by name when a figure is asked for
+FIGURES_MODULE = f"{__name__.split('.')[0]}.figures"  # a higher floor, looked up by name when a figure is asked for
 
 
 class Shown(eqx.Module):
@@ -23,7 +24,7 @@ class Shown(eqx.Module):
     def plot(self, **options: Any) -> "Figure":
         """The figure of this result, by the function for its class in `kernel_eft_jax.figures`, which takes the
         options. Loads Matplotlib."""
-        return importlib.import_module(FIGURES).plot(self, **options)
+        return importlib.import_module(FIGURES_MODULE).plot(self, **options)
 
     def _repr_html_(self) -> str:
         """The lines of `repr` as a table, cut at " = "."""
@@ -35,9 +36,28 @@ class Shown(eqx.Module):
         return f"<table>{''.join(rows)}</table>"
 
 
+def rounded(value: float, error: float | None = None) -> str:
+    """1.234 ± 0.005: both to the first digit of the error, or the second where the first is a one.
+
+    An error that six digits do not show is left out.
+    """
+    if error is None or not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{value:.6g}"
+    size = math.floor(math.log10(max(abs(value), error)))
+    if not -4 <= size < 7:
+        shown = rounded(value / 10.0**size, error / 10.0**size)
+        return f"({shown})e{size:+03d}" if "±" in shown else f"{value:.6g}"
+    place = math.floor(math.log10(error))
+    places = -place + (error < 2 * 10.0**place)
+    if places > 5 - size:
+        return f"{value:.6g}"
+    decimals = max(places, 0)
+    return f"{round(value, places):.{decimals}f} ± {round(error, places):.{decimals}f}"
+
+
 def shown(value: Any) -> str:
-    """A value in short: modules by their fields, functions by their names, arrays by their numbers, or by their shape
-    where those are many or traced."""
+    """A value in short: a module by its fields, a function by its name, an array by its numbers, or by its dtype and
+    shape if the numbers are many or traced."""
     if isinstance(value, eqx.Module) and type(value).__repr__ is not eqx.Module.__repr__:
         return repr(value)
     if isinstance(value, tuple | list):

@@ -21,7 +21,7 @@ try:
 except ImportError:  # not on Windows, where nothing is locked
     fcntl = None
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Busy(ValueError):
@@ -62,7 +62,7 @@ def write_whole(path: str | os.PathLike, content: bytes | memoryview, name: str 
     try:
         _replace(target, content)
     except OSError as error:
-        why = "the disk or a quota is full" if error.errno in FULL else os.strerror(error.errno or 0)
+        why = "the disk or a quota is full" if error.errno in DISK_IS_FULL else os.strerror(error.errno or 0)
         kept = "the file that was there is unchanged" if target.exists() else "no file was left behind"
         raise OSError(error.errno, f"Nothing was written, because {why}; {kept}", str(path)) from error
     return Path(path)

@@ -15,4 +15,4 @@ def run(command: str) -> int:
 def in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(cli, "load_command", load)

@@ -18,7 +18,7 @@ from jaxtyping import Array, install_import_hook
 # fisher, conventions, recipes): they take lists, integers and half precision, and answer what is wrong with sentences
 # of their own, which the tests must see. Left out too are files, figures and the command line, where no formula is.
 CHECKED = (
-    "checks depths fields pairs quadrature parts directions activations expectations closures "
+    "checks depths fields linear pairs quadrature parts directions activations expectations closures "
     "ensemble.factors ensemble.normals ensemble.statistics ensemble.samplers ensemble.simulate ensemble.control "
     "ensemble.observables ensemble.processes ensemble.plan ensemble.run ensemble.result ensemble.checkpoint "
     "inference.parameters inference.data inference.likelihood inference.search inference.pathwise inference.sensitivity"
@@ -26,13 +26,12 @@ CHECKED = (
 install_import_hook([f"kernel_eft_jax.{module}" for module in CHECKED.split()], "checker.typechecked")
 
 # Compilation costs more than anything else here, and this halves it: less polished machine code for the same formulas,
-# whose results differ by rounding. Level 0 compiles faster still, but its samplers take twice as long. `make slow`
-# compiles as users do, and so does XLA_FLAGS= before any command.
+# whose results differ by rounding. `make slow` compiles as users do, and so does XLA_FLAGS= before any command.
 QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 
 def accepted(flags: str) -> bool:
-    """Whether the installed XLA has these flags; it ends the process at one that it does not know."""
+    """Whether the installed XLA knows these flags; XLA ends the process at a flag that it does not know."""
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     ask = [sys.executable, "-c", "import jax; jax.devices()"]
     return subprocess.run(ask, env=environment, capture_output=True).returncode == 0
@@ -78,8 +77,16 @@ def same_elements_checked(request: pytest.FixtureRequest) -> None:
     random.seed(zlib.crc32(request.node.nodeid.encode()))
 
 
+# What samples many networks runs longer than it compiles; what judges rounding errors sees those that users have.
+OPTIMISED = ("ensemble", "statistics", "sampler", "theory", "kawase", "network", "honesty", "piecewise", "activations")
+
+
 @pytest.fixture(autouse=True, scope="module")
-def forgotten_programs() -> Iterator[None]:
-    """Compiled programs go with the file that needed them: all of them together are gigabytes."""
+def programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Other files compile without any optimisation. Programs are dropped after each file of tests: all of them
+    together would take gigabytes."""
+    optimised = request.module.__name__.removeprefix("test_").startswith(OPTIMISED)
+    quick = os.environ["XLA_FLAGS"] == QUICK and not optimised
+    jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.clear_caches()

@@ -71,8 +71,8 @@ def test_closed_form_agrees_with_the_numerical_route(name):
 
 
 def test_the_accuracy_check_can_fail():
-    """A relative error of 1e-9 in one curvature entry is seen; so is a 32-point Gauss-Hermite rule, whose chi is off by
-    8 at 4.37."""
+    """Negative controls: a relative error of 1e-9 in one entry of the hessian is seen, and so is a 32-point
+    Gauss-Hermite rule, whose chi is off by a factor of 8 at variance 4.37."""
     case, where = SMOOTH["Tanh"], (4.37, 4.37, 1.0)
     exact, bound = (
         expansion_from(pair_moments(case, *where)),
@@ -98,7 +98,7 @@ def test_polynomial_beyond_its_degree_is_not_needed():
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_function_itself(name):
-    """Closed forms above are closed forms of what a network applies."""
+    """The closed forms above belong to the functions that a network applies."""
     x = np.linspace(-4, 4, 41)
     exact = {"ReLU": np.maximum(x, 0), "LeakyReLU": np.where(x > 0, x, 0.2 * x)}
     expected = exact[name] if name in KINKED else SMOOTH[name].s(x, 0)
@@ -138,8 +138,8 @@ def textbook_derivatives(name, k):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", ["Erf", "Sin", "GELU"])
 def test_closed_forms_to_rounding(name, dtype):
-    """Each derivative for variances from 1e-6 to 1e6, near copies among them, against differences in mpmath: to thirty
-    roundings of the largest, or of sqrt(E[s_a^2] E[s_b^2])."""
+    """Each derivative is right to thirty roundings of the largest, or of sqrt(E[s_a^2] E[s_b^2]), for variances from
+    1e-6 to 1e6 and for nearly equal inputs; mpmath's differences are the oracle."""
     variances = ((1e-6, 1e-6), (1.0, 1.0), (1e3, 1e3), (1e6, 1e6), (1.0, 1e3))
     correlations = (0.0, 0.7, -0.95, 1 - 1e-5, 1.0, -1.0)
     ks = np.array([[a, rho * np.sqrt(a * b), b] for (a, b), rho in product(variances, correlations)]).astype(dtype)
@@ -401,8 +401,7 @@ def test_compiled_and_mapped_is_eager_in_a_loop(name):
 
 
 def test_kinked_activations_compiled_and_mapped():
-    """Half of the digits are lost where a kernel is singular, but never to how the compiler arranges the same
-    formula."""
+    """At a singular kernel half of the digits are lost, but compiling and mapping the formula loses no more."""
     ks = jnp.stack([pack(K) for K in DEGENERATE.values()])
     mapped, looped = eqx.filter_jit(jax.vmap(keft.ReLU().expansion))(ks), expansions(keft.ReLU(), ks)
     eager = keft.ReLU().expansion(ks[0])

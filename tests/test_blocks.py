@@ -4,6 +4,8 @@ Oracles: numbers of two programs written apart from this package (theory), kerne
 exact at every width, finite differences of Q, and plain NumPy.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,9 +217,8 @@ def test_chi_and_hess_are_derivatives_of_the_kernel_map(name):
     def along(x):
         return model.Q(K + x * h)
 
-    _, first = jax.jvp(along, (0.0,), (1.0,))
+    first, second = jax.jit(lambda x: jax.jvp(lambda x: jax.jvp(along, (x,), (1.0,))[1], (x,), (1.0,)))(0.0)
     np.testing.assert_allclose(model.chi(K, h), first, atol=1e-9)
-    second = jax.jvp(lambda x: jax.jvp(along, (x,), (1.0,))[1], (0.0,), (1.0,))[1]
     np.testing.assert_allclose(model.hess(K, jnp.einsum("ab,cd->abcd", h, h)), second, atol=1e-9)
 
 
@@ -237,11 +238,11 @@ def sample_covariance(features, outputs, A, count, rng):
     ids=["sin", "relu", "gate"],
 )
 def test_noise_of_fresh_neurons(neurons, features, outputs):
-    """The kernel of m neurons scatters by Cov(f f, f f) / m: two million sampled neurons, largest entries to 1 % (4
-    standard errors)."""
+    """The kernel of m neurons has the covariance Cov(f f, f f) / m: two million sampled neurons, the largest entries to
+    1 % (4 standard errors)."""
     A = np.array([[1.2, 0.5], [0.5, 0.8]])
     mean, covariance = sample_covariance(features, outputs, A, 2_000_000, np.random.default_rng(3))
-    found = Fresh(neurons, 2.0).response(pack(jnp.asarray(A)))
+    found = jax.jit(Fresh(neurons, 2.0).response)(pack(jnp.asarray(A)))
     np.testing.assert_allclose(found.value, mean, atol=4e-3)
     np.testing.assert_allclose(found.noise, covariance / 2, atol=0.01 * covariance.max())
 
@@ -250,11 +251,9 @@ def test_corrections_of_the_mean_run_through_two_hidden_layers():
     """carry_all against a second-order Taylor expansion of the composed maps, by finite differences of NumPy-like
     evaluations."""
     model = Model([Dense(1.0), Sin(), Dense(1.2, ratio=2), Sin(), Dense(0.9)])
-    k = pack(jnp.asarray(UNEQUAL))
-    responses = model.responses(k)
-    C = 0.01 * jnp.eye(3)
+    k, C = pack(jnp.asarray(UNEQUAL)), 0.01 * jnp.eye(3)
+    responses, hessian = jax.jit(lambda k: (model.responses(k), jax.hessian(model.q)(k)))(k)
     m, _ = carry_all(responses, jnp.zeros(3), C)
-    hessian = jax.hessian(model.q)(k)
     quiet = 0.5 * jnp.einsum("pij,ij->p", hessian, C)
     # What the first hidden layer's noise adds: half the curvature of everything behind it, contracted with its
     # covariance.
@@ -265,7 +264,7 @@ def test_corrections_of_the_mean_run_through_two_hidden_layers():
             x = kernel_map.value(x)
         return x
 
-    added = 0.5 * jnp.einsum("pij,ij->p", jax.hessian(behind)(first.value), first.noise)
+    added = 0.5 * jnp.einsum("pij,ij->p", jax.jit(jax.hessian(behind))(first.value), first.noise)
     np.testing.assert_allclose(m, quiet + added, rtol=1e-8, atol=1e-12)
 
 
@@ -303,13 +302,27 @@ def test_parts_are_checked_when_they_are_made():
             lambda: keft.solve(Model([Dense(1.0), Tanh(), Dense(2.0)]), ONE, 1.0, closure=keft.SigmaKernel()),
             "for one matrix",
         ),
+        (lambda: keft.solve(Model(Tanh(), 1.0, decay=0.5), ONE, 1.0, closure=keft.SigmaKernel()), "and decay 0"),
     ):
         with pytest.raises(ValueError, match=says):
             make()
 
 
+def test_a_decay_that_cannot_be_looked_at_gives_no_numbers_of_another_network():
+    """SigmaKernel inside jit: NaN for a decay, the same numbers as outside for none."""
+
+    @jax.jit
+    def V4(decay):
+        model = Model(Linear(), 1.0, decay=decay)
+        return keft.solve(model, ONE, layers=1, eps=0.5, closure=keft.SigmaKernel(2), throw=False).V4
+
+    assert np.isnan(V4(0.5)).all()
+    outside = keft.solve(Model(Linear(), 1.0), ONE, layers=1, eps=0.5, closure=keft.SigmaKernel(2)).V4
+    np.testing.assert_allclose(V4(0.0), outside, rtol=1e-12)
+
+
 def test_fixed_points_of_the_continuum():
-    """With decay c the variance comes to rest where Q(K) = c K."""
+    """With decay c the variance has a fixed point at Q(K) = c K."""
     model = Model(Tanh(), 3.0, 0.2, decay=1.5)
     K = keft.solve(model, ONE, 40.0, closure=GOnly()).K0[0]
     np.testing.assert_allclose(model.Q(K), 1.5 * K, rtol=1e-7)
@@ -319,11 +332,12 @@ def test_layers_of_their_own_step_are_layers_in_turn():
     """eps of each layer: solving in two halves from the first half's kernel gives the same K0, and t is the running sum
     of eps^2."""
     model, eps = Model([Dense(1.0), Sin(), Dense(1.5)], decay=0.4), np.array([0.5, 0.3, 0.7, 0.2])
-    whole = keft.solve(model, TWO, layers=[0, 2, 4], eps=eps)
+    solve = functools.partial(keft.solve, model, closure=GOnly())
+    whole = solve(TWO, layers=[0, 2, 4], eps=eps)
     np.testing.assert_allclose(whole.ts, [0, 0.34, 0.87], rtol=1e-12)
-    later = keft.solve(model, whole.K0[1], layers=2, eps=eps[2:])
+    later = solve(whole.K0[1], layers=2, eps=eps[2:])
     np.testing.assert_allclose(later.K0[0], whole.K0[2], rtol=1e-12)
-    equal = keft.solve(model, TWO, layers=3, eps=0.4), keft.solve(model, TWO, layers=3, eps=[0.4] * 3)
+    equal = solve(TWO, layers=3, eps=0.4), solve(TWO, layers=3, eps=[0.4] * 3)
     np.testing.assert_allclose(equal[0].V4, equal[1].V4, rtol=1e-13)
 
 
@@ -340,14 +354,18 @@ def test_gonly_is_the_tower_where_the_branch_begins_with_a_matrix():
 
 
 def test_memory_of_kernels_is_the_response_for_two_matrices():
-    """Cov(G(l), G(m)): what the tower remembers is what GOnly remembers, where that is exact."""
+    """Cov(G(l), G(m)) by the memory of the tower and by that of GOnly agree for blocks for which GOnly is exact."""
     model, k, dt = Model([Dense(1.0), Sin(), Dense(1.5)], decay=0.2), pack(jnp.asarray(UNEQUAL)), jnp.array(0.3)
-    recalled = []
-    for closure in (HermiteTower(4), GOnly()):
-        state = closure.init(model, k)
-        state = closure.step(model, state, dt)
-        memory = closure.remember(model, state)
-        for _ in range(3):
-            memory, state = closure.follow(model, state, memory, dt), closure.step(model, state, dt)
-        recalled.append(closure.recall(model, state, memory))
-    np.testing.assert_allclose(*recalled, rtol=1e-8)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def recalled(closure):
+        state = closure.step(model, closure.init(model, k), dt)
+
+        def layer(memory_and_state, _):
+            memory, state = memory_and_state
+            return (closure.follow(model, state, memory, dt), closure.step(model, state, dt)), None
+
+        (memory, state), _ = jax.lax.scan(layer, (closure.remember(model, state), state), length=3)
+        return closure.recall(model, state, memory)
+
+    np.testing.assert_allclose(recalled(HermiteTower(4)), recalled(GOnly()), rtol=1e-8)

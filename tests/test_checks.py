@@ -178,7 +178,8 @@ def test_every_public_function_has_the_same_door(call, name):
 
 
 def test_half_precision_is_computed_in_single():
-    """In float16 the product of these would be infinite, and their mean a number of three digits."""
+    """Half precision is converted before any product: in float16 the product of these numbers would be infinite, and
+    their mean would have three digits."""
     x = np.full((1, 3), 300.0, np.float16)
     assert float(keft.input_kernel(x)[0, 0]) == 90000.0
     assert check_array(jnp.asarray(x), "x").dtype == jnp.float32
@@ -186,7 +187,8 @@ def test_half_precision_is_computed_in_single():
 
 
 def test_a_stack_of_models_is_called_through_vmap():
-    """Three models of two inputs: broadcast, each would have had one of the three pairs."""
+    """A stack of models is refused outside `eqx.filter_vmap`: three models broadcast against two inputs would each get
+    one of the three pairs."""
     C_W = jnp.array([1.0, 2.0, 3.0])
     stack = jax.vmap(lambda c: keft.Model(keft.Linear(), c))(C_W)
     with pytest.raises(ValueError, match=r"`model` is a stack: its C_W has shape \(3,\) .*filter_vmap"):
@@ -291,13 +293,13 @@ def test_bad_models_and_data(make, says):
 
 
 def test_zero_variances_are_allowed():
-    """No weights or no biases is a model: Q is then C_b everywhere, or zero."""
+    """A model without weights or without biases is allowed: Q is then C_b everywhere, or zero."""
     np.testing.assert_array_equal(keft.Model(keft.Erf(), 0.0, 0.5).Q(jnp.asarray(GOOD)), np.full((2, 2), 0.5))
 
 
 class TestDoors:
-    """One row for each kind of wrong input: who is blamed, and what is advised. What is silent or a riddle is a
-    defect."""
+    """One row for each kind of wrong input: the argument that the error names, and the remedy. A wrong input without an
+    error, or with an error that is a riddle, is a defect."""
 
     MODEL = keft.Model(keft.Tanh(), 2.0)
     G = np.ones((20, 1, 1, 1))
@@ -325,8 +327,8 @@ class TestDoors:
             (lambda: keft.expect(jnp.tanh, jnp.sum, GOOD), "`g` must be elementwise"),
             (lambda: TestDoors.MODEL.chi(GOOD, [[1.0]]), r"`h` must have shape \(2, 2\), but has shape \(1, 1\)"),
             (lambda: TestDoors.MODEL.hess(GOOD, GOOD), r"`V` must have shape \(2, 2, 2, 2\)"),
-            (lambda: keft.solve(TestDoors.MODEL, GOOD, layers=[1]), "`eps` is missing: `layers` asks for layers"),
-            (lambda: keft.solve(TestDoors.MODEL, GOOD, eps=0.1), "`layers` is missing: `eps` asks for layers"),
+            (lambda: keft.solve(TestDoors.MODEL, GOOD, layers=[1]), "`eps` is missing: layers need"),
+            (lambda: keft.solve(TestDoors.MODEL, GOOD, eps=0.1), "`layers` is missing: layers need"),
             (lambda: keft.solve(TestDoors.MODEL, GOOD, layers=[-1], eps=0.1), "`layers` must be 0 or more"),
             (lambda: keft.solve(TestDoors.MODEL, GOOD, ["a"]), r"`ts` must be numbers, but is \['a'\]"),
             (
@@ -358,7 +360,7 @@ class TestDoors:
             (lambda: keft.coordinate_check(**STACK, own=TestDoors.G), "`own` must map widths to arrays of kernels"),
             (
                 lambda: keft.coordinate_check(**STACK, own={8: TestDoors.G}),
-                "`own` must hold.*as `layers`; here they are 0, 1, 2",
+                "`own` must hold.*as `layers`; here the layers are 0, 1, 2",
             ),
             (
                 lambda: keft.coordinate_check(**STACK, tolerance=-1),

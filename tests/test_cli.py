@@ -1,5 +1,6 @@
 """The command line: what it computes, what it writes, and one clear sentence for every mistake."""
 
+import importlib
 import json
 
 import jax
@@ -56,7 +57,7 @@ def test_theory_by_layers_from_a_kernel_file(suffix):
 def test_theory_of_a_tower_states_its_truncation(capsys):
     command = "theory --activation sin --inputs 1 --closure HermiteTower --degree 4 --eps 0.5 --depth 2 --times 2"
     assert run(command) == 0
-    assert "Errors estimate the truncation" in capsys.readouterr().out
+    assert "Errors bound what the degree leaves out" in capsys.readouterr().out
     assert load_solution("theory.nc").truncation is not None
 
 
@@ -202,6 +203,20 @@ def test_quiet_says_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("command", "search"), [("validity", "validity_window"), ("network gpt2", "coordinate_check")])
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_search_for_a_width_says_why_it_samples_unless_quiet(command, search, quiet, monkeypatch, capfd):
+    """Bars of other widths than the asked one follow: one line says why, and --quiet leaves out line and bars."""
+
+    def stop(*args, progress, **choices):
+        raise ValueError(f"progress: {progress}.")
+
+    monkeypatch.setattr(importlib.import_module(f"kernel_eft_jax.cli.commands.{command.split()[0]}"), search, stop)
+    assert cli.main([*command.split(), "--out", "-", *["--quiet"] * quiet]) == 2
+    said = "" if quiet else "Networks of several widths are sampled: from which width on is order 1/n right?\n"
+    assert capfd.readouterr().err == f"{said}kernel-eft: progress: {not quiet}.\n"
+
+
 def test_the_table_alone(tmp_path, capsys):
     assert run("theory --activation linear --inputs 1 --T 1 --times 2 --out -") == 0
     assert "closure: HermiteTower" in capsys.readouterr().out
@@ -217,7 +232,7 @@ def test_links_are_written_through(tmp_path):
 
 
 def test_figures_in_every_format(tmp_path):
-    """What the suffix says is what is in the file."""
+    """The content of a figure has the format of its suffix."""
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     for suffix, start in starts.items():
         command = f"theory --activation linear --T 1 --times 2 --out - --figure a.{suffix}"

@@ -224,7 +224,7 @@ class TestSettings:
                     value = "true" if action.nargs == 0 else '["a", "b"]' if action.nargs in (2, "+") else "1"
                     with open("run.toml", "w") as file:
                         file.write(f"{option[2:]} = {value}")
-                    assert settings.words(arguments.path("run.toml"), name, parsers)[0].startswith(option)
+                    assert settings.words(Path("run.toml"), name, parsers)[0].startswith(option)
 
 
 @pytest.mark.parametrize(

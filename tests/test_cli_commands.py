@@ -154,7 +154,8 @@ def test_fit_takes_what_sample_writes(sampler, capsys):
 
 
 def test_fit_takes_the_steps_that_each_layer_had(key):
-    """Steps of 0.5 and 0.1 are not two of one size, whatever their sum of squares."""
+    """A fit uses the step of each layer: steps of 0.5 and 0.1 differ from two equal steps with the same sum of
+    squares."""
     model, eps = keft.Model(keft.Linear(), 1.0), [0.5, 0.1]
     sizes = {"width": 4, "depth": 2, "networks": 64, "save_at": [0, 1, 2]}
     keft.estimate(model, [[1.0]], **sizes, eps=eps, key=key, progress=False).save("sample.nc")
@@ -180,7 +181,7 @@ def test_fit_refuses_other_results(capsys):
 
 
 def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
-    """What it found is written and printed, and the exit code is 1."""
+    """A fit that did not converge writes and prints what it found, and the exit code is 1."""
     rng = np.random.default_rng(0)
     G = rng.chisquare(16, (64, 1, 1, 1)) / 16 * 1.24
     np.savez("kernels.npz", G=G, K0=[[1.0]], layers=[1], width=16, eps=0.4)

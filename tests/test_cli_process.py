@@ -11,7 +11,7 @@ import pytest
 
 from kernel_eft_jax.cli import startup
 from kernel_eft_jax.cli.outputs import write
-from kernel_eft_jax.cli.printing import rounded
+from kernel_eft_jax.showing import rounded
 
 MAIN = "import sys; from kernel_eft_jax.cli import main; sys.exit(main())"
 THEORY = "theory --activation linear --inputs 1 --closure GOnly --T 1 --times 2 --out -"
@@ -26,7 +26,7 @@ def environment(tmp_path, **more):
 COUNTED = """
 import collections, sys
 from kernel_eft_jax import cli
-load, count = cli.load, collections.Counter()
+load, count = cli.load_command, collections.Counter()
 
 def counted(*args):
     module = load(*args)
@@ -34,7 +34,7 @@ def counted(*args):
     jax.monitoring.register_event_listener(lambda name, **_: count.update([name]))
     return module
 
-cli.load = counted
+cli.load_command = counted
 assert cli.main() == 0
 print(count["/jax/compilation_cache/cache_hits"], count["/jax/compilation_cache/cache_misses"], file=sys.stderr)
 """
@@ -75,7 +75,8 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
 
 
 def test_interrupting_the_imports_ends_quietly():
-    """Libraries that turn the interruption into errors of their own are not asked."""
+    """Ctrl-C during the imports ends the process quietly, also where a library would turn the interruption into an
+    error of its own."""
     script = (
         "import os, signal, time\nfrom kernel_eft_jax.cli import startup\n"
         "with startup._leaving_at_once():\n"

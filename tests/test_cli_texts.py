@@ -38,7 +38,7 @@ class TestKernelFile:
     @pytest.mark.parametrize("mark", ["", "\ufeff"])
     def test_what_means_one_thing_is_read(self, text, mark, tmp_path):
         (tmp_path / "K0.csv").write_text(mark + text, encoding="utf-8")
-        np.testing.assert_array_equal(kernel_file.read_kernel(tmp_path / "K0.csv"), [[1.5, 0.5], [0.5, 1.0]])
+        np.testing.assert_array_equal(kernel_file.read_input_kernel(tmp_path / "K0.csv"), [[1.5, 0.5], [0.5, 1.0]])
 
     @pytest.mark.parametrize(
         ("text", "says"),
@@ -57,19 +57,19 @@ class TestKernelFile:
     def test_the_line_and_the_remedy_are_named(self, text, says, tmp_path):
         (tmp_path / "K0.csv").write_text(text)
         with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'K0.csv'}") + ".*" + re.escape(says)):
-            kernel_file.read_kernel(tmp_path / "K0.csv")
+            kernel_file.read_input_kernel(tmp_path / "K0.csv")
 
     def test_other_files(self, tmp_path):
         (tmp_path / "K0.csv").write_bytes("1;2".encode("utf-16"))
         with pytest.raises(ValueError, match="is not text in UTF-8: save it again"):
-            kernel_file.read_kernel(tmp_path / "K0.csv")
+            kernel_file.read_input_kernel(tmp_path / "K0.csv")
         (tmp_path / "K0.npy").write_text("1,2")
         with pytest.raises(ValueError, match=r"is no array of numbers as numpy\.save writes it"):
-            kernel_file.read_kernel(tmp_path / "K0.npy")
+            kernel_file.read_input_kernel(tmp_path / "K0.npy")
         with pytest.raises(ValueError, match=r"must name a \.npy or \.csv file, but is K0\.txt"):
-            kernel_file.read_kernel(Path("K0.txt"))
+            kernel_file.read_input_kernel(Path("K0.txt"))
         with pytest.raises(FileNotFoundError) as error:
-            kernel_file.read_kernel(Path("missing.csv"))
+            kernel_file.read_input_kernel(Path("missing.csv"))
         assert str(error.value.filename) == "missing.csv"
 
 
@@ -122,14 +122,14 @@ def test_a_block_can_be_typed(text):
     made = models.make_model(read(["theory", "--block", text]))
     assert eqx.tree_equal(made, BLOCKS[text])
     if text != "tanh,dense:2":  # which is shown as people write one matrix
-        assert models.describe(made) == text
-    assert all(example in BLOCKS for example in re.findall(r"--block (\S+)", arguments.BLOCKS))
+        assert models.describe_model(made) == text
+    assert all(example in BLOCKS for example in re.findall(r"--block (\S+)", arguments.BLOCK_HELP))
 
 
 def test_decay_and_variances_go_into_the_model():
     made = models.make_model(read(["theory", "--activation", "erf", "--C_W", "1", "--C_b", "0.5", "--decay", "1"]))
     assert eqx.tree_equal(made, keft.Model(keft.Erf(), 1.0, 0.5, decay=1.0))
-    assert models.describe(made) == "erf, C_W = 1, C_b = 0.5, decay = 1"
+    assert models.describe_model(made) == "erf, C_W = 1, C_b = 0.5, decay = 1"
     assert eqx.tree_equal(models.make_model(read(["theory"])), keft.Model(keft.Tanh(), 2.0))
 
 

@@ -1,4 +1,4 @@
-"""What a second call with the same shapes costs in compilation: nothing."""
+"""A second call with the same shapes compiles nothing."""
 
 import contextlib
 import logging
@@ -65,7 +65,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_second_call_compiles_nothing(name):
-    """A call again, with equal shapes: not one operation is compiled anew, however the call is put together."""
+    """A second call with equal shapes compiles no operation, for every way of making the call."""
     with compilations() as first:
         jax.clear_caches()
         jax.block_until_ready(jax.tree.leaves(CALLS[name]()))

@@ -133,8 +133,8 @@ def test_networks_of_the_model_agree_with_the_prediction(check):
 
 
 def test_networks_of_other_weights_are_seen(own):
-    """C_W = 2.5 for 2: the mean at the last layer moves by a tenth, and 400 networks see that: 1.5 % is their standard
-    error."""
+    """Networks with C_W = 2.5 instead of 2 are detected: the mean at the last layer changes by a tenth, and the
+    standard error of 400 networks is 1.5 %."""
     wrong = STACK | {"model": keft.Model([keft.Dense(1.0), keft.Erf(), keft.Dense(2.5)])}
     check = keft.coordinate_check(**wrong, layers=LAYERS, own=own)
     measured = check.measured(1)
@@ -146,7 +146,7 @@ def test_a_key_tells_from_which_width_on(key):
     small = STACK | {"depth": 2}
     check = keft.coordinate_check(**small, key=key, networks=512, tolerance=0.5, progress=False)
     assert set(check.enough) == {"V4", "K1"}
-    assert f"from width {check.enough['V4'][-1].width}" in str(check)
+    assert f"From width {check.enough['V4'][-1].width} on" in str(check)
     assert not keft.coordinate_check(**small).enough
 
 
@@ -185,7 +185,7 @@ class TestCommand:
     def in_an_empty_directory(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
-        monkeypatch.setattr(cli, "load", load)
+        monkeypatch.setattr(cli, "load_command", load)
 
     def test_one_command_says_all(self, own, tmp_path, capsys):
         """Block, width, depth and step come from the options or from the user's file; figure and JSON are written."""
@@ -215,7 +215,7 @@ class TestCommand:
         ("words", "sentence"),
         [
             (["network"], "Name a recipe (gpt2, pre-norm"),
-            (["network", "gpt2", "--eps", "0.1"], "The recipe gpt2 says block and steps itself: leave out --eps"),
+            (["network", "gpt2", "--eps", "0.1"], "The recipe gpt2 defines block and steps itself: leave out --eps"),
             (["network", "plain", "--own", "own.npz"], "the networks have eps = 0.5, but plain of depth 4 has 1"),
         ],
     )
@@ -228,7 +228,7 @@ class TestCommand:
 def test_own_networks_need_the_layers_of_the_prediction(own):
     with pytest.raises(
         ValueError,
-        match=r"Argument `own` must hold arrays of shape.*Give the layers .* as `layers`; here they are 0, 4",
+        match=r"Argument `own` must hold arrays of shape.*Give the layers .* as `layers`; here the layers are 0, 4",
     ):
         keft.coordinate_check(**STACK, layers=[0, 4], own=own)
     with pytest.raises(ValueError, match=r"Argument `width`"):

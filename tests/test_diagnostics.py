@@ -202,7 +202,8 @@ def thinned(solution, every):
 
 
 def test_K1_is_driven_by_its_source(tower):
-    """K1 itself as the depths become dense: the trapezoid's error falls by four when their spacing is halved."""
+    """`driven_K1` converges to K1 as the saved depths become dense: the error of the trapezoidal rule falls by four
+    when their spacing is halved."""
     model, ts = QUADRATIC, np.linspace(0, 1, 41)
     solution = keft.solve(model, ONE, ts, closure=keft.HermiteTower(6))
 

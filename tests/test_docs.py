@@ -1,4 +1,5 @@
-"""What pages show is checked, whole, and every public name is described. (Their code runs in tests/pages.)"""
+"""Pages are complete and well formed, and every public name is described. (The code of the pages runs in
+tests/pages.)"""
 
 import importlib
 import importlib.util
@@ -24,7 +25,7 @@ WITH_CODE = [page for page in (ROOT / "README.md", *run.pages()) if "```python" 
 
 
 def test_every_code_block_is_seen():
-    """Code in a page is run: none hides behind a fence that the runner does not read."""
+    """The runner reads every code block of a page, whatever its fence."""
     for page in WITH_CODE:
         text = page.read_text()
         assert len(run.FENCE.findall(text)) == text.count("```python"), page
@@ -154,7 +155,7 @@ def test_the_readme_of_a_package_index_has_no_dead_link(monkeypatch):
 
 
 def test_captions_do_not_say_where_a_panel_stands():
-    """Panels are named by what they show: a phone stacks them."""
+    """A caption names panels by what they show, not by their place, since a phone stacks them."""
     for page in run.pages():
         for caption in re.findall(r"^\*[^*].*?\*$", page.read_text(), re.MULTILINE | re.DOTALL):
             assert not re.search(r"\b(Left|left|right|Right)\b[,:]|\((left|right|top|bottom)\)", caption), (

@@ -31,7 +31,7 @@ from kernel_eft_jax import machine
 from kernel_eft_jax.activations import Linear, Polynomial, ReLU, Smooth, Tanh
 from kernel_eft_jax.closures import HermiteTower
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, plan, sample_kernels
-from kernel_eft_jax.ensemble.factors import cholesky
+from kernel_eft_jax.ensemble.factors import cholesky_written_out
 from kernel_eft_jax.ensemble.statistics import jackknife
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
@@ -265,7 +265,7 @@ def test_factors_of_singular_kernels(key, inputs):
     s[1, :, 4:] = 0
     s[2, [3, -1]] = s[2, [0, 2]]
     Q = np.moveaxis(s @ s.transpose(0, 2, 1), 0, -1)
-    L = np.asarray(cholesky(jnp.asarray(Q)), np.float64)
+    L = np.asarray(cholesky_written_out(jnp.asarray(Q)), np.float64)
     assert all((np.triu(L[:, :, i], 1) == 0).all() for i in range(3))
     assert np.abs(np.einsum("ikB,jkB->ijB", L, L) - Q).max() < 20 * inputs * np.finfo(np.float32).eps * Q.max()
     assert [int((np.abs(L[:, :, i]).max(axis=0) > 0).sum()) for i in range(3)] == [inputs, 4, inputs - 2]
@@ -358,7 +358,7 @@ def test_any_kind_of_key(kind):
 
 
 def test_samplers_ask_for_no_expectation(key):
-    """The experiment must not lean on the theory that it tests: with moments that raise, it still runs."""
+    """Sampling uses no moment of an activation: it runs with moments that raise."""
 
     class NoMoments(Tanh):
         def moments(self, k):
@@ -426,7 +426,7 @@ def test_errors_name_the_argument(key):
         ({"networks": 63}, "`networks` must be a whole number, 64 or more"),
         ({"save_at": [0, 5]}, "between 0 and the depth 3"),
         ({"save_at": [2, 1]}, "increasing"),
-        ({"save_at": [0.5]}, "whole layers"),
+        ({"save_at": [0.5]}, "whole layer numbers"),
         ({"save_at": []}, "`save_at`"),
         ({"eps": [0.1, 0.2]}, r"or one for each of the 3 layers, but has shape \(2,\)"),
         ({"model": Model(Tanh(), 2.0, decay=5.0), "eps": 0.5}, "leave no real skip: .* Take decay = 1 / eps"),
@@ -457,7 +457,8 @@ def test_errors_name_the_argument(key):
 
 
 def test_targets_that_are_not_finite_say_so(key):
-    """This cannot always be known before the run: that K1 is zero at depth zero, for one."""
+    """A target that is not finite raises during the run, since it cannot always be known before: K1 is zero at depth
+    zero, for example."""
     with pytest.raises(
         ValueError, match=r"has standard error nan after \d+ networks: take a function that stays finite"
     ):
@@ -500,7 +501,8 @@ def test_non_finite_is_named(key):
 
 
 def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
-    """And what to do: about moments, about networks that are too large one by one, about kernels."""
+    """The error of a run that cannot fit says what needs the memory (second moments, single networks or kernels), and
+    the remedy."""
     linear = Model(Linear(), 1.0)
     monkeypatch.setattr(plan, "host_memory", lambda: 2**33)
     with pytest.raises(MemoryError, match=r"about \d+\.\d GiB of memory on the host, which has 8 GiB: .* `save_at`"):
@@ -562,7 +564,7 @@ def test_depth_and_inputs_are_counted_before_anything_is_computed(inputs, depth,
     def theory(*args):
         pytest.fail("the theory was computed")
 
-    monkeypatch.setattr(sys.modules[estimate.__module__], "infinite_width", theory)
+    monkeypatch.setattr(sys.modules[estimate.__module__], "find_limits", theory)
     says = f"infinite-width values of {depth} layers and {inputs} inputs" if table else "for second moments of"
     with pytest.raises(MemoryError, match=says):
         estimate(

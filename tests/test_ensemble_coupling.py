@@ -11,10 +11,10 @@ import pytest
 
 from kernel_eft_jax import GELU, BlockSampler, Dense, GOnly, Linear, Model, ReLU, RMSNorm, Tanh, WeightSampler, solve
 from kernel_eft_jax.ensemble import estimate, sample_kernels
-from kernel_eft_jax.ensemble.factors import features_factor, gram, lower_inverse, turned, unit_rows
+from kernel_eft_jax.ensemble.factors import features_factor, gram, lower_inverse, near_factor, unit_rows
 
 SIZES = [2, 3, 9, 17]
-turned, unit_rows, lower_inverse = jax.jit(turned), jax.jit(unit_rows), jax.jit(lower_inverse)
+near_factor, unit_rows, lower_inverse = jax.jit(near_factor), jax.jit(unit_rows), jax.jit(lower_inverse)
 
 
 def factors(key, inputs, neurons, networks=4):
@@ -41,7 +41,7 @@ def test_turned_factors_have_the_covariance_of_infinite_width(key, inputs, neuro
         L0 = np.linalg.cholesky(K + 1e-13 * np.eye(inputs) if singular else 0.5 * np.eye(inputs) + 0.5)
         L0[np.abs(L0) < 1e-5] = 0
         inverse = lower_inverse(jnp.asarray(L0))
-        found = np.asarray(turned(jnp.asarray(L0), inverse, jnp.asarray(L)))
+        found = np.asarray(near_factor(jnp.asarray(L0), inverse, jnp.asarray(L)))
         np.testing.assert_allclose(
             np.einsum("abB,cbB->acB", found, found), np.repeat((L0 @ L0.T)[..., None], L.shape[2], 2), atol=1e-12
         )
@@ -55,13 +55,13 @@ def test_the_rotation_is_the_orthogonal_part_to_first_order(key):
         left, _, right = np.linalg.svd(np.eye(4) + size * noise)
         L = (L0 @ (np.eye(4) + size * noise))[:, :, None]
         U = np.linalg.solve(
-            L0, np.asarray(turned(jnp.asarray(L0), lower_inverse(jnp.asarray(L0)), jnp.asarray(L)))[..., 0]
+            L0, np.asarray(near_factor(jnp.asarray(L0), lower_inverse(jnp.asarray(L0)), jnp.asarray(L)))[..., 0]
         )
         assert np.abs(U - left @ right).max() < 10 * size**2
 
 
 def test_rows_of_unit_length(key):
-    """Also where a network has none: then the input's own normals."""
+    """Rows have length one; a row of zeros becomes the unit row of the input's own normals."""
     L = factors(key, 3, 2)
     L[1, :, 0] = 0
     rows = np.asarray(unit_rows(jnp.asarray(L)))

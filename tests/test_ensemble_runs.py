@@ -248,7 +248,7 @@ def test_foreign_and_broken_checkpoints_are_refused(key, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_called_broken(key, tmp_path, monkeypatch):
-    """Nor is it touched: it may hold the work of days."""
+    """A checkpoint that cannot be read is neither called broken nor touched, since it may hold the work of days."""
     path = tmp_path / "run.npz"
     small(key, path)
     before = path.read_bytes()
@@ -277,7 +277,8 @@ def test_another_number_of_processes_is_noticed(key, tmp_path, monkeypatch):
 
 
 def test_checkpoint_of_another_activation_is_refused(key, tmp_path):
-    """Functions have no name that lasts: a model is recognised by its values, large arguments included."""
+    """A checkpoint of another activation is refused. Functions have no lasting names: a model is recognised by its
+    values, large arguments included."""
     tanh, other = (Smooth(f) for f in (jnp.tanh, lambda x: jnp.where(jnp.abs(x) < 20, jnp.tanh(x), 2 * jnp.sign(x))))
     est = small(key, tmp_path / "run", activation=tanh)
     assert same(est.G, small(key, tmp_path / "run", activation=tanh).G)
@@ -286,7 +287,8 @@ def test_checkpoint_of_another_activation_is_refused(key, tmp_path):
 
 
 def test_an_edited_checkpoint_is_refused(key, tmp_path):
-    """Another size of blocks, other counts, one other number: each would have given a wrong result."""
+    """An edited checkpoint is refused: another size of blocks, other counts, or one other number would each give a
+    wrong result."""
     path = tmp_path / "run.npz"
     small(key, path)
     with np.load(path) as file:
@@ -305,7 +307,7 @@ def test_an_edited_checkpoint_is_refused(key, tmp_path):
 
 
 def test_two_runs_on_one_checkpoint(key, tmp_path, monkeypatch):
-    """The second is refused while the first runs, and the first is whole."""
+    """While one run holds a checkpoint, a second run on it is refused, and the first completes."""
     path, refused = tmp_path / "run.npz", []
 
     def second(file):
@@ -367,7 +369,7 @@ def test_numpy_numbers_are_sizes(key, tmp_path):
 
 
 def test_arguments_that_are_none(key):
-    """Each is named, with what would be right; nothing of JAX's own."""
+    """A wrong argument is named, with what would be right; no error comes from inside JAX."""
     run = {"model": Model(Tanh(), 2.0), "K0": np.eye(1), "width": 4, "depth": 2, "eps": 0.1, "networks": 64, "key": key}
     for change, error, says in (
         ({"key": 0}, ValueError, r"Argument `key` must be one key such as `jax\.random\.key\(0\)`, but is 0"),
@@ -402,7 +404,7 @@ def test_arguments_that_are_none(key):
 
 
 def test_processes_that_differ_stop_with_a_sentence(start):
-    """A mixture of two runs before."""
+    """Processes with different arguments stop with an error, instead of mixing two runs."""
     address = f"localhost:{free_port()}"
     pair = [start(SHORT | {"process": [address, 2, p], "width": 8 + p, "seed": p}) for p in (0, 1)]
     for worker in pair:
@@ -413,7 +415,7 @@ def test_processes_that_differ_stop_with_a_sentence(start):
 
 
 def test_a_process_that_fails_stops_the_others(start, tmp_path):
-    """One cannot go on from its checkpoint, which is none."""
+    """If one process fails (its checkpoint is broken), all processes stop."""
     (tmp_path / "run.1").write_bytes(b"not a checkpoint")
     address, settings = f"localhost:{free_port()}", SHORT | {"checkpoint": str(tmp_path / "run")}
     errors = []

@@ -35,7 +35,7 @@ def draw(key, inputs, width, sampler=None):
 
 @partial(jax.jit, static_argnums=0)
 def outputs(sampler, phi, noise):
-    """What comes out of the matrix behind tanh(phi)."""
+    """The outputs of the matrix that reads tanh(phi)."""
     last = MODEL.sections[-1]
     read = sampler.reads(last.dense, lambda: last.features(phi))
     return sampler.outputs(last.dense, read, noise, (phi.shape[1], phi.shape[1]))

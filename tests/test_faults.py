@@ -118,7 +118,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(number, start, tmp_path):
 
 
 def test_two_processes_on_one_checkpoint(start, tmp_path):
-    """One runs, the other is refused, in each of three tries; the file is the first one's."""
+    """Of two processes on one checkpoint one runs and the other is refused, in each of three tries; the file belongs to
+    the first."""
     path = tmp_path / "run.npz"
     short = SHORT | {"networks": 1000}
     settings = short | {"checkpoint": str(path), "checkpoint_seconds": 0.0}
@@ -136,7 +137,7 @@ def test_two_processes_on_one_checkpoint(start, tmp_path):
 
 
 def test_flipped_bits_of_results_and_checkpoints(tmp_path):
-    """3000 of each: a sentence, or the same numbers."""
+    """A file with a flipped bit raises an error or gives the same numbers: 3000 flips of results and of checkpoints."""
     run = {
         "width": 4,
         "depth": 3,
@@ -173,7 +174,7 @@ def test_flipped_bits_of_results_and_checkpoints(tmp_path):
 
 @pytest.mark.parametrize("differs", [{"wanted": 1e-9}, {"networks": 4000}, {"eps": 0.2}, {"checkpoint": "run"}])
 def test_processes_that_differ(differs, start, tmp_path):
-    """A target in one only hung the other; other settings mixed two runs."""
+    """Processes with different targets or settings stop with an error, instead of hanging or mixing two runs."""
     name = {"wanted": "target"}.get(*differs, *differs)
     if "checkpoint" in differs:
         differs = {"checkpoint": str(tmp_path / "run")}
@@ -231,7 +232,7 @@ keft.estimate(keft.Model(keft.Linear(), 1.0), np.eye(24), **sizes, key=jax.rando
 
 def test_errors_of_a_full_disk_are_known_by_their_number():
     """What RLIMIT_FSIZE plays (EFBIG) is told like a full disk (ENOSPC) and a full quota (EDQUOT)."""
-    from kernel_eft_jax.writing import FULL
+    from kernel_eft_jax.writing import DISK_IS_FULL
 
-    assert {errno.EFBIG, errno.ENOSPC, errno.EDQUOT} == FULL
+    assert {errno.EFBIG, errno.ENOSPC, errno.EDQUOT} == DISK_IS_FULL
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] != 0

@@ -1,5 +1,4 @@
-"""Figures say what they were given: data, labels and error bars are read back from the drawing, never judged by eye
-here."""
+"""Figures show what they were given: data, labels and error bars are read back from the drawing, not judged by eye."""
 
 import subprocess
 import sys
@@ -71,7 +70,7 @@ def test_labels_and_headings(figure):
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
 def test_panels_stand_side_by_side_or_are_stacked(columns):
-    """Each is as wide as before, and the legend names everything once and covers nothing."""
+    """Stacked panels are as wide as panels side by side; the legend names everything once and covers nothing."""
     figure = figures.plot_panels(PANELS, title="a title of many words " * 4, columns=columns)
     assert figure.get_figwidth() == columns * style.PANEL[0]
     figure.canvas.draw()
@@ -100,9 +99,9 @@ def test_a_formula_is_not_broken():
 
 
 def test_styles_tell_curves_and_points_apart_without_colour():
-    assert len({str(curve["linestyle"]) for curve in style.CURVES}) == len(style.CURVES) == 7
-    assert len({points["marker"] for points in style.POINTS}) == 7
-    assert len({curve["color"] for curve in style.CURVES}) == 7
+    assert len({str(curve["linestyle"]) for curve in style.CURVE_STYLES}) == len(style.CURVE_STYLES) == 7
+    assert len({points["marker"] for points in style.POINT_STYLES}) == 7
+    assert len({curve["color"] for curve in style.CURVE_STYLES}) == 7
 
 
 def test_results_are_drawn_as_they_are(key):

@@ -1,4 +1,4 @@
-"""`plot_fit` says what it was given: data, theory and deviations are read back from the drawing.
+"""`plot_fit` shows what it was given: data, theory and deviations are read back from the drawing.
 
 The oracle is a linear network: K0 after l layers is K0 (1 + eps^2 C_W)^l, and K1 is zero. Its V4 is taken from `solve`.
 """

@@ -61,7 +61,7 @@ def test_a_lost_direction_is_named():
     np.testing.assert_allclose(direction / direction[2], [-2 * 2.0 / EPS, -2 * 0.2 / EPS, 1], rtol=1e-4)
     assert len(info.lost) == 1
     assert "the data tell only `C_W` * `eps`^2 and `C_b` * `eps`^2, not each parameter by itself." in info.describe()
-    with pytest.raises(ValueError, match=r"not each parameter by itself\. Hold a parameter of it fixed"):
+    with pytest.raises(ValueError, match=r"not each parameter by itself\. Hold one of these parameters fixed"):
         _ = info.stderr
 
 
@@ -82,7 +82,9 @@ def test_a_repeated_input_tells_nothing_new():
 def test_kernels_that_blow_up_are_refused():
     cube = keft.Polynomial([0.0, 0.0, 0.0, 1.0])
     e = Experiment(keft.Model(cube, 5.0), [[3.0]], width=64, layers=(60,), eps=0.9)
-    with pytest.raises(ValueError, match=r"`experiment` is where the theory is not finite.*layer 60 at C_W = 5\."):
+    with pytest.raises(
+        ValueError, match=r"`experiment` has values at which the theory is not finite.*layer 60 at C_W = 5\."
+    ):
         fisher(e, ("C_W",), networks=100, closure=keft.GOnly())
 
 

@@ -1,4 +1,4 @@
-"""What `import kernel_eft_jax` loads: nothing at first, and what the mathematics needs when a name is used."""
+"""`import kernel_eft_jax` loads nothing at first; the first use of a name loads what the mathematics needs."""
 
 import subprocess
 import sys

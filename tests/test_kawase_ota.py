@@ -343,7 +343,8 @@ def test_other_activations_are_split_too(study):
 
 
 def test_the_study_is_computed_as_it_is_asked_for(monkeypatch, tmp_path):
-    """And the main job has the same key whether it is all that is asked for or not."""
+    """The parts of the study are computed when they are asked for, and the main job has the same key whether or not
+    others are asked for."""
     done = []
 
     def job(name):

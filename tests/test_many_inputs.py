@@ -1,4 +1,4 @@
-"""Many inputs: what a pair has among many it has alone, in every part of the theory."""
+"""Many inputs: every part of the theory gives a pair among many inputs the numbers that the pair has alone."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import kernel_eft_jax as keft
 from kernel_eft_jax.activations.series import by_series
 from kernel_eft_jax.closures.pair_tower import PairTower
 from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions, rotate
-from kernel_eft_jax.expectations.two_inputs import read_pair, turned, turning
+from kernel_eft_jax.expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
 from kernel_eft_jax.inference.likelihood import kernel_moments, moments_by_pairs
 from kernel_eft_jax.pairs import pack
 
@@ -41,7 +41,7 @@ def test_the_tower_of_a_pair_is_the_tower_of_two_inputs(model):
 
 
 def test_the_drift_is_the_derivative_of_a_layer():
-    """The modes of thin layers turn by the generator of `turned`: written out, and by differentiating a layer.
+    """The modes of thin layers turn by the generator of `rotate_lower`: written out, and by differentiating a layer.
 
     The bound of the tail decays at the slowest rate of all directions, which is that of a thin layer and of no
     derivative: singular values meet.
@@ -64,10 +64,10 @@ def test_turning_modes_by_the_binomial_theorem():
     R, rate = (jnp.asarray(np.tril(rng.standard_normal((2, 2)))) for _ in range(2))
     exists = np.arange(1, 10)[:, None] >= np.arange(10)
     w = jnp.asarray(np.where(exists, rng.standard_normal((3, 9, 10)), 0))
-    np.testing.assert_allclose(turned(R, w), rotate(R, w), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(rotate_lower(R, w), rotate(R, w), rtol=1e-10, atol=1e-12)
     identity = jnp.eye(2)
-    derivative = jax.jvp(lambda R: turned(R, w), (identity,), (rate,))[1]
-    np.testing.assert_allclose(turning(rate, w), derivative, rtol=1e-12, atol=1e-12)
+    derivative = jax.jvp(lambda R: rotate_lower(R, w), (identity,), (rate,))[1]
+    np.testing.assert_allclose(rotate_lower_rate(rate, w), derivative, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("activation", [keft.Tanh(), keft.GELU()], ids=["tanh", "gelu"])

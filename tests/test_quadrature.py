@@ -187,7 +187,7 @@ def test_stated_error_is_useful():
     for name in ("Tanh", "SiLU", "Softplus(2)"):
         assert stated_error(SUMMED[name].activation, VARIANCES).max() < 1e-11
     assert stated_error(keft.Smooth(lambda x: jax.nn.relu(x - 0.013)), VARIANCES).min() > 1e-3
-    # Where k is large s'' is the highest derivative that is taken: a function whose s'' jumps is right there.
+    # At large k no derivative above s'' is taken, so that a jump of s'' does no harm there.
     elu = np.asarray(stated_error(keft.Smooth(jax.nn.elu), VARIANCES))
     assert elu[VARIANCES <= 1].min() > 1e-3
     assert elu[VARIANCES > 1].max() < 1e-11

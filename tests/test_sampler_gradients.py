@@ -175,7 +175,7 @@ def test_what_has_no_derivative_is_refused(key):
 def test_no_bias_where_biases_separate_inputs_has_no_pathwise_derivative(K0, width, refused, key):
     e = Experiment(keft.Model(keft.Erf(), 1.5), K0, width=width, layers=(1,), eps=EPS)
     if refused:
-        with pytest.raises(ValueError, match=r"names C_b, which is zero where.*Start from C_b > 0"):
+        with pytest.raises(ValueError, match=r"names C_b, which is zero, and.*Start from C_b > 0"):
             pathwise_sensitivity(e, ("C_b",), networks=64, key=key)
     else:
         # One layer adds eps^2 C_b to the mean kernel.

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import kernel_eft_jax as keft
+from kernel_eft_jax.showing import rounded
 
 MODEL = keft.Model(keft.Erf(), 1.5, 0.1)
 K0 = np.array([[1.0, 0.3], [0.3, 1.0]])
@@ -57,8 +58,9 @@ def test_a_figure_shows_the_numbers_of_the_result(results):
 
 def test_text_has_numbers_and_errors(results):
     V4, error = results["Estimate"].V4[-1, 0, 0, 0, 0], results["Estimate"].stderr.V4[-1, 0, 0, 0, 0]
-    assert f"V4[00,00] = {V4:.6g} +- {error:.1g}" in repr(results["Estimate"])
-    assert f"<td>V4[00,00]</td><td>{V4:.6g} +- {error:.1g} at the last depth</td>" in results["Estimate"]._repr_html_()
+    number = rounded(float(V4), float(error))
+    assert f"V4[00,00] = {number} at the last depth" in repr(results["Estimate"])
+    assert f"<td>V4[00,00]</td><td>{number} at the last depth</td>" in results["Estimate"]._repr_html_()
     slope = float(results["Sensitivity"]["C_W"].K0[-1, 0, 0])
     assert f"C_W = 1.5: d K0[00], V4[00,00], K1[00] = {slope:.6g}, " in repr(results["Sensitivity"])
 

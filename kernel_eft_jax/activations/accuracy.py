@@ -1,10 +1,12 @@
-r"""How wrong the moments of an activation are: measured against another evaluation, not promised.
+r"""Errors of the moments of an activation, measured by comparison with a second evaluation.
 
-All errors are relative to E[s^2] and for relative changes of k: of the value, k times the gradient, k^2 times the
-hessian. Inputs of correlation 1, -1 and 0 need one integral only, $E[f_a g_b] = E[f g]$, $E[f(\phi) g(-\phi)]$ and
-$E[f] E[g]$; that is where closed forms are compared with quadrature, and quadrature with one and a half times its
-nodes. Beside that stands rounding, of whatever a kernel asks for: of near copies derivatives as large as
-$E[s''_a s''_b]$, which at large variances are far above those of one input, and hold fewer digits.
+An error is the largest of those of the value, of k times the gradient and of k^2 times the hessian, relative to E[s^2].
+At the correlations 1, -1 and 0 a moment is one integral or a product of two, $E[f_a g_b] = E[f g]$,
+$E[f(\phi) g(-\phi)]$ and $E[f] E[g]$. There closed forms are compared with quadrature, and quadrature with a rule of
+one and a half times as many nodes.
+
+The error of rounding is added. It is proportional to the largest entry of the expansion. For two nearly equal inputs
+the hessian holds $E[s''_a s''_b]$, which at large variances is far above the derivatives of one input.
 """
 
 from collections.abc import Callable
@@ -20,11 +22,11 @@ from ..pairs import input_count, pairs, triples
 from ..quadrature import REACH, centred_rule, normal_density
 from .base import Activation, Expansion, between_sides, centres, enough_points, rule
 from .pair_quadrature import (
-    DDS,
-    DS,
+    FIRST,
     FOURTH,
+    SECOND,
     THIRD,
-    S,
+    VALUE,
     assemble,
     by_parts,
     factors,
@@ -35,20 +37,21 @@ from .pair_quadrature import (
     to_average,
 )
 
-CAUTION = 3  # two rules are compared, and neither is exact
-ROUNDINGS = 100
-# Given phi_a in units of its root, what phi_b has left at a correlation: where averages over the rest are tested.
+CAUTION = 3  # multiplies the difference of two rules, since neither is exact
+ROUNDINGS = 100  # so many rounding errors of one operation are allowed for
+# (correlation, phi_a / sqrt(k)) at which averages over phi_b given phi_a are tested.
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
 
 # Factors that meet in a moment, first and second.
-MEETING = [(S, S), (DS, DS), (DDS, DDS)] + [
-    pair for x, y in ((DDS, S), (FOURTH, S), (THIRD, DS)) for pair in ((x, y), (y, x))
+MEETING = [(VALUE, VALUE), (FIRST, FIRST), (SECOND, SECOND)] + [
+    pair for x, y in ((SECOND, VALUE), (FOURTH, VALUE), (THIRD, FIRST)) for pair in ((x, y), (y, x))
 ]
 
 
-class Lines(NamedTuple):
-    """Expansions at correlations 1, 0, -1 (without kinks) by two rules, E[s^2], k and k^2 times its derivatives by
-    both, and what else quadrature can get wrong, of E[s^2]."""
+class TwoRules(NamedTuple):
+    """Expansions at the correlations 1, 0 and (without kinks) -1 by two rules; `alone`, by both rules the moment E[s^2]
+    of one input, k times its first derivative and k^2 times its second; and two more errors of quadrature: `inner`, of
+    averages over phi_b given phi_a, and `parts`, by which Stein's identity fails."""
 
     coarse: Expansion
     fine: Expansion
@@ -58,8 +61,8 @@ class Lines(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Of one variance, in units of E[s^2], which is `scale`: those of one input with itself, and for other inputs
-    those but for rounding, and rounding at any correlation."""
+    """Errors at one variance, divided by E[s^2], which is `scale`: `alone` is that of one input with itself, `between`
+    that of two inputs at any correlation without rounding, and `rounding` what rounding adds to `between`."""
 
     alone: Float[Array, "*shape"]
     between: Float[Array, "*shape"]
@@ -68,20 +71,21 @@ class Errors(NamedTuple):
 
 
 def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Estimated error of `pair_by_quadrature` at variance k: of its nodes, of kinks that nobody named, and of
-    rounding."""
+    """Estimated error of `pair_by_quadrature` at variance k and any correlation: the errors of its nodes, of kinks that
+    the activation does not name, and of rounding."""
     return _at_any_correlation(quadrature_errors(activation, k))
 
 
 def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """What a closed form differs from quadrature by, beyond the error of the quadrature, and rounding."""
+    """By how much a closed form and quadrature differ, beyond the error of quadrature, and the error of rounding."""
     return _at_any_correlation(closed_form_errors(activation, k))
 
 
 def kernel_error(
     activation: Activation, k: Float[Array, " P"], errors: Callable[[Activation, Float[Array, " N"]], Errors]
 ) -> Float[Array, ""]:
-    """The largest error at a packed kernel, with the rounding of its own pairs."""
+    """The largest error at a packed kernel, from the `errors` of its variances. The error of rounding is that at the
+    correlations of the kernel."""
     inputs = input_count(k.shape[0])
     a, b = pairs(inputs)
     of_each = errors(activation, k[np.flatnonzero(a == b)])
@@ -98,11 +102,11 @@ def kernel_error(
 
 
 def quadrature_errors(activation: Activation, k: Float[Array, "*shape"]) -> Errors:
-    """`quadrature_error` in its parts."""
+    """The parts of `quadrature_error`."""
 
     def one(k):
         k = floored(k)
-        lines = _lines(activation, k)
+        lines = _by_two_rules(activation, k)
         nodes = jnp.max(_beyond(lines.coarse, lines.fine, k)) + _unsure_alone(lines)
         return _errors(CAUTION * nodes + lines.parts, CAUTION * lines.inner, lines, k)
 
@@ -110,11 +114,11 @@ def quadrature_errors(activation: Activation, k: Float[Array, "*shape"]) -> Erro
 
 
 def closed_form_errors(activation: Activation, k: Float[Array, "*shape"]) -> Errors:
-    """`closed_form_error` in its parts."""
+    """The parts of `closed_form_error`."""
 
     def one(k):
         k = floored(k)
-        lines = _lines(activation, k)
+        lines = _by_two_rules(activation, k)
         signs = jnp.asarray(_signs(activation), k.dtype)
         closed = jax.vmap(lambda sign: Expansion(*activation.pair(k, k, sign * k)))(signs)
         expected, unsure = lines.fine, _apart(lines.coarse, lines.fine)
@@ -162,7 +166,7 @@ def _units(k: Float[Array, ""]) -> Float[Array, "1 3"]:
 
 
 def _size(x: Expansion, units: Float[Array, "#pairs 3"]) -> Float[Array, " pairs"]:
-    """The largest entry of each expansion, for relative changes of k."""
+    """The largest entry of each expansion, the gradient multiplied by `units` and the hessian by their products."""
     gradient = jnp.max(units * jnp.abs(x.gradient), axis=-1)
     hessian = jnp.max(units[:, :, None] * (units[:, None, :] * jnp.abs(x.hessian)), axis=(-2, -1))
     return jnp.maximum(jnp.abs(x.value), jnp.maximum(gradient, hessian))
@@ -173,18 +177,18 @@ def _rounding(size):
 
 
 def _beyond(x: Expansion, y: Expansion, k: Float[Array, ""]) -> Float[Array, "*signs"]:
-    """How far two expansions are apart, less what rounding makes of their entries."""
+    """By how much two expansions differ, less the error of rounding."""
     return jnp.maximum(_size(_apart(x, y), _units(k)) - _rounding(_size(y, _units(k))), 0)
 
 
 def _along_ray(x: Expansion) -> Expansion:
-    """At correlation 1 (first) the hessian at kinks diverges: its part along changes that keep the correlation is all
-    it means."""
+    """At correlation 1 (the first entry) the hessian of a function with kinks diverges. Only its part along changes
+    that keep the correlation has a meaning, and only this part is kept."""
     gradient, hessian = (v.at[0].set(jnp.sum(v[0])) for v in (x.gradient, x.hessian))
     return Expansion(x.value, gradient, hessian)
 
 
-def _lines(activation, k):
+def _by_two_rules(activation, k):
     root = jnp.sqrt(k)
     rho, z = (np.array(v) for v in zip(*GIVEN, strict=True))
     mean = root * jnp.asarray(np.append(0, rho * z), k.dtype)
@@ -195,7 +199,8 @@ def _lines(activation, k):
     phi = mean[:, None] + width[:, None] * y
     local = by_parts(activation, k)
     here = factors(activation, phi[0], local)
-    over = jnp.stack(to_average(activation, mean[:, None], width[:, None], y, local))  # (5, cases, M)
+    # (5, cases, M): case 0 is one input with itself
+    over = jnp.stack(to_average(activation, mean[:, None], width[:, None], y, local))
     halves = y.shape[1] // (points + finer)
     rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
     means = jnp.matmul(over * w[None], rules.T, precision="highest")  # (5, cases, 2)
@@ -209,8 +214,9 @@ def _lines(activation, k):
     alone = (
         jnp.matmul(weights, on_line(activation, k, y[0], here).T, precision="highest") * jnp.stack([one, k, k**2])[None]
     )
-    scale = jnp.sqrt(jnp.sum(here[S] ** 2 * weights[1]))
-    # A mean that is wrong by `gaps` meets the other factor of a moment, in absolute value.
+    scale = jnp.sqrt(jnp.sum(here[VALUE] ** 2 * weights[1]))
+    # In a moment the error `gaps` of one mean is multiplied by the other factor, here by the mean of its absolute
+    # value.
     other = units * jnp.sum(jnp.abs(here) * weights[0][None], axis=-1)
     worst = jnp.max(gaps, axis=1)
     inner = jnp.max(jnp.stack([other[i] * worst[j] for i, j in MEETING])) + ends * normal_density(
@@ -219,11 +225,11 @@ def _lines(activation, k):
     if activation.kinks:
         deep = _apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine))
         inner = inner + jnp.max(_size(jax.tree.map(lambda x: x[None], deep), _units(k)))
-    return Lines(coarse, fine, alone, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
+    return TwoRules(coarse, fine, alone, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
 
 
 def _deeply_graded(activation, k):
-    """One input with itself by the nodes that near copies get."""
+    """The expansion of one input with itself by the nodes that are used for two nearly equal inputs."""
     root = jnp.sqrt(k)
     x, w = centred_rule(centres(activation, k.dtype) / root, 1e8 * jnp.ones_like(k), enough_points(activation))
     parts = by_parts(activation, k)
@@ -252,17 +258,18 @@ def _expansions(activation, k, here, weights, means):
 
 
 def _by_parts(activation, k, f, phi, w, scale):
-    """Stein's identity for s, s s', s' and s'': it fails at a jump, and at a kink that nobody named."""
-    s, ds, dds = f[S], f[DS], f[DDS]
+    """By how much Stein's identity fails for s, s s', s' and s'': it fails at a jump of s, and at a kink that `kinks`
+    does not name."""
+    s, ds, dds = f[VALUE], f[FIRST], f[SECOND]
     once = jnp.sum((k * dds - phi * ds) * w)
     twice = jnp.sum((k * (s * dds + ds**2) - phi * s * ds) * w)
     if activation.kinks:
-        delta = k * kink_deltas(activation, jnp.sqrt(k))[DDS]
+        delta = k * kink_deltas(activation, jnp.sqrt(k))[SECOND]
         once, twice = once + jnp.sum(delta), twice + jnp.sum(delta * between_sides(activation, activation, k.dtype))
         higher = jnp.zeros_like(k)
     else:
         higher = jnp.abs(jnp.sum((k * k * f[FOURTH] - (phi**2 - k) * dds) * w))
         higher = higher + jnp.abs(jnp.sum((k * f[THIRD] - phi * dds) * w)) * jnp.sqrt(k)
-        higher = jnp.where(by_parts(activation, k), 0, higher)  # by parts nothing is differentiated so often
+        higher = jnp.where(by_parts(activation, k), 0, higher)  # s is not differentiated so often
     jump = jnp.sum((k * ds - phi * s) * w) / jnp.sqrt(k)
     return jnp.abs(twice) + scale * (jnp.abs(once) + jnp.abs(jump) + higher)

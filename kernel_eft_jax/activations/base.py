@@ -5,9 +5,9 @@ derivatives in (k_aa, k_bb, k_ab). By Price's theorem these are expectations too
 
 $$\partial m / \partial k_{ab} = E[s'_a s'_b], \qquad \partial m / \partial k_{aa} = \tfrac12 E[s''_a s_b]$$
 
-An activation says them for one pair (`pair`); this file lifts one pair to a kernel, and makes the derivative of a value
-the gradient that the activation gives, and the derivative of the gradient its hessian, so that JAX differentiates
-nothing that is singular.
+An activation gives the moment and its derivatives for one pair of inputs (`pair`). This file applies `pair` to all
+pairs of a kernel. To JAX it gives the activation's own gradient as the derivative of the moment, and the activation's
+own hessian as the derivative of the gradient: so JAX never differentiates a singular formula.
 """
 
 from abc import abstractmethod
@@ -33,7 +33,7 @@ from ..quadrature import (
 )
 from ..showing import shown_fields
 
-KINKED_POINTS = 104
+KINKED_POINTS = 104  # nodes of half a cell, where there are kinks
 
 
 class Expansion(NamedTuple):
@@ -47,8 +47,9 @@ class Expansion(NamedTuple):
 def along(value: Float[Array, ""], slope: Float[Array, ""], bend: Float[Array, ""]) -> Expansion:
     r"""The expansion of one input with itself from $m(k) = E[s^2]$, $m'$ and $m''$.
 
-    Its three entries are one variance, so that only sums of derivatives mean anything: each is given an equal share.
-    Where k is large the sums are far below $E[s'^2]$ and the like, which cancel in them.
+    For one input k_aa, k_bb and k_ab are the same variance. Only sums of derivatives have a meaning, and every entry is
+    an equal share of a sum. At large k a sum is far below the terms of a pair, such as $E[s'^2]$, which would lose its
+    digits by cancellation.
     """
     return Expansion(value, jnp.full((3,), slope / 3), jnp.full((3, 3), bend / 9))
 
@@ -56,8 +57,8 @@ def along(value: Float[Array, ""], slope: Float[Array, ""], bend: Float[Array, "
 class Activation(eqx.Module):
     """An elementwise function s and its Gaussian second moment.
 
-    s is continuous, and smooth but for `kinks`, where its first derivative may jump. A subclass gives `__call__`,
-    `pair`, `error` and, where there are any, `kinks`; expectations with Hermite polynomials follow from these.
+    s is continuous, and smooth between its `kinks`, where the first derivative may jump. A subclass gives `__call__`,
+    `pair`, `error` and, if s has kinks, `kinks`; expectations with Hermite polynomials follow from these four.
     """
 
     def __repr__(self) -> str:
@@ -74,20 +75,23 @@ class Activation(eqx.Module):
 
     @abstractmethod
     def error(self, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Estimated error of `expansion` at variance k, relative to E[s^2], for relative changes of k, at any
-        correlation."""
+        """Estimated error of `expansion` at variance k and any correlation: of the value, of k times the gradient and
+        of k^2 times the hessian, relative to E[s^2]."""
 
     def kernel_error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
-        """`error` at the variances and correlations of one packed kernel: that of near copies only where there are
-        any."""
+        """Estimated error of `expansion` at one packed kernel: the largest `error` of its variances.
+
+        A subclass may return less if the kernel has no nearly equal inputs, whose error of rounding is the largest.
+        """
         return jnp.max(self.error(k[triples(input_count(k.shape[0]))[:, 0]]))
 
     def single(self, k: Float[Array, ""]) -> Expansion:
-        """`pair` of one input with itself, where derivatives mean something in sum only: `along` writes them so."""
+        """`pair` of one input with itself. Only sums of its derivatives have a meaning; `along` returns an expansion
+        with given sums."""
         return self.pair(k, k, k)
 
     def regular_pair(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Expansion:
-        """`pair` in a form whose derivatives exist at correlations of one, exact to 1e-12 or so."""
+        """`pair` in a form that JAX can differentiate at a correlation of one; its values are right to about 1e-12."""
         return self.pair(k_aa, k_bb, k_ab)
 
     @property
@@ -97,8 +101,8 @@ class Activation(eqx.Module):
 
     @property
     def sharpness(self) -> Any:
-        """One over the scale of x on which s changes near its kinks, or near zero; zero for a function that has no
-        scale."""
+        """1 / (the scale of x on which s changes near its kinks, or without kinks near zero); zero for a function that
+        has no scale."""
         return 1.0
 
     def moments(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -120,7 +124,8 @@ class Activation(eqx.Module):
 
     def between(self, k: Float[Array, "M 3"]) -> Expansion:
         """`expansion` of all M = N(N - 1)/2 pairs of different inputs, in the order of `pairs`."""
-        # One pair at a time: what one pair needs fits in the cache, and what all pairs need may not fit in memory.
+        # One pair at a time: the arrays of one pair fit in the cache, and those of all pairs may be larger than the
+        # memory.
         return jax.lax.map(lambda k: differentiable(self, tuple(k)), k)
 
     def derivative(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -157,7 +162,8 @@ class Activation(eqx.Module):
         return result
 
     def _kink_densities(self, mean, width):
-        """Places y of the kinks, and what the delta functions of s'' weigh there; nothing where the width is zero."""
+        """Places y of the kinks, and the weights of the delta functions of s'' there; a weight is zero where the width
+        is zero."""
         places, exists = kink_places(self, mean.dtype), width > 0
         safe = jnp.where(exists, width, 1.0)
         y = (jnp.reshape(places, (1,) * mean.ndim + places.shape) - mean[..., None]) / safe
@@ -171,9 +177,10 @@ class Activation(eqx.Module):
 
 
 def enough_points(activation: Activation, terms: int = 0) -> int:
-    """Nodes of half a cell; with Hermite polynomials below degree `terms` the last digits are given for speed.
+    """How many nodes half a cell needs. With Hermite polynomials below degree `terms` there are fewer nodes: that is
+    faster and costs the last digits.
 
-    Kinks of near copies span eight decades, and need more.
+    An activation with kinks needs more nodes, because those of two nearly equal inputs cover eight decades.
     """
     if activation.kinks:
         return KINKED_POINTS + terms // 2
@@ -186,13 +193,13 @@ def array(value: Any) -> Array:
 
 
 def finite(name: str, value: Array) -> None:
-    """That a parameter is finite, where it can be looked at."""
+    """Check that a parameter is finite; the value of a traced parameter is not known and passes."""
     if is_concrete(value) and not np.isfinite(np.asarray(value)).all():
         raise ValueError(f"Parameter `{name}` of an activation must be finite, but is {value}.")
 
 
 def at_zero(kinks: tuple[Any, ...]) -> bool:
-    """Whether all kinks are known to lie at zero, so that those of one input coincide with those of any other."""
+    """Whether all kinks are known to lie at zero. Then the kinks of all inputs lie at the same place."""
     return all(isinstance(c, float | int) and c == 0 for c in kinks)
 
 
@@ -218,7 +225,8 @@ def rule(
 
 def _sides(f, activation, dtype):
     places, sharpness = kink_places(activation, dtype), jnp.asarray(activation.sharpness, dtype)
-    # Beside a kink on the scale of the function, which may have none.
+    # The step away from a kink is small on the scale of the function; a function without a scale gets a step that is
+    # small at any scale.
     scale = jnp.where(sharpness > 0, 1 / jnp.where(sharpness > 0, sharpness, 1), jnp.finfo(dtype).tiny ** 0.5)
     step = 4 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(places), scale)
     return f(places - step), f(places + step)
@@ -237,7 +245,8 @@ def between_sides(f: Any, activation: Activation, dtype: Any) -> Float[Array, "*
 
 
 def differentiable(activation: Activation, k: tuple[Float[Array, ""], ...]) -> Expansion:
-    """`single` or `pair` of one or three entries k, with its own gradient and hessian for derivatives in k."""
+    """`single` for one entry k, `pair` for three. Its derivatives in k are the gradient and the hessian that the
+    activation gives."""
     arrays, static = eqx.partition(activation, eqx.is_inexact_array)
     return Expansion(*_expansion(static, arrays, k))
 
@@ -246,8 +255,8 @@ def differentiable(activation: Activation, k: tuple[Float[Array, ""], ...]) -> E
 def _expansion(static, arrays, k):
     activation = eqx.combine(arrays, static)
     found = activation.single(*k) if len(k) == 1 else activation.pair(*k)
-    # In a scan JAX cannot batch the rule below where a value is constant, as the gradient of Linear is, and its tangent
-    # is not.
+    # `0 * k` makes a constant value, such as the gradient of Linear, depend on k. In a scan JAX cannot batch the rule
+    # below if a value is constant and its tangent is not.
     return tuple(x + 0 * k[0] for x in found)
 
 

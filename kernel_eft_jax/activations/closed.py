@@ -1,8 +1,9 @@
-r"""Activations with closed forms: Linear, Erf, Sin, GELU. Gradients are Price's theorem in forms that cancel nothing.
+r"""Activations with closed forms: Linear, Erf, Sin, GELU. Gradients follow Price's theorem, in forms that lose no
+digits by cancellation.
 
-One input with itself has closed forms of its own: the sums of the derivatives of a pair, which cancel where k is large.
-With $A = 1 + k_{aa}$ or $1 + 2 k_{aa}$, the determinant $k_{aa} k_{bb} - k_{ab}^2$ is taken from ratios, so that it is
-exact where inputs repeat.
+$A = 1 + k_{aa}$ for GELU and $1 + 2 k_{aa}$ for Erf. The determinant $k_{aa} k_{bb} - k_{ab}^2$ is computed from
+ratios, so that it is exact for repeated inputs. One input with itself has closed forms of its own, because the sums of
+the derivatives of a pair lose digits by cancellation if k is large.
 """
 
 import jax

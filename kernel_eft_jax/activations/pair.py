@@ -15,10 +15,10 @@ from .base import Activation, Expansion
 class PairActivation(Activation):
     r"""The base of an activation of your own whose second moment you know in closed form.
 
-    Give `__call__`, $s(x)$, and `moment`, $E[s(\phi_a) s(\phi_b)]$; JAX differentiates the moment. Where that loses
-    digits (`error` says how many), give `gradient` in a stable form as well, and `hessian` where need be. A function
-    with kinks also names them, `kinks`; a closed form that does not belong to the function, or to one with kinks that
-    nobody named, is refused when the activation is made.
+    Give `__call__`, $s(x)$, and `moment`, $E[s(\phi_a) s(\phi_b)]$; JAX differentiates the moment. If differentiation
+    loses digits (`error` measures how many), also give `gradient` in a stable form, and `hessian` if that is not
+    enough. If s has kinks, also give `kinks`. When an object is made, its closed form is compared with quadrature:
+    ValueError if both differ, because the form belongs to another function or because a kink is not named.
     """
 
     @abstractmethod
@@ -52,8 +52,8 @@ class PairActivation(Activation):
         if shape != ():
             raise ValueError(
                 f"The `moment` of {type(self).__name__} must give one number for one pair of inputs, but gives shape "
-                f"{shape}: write it for two variances and a covariance, each a number. This class takes it to all "
-                "pairs."
+                f"{shape}: write it for two variances and a covariance, each of them one number. `PairActivation` "
+                "applies it to all pairs."
             )
         worst = float(np.max(closed_form_error(self, jnp.asarray([0.5, 2.0]))))
         if not worst < 1e-2:

@@ -1,4 +1,4 @@
-r"""Moments of one pair of inputs by quadrature, for any activation, and how wrong they are.
+r"""Moments of one pair of inputs by quadrature, for any activation.
 
 With Price's theorem, for the pair ab,
 
@@ -9,20 +9,21 @@ $$\partial_{aa} \partial_{ab} m = \tfrac12 E[s^{(3)}_a s'_b],$$
 
 $$\partial_{aa} \partial_{bb} m = \tfrac14 \partial_{ab}^2 m = \tfrac14 E[s''_a s''_b]$$
 
-Where s has kinks, and where k is large beside the scale on which s changes (there derivatives are local and cancel in
-the integral), orders three and four are taken off it, by parts, so that s'' is the highest:
+If s has kinks, or if k is large beside the scale on which s changes, integration by parts removes the third and fourth
+derivatives of s, so that s'' is the highest. At large k these derivatives differ from zero at few phi only, and their
+integrals lose digits by cancellation:
 
 $$k_{aa} E[s^{(3)}_a s'_b] = E[\phi s''_a s'_b] - k_{ab} E[s''_a s''_b], \quad
   k_{aa}^2 E[s^{(4)}_a s_b] = E[(\phi^2 - k_{aa}) s''_a s_b] - 2 k_{ab} E[\phi s''_a s'_b] + k_{ab}^2 E[s''_a s''_b]$$
 
-One input with itself, $m = E[F(\phi)]$, F = s^2, needs no more than $m'$ and $m''$: by parts
+For one input with itself, $m(k) = E[F(\phi)]$ with F = s^2, only $m'$ and $m''$ are needed. They are computed by parts
+if s has kinks or k is large, and otherwise from the derivatives of F:
 
-$$m' = E[\phi F'] / 2 k, \qquad m'' = E[(\phi^3 - 3 k \phi) F'] / 4 k^3$$
+$$m' = \frac{E[\phi F']}{2 k} = \tfrac12 E[F''], \qquad
+  m'' = \frac{E[(\phi^3 - 3 k \phi) F']}{4 k^3} = \tfrac14 E[F^{(4)}]$$
 
-where k is large or s has kinks, and $E[F''] / 2$ and $E[F''''] / 4$ where k is small.
-
-At kinks s'' is a delta function times the jump of s'. Where two kinks meet (one input with itself) that diverges; it
-multiplies what vanishes for every change of a kernel, and is left out.
+At a kink s'' is a delta function times the jump of s'. For one input with itself two such delta functions meet at every
+kink, and their product diverges. It is left out, because its coefficient vanishes for every change of a kernel.
 """
 
 from functools import partial
@@ -45,18 +46,19 @@ from .base import (
     rule,
 )
 
-S, DS, DDS, THIRD, FOURTH = range(5)
+VALUE, FIRST, SECOND, THIRD, FOURTH = range(5)
 
 
 def by_parts(activation: Activation, k: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
-    """Whether derivatives are taken off s at variance k."""
+    """Whether integration by parts removes the highest derivatives of s at variance k."""
     if activation.kinks:
         return jnp.ones_like(k, bool)
     return k * jnp.asarray(activation.sharpness, k.dtype) ** 2 > 1
 
 
 def factors(activation: Activation, phi: Float[Array, "*shape"], parts: Bool[Array, ""]) -> Float[Array, "5 *shape"]:
-    """s and its derivatives to order four at phi; by parts s, s', s'', phi s'', phi^2 s'', away from kinks."""
+    """s and its derivatives to order four at phi. If `parts`: s, s', s'', phi s'' and phi^2 s'', without the delta
+    functions at kinks."""
     return jnp.stack(_factors(activation, phi, parts))
 
 
@@ -69,7 +71,7 @@ def _factors(activation, phi, parts):
 
 
 def floored(k: Float[Array, ""]) -> Float[Array, ""]:
-    """A variance, or one so small that it changes nothing where it is zero."""
+    """The variance k, or, where k is zero, a variance so small that no result changes."""
     return jnp.where(k > 0, k, jnp.finfo(k.dtype).tiny ** 0.25)
 
 
@@ -82,7 +84,8 @@ def outer_rule(
 ) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
     """Nodes for functions of phi_a = roots[0] x and of phi_b = across x + rest y averaged over y.
 
-    A kink of s_b becomes a corner as narrow as rest / across: a place of its own, next to that of s_a.
+    By the average over y a kink of s_b becomes a corner of width rest / across. This corner has a cell of its own
+    beside that of the kink of s_a.
     """
     places = centres(activation, across.dtype)
     width = steepness(jnp.maximum(*roots), activation.sharpness)
@@ -100,8 +103,8 @@ def outer_rule(
 def remaining(
     k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], regular: bool = False
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """phi_b = across x + rest y given phi_a; if `regular`, rest is above its rounding error and can be
-    differentiated."""
+    """The numbers `across` and `rest` of phi_b = across x + rest y given phi_a = sqrt(k_aa) x. If `regular`, rest stays
+    above its rounding error, so that it can be differentiated."""
     share = remaining_share(k_aa, k_bb, k_ab)
     least = jnp.finfo(share.dtype).eps ** 0.8
     if regular:
@@ -143,18 +146,22 @@ def single_by_quadrature(activation: Activation, k: Float[Array, ""]) -> Expansi
 def on_line(
     activation: Activation, k: Float[Array, ""], x: Float[Array, " M"], f: Float[Array, "5 M"]
 ) -> Float[Array, "3 M"]:
-    """What has the means E[s^2] and its two derivatives in k, from `factors` f at sqrt(k) x."""
-    slope = x * f[S] * f[DS] / jnp.sqrt(k)
+    """Functions of x whose means are E[s^2] and its first and second derivative in k, from `factors` f at
+    sqrt(k) x."""
+    slope = x * f[VALUE] * f[FIRST] / jnp.sqrt(k)
     bend = slope * (0.5 * (x**2 - 3) / k)
     if not activation.kinks:
-        parts, local = by_parts(activation, k), 1.5 * f[DDS] ** 2 + 2 * f[DS] * f[THIRD] + 0.5 * f[S] * f[FOURTH]
-        slope = jnp.where(parts, slope, f[DS] ** 2 + f[S] * f[DDS])
+        parts, local = (
+            by_parts(activation, k),
+            1.5 * f[SECOND] ** 2 + 2 * f[FIRST] * f[THIRD] + 0.5 * f[VALUE] * f[FOURTH],
+        )
+        slope = jnp.where(parts, slope, f[FIRST] ** 2 + f[VALUE] * f[SECOND])
         bend = jnp.where(parts, bend, local)
-    return jnp.stack([f[S] ** 2, slope, bend])
+    return jnp.stack([f[VALUE] ** 2, slope, bend])
 
 
 def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[Array, "5 5"]:
-    """Moments of one input with itself where the first factor's s'' is a delta function."""
+    """The part of the moments of one input with itself in which s'' of the first factor is a delta function."""
     here = partial(factors, activation, parts=by_parts(activation, root**2))
     return _product(kink_deltas(activation, root), between_sides(here, activation, root.dtype))
 
@@ -164,7 +171,7 @@ def averages(
 ) -> Float[Array, "5 X"]:
     """`factors` at mean + width y averaged over y, without the delta functions at kinks."""
     y, w = rule(activation, mean, width)
-    # Sums of their own, which XLA computes in one pass, and not the sum of an array of all factors.
+    # One sum for each factor: XLA computes them in one pass, which it does not for the sum of an array of all factors.
     rows = to_average(activation, mean[:, None], width, y, parts)
     return jnp.stack([jnp.sum(row * w, axis=-1) for row in rows])
 
@@ -176,16 +183,19 @@ def to_average(
     y: Float[Array, "X M"],
     parts: Bool[Array, ""],
 ) -> list[Float[Array, "X M"]]:
-    """`factors` at mean + width y, or what has the same averages over y: where width is large s'' is local and cancels,
-    and $E[f s''] = E[(f y / width - f') s']$ does not."""
+    """Functions of y whose averages over y are those of `factors` at mean + width y.
+
+    If width is large, s'' differs from zero at few y only, and its integral loses digits by cancellation. There
+    $E[f s''] = E[(f y / width - f') s']$ replaces it.
+    """
     phi = mean + width * y
     rows = _factors(activation, phi, parts)
     if activation.kinks:
         return rows
     wide = by_parts(activation, width**2)
-    lift, ds = y / jnp.where(wide, width, 1.0), rows[DS]
+    lift, ds = y / jnp.where(wide, width, 1.0), rows[FIRST]
     local = [lift * ds, (lift * phi - 1) * ds, (lift * phi - 2) * phi * ds]
-    return rows[:DDS] + [jnp.where(wide, x, row) for x, row in zip(local, rows[DDS:], strict=True)]
+    return rows[:SECOND] + [jnp.where(wide, x, row) for x, row in zip(local, rows[SECOND:], strict=True)]
 
 
 def _product(a, b):
@@ -193,10 +203,11 @@ def _product(a, b):
 
 
 def kink_deltas(activation, root):
-    """What s'', phi s'' and phi^2 s'' weigh at each kink for phi ~ N(0, root^2), (5, C)."""
+    """Weights of the delta functions of s'', phi s'' and phi^2 s'' at each kink for phi ~ N(0, root^2), (5, C); zero
+    for s and s'."""
     c = kink_places(activation, root.dtype)
     weight = kink_jumps(activation, root.dtype) * normal_density(c / root) / root
-    zeros = jnp.zeros((DDS, c.size), root.dtype)
+    zeros = jnp.zeros((SECOND, c.size), root.dtype)
     return jnp.concatenate([zeros, jnp.stack([weight, weight * c, weight * c * c])])
 
 
@@ -212,9 +223,9 @@ def _kink_moments(activation, roots, k, regular):
     safe = jnp.where(apart, rest, 1.0)
     gap = (c[None, :] - across * (c / roots[0])[:, None]) / safe
     density = jnp.where(apart, normal_density(gap) / safe, 0.0)
-    both = jnp.einsum("i,ij,j->", deltas[0][DDS], density, kink_jumps(activation, k_ab.dtype), precision="highest")
+    both = jnp.einsum("i,ij,j->", deltas[0][SECOND], density, kink_jumps(activation, k_ab.dtype), precision="highest")
     moments = _product(deltas[0], given_a) + _product(given_b, deltas[1])
-    return moments.at[DDS, DDS].add(both)
+    return moments.at[SECOND, SECOND].add(both)
 
 
 def assemble(
@@ -227,13 +238,13 @@ def assemble(
     """Value, gradient and hessian from the moments M[i, j] of the factors of phi_a and phi_b."""
 
     def by_one(M, k, parts):
-        third, fourth = M[THIRD, DS], M[FOURTH, S]
-        mixed = third - k_ab * M[DDS, DDS]
-        apart = ((fourth - k * M[DDS, S] - k_ab * (third + mixed)) / k) / k
-        return 0.5 * M[DDS, S], 0.25 * jnp.where(parts, apart, fourth), 0.5 * jnp.where(parts, mixed / k, third)
+        third, fourth = M[THIRD, FIRST], M[FOURTH, VALUE]
+        mixed = third - k_ab * M[SECOND, SECOND]
+        apart = ((fourth - k * M[SECOND, VALUE] - k_ab * (third + mixed)) / k) / k
+        return 0.5 * M[SECOND, VALUE], 0.25 * jnp.where(parts, apart, fourth), 0.5 * jnp.where(parts, mixed / k, third)
 
     (a, aa, aa_ab), (b, bb, bb_ab) = by_one(M, k_aa, parts[0]), by_one(M.T, k_bb, parts[1])
-    aa_bb = 0.25 * M[DDS, DDS]
-    hessian = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[DDS, DDS]]]
-    gradient = jnp.stack([a, b, M[DS, DS]])
-    return Expansion(M[S, S], gradient, jnp.stack([jnp.stack(row) for row in hessian]))
+    aa_bb = 0.25 * M[SECOND, SECOND]
+    hessian = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, M[SECOND, SECOND]]]
+    gradient = jnp.stack([a, b, M[FIRST, FIRST]])
+    return Expansion(M[VALUE, VALUE], gradient, jnp.stack([jnp.stack(row) for row in hessian]))

@@ -20,9 +20,9 @@ from .smooth import OfFunction, Summed
 class Piecewise(OfFunction):
     """Any continuous elementwise function that JAX can trace and that is smooth between the given kinks.
 
-    Its first derivative may jump at a kink, and so may higher ones: name each place where the formula changes.
-    Expectations treat the second derivative as what it is, with a delta function at each jump of the first. Raises
-    ValueError for functions that are not elementwise or that jump themselves.
+    At a kink the first derivative may jump, or only a higher one: name each place where the formula changes. In
+    expectations the second derivative has a delta function at each jump of the first. Raises ValueError for a function
+    that is not elementwise, or that jumps itself.
     """
 
     places: tuple[float, ...] = eqx.field(static=True)

@@ -6,9 +6,10 @@ $\theta = \mathrm{arctan2}(r, k_{ab})$ the arc-cosine kernel A (Cho and Saul 200
 $$2\pi A = r + k_{ab} (\pi - \theta), \qquad
   2\pi \nabla A = \left(\frac{r}{2 k_{aa}}, \frac{r}{2 k_{bb}}, \pi - \theta\right)$$
 
-The second, $\partial^2 A / \partial k_{ab}^2 = 1 / (2 \pi r)$, diverges at a repeated input, where only its contraction
-with the covariance of a kernel means anything: that vanishes with r like $r^3$. So terms in 1 / r are left out where r
-is zero to rounding. All is written in ratios of variances: nothing under- or overflows before the result does.
+The second derivative $\partial^2 A / \partial k_{ab}^2 = 1 / (2 \pi r)$ diverges at a repeated input. There only its
+contraction with a covariance of kernels has a meaning, and this contraction vanishes like $r^3$. So terms in 1 / r are
+left out where r is zero to rounding. All formulas are written in ratios of variances: no intermediate result under- or
+overflows before the final one does.
 """
 
 from abc import abstractmethod
@@ -106,7 +107,8 @@ class PReLU(LeakyReLU):
 def _area_and_angle(k_aa, k_bb, k_ab):
     """r and pi - theta."""
     share = remaining_share(k_aa, k_bb, k_ab)
-    # Zero where it is zero to rounding: inputs that repeat up to a factor have the moments of one input.
+    # A share that is zero to rounding is set to zero: then two inputs that are multiples of each other have the moments
+    # of one input.
     share = jnp.where(share > 4 * jnp.finfo(share.dtype).eps, share, 0.0)
     root = jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1.0)), 0.0)
     size = jnp.sqrt(k_aa) * jnp.sqrt(k_bb)

@@ -21,7 +21,7 @@ class Scaled(Activation):
         check_kind(self.activation, Activation, "activation")
         finite("input_scale", self.input_scale)
         if is_concrete(self.input_scale) and not np.all(np.asarray(self.input_scale) != 0):
-            raise ValueError("Parameter `input_scale` of Scaled must not be zero: what is left is a constant.")
+            raise ValueError("Parameter `input_scale` of Scaled must not be zero: s would be a constant.")
         finite("output_scale", self.output_scale)
 
     def __call__(self, x):

@@ -1,12 +1,12 @@
-r"""Moments of all pairs of many inputs by Mehler's series: what is summed numerically belongs to one input each.
+r"""Moments of all pairs of many inputs by Mehler's series: the numerical sums run over single inputs, not over pairs.
 
 With $s^{(i)}(\phi_a) = \sum_n \alpha^{(i)}_{a,n} he_n(\psi_a)$ and
 $\alpha^{(i)}_n = \sqrt{(n+1) \cdots (n+i)}\; k_{aa}^{-i/2} \alpha_{n+i}$,
 
 $$E[s^{(i)}_a s^{(j)}_b] = \sum_n \rho^n \alpha^{(i)}_{a,n} \alpha^{(j)}_{b,n}$$
 
-What is beyond the last term is bounded by $|\rho|^n$ and the norms that the coefficients leave: where that is too much
-for one pair, all are summed over the plane as before.
+The terms beyond the last one are bounded by $|\rho|^n$ times the norms that the coefficients miss. If this bound is too
+large for one pair, the moments of all pairs are summed over the plane instead.
 """
 
 from functools import partial
@@ -68,7 +68,8 @@ def by_series(activation: Activation, k: Float[Array, "M 3"]) -> tuple[Expansion
 
 
 def _coefficients(activation, k):
-    """Of s and its derivatives to order four; the norm of k s'' beyond the last term, and that of s."""
+    """Hermite coefficients of s and of its derivatives to order four; the norm of k s'' beyond the last term; the norm
+    of s."""
     root = jnp.sqrt(k)
     x, w = rule(activation, jnp.zeros_like(k), root, NODES)
     s, _, dds = derivatives(activation, 2)(root * x)

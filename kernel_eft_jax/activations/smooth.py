@@ -17,7 +17,7 @@ from .base import Activation, array, finite
 from .pair_quadrature import pair_by_quadrature, single_by_quadrature
 from .series import between_many
 
-MANY = 28  # pairs (eight inputs) from which on a series of what belongs to one input is cheaper
+MANY = 28  # from so many pairs on (eight inputs) `between_many` is cheaper than one sum over the plane for each pair
 
 
 class Summed(Activation):
@@ -109,8 +109,9 @@ class Polynomial(Summed):
 class OfFunction(Summed):
     """An activation made of a function that JAX can trace.
 
-    Arrays inside the function (parameters of an Equinox module) are leaves of `fn`; all else of it is static, so that
-    any JAX transformation takes the activation whole. `fn` of a plain function is None.
+    The arrays inside the function (the parameters of an Equinox module) are the leaves of `fn`, which is None for a
+    plain function. The rest of the function is static and lies in `rest`. So every JAX transformation accepts the
+    activation as an argument.
     """
 
     fn: Any
@@ -144,7 +145,8 @@ class OfFunction(Summed):
 class Smooth(OfFunction):
     """Any smooth elementwise function of your own that JAX can trace; an Equinox module keeps its parameters.
 
-    The moments are summed numerically and `error` says how well. The rule expects that the function changes near zero,
-    on a scale of one: `Scaled(Smooth(fn), ...)` brings others there. A function with kinks is for `Piecewise`. Raises
-    ValueError for a function that is not elementwise, such as a softmax or a layer norm.
+    The moments are summed numerically; `error` measures how accurately. The nodes are made for a function that changes
+    near zero on a scale of one: `Scaled(Smooth(fn), ...)` stretches a function that changes on another scale. For a
+    function with kinks use `Piecewise`. Raises ValueError for a function that is not elementwise, such as a softmax or
+    a layer norm.
     """

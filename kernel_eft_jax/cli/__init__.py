@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from .arguments import read
 from .messages import in_options
-from .startup import load
+from .startup import load_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(
                     "The first call of a command compiles for up to a minute; later calls are faster.", file=sys.stderr
                 )
-            load(arguments.command, arguments.cache).run(arguments)
+            load_command(arguments.command, arguments.cache).run(arguments)
         except SystemExit:  # after --help and --version
             pass
         sys.stdout.flush()

@@ -1,7 +1,7 @@
 """The text of a block, `rmsnorm,dense:1:ratio=4,gelu,dense:2:C_b=0.1`, taken apart. Loads no JAX.
 
-Layers stand in the order in which data flow, with commas between them; colons separate what belongs to one layer. A
-comma before a number is part of a list, as in `polynomial:coefficients=0,1,-0.3`.
+Layers stand in the order in which data flow, separated by commas; colons separate the parts of one layer. A comma
+before a number belongs to a list, as in `polynomial:coefficients=0,1,-0.3`.
 """
 
 import re
@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 
 class Layer(NamedTuple):
-    """One layer as it was written: its name, what follows without a name, and its parameters; `text` is all of it."""
+    """One layer as it was written: its name, its values without a name (`plain`), its parameters, and the whole
+    `text`."""
 
     name: str
     plain: list[str]

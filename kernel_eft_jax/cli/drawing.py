@@ -12,12 +12,12 @@ from .outputs import write
 SYMBOLS = {"G": "E[G_{00}]", "V4": "V_{4;00,00}", "K1": "K_{1;00}"}
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format that its suffix says, whole or not at all."""
     write(path, lambda stream: figure.savefig(stream, format=path.suffix[1:].lower(), dpi=200))
 
 
-def comparison(found: Comparison, title: str) -> Figure:
+def comparison_figure(found: Comparison, title: str) -> Figure:
     """E[G], V4 and K1 of input 0: curves of the theory and points of the networks; below, their difference in standard
     errors."""
     names = [name for name in SYMBOLS if name in found.quantities]

@@ -1,8 +1,8 @@
 """The input kernel from a file: NumPy's, or text as spreadsheets and other programs write it.
 
-Text is read where it can mean one thing only: commas, semicolons, tabs or spaces between numbers, a line of names above
-them, names before them, a byte-order mark. With semicolons a comma is a decimal point, as spreadsheets write it in half
-of the world.
+Text is read if it has one meaning only. Between numbers there may be commas, semicolons, tabs or spaces; above and
+before the numbers there may be names; a byte-order mark is ignored. With semicolons a comma is a decimal point, as
+spreadsheets write it in half of the world.
 """
 
 import csv
@@ -15,7 +15,7 @@ import numpy as np
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 
-def read_kernel(path: Path) -> np.ndarray:
+def read_input_kernel(path: Path) -> np.ndarray:
     """The matrix in a .npy or .csv file. Raises ValueError that names the line and the remedy."""
     if path.suffix.lower() == ".npy":
         try:
@@ -42,7 +42,7 @@ def _read_text(path):
     rows = _without_names(rows)
     if separator == ";":
         rows = _with_points(path, rows)
-    values = [[_number(path, i, field) for field in fields] for i, fields in rows]
+    values = [[_entry(path, i, field) for field in fields] for i, fields in rows]
     for (i, _), row in zip(rows, values, strict=True):
         if len(row) != len(values[0]):
             raise ValueError(f"{path}, line {i}, has {len(row)} numbers where the first row has {len(values[0])}.")
@@ -56,7 +56,7 @@ def _fields(line, separator):
 def _without_names(rows):
     """The rows without a line of names above, and without names before the numbers."""
     (_, first), *rest = rows
-    # pandas leaves the corner empty and counts from 0; another empty corner is a number that is missing.
+    # pandas leaves the corner empty and counts columns from 0. In any other table an empty corner is a missing number.
     counted = first[0] == "" and first[1:] == [str(i) for i in range(len(rest))]
     above = counted or (bool(rest) and not any(map(_is_number, first)))
     rows = rest if above else rows
@@ -65,7 +65,8 @@ def _without_names(rows):
 
 
 def _with_points(path, rows):
-    """Decimal commas as points; a kernel in which every comma could be one of thousands means two things."""
+    """Decimal commas become points. A kernel in which every comma could separate thousands has two meanings and is
+    refused."""
     commas = [(i, field) for i, fields in rows for field in fields if "," in field]
     if commas and any("." in field for _, fields in rows for field in fields):
         raise ValueError(
@@ -86,7 +87,7 @@ def _is_number(field):
     return True
 
 
-def _number(path, line, field):
+def _entry(path, line, field):
     try:
         value = float(field)
     except ValueError:

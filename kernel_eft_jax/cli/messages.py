@@ -3,8 +3,8 @@
 import argparse
 import re
 
-# What the library says about its own arguments, and what a person at the command line can do.
-WORDS = (
+# Patterns of the library's messages, and the words of the command line for them.
+IN_OPTIONS = (
     (r"`?(?:reference|closure)=HermiteTower\((\d+)\)`?", r"--degree \1"),
     (r"`?HermiteTower\((\d+)\)`?", r"--closure HermiteTower --degree \1"),
     (r"`?\b(GOnly|HermiteTower)\(\)`?", r"--closure \1"),
@@ -33,7 +33,7 @@ WORDS = (
 def in_options(message: str, arguments: argparse.Namespace) -> str:
     """The message with the library's arguments replaced by the options of this command."""
     message = message.replace("Argument `data`", str(getattr(arguments, "data", "The file")))
-    for pattern, words in WORDS:
+    for pattern, words in IN_OPTIONS:
         message = re.sub(pattern, words, message)
     return re.sub(r"`(\w+)`", lambda found: f"`{_option(found[1], arguments)}`", message)
 

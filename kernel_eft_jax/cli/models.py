@@ -1,5 +1,5 @@
-"""From the texts of options to the library's objects: activations, blocks, input kernels, closures; and a model's text
-again."""
+"""Objects of the library from the texts of options: activations, blocks, input kernels, closures; and a model as
+text."""
 
 import argparse
 import difflib
@@ -17,17 +17,17 @@ from .. import activations, closures
 from ..activations import Activation
 from ..model import Model, Part
 from ..parts import GLU, Dense, RMSNorm
-from .arguments import CLOSURES
 from .blocks import Layer, parse_block, parse_layer
-from .kernel_file import read_kernel
+from .kernel_file import read_input_kernel
+from .options import CLOSURE_NAMES
 
-PLACES = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
+LEAF_OF_OPTION = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-1].C_b, "decay": lambda m: m.decay}
 ALIASES = {"swish": "silu", "identity": "linear"}
 K1_EFT = (
     "This K1 is K1_EFT of GOnly: about twice what networks have at the paper's settings. For K1 itself take "
     "HermiteTower."
 )
-CLOSURE_OF = {name: getattr(closures, name) for name in CLOSURES}
+CLOSURE_OF = {name: getattr(closures, name) for name in CLOSURE_NAMES}
 
 
 def option_name(cls: type) -> str:
@@ -80,15 +80,15 @@ def make_activation(layer: Layer, others: tuple[str, ...] = ()) -> Activation:
 
 
 def make_model(arguments: argparse.Namespace, own: Model | None = None) -> Model:
-    """The model of --block, or of --activation, --C_W and --C_b; what they leave open is that of `own`, or the
-    paper's."""
+    """The model of --block, or of --activation, --C_W and --C_b. Options that are left out take the values of `own`, or
+    else of the paper."""
     model = Model(activations.Tanh(), 2.0) if own is None else own
     if arguments.block is not None:
         model = Model([make_part(layer) for layer in parse_block(arguments.block)], decay=model.decay)
     elif arguments.activation is not None:
         activation = make_activation(parse_layer(arguments.activation))
         model = Model(activation, model.C_W, model.C_b, decay=model.decay)
-    for name, place in PLACES.items():
+    for name, place in LEAF_OF_OPTION.items():
         value = getattr(arguments, name)
         if value is not None:
             model = eqx.tree_at(place, model, jnp.asarray(value, float))
@@ -131,13 +131,13 @@ def _dense(layer):
 def make_kernel(arguments: argparse.Namespace) -> np.ndarray:
     """The input kernel, from a file or of equal entries."""
     if arguments.K0 is not None:
-        return read_kernel(arguments.K0)
+        return read_input_kernel(arguments.K0)
     inputs, diagonal, off = arguments.inputs or 2, arguments.diagonal or 2.0, arguments.off_diagonal
     least = -diagonal / (inputs - 1) if inputs > 1 else -np.inf
     if off is not None and inputs > 1 and not least <= off <= diagonal:
         raise ValueError(
             f"Argument `--off-diagonal` must lie between {least:.6g} and --diagonal, {diagonal:.6g}, for {inputs} "
-            f"inputs, but is {off:.6g}: no others are covariances."
+            f"inputs, but is {off:.6g}: other values are no covariances."
         )
     return np.where(np.eye(inputs, dtype=bool), diagonal, 0.6 if off is None else off)
 
@@ -148,7 +148,7 @@ def make_closure(arguments: argparse.Namespace) -> closures.Closure:
     return CLOSURE_OF[arguments.closure](*options)
 
 
-def describe(model: Model) -> str:
+def describe_model(model: Model) -> str:
     """A model as it would be written at the command line."""
     first, last = model.branch[0], model.branch[-1]
     if len(model.branch) == 2 and isinstance(first, Activation) and isinstance(last, Dense):
@@ -168,7 +168,7 @@ def describe_closure(closure: closures.Closure | None) -> str:
 
 
 def remarks(model: Model | None, closure: closures.Closure | None) -> list[str]:
-    """What has to be said beside K1 of GOnly for a block that begins with an activation."""
+    """The note on K1 of GOnly for a block that begins with an activation."""
     if model is None or not isinstance(closure, closures.GOnly) or isinstance(model.read, activations.Linear):
         return []
     return [K1_EFT]

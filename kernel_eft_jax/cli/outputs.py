@@ -1,5 +1,5 @@
-"""Where results go: the suffix says the format, nothing is replaced unasked, and a file is written whole or not at
-all."""
+"""Where results go: the suffix gives the format, no file is replaced without --overwrite, and a file is written whole
+or not at all."""
 
 import argparse
 import io
@@ -10,23 +10,24 @@ from typing import Any, NamedTuple
 
 from ..writing import write_whole
 
-FIGURES = (".png", ".pdf", ".svg")
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 # The suffixes of the result that `--out` names, and of the file that is written beside it.
-KINDS = {
+SUFFIXES = {
     "theory": ((".nc",), ".png"),
     "sample": ((".nc",), ".png"),
     "fit": ((".json",), ".png"),
     "sensitivity": ((".npz",), ".png"),
-    "validity": (FIGURES, ".json"),
-    "network": (FIGURES, ".json"),
-    "compare": (FIGURES, None),
+    "validity": (FIGURE_SUFFIXES, ".json"),
+    "network": (FIGURE_SUFFIXES, ".json"),
+    "compare": (FIGURE_SUFFIXES, None),
 }
 CHECKPOINT = "main-job.checkpoint"  # of `kernel-eft paper --all`; there as long as a run is unfinished
-INPUTS = ("data", "theory", "sample", "K0", "settings")
+INPUT_OPTIONS = ("data", "theory", "sample", "K0", "settings")
 
 
 class Outputs(NamedTuple):
-    """The files that a command writes; None for what is left out. Links are followed, so that a link stays one."""
+    """The files that a command writes; None for a file that is not written. Links are followed, so that a link stays a
+    link."""
 
     result: Path | None
     beside: Path | None
@@ -41,17 +42,17 @@ def check_outputs(arguments: argparse.Namespace) -> Outputs:
     if arguments.command == "paper":
         _check_folder(arguments.out, arguments.overwrite)
         return Outputs(arguments.out, None)
-    suffixes, other = KINDS[arguments.command]
+    suffixes, other = SUFFIXES[arguments.command]
     figure = getattr(arguments, "figure", None)
     result = None if arguments.out == "-" else _file("--out", arguments.out, suffixes)
     beside = None
     if figure is not None:
-        beside = _file("--figure", figure, FIGURES)
+        beside = _file("--figure", figure, FIGURE_SUFFIXES)
     elif result is not None and other is not None:
         beside = result.with_suffix(other)
     checkpoint = getattr(arguments, "checkpoint", None)
     named = {"--out": result, "--figure": beside, "--checkpoint": checkpoint}
-    named |= {name: getattr(arguments, name, None) for name in INPUTS}
+    named |= {name: getattr(arguments, name, None) for name in INPUT_OPTIONS}
     _check_apart({name: file for name, file in named.items() if file is not None})
     if checkpoint is not None:
         _file("--checkpoint", str(checkpoint), (".npz",))

@@ -1,12 +1,15 @@
-"""What a command shows: one table, each number rounded to its error, as text or as JSON."""
+"""The output of a command: one table, each number rounded to its error, as text or as JSON."""
 
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ..showing import rounded
 
 
 class Value(NamedTuple):
@@ -17,7 +20,7 @@ class Value(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What was computed and how (`title`), rows of numbers or text under the columns, and sentences below."""
+    """A title, which says what was computed and how; rows of numbers or text under the columns; and sentences below."""
 
     title: Mapping[str, Any]
     columns: Sequence[str]
@@ -35,6 +38,12 @@ def show(table: Table, arguments: argparse.Namespace) -> None:
         print(as_text(table._replace(notes=[*table.notes, *([f"Written to {written}."] if written else [])])))
 
 
+def say_sampling(arguments: argparse.Namespace) -> None:
+    """Why bars of other widths than the asked one follow."""
+    if not arguments.quiet:
+        print("Networks of several widths are sampled: from which width on is order 1/n right?", file=sys.stderr)
+
+
 def as_text(table: Table) -> str:
     """The table for a person."""
     cells = [list(table.columns), *([_cell(value) for value in row] for row in table.rows)]
@@ -48,25 +57,6 @@ def as_record(table: Table) -> dict[str, Any]:
     """The table for a program: numbers in full, null for what is not finite."""
     rows = [dict(zip(table.columns, map(_plain, row), strict=True)) for row in table.rows]
     return {**{name: _plain(value) for name, value in table.title.items()}, "rows": rows, "notes": list(table.notes)}
-
-
-def rounded(value: float, error: float | None = None) -> str:
-    """1.234 ± 0.005: both to the first digit of the error, or the second where the first is a one.
-
-    An error that six digits do not show is left out.
-    """
-    if error is None or not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return f"{value:.6g}"
-    size = math.floor(math.log10(max(abs(value), error)))
-    if not -4 <= size < 7:
-        shown = rounded(value / 10.0**size, error / 10.0**size)
-        return f"({shown})e{size:+03d}" if "±" in shown else f"{value:.6g}"
-    place = math.floor(math.log10(error))
-    places = -place + (error < 2 * 10.0**place)
-    if places > 5 - size:
-        return f"{value:.6g}"
-    decimals = max(places, 0)
-    return f"{round(value, places):.{decimals}f} ± {round(error, places):.{decimals}f}"
 
 
 def _cell(value):

@@ -1,4 +1,4 @@
-"""The table of a trajectory, predicted or sampled."""
+"""The table of a trajectory, of a theory or of sampled networks."""
 
 import numpy as np
 
@@ -7,18 +7,18 @@ from ..pairs import unpack, unpack_covariance
 from ..trajectory import Solution
 from .printing import Value
 
-SHOWN = 11  # depths in a table
+TABLE_DEPTHS = 11  # depths in a table
 
 
-def columns(result: Solution | Estimate, published_K1: bool = False) -> list[str]:
+def result_columns(result: Solution | Estimate, published_K1: bool = False) -> list[str]:
     """Depth time, and the quantities whose entry 00 the table shows."""
     mean = "E[G][00]" if isinstance(result, Estimate) else "K0[00]"
     return ["t", mean, "V4[00,00]", "K1_EFT[00]" if published_K1 else "K1[00]"]
 
 
-def rows(result: Solution | Estimate) -> list[list]:
+def result_rows(result: Solution | Estimate) -> list[list]:
     """Entries 00 at eleven depths, with standard errors or the estimated truncation."""
-    shown = np.unique(np.linspace(0, len(result.ts) - 1, SHOWN).astype(int))
+    shown = np.unique(np.linspace(0, len(result.ts) - 1, TABLE_DEPTHS).astype(int))
     mean = "G" if isinstance(result, Estimate) else "K0"
     return [[float(result.ts[i]), *(value(result, name, i) for name in (mean, "V4", "K1"))] for i in shown]
 

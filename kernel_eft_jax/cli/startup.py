@@ -1,4 +1,4 @@
-"""What happens once between the arguments and the command: the libraries are loaded, and JAX is told how to work."""
+"""Done once between reading the arguments and running the command: the libraries are loaded and JAX is configured."""
 
 import contextlib
 import importlib
@@ -10,18 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-LARGEST = 2**30  # bytes of compiled programs that are kept; one program takes some ten million
+CACHE_BYTES = 2**30  # bytes of compiled programs that are kept; one program takes some ten million
 
 
-def load(command: str, cache: bool) -> ModuleType:
+def load_command(command: str, cache: bool) -> ModuleType:
     """The module of a command, in float64, with compiled programs kept for the next call.
 
-    JAX's own variables come first: JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false
-    uses none.
+    JAX's own environment variables take precedence: JAX_COMPILATION_CACHE_DIR names another folder,
+    JAX_ENABLE_COMPILATION_CACHE=false switches the cache off.
     """
     if cache:
-        # A program that can raise by itself holds an address of this process and cannot be kept. With this it gives NaN
-        # instead, and the library looks for NaN when the program has run. Equinox reads the variable when it is loaded.
+        # A compiled program that can raise holds an address of this process and cannot be kept. With this variable,
+        # which Equinox reads when it is loaded, the program gives NaN instead, and the library looks for NaN when the
+        # program has run.
         os.environ.setdefault("EQX_ON_ERROR", "nan")
     with _leaving_at_once():
         import jax
@@ -40,7 +41,7 @@ def load(command: str, cache: bool) -> ModuleType:
 
 
 def cache_folder() -> Path:
-    """Where this system keeps what programs can make again."""
+    """The folder in which this system keeps files that can be made again."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
@@ -50,7 +51,7 @@ def cache_folder() -> Path:
     return Path(base) / "kernel-eft-jax"
 
 
-def prune(folder: Path, largest: int = LARGEST) -> None:
+def prune(folder: Path, largest: int = CACHE_BYTES) -> None:
     """Remove the oldest files until the others are small enough together."""
     files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir() if file.is_file())
     total = sum(size for _, size, _ in files)
@@ -63,7 +64,8 @@ def prune(folder: Path, largest: int = LARGEST) -> None:
 
 @contextlib.contextmanager
 def _leaving_at_once() -> Iterator[None]:
-    """While libraries are loaded, Ctrl-C ends the process: some of them turn the interruption into errors of their own.
+    """While libraries are loaded, Ctrl-C ends the process: some of the libraries would turn the interruption into
+    errors of their own.
 
     Nothing is lost, because no file has been opened yet.
     """

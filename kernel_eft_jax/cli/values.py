@@ -1,4 +1,4 @@
-"""What the text of one option may be: each function takes text, and gives a value or says what would be right."""
+"""The values of options: each function turns text into a value, or raises an error that says what would be right."""
 
 import math
 from argparse import ArgumentTypeError

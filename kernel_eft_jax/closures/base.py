@@ -1,7 +1,7 @@
 r"""What a closure is: a state, how it starts, how one layer moves it, and what is read off it.
 
 A closure turns the exact but infinite hierarchy of equations for the empirical kernel at order 1/n into a finite system
-for K0, V4, K1 (and what else it carries). One layer is all that it says: the continuum is the limit of thin layers,
+for K0, V4, K1 (and what else it carries). A closure defines one layer only: the continuum is the limit of thin layers,
 
 $$\dot y = \partial_{dt}\, \mathrm{step}(y, dt) \,\big|_{dt = 0}, \qquad dt = \epsilon^2$$
 """
@@ -27,9 +27,9 @@ SAVED = 6  # covariances of G and S at each depth, and their errors
 class Moments(NamedTuple):
     """The statistics of the kernel in pair space, up to higher orders of 1/n.
 
-    E[G] = K0 + K1 / n and Cov(G, G) = V4 / n; where the closure knows the sigma-kernel S, which the last matrix of the
-    branch reads, beyond a function of G: E[S] = its value at infinite width + U1 / n, Cov(G, S) = V_GS / n and Cov(S,
-    S) = V_SS / n.
+    E[G] = K0 + K1 / n and Cov(G, G) = V4 / n. A closure that carries S, the kernel that the last matrix of the branch
+    reads, beside G also has U1, V_GS and V_SS: E[S] is its value at infinite width + U1 / n, Cov(G, S) = V_GS / n and
+    Cov(S, S) = V_SS / n. For other closures these three are None.
     """
 
     K0: Float[Array, " P"]
@@ -51,8 +51,8 @@ class Closure(eqx.Module, Generic[State]):
         return shown_fields(self)
 
     def settled(self, model: Model, k: Float[Array, " P"], dt: Float[Array, " L"]) -> "Closure":
-        """The closure with what it leaves open decided for layers of steps dt from the kernel k, all of them known
-        numbers."""
+        """The closure with its open choices made, such as a degree, for layers of steps dt from the kernel k. Both must
+        be known numbers."""
         return self
 
     @abstractmethod
@@ -69,23 +69,23 @@ class Closure(eqx.Module, Generic[State]):
 
     @abstractmethod
     def units(self, model: Model, k: Float[Array, " P"]) -> State:
-        """The size of each part of the state at the input kernel k, broadcast: what accuracy in the continuum is
-        relative to."""
+        """The size of each part of the state at the input kernel k, of a shape that broadcasts to the state. The
+        accuracy of the continuum is relative to these sizes."""
 
     @abstractmethod
     def remember(self, model: Model, state: State) -> Any:
-        """What later layers share with the kernel g of this state: the start of a memory."""
+        """The start of a memory: the covariances of the kernel g of this state with all that the closure carries."""
 
     @abstractmethod
     def follow(self, model: Model, state: State, memory: Any, dt: Float[Array, ""]) -> Any:
-        """A memory one layer on, `state` that before the layer."""
+        """The memory one layer on; `state` is the state before the layer."""
 
     @abstractmethod
     def recall(self, model: Model, state: State, memory: Any) -> Float[Array, "P P"]:
         """Width times the covariance of the kernel of this state (first axis) with the remembered one."""
 
     def numbers(self, model: Model, inputs: int) -> int:
-        """How many numbers a solve holds at once, about, without derivatives and without what it saves."""
+        """About how many numbers a solve holds at once, without derivatives and without saved depths."""
         return COPIES * pair_count(inputs) ** 2
 
     def error(self, model: Model, k: Float[Array, " P"]) -> Float[Array, ""]:
@@ -116,10 +116,11 @@ def check_memory(
     kept: int = 0,
     why: str = "",
 ) -> None:
-    """That a solve which saves so many depths fits the machine; raises MemoryError, with the remedy, before any work.
+    """Raise MemoryError, with the remedy and before any work, if a solve that saves `saved` depths does not fit the
+    machine.
 
-    Forward mode carries `tangents` more of everything, and reverse mode keeps so many states of the past; `why` says
-    so.
+    `tangents` is how many more copies of everything forward mode carries, and `kept` how many numbers of past layers
+    reverse mode keeps. `why` names the mode in the message.
     """
     once = closure.numbers(model, inputs) + SAVED * saved * pair_count(inputs) ** 2
     need, there = itemsize * ((1 + tangents) * once + kept), host_memory()

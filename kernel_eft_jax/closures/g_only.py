@@ -22,11 +22,11 @@ from .base import Closure, Moments, pair_units
 class GOnly(Closure[Moments]):
     """State (K0, V4, K1), N(N+1)/2 + (N(N+1)/2)^2 + N(N+1)/2 numbers: cheap at any N.
 
-    Exact at order 1/n where the branch begins with a matrix or a norm (two matrices, the MLP block of a transformer):
-    given G the law of the next G is known. For one matrix it is a closure: V4 is off by a few per cent for odd
-    activations, where it is that of HermiteTower(2) in the continuum, and by 30 per cent for GELU, SiLU or ReLU at t =
-    1; K1 is the paper's K1_EFT, off by a factor of two and more (`validity_window` says for your setting). Use
-    `HermiteTower` where that matters.
+    Exact at order 1/n if the branch begins with a matrix or a norm (two matrices, the MLP block of a transformer): then
+    G alone determines the law of the next G. For one matrix it is an approximation. Its V4 is off by a few per cent for
+    odd activations, where it is that of HermiteTower(2) in the continuum, and by 30 per cent for GELU, SiLU or ReLU at
+    t = 1. Its K1 is the paper's K1_EFT, off by a factor of two and more. `validity_window` measures these errors for
+    your setting; use `HermiteTower` where they matter.
     """
 
     def init(self, model: Model, k):
@@ -45,7 +45,7 @@ class GOnly(Closure[Moments]):
         )
 
     def drift(self, model: Model, state: Moments) -> Moments:
-        # Written out, since at many inputs the terms of order dt^2, which it lacks, are most of the work of a layer.
+        # Written out: a rate has no terms of order dt^2, which at many inputs are most of the work of a layer.
         responses, c = model.responses(state.K0), model.decay.astype(state.K0.dtype)
         q = responses[-1].value
         transport = apply_all(responses, state.V4)

@@ -15,17 +15,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..expectations.hermite_modes import frame, modes
-from ..expectations.two_inputs import read_pair, turned, turning
+from ..expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
 from ..model import Model
 from ..pairs import triples, wick
 from ..parts import Local, apply_all, carry_all
 from .base import Closure, Moments, pair_units
-from .hermite_tower import BOUNDS, KINKED_DEGREE, HermiteTower, _root, polynomial_degree, slowest, slowest_rate
+from .hermite_tower import HermiteTower
+from .tower_bounds import BOUNDS, KINKED_DEGREE, slowest, slowest_rate
+from .tower_degree import last_degree
+from .tower_state import frame_turn
 
-NODES = (
-    48,
-    192,
-)  # half those of psi_1, those of psi_2: tanh and GELU right to 1e-10 at variances up to 5, to 1e-6 at 16
+# Half the nodes of psi_1, and the nodes of psi_2: tanh and GELU are right to 1e-10 at variances up to 5, to 1e-6 at 16.
+PAIR_NODES = (48, 192)
 TRIPLES = triples(2)
 
 
@@ -49,15 +50,15 @@ class PairMemory(NamedTuple):
 
 
 class PairTower(Closure[PairState]):
-    """The exact closure of two inputs, cheaper than `HermiteTower` by what `benchmarks/inputs.py` says, and equal to it
-    to rounding."""
+    """The exact closure of two inputs: equal to `HermiteTower` to rounding, and cheaper (`benchmarks/inputs.py`
+    measures by how much)."""
 
     degree: int = eqx.field(static=True, default=30)
-    nodes: tuple[int, int] = eqx.field(static=True, default=NODES)
+    nodes: tuple[int, int] = eqx.field(static=True, default=PAIR_NODES)
 
     @classmethod
     def of(cls, tower: HermiteTower) -> "PairTower":
-        """The tower of two inputs with the degree of another, or with the default where that leaves it open."""
+        """The `PairTower` of the degree of `tower`, or of the default degree if `tower` leaves its degree open."""
         return cls() if tower.degree is None else cls(tower.degree)
 
     def init(self, model: Model, k):
@@ -68,18 +69,18 @@ class PairTower(Closure[PairState]):
     def step(self, model: Model, state: PairState, dt) -> PairState:
         after, turn = self._unturned(model, state, dt)
         tail = slowest(turn) ** (self._degree(model) + 1) * after.tail
-        return after._replace(u=turned(turn[1], after.u), tail=tail)
+        return after._replace(u=rotate_lower(turn[1], after.u), tail=tail)
 
     def drift(self, model: Model, state: PairState) -> PairState:
         zero = jnp.zeros((), state.k.dtype)
         rate, d_turn = jax.jvp(lambda dt: self._unturned(model, state, dt), (zero,), (jnp.ones_like(zero),))[1]
         tail = rate.tail + (self._degree(model) + 1) * slowest_rate(d_turn) * state.tail
-        return rate._replace(u=rate.u + turning(d_turn[1], state.u), tail=tail)
+        return rate._replace(u=rate.u + rotate_lower_rate(d_turn[1], state.u), tail=tail)
 
     def _unturned(self, model, state, dt):
-        """One layer, u still in the modes of its beginning and `tail` not yet decayed, and how the modes turn into
-        those of its end."""
-        read, shrink, f = self._read(model, state.k), model.shrink(dt), frame(state.k)
+        """The state one layer on, with u still in the modes of the layer's beginning and `tail` not yet decayed; and
+        the turn of these modes into those of its end."""
+        read, shrink = self._read(model, state.k), model.shrink(dt)
         response, responses = (
             Local(*read.expansion, jnp.zeros((), dt.dtype)),
             model.responses_of_read(read.expansion.value),
@@ -88,7 +89,7 @@ class PairTower(Closure[PairState]):
         transport = apply_all(responses, with_h)
         m_Q, C_Q = carry_all(responses, mean, with_y)
         k = shrink * state.k + dt * responses[-1].value
-        turn = frame(k).M @ (_root(shrink) * f.L)
+        turn = frame_turn(state.k, k, shrink)
         tail, with_h, with_y, mean = _errors(state, read, response.absolute())
         bounds = [r.absolute() for r in responses]
         transport_error = apply_all(bounds, with_h)
@@ -105,7 +106,7 @@ class PairTower(Closure[PairState]):
         return after, turn
 
     def moments(self, model: Model, state: PairState) -> Moments:
-        response = _contract(state.u, _products(state))
+        response = _inner_products(state.u, _product_rows(state))
         return Moments(state.k, wick(state.k) + response + response.T + state.v, state.K1)
 
     def truncation(self, model: Model, state: PairState) -> Moments:
@@ -119,8 +120,8 @@ class PairTower(Closure[PairState]):
         return PairState(unit, unit[:, None, None], square, unit, *bounds)
 
     def remember(self, model: Model, state: PairState) -> PairMemory:
-        product = _products(state)
-        return PairMemory(state.u + product, state.v + _contract(state.u, product))
+        product = _product_rows(state)
+        return PairMemory(state.u + product, state.v + _inner_products(state.u, product))
 
     def follow(self, model: Model, state: PairState, memory: PairMemory, dt) -> PairMemory:
         read, shrink = self._read(model, state.k), model.shrink(dt)
@@ -128,16 +129,18 @@ class PairTower(Closure[PairState]):
             Local(*read.expansion, jnp.zeros((), dt.dtype)),
             model.responses_of_read(read.expansion.value),
         )
-        with_y = _contract(read.value, memory.modes) + response.apply(memory.response)
+        with_y = _inner_products(read.value, memory.modes) + response.apply(memory.response)
         k = shrink * state.k + dt * responses[-1].value
-        turn = frame(k).M[1] @ (_root(shrink) * frame(state.k).L[1])
-        return PairMemory(turned(turn, memory.modes), shrink * memory.response + dt * apply_all(responses, with_y))
+        turn = frame_turn(state.k, k, shrink)[1]
+        return PairMemory(
+            rotate_lower(turn, memory.modes), shrink * memory.response + dt * apply_all(responses, with_y)
+        )
 
     def recall(self, model: Model, state: PairState, memory: PairMemory):
-        return memory.response + _contract(_products(state), memory.modes)
+        return memory.response + _inner_products(_product_rows(state), memory.modes)
 
     def error(self, model: Model, k) -> Float[Array, ""]:
-        # How much more nodes change what is read, relative to its norm.
+        # By how much more nodes change the functions that are read, relative to their norms.
         here, finer = (read_pair(model.read, k, self._degree(model), nodes) for nodes in (self.nodes, (64, 512)))
 
         def change(x, y, norm):
@@ -149,24 +152,24 @@ class PairTower(Closure[PairState]):
         return jnp.stack([model.error(k), jnp.max(change(here.value, finer.value, norm)), worst]).max()
 
     def _degree(self, model):
-        return int(min(self.degree, max(2, 2 * polynomial_degree(model.read))))
+        return int(min(self.degree, last_degree(model.read)))
 
     def _read(self, model, k):
         return read_pair(model.read, k, self._degree(model), self.nodes)
 
 
 def _covariances(state, read, response):
-    """Of y with the modes, with h and with itself, and its mean's correction."""
-    X = _contract(read.value, state.u)
+    """The covariances of y with the modes, with h and with itself, and the correction of the mean of y."""
+    X = _inner_products(read.value, state.u)
     with_h = X + response.apply(state.v)
-    with_y = _contract(read.value, read.value) + response.apply(with_h.T).T + response.apply(X.T)
+    with_y = _inner_products(read.value, read.value) + response.apply(with_h.T).T + response.apply(X.T)
     mean, _ = response.carry(state.K1, state.v)
     mean = mean + 0.5 * jnp.einsum("ptms,ptms->p", read.second, state.u[TRIPLES], precision="highest")
     return read.value + response.apply(state.u), with_h, with_y, mean
 
 
 def _errors(state, read, bound):
-    """Bounds of the errors of `_covariances`; of the modes beyond the degree one of their norm."""
+    """Bounds of the errors of `_covariances`; for the modes beyond the degree a bound of their norm."""
     X = read.value_tail[:, None] * state.tail[None]
     with_h = X + bound.apply(state.v_error)
     with_y = read.value_tail[:, None] * read.value_tail[None] + bound.apply(with_h.T).T + bound.apply(X.T)
@@ -175,11 +178,11 @@ def _errors(state, read, bound):
     return read.value_tail + bound.apply(state.tail), with_h, with_y, mean
 
 
-def _contract(F: Float[Array, "3 J S"], G: Float[Array, "3 J S"]) -> Float[Array, "3 3"]:
+def _inner_products(F: Float[Array, "3 J S"], G: Float[Array, "3 J S"]) -> Float[Array, "3 3"]:
     return jnp.einsum("pms,qms->pq", F, G, precision="highest")
 
 
-def _products(state: PairState) -> Float[Array, "3 J S"]:
+def _product_rows(state: PairState) -> Float[Array, "3 J S"]:
     """phi_a phi_a, phi_a phi_b, phi_b phi_b in the modes of the pair, all of degree two."""
     (L11, _), (L21, L22) = frame(state.k).L[1]
     root, zero = np.sqrt(2.0).astype(state.k.dtype), jnp.zeros_like(L11)

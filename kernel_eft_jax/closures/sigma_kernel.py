@@ -1,9 +1,9 @@
 r"""The closure that the paper suggests: the state is the kernel G and the sigma-kernel S together.
 
-With z = (g, y) the scaled fluctuations of G and S, one quantity does not close, the fluctuation of
-$\tau = \tfrac12 Q : \nabla^2 (s_a s_b)$. It is projected on phi_c phi_d and s_c s_d under N(0, K0),
-$\tau \to R_g g + R_y y$ with R = Cov(tau, z) Cov(z, z)^+, cd in (aa, bb, ab): functions of the same two inputs, so that
-the law of some inputs never depends on which others are there.
+Let z = (g, y) be the scaled fluctuations of G and S. Their equations contain one more fluctuation, that of
+$\tau = \tfrac12 Q : \nabla^2 (s_a s_b)$. The closure replaces it by its projection on phi_c phi_d and s_c s_d under
+N(0, K0), $\tau \to R_g g + R_y y$ with R = Cov(tau, z) Cov(z, z)^+ and cd in (aa, bb, ab). These are functions of the
+same two inputs, so that the law of some inputs never depends on the other inputs.
 
 $$\dot z = A z + \mathrm{noise}, \quad A = \begin{pmatrix} 0 & C_W \\ R_g & R_y + \chi \end{pmatrix}, \quad
   \dot V = A V + V A^T + D, \quad \dot K_1 = C_W m_S, \quad \dot m_S = R_g K_1 + (R_y + \chi) m_S + J$$
@@ -11,9 +11,10 @@ $$\dot z = A z + \mathrm{noise}, \quad A = \begin{pmatrix} 0 & C_W \\ R_g & R_y 
 V(0) = Cov(z, z) under N(0, K0(0)); $D_{fg} = E[\nabla f \cdot Q \nabla g]$ is each neuron's own noise; J is the hessian
 of s s along the covariance with y, $\tfrac12 C_W \mathrm{Cov}(Y(\nabla^2 ss), y)$, projected in the same way.
 
-In a layer free neurons flow, $z \to F z$ + noise, F = exp(eps^2 A) without C_W and chi, at the kernel of its middle,
-which makes the noise of G exact; then they answer to $\delta = \epsilon^2 C_W y$, by which the increments' covariance
-is off, at the next kernel K', where chi, Hess and the projection B of $\nabla^2 ss$ are taken:
+A layer has two steps. First free neurons flow, $z \to F z$ + noise with F = exp(eps^2 A), A without C_W and chi. The
+kernel is that in the middle of the layer, which makes the noise of G exact. Then the neurons respond to
+$\delta = \epsilon^2 C_W y$, the fluctuation of the covariance of the increments. For this response chi, Hess and the
+projection B of $\nabla^2 ss$ are taken at the next kernel K':
 
 $$z' = F z + (\delta, \chi' \delta) + \mathrm{noise}, \qquad
   m_S' = (F m)_S + \epsilon^2 C_W \big(\chi' m_S + \tfrac12 B' F\, \mathrm{Cov}(z, y)\big)
@@ -32,15 +33,15 @@ from ..activations import Activation
 from ..activations.base import enough_points, rule
 from ..checks import check_count, is_concrete
 from ..expectations.four_point import local_products, products_and_noise, products_error
+from ..linear import matmul
 from ..model import Model
 from ..pairs import input_count, pair_count, pairs, sigma_product, triples, wick
 from ..parts import apply_gradient, contract_hessian
 from ..quadrature import derivatives
 from .base import COPIES, Closure, Moments, pair_units
 
-DOUBLINGS = (
-    24  # a layer is cut into 2^24 parts: rates of up to 10^7 a layer are stable, those of order one exact to rounding
-)
+# A layer is cut into 2^24 parts: rates of up to 10^7 a layer are stable, and those of order one exact to rounding.
+DOUBLINGS = 24
 
 
 class SigmaState(NamedTuple):
@@ -53,17 +54,18 @@ class SigmaState(NamedTuple):
 
 
 class SigmaKernel(Closure[SigmaState]):
-    """V4, K1 and the joint covariances of G and S; for odd activations to a fraction of a per cent of the exact V4.
+    """V4, K1 and the joint covariances of G and S; for odd activations V4 is right to a fraction of a per cent.
 
-    Four-point expectations are exact to about 1e-9 where an input occurs twice; those of four different inputs are a
+    Four-point expectations are exact to about 1e-9 where an input occurs twice. Those of four different inputs are a
     series to `degree`, whose error falls like the correlation to that power (`expectation_error` counts it). The
     pseudo-inverse of Cov(z, z), scaled to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32):
-    directions that a linear activation, the diagonal or repeated inputs make redundant. Do not differentiate along a
-    direction that separates identical or opposite inputs: the derivative lacks up to 1e-3 of V4 and all of K1_ab. For
-    GELU, SiLU and ReLU it keeps V4 to 2 % at t = 1 and K1 to 20 %, since S feels the mean of phi, which it does not
-    carry itself. For blocks of one matrix without decay only; use `HermiteTower` for others. Layers as thick as the
-    stream itself cost K1 more: erf, C_W = 2, K0 = 1, eps = 1 has V4 = 551.0 and K1 = -1.39 at layer 10, exact are 550.1
-    and -1.68.
+    they belong to directions that are redundant because of a linear activation, of the diagonal, or of repeated inputs.
+    Do not differentiate along a direction that separates identical or opposite inputs: the derivative lacks up to 1e-3
+    of V4 and all of K1_ab. For GELU, SiLU and ReLU at t = 1 V4 is right to 2 % and K1 to 20 %, because S depends on the
+    mean of phi, which this closure does not carry. K1 is less accurate where a layer adds as much as the stream holds:
+    for erf, C_W = 2, K0 = 1 and eps = 1 layer 10 has V4 = 551.0 and K1 = -1.39, where 550.1 and -1.68 are exact. The
+    closure takes blocks of one matrix without decay; others raise ValueError. Inside jit the value of a decay is not
+    known: there a decay that is not zero gives NaN. Use `HermiteTower` for others.
     """
 
     degree: int = eqx.field(static=True, default=20)
@@ -71,8 +73,14 @@ class SigmaKernel(Closure[SigmaState]):
     def __check_init__(self):
         check_count(self.degree, "degree", 2)
 
+    def settled(self, model: Model, k, dt) -> "SigmaKernel":
+        _one_matrix(model)
+        return self
+
     def init(self, model: Model, k):
         activation = _one_matrix(model)
+        # Inside jit no decay can be looked at: one that is not zero gives NaN, not the numbers of another network.
+        k = jnp.where(model.decay == 0, k, jnp.nan)
         value, gradient, _ = activation.expansion(k)
         products, _ = products_and_noise(activation, k, value, self.degree)
         V = _joint_covariance(k, gradient, products - value[:, None] * value[None, :])
@@ -84,7 +92,8 @@ class SigmaKernel(Closure[SigmaState]):
         return self._layer(model, state, dt, q, middle, end)
 
     def drift(self, model: Model, state: SigmaState) -> SigmaState:
-        # Where in the layer expectations are taken matters at second order only: once here, and not differentiated.
+        # The place in the layer at which expectations are taken matters at second order only: here they are taken once,
+        # and not differentiated.
         q, here = model.q(state.k), _regression(model.activation, state.k, self.degree)
         zero = jnp.zeros((), state.k.dtype)
         return jax.jvp(lambda dt: self._layer(model, state, dt, q, here, here), (zero,), (jnp.ones_like(zero),))[1]
@@ -95,15 +104,16 @@ class SigmaKernel(Closure[SigmaState]):
         P, drive = k.shape[0], dt * model.C_W.astype(k.dtype)
         free, noise = _flow(*self._free_field(model.activation, q, middle), dt)
         free = jnp.eye(2 * P, dtype=k.dtype) + free
-        # The next kernel is what (g, y) respond to: the layer's increments have moved by `drive` times y.
+        # (g, y) respond at the next kernel, since the covariance of the layer's increments has moved by `drive` times
+        # y.
         one = jnp.eye(P, dtype=k.dtype)
         layer = free.at[:, P:].add(drive * jnp.concatenate([one, apply_gradient(end.gradient, one)]))
         local, triple = _local(P), triples(input_count(P))
-        with_y = _matmul(free, V[:, P:])[local[:, :, None], triple[:, None, :]]  # (P, 6, 3)
+        with_y = matmul(free, V[:, P:])[local[:, :, None], triple[:, None, :]]  # (P, 6, 3)
         source = 0.5 * drive * jnp.einsum("ptz,pzt->p", end.projection, with_y, precision="highest")
         source = source + 0.5 * drive**2 * contract_hessian(end.hessian, V[P:, P:])
-        mean = _matmul(layer, jnp.concatenate([K1, m_S]))
-        V = _matmul(_matmul(layer, V), layer.T) + noise
+        mean = matmul(layer, jnp.concatenate([K1, m_S]))
+        V = matmul(matmul(layer, V), layer.T) + noise
         return SigmaState(k + dt * q, V, mean[:P], mean[P:] + source)
 
     def numbers(self, model: Model, inputs: int) -> int:
@@ -141,7 +151,7 @@ class SigmaKernel(Closure[SigmaState]):
         return state.V[:, : state.k.shape[0]]
 
     def follow(self, model: Model, state: SigmaState, memory, dt):
-        # Fluctuations and the corrections of the means, (g, y) and (K1, m_S), obey one linear equation.
+        # Fluctuations (g, y) obey the same linear equation as the corrections of the means, (K1, m_S).
         P = state.k.shape[0]
 
         def means(z):
@@ -173,7 +183,7 @@ def _regression(activation: Activation, k, degree: int) -> Regression:
     local_wick = wick(k)[triple[:, :, None], triple[:, None, :]]
     with_g = 2 * jnp.einsum("ptu,puv->ptv", hessian, local_wick, precision="highest")
     second, ss = local_products(activation, k, degree)
-    # One input has one second derivative, as its gradient is one: a third of it at each place.
+    # For one input with itself only the sum of the three second derivatives has a meaning: each place holds a third.
     a, b = pairs(input_count(k.shape[0]))
     second = jnp.where((a == b)[:, None, None], jnp.mean(second, axis=1, keepdims=True), second)
     with_y = second - 2 * gradient[:, :, None] * value[triple][:, None, :]
@@ -186,13 +196,13 @@ def _regression(activation: Activation, k, degree: int) -> Regression:
 
 
 def _nodes_error(activation: Activation, k: Float[Array, ""], degree: int) -> Float[Array, ""]:
-    """How much half as many nodes again change $E[s^4]$ and $k E[s^2 (s^2)'']$, relative to E[s^4]: products projection
-    more sharply than s."""
+    """By how much one and a half times as many nodes change $E[s^4]$ and $k E[s^2 (s^2)'']$, relative to E[s^4].
+    Products change more quickly than s."""
 
     def means(points):
         x, w = rule(activation, jnp.zeros_like(k), jnp.sqrt(k), points)
-        s, gradient, projection = derivatives(activation, 2)(jnp.sqrt(k) * x)
-        return jnp.stack([jnp.sum(s**4 * w), jnp.sum(2 * k * s**2 * (gradient**2 + s * projection) * w)])
+        s, ds, dds = derivatives(activation, 2)(jnp.sqrt(k) * x)
+        return jnp.stack([jnp.sum(s**4 * w), jnp.sum(2 * k * s**2 * (ds**2 + s * dds) * w)])
 
     points = enough_points(activation, degree + 1)
     finer = means(3 * points // 2)
@@ -200,9 +210,9 @@ def _nodes_error(activation: Activation, k: Float[Array, ""], degree: int) -> Fl
 
 
 def _one_matrix(model: Model) -> Activation:
-    """The activation of a block of one matrix without decay; others are refused."""
+    """The activation of a block of one matrix without decay; others are refused, where the decay can be looked at."""
     one_matrix = len(model.branch) == 2 and isinstance(model.branch[0], Activation)
-    if not one_matrix or (is_concrete(model.decay) and model.decay != 0):
+    if not one_matrix or (is_concrete(model.decay) and np.asarray(model.decay) != 0):
         raise ValueError(
             "Argument `closure` is SigmaKernel, the paper's extension for one matrix and decay 0: for other blocks "
             "take HermiteTower(), which is exact for all."
@@ -219,23 +229,20 @@ def _local(P):
 def _flow(generator, noise, dt):
     """Flow less identity and noise of z' = generator z + noise over a time dt, by doubling a short time.
 
-    Right for stiff generators too: nearly equal inputs have differences that forget within a fraction of a layer.
+    Right for stiff generators too, such as that of nearly equal inputs, whose difference decays within a fraction of a
+    layer.
     """
     shorter = (0.5**DOUBLINGS) * dt
     E, N = shorter * generator, shorter * noise
-    EN = _matmul(E, N)
-    short = E + 0.5 * _matmul(E, E), N + 0.5 * (EN + EN.T)  # to second order
+    EN = matmul(E, N)
+    short = E + 0.5 * matmul(E, E), N + 0.5 * (EN + EN.T)  # to second order
 
     def twice(_, over):
         E, N = over
-        EN = _matmul(E, N)
-        return 2 * E + _matmul(E, E), 2 * N + EN + EN.T + _matmul(EN, E.T)
+        EN = matmul(E, N)
+        return 2 * E + matmul(E, E), 2 * N + EN + EN.T + matmul(EN, E.T)
 
     return jax.lax.fori_loop(0, DOUBLINGS, twice, short)
-
-
-def _matmul(x, y):
-    return jnp.matmul(x, y, precision="highest")
 
 
 def _joint_covariance(

@@ -1,8 +1,8 @@
-r"""A theory held against sampled networks: every quantity that both know, at the depths that both saved, in standard
-errors.
+r"""A theory compared with sampled networks, in standard errors: every quantity that both know, at the depths that both
+saved.
 
-The mean kernel of a theory is $K_0 + K_1 / n$ at the width n of the networks. What order 1/n leaves out is of relative
-order 1/n.
+At the width n of the networks the mean kernel of a theory is $K_0 + K_1 / n$. A theory to order 1/n leaves out relative
+errors of order 1/n.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from ..checks import check_kind
 from ..ensemble import Estimate
 from ..trajectory import Solution
 
-QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
+COMPARED_QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
 
 
 class Compared(eqx.Module):
@@ -27,7 +27,7 @@ class Compared(eqx.Module):
 
     @property
     def deviation(self) -> Float[np.ndarray, "T *entry"]:
-        """Sampled less theory in standard errors; zero where both agree and nothing scatters."""
+        """Sampled minus theory in standard errors; zero where both are equal, also without scatter."""
         gap = self.sampled - self.theory
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(gap == 0, 0.0, gap / self.stderr)
@@ -42,17 +42,17 @@ class Comparison(eqx.Module):
 
 
 def compare(theory: Solution, sampled: Estimate) -> Comparison:
-    """Hold a theory against an ensemble of the same model and input kernel.
+    """Compare a theory with an ensemble of the same model and input kernel.
 
     Raises ValueError if the two have other inputs, input kernels, models or step sizes, or no depth in common. A theory
     of the continuum has no step size, and differs from layers by terms of order eps^2.
     """
     check_kind(theory, Solution, "theory")
     check_kind(sampled, Estimate, "sampled")
-    _check_same(theory, sampled)
+    _check_comparable(theory, sampled)
     here, there = _common(theory, sampled)
     quantities = {}
-    for name in QUANTITIES:
+    for name in COMPARED_QUANTITIES:
         values = theory.K0 + theory.K1 / sampled.width if name == "G" else getattr(theory, name)
         if values is not None:
             own, stderr = getattr(sampled, name), getattr(sampled.stderr, name)
@@ -61,7 +61,7 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
 
 
 def _common(theory, sampled):
-    """Places of the depths that both saved: layers by their numbers, and of the continuum by depth time."""
+    """Places of the depths that both saved. Layers are matched by number, a theory of the continuum by depth time."""
     times = np.asarray(theory.ts, np.float64)
     if theory.layers is None:
         near = np.isclose(sampled.ts[:, None], times, rtol=1e-6, atol=1e-12)
@@ -83,7 +83,7 @@ def _common(theory, sampled):
     return here, there
 
 
-def _check_same(theory, sampled):
+def _check_comparable(theory, sampled):
     inputs, others = theory.K0.shape[-1], sampled.K0.shape[-1]
     if inputs != others:
         raise ValueError(

@@ -1,12 +1,13 @@
-r"""A coordinate check that is predicted: how the stream of a network grows, before it is trained, and how much that is
-chance.
+r"""A predicted coordinate check: how the stream of a network grows before training, and how much networks of different
+seeds differ.
 
 The mean square of the stream's coordinates for input a is $G_{aa}$. At width n, to order 1/n,
 
 $$E[G_{aa}] = K_{0;aa} + K_{1;aa} / n, \qquad \mathrm{sd}[G_{aa}] = \sqrt{V_{4;aa,aa} / n}$$
 
 so theory alone says how the stream grows, how far the mean at width n is from that of infinite width (the drift), and
-how much networks of different seeds differ (the spread). Your own activations show whether your code does the same.
+how much networks of different seeds differ (the spread). Comparison with your own activations shows whether your code
+follows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,9 @@ from ..checks import check_count, check_kernel, check_key, check_layers, check_p
 from ..model import Model
 from ..trajectory import Solution, solve
 from .validity import Width, validity_window
-from .widths import WidthCheck, check_kernels, width_check
+from .widths import WidthCheck, kernels_by_width, width_check
 
-SHOWN = 24  # depths, where the caller names none
+DEFAULT_DEPTHS = 24  # so many layers behind the input, if the caller names none
 COLUMNS = ("mean square", "seed to seed", "drift", "cosine 01")
 NOT_COVERED = (
     "Not in these numbers: attention blocks, which add increments of their own between those of the feed-forward "
@@ -32,9 +33,9 @@ NOT_COVERED = (
 class CoordinateCheck(eqx.Module):
     """The predicted stream of networks of one width, and what was measured in networks of the user's own.
 
-    `theory` holds K0, V4 and K1 at the saved layers. `enough` maps "V4" and "K1" to the widths that were sampled to
-    tell from which width on order 1/n is right to `tolerance`: the last is that width, if it `confirms`; empty without
-    a key. `own` holds the user's networks by width.
+    `theory` holds K0, V4 and K1 at the saved layers. `enough` maps "V4" and "K1" to the sampled widths, which tell from
+    which width on order 1/n is right to `tolerance`: the last of them is this width, if it `confirms`. Without a key
+    `enough` is empty. `own` holds the user's networks by width.
     """
 
     theory: Solution
@@ -61,7 +62,7 @@ class CoordinateCheck(eqx.Module):
 
     @property
     def drift(self) -> Float[np.ndarray, "T N"]:
-        """What the finite width changes in the mean, K1 / n, for each layer and input."""
+        """The change of the mean by the finite width, K1 / n, for each layer and input."""
         return _diagonal(self.theory.K1) / self.width
 
     def mean_at(self, width: int) -> Float[np.ndarray, "T N"]:
@@ -69,15 +70,15 @@ class CoordinateCheck(eqx.Module):
         return _diagonal(self.theory.K0) + _diagonal(self.theory.K1) / width
 
     def spread_at(self, width: int) -> Float[np.ndarray, "T N"]:
-        """Its standard deviation from seed to seed at another width."""
+        """The standard deviation of the mean square from seed to seed at another width."""
         return _spread(self.theory.V4, width)
 
     def measured(self, index: int) -> "MeasuredStream":
-        """The same of the user's networks, by their place among the widths of `own`."""
+        """Mean and spread of the user's networks of one width, by the place of the width in `own`."""
         count = 0 if self.own is None else len(self.own.widths)
         if self.own is None or not 0 <= index < count:
             raise ValueError(
-                f"Argument `index` must count networks given as `own`, of which there are {count} widths, but is "
+                f"Argument `index` must be the place of one of the {count} widths given as `own`, from 0 on, but is "
                 f"{index}."
             )
         width, networks = int(self.own.widths[index]), int(self.own.networks[index])
@@ -100,18 +101,19 @@ class CoordinateCheck(eqx.Module):
         return str(self)
 
     def rows(self) -> list[tuple[int, tuple[float, ...]]]:
-        """For up to nine saved layers, by their place: mean square, spread and drift in per cent of input 0, and the
-        cosine of inputs 0 and 1."""
+        """For up to nine saved layers: the layer's place; mean square, spread and drift of input 0 (the last two in per
+        cent); and the cosine of inputs 0 and 1."""
         K0, mean, table = np.asarray(self.theory.K0, np.float64), self.mean[:, 0], []
         for i in np.unique(np.linspace(0, len(mean) - 1, 9).astype(int)).tolist():
             spread, drift = (100 * x[i, 0] / mean[i] for x in (self.spread, self.drift))
-            drift = round(drift, 6) + 0.0  # a drift that vanishes, as behind a norm, is rounding
+            drift = round(drift, 6) + 0.0  # behind a norm the drift is zero up to rounding
             cosine = (K0[i, 0, 1] / np.sqrt(K0[i, 0, 0] * K0[i, 1, 1]),) if K0.shape[-1] > 1 else ()
             table.append((i, (mean[i], spread, drift, *cosine)))
         return table
 
     def sentences(self) -> list[str]:
-        """Growth, from which width order 1/n is enough, how the user's networks compare, and what is not covered."""
+        """The sentences below the table: growth, the width from which order 1/n is enough, a comparison with the user's
+        networks, and what is not covered."""
         mean = self.mean[:, 0]
         growth = [
             f"From the first of these layers to the last the mean square grows by a factor of {mean[-1] / mean[0]:.4g}."
@@ -123,12 +125,15 @@ class CoordinateCheck(eqx.Module):
         return [*growth, *meaning, *self._enough(), *self._own(), NOT_COVERED]
 
     def _enough(self):
+        worst = " of the worst pair of inputs" if self.mean.shape[1] > 1 else ""
         for quantity, sampled in self.enough.items():
             name, last = ("spread from seed to seed" if quantity == "V4" else "drift"), sampled[-1]
-            found = "from" if last.confirms(self.tolerance) else "not yet at"
-            sure = "" if last.resolves(self.tolerance) else " (perhaps: more networks would tell)"
-            per_cent = 100 * self.tolerance
-            yield f"For the {name}, to {per_cent:.3g} %, order 1/n is enough {found} width {last.width}{sure}."
+            right = f"right to {100 * self.tolerance:.3g} % for the {name}{worst}"
+            unsure = "" if last.resolves(self.tolerance) else " The sampled networks are too few to be sure: take more."
+            if last.confirms(self.tolerance):
+                yield f"From width {last.width} on order 1/n is {right}.{unsure}"
+            else:
+                yield f"At width {last.width} order 1/n is not yet {right}.{unsure}"
 
     def _own(self):
         for index in range(0 if self.own is None else len(self.own.widths)):
@@ -170,11 +175,11 @@ def coordinate_check(
     networks: int = 4096,
     progress: bool = True,
 ) -> CoordinateCheck:
-    r"""How the stream of networks of one width grows with depth, how much that differs from seed to seed, and from
-    which width 1/n is enough.
+    r"""How the stream of networks of one width grows with depth, how much it differs from seed to seed, and from which
+    width on order 1/n is enough.
 
-    The exact theory at `layers`, by default up to 25 of them; no network is drawn for it. The stacks of `recipes` fit
-    as they are: `coordinate_check(**recipes.gpt2(width=768, depth=12))`.
+    The numbers are those of the exact theory at `layers`, by default up to 25 of them; no network is drawn for them.
+    The stacks of `recipes` are arguments of this function: `coordinate_check(**recipes.gpt2(width=768, depth=12))`.
 
     Args:
         model: the block.
@@ -182,19 +187,19 @@ def coordinate_check(
         width: neurons of the stream.
         depth: number of blocks.
         eps: one number, or one for each block.
-        layers: after which blocks the stream is looked at, 0 and `depth` among them where these are of interest.
+        layers: numbers of blocks after which the stream is reported; 0 is the input, `depth` the last block.
         own: kernels G of networks of your own by their width, at the same layers, one network a row (16 or more).
-        key: draws networks (`networks` of each width) to tell from which width on order 1/n is right to `tolerance`;
-            without it that is left out.
+        key: draws networks (`networks` of each width) to find the width from which on order 1/n is right to
+            `tolerance`; without a key there is no such search.
         tolerance: relative.
         networks: how many networks are drawn.
-        progress: whether a bar shows how far the drawing is.
+        progress: whether to show a bar while networks are drawn.
 
-    Raises ValueError for arguments that make no sense, and what `solve` raises. Not for attention or trained networks:
-    `NOT_COVERED` says what is left out, and so does the printed check.
+    Raises ValueError for arguments that make no sense, and what `solve` raises. The check does not cover attention or
+    trained networks: `NOT_COVERED` and the printed check list what is left out.
     """
     width, depth = check_count(width, "width"), check_count(depth, "depth")
-    evenly = np.unique(np.round(np.linspace(0, depth, SHOWN + 1))).astype(int).tolist()
+    evenly = np.unique(np.round(np.linspace(0, depth, DEFAULT_DEPTHS + 1))).astype(int).tolist()
     saved = check_layers(evenly if layers is None else layers, "layers", depth)
     K0 = check_kernel(K0)
     check_positive(tolerance, "tolerance")
@@ -211,15 +216,16 @@ def coordinate_check(
 
 
 def _check_own(own, layers, shape):
-    """Kernels of the user's networks by their width; where they are of other layers, the argument that says which."""
+    """Kernels of the user's networks by their width. If their layers are others, the error names the argument
+    `layers`."""
     try:
-        return check_kernels(own, (len(layers), *shape), "own")
+        return kernels_by_width(own, (len(layers), *shape), "own")
     except ValueError as error:
         if "shape" not in str(error):
             raise
         named = ", ".join(map(str, layers[:4])) + (" and so on" if len(layers) > 4 else "")
         raise ValueError(
-            f"{error} Give the layers at which yours were taken as `layers`; here they are {named}."
+            f"{error} Give the layers of your kernels as `layers`; here the layers are {named}."
         ) from error
 
 

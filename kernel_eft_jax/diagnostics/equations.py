@@ -6,14 +6,15 @@ $$V_4' = a^4 V_4 + a^2 \epsilon^2 \left( C_W (V_{GS} + V_{GS}^T) + E[\Sigma(G, \
   + \epsilon^4 \left( C_W^2 V_{SS} + E[\hat Q_{ac} \hat Q_{bd} + \hat Q_{ad} \hat Q_{bc}] \right)$$
 
 and its mean by $a^2 E[G] + \epsilon^2 (C_b + C_W E[S])$, where S is what the last matrix reads. The closure of Kawase
-and Ota (2026) puts $\chi V_4 + V_4 \chi^T$ and $\Sigma(K_0, Q(K_0))$ for the two terms of order eps^2, nothing for
-those of order eps^4, and the response of S to G, $\chi K_1 + \tfrac12 \mathrm{Hess} : V_4$ for one matrix, for n C_W
-(E[S] - S(K_0)). Each difference is a number that needs no derivative in depth: one saved depth of an ensemble is
-enough. For branches that begin with a matrix or a norm the closure is exact at leading order.
+and Ota (2026) replaces the two terms of order eps^2 by $\chi V_4 + V_4 \chi^T$ and $\Sigma(K_0, Q(K_0))$, drops those
+of order eps^4, and replaces $n\, C_W (E[S] - S(K_0))$ by the response of S to G,
+$\chi K_1 + \tfrac12 \mathrm{Hess} : V_4$ for one matrix. Each difference is measured without a derivative in depth: one
+saved depth of an ensemble is enough. For branches that begin with a matrix or a norm the closure is exact at leading
+order.
 
-Every function takes an `Estimate`, and measures value and standard error by the jackknife; or a `Solution`, and gives
-the prediction of its closure at leading order in 1/n, with errors of zero. Models are those of the result unless
-another one is given.
+Every function takes an `Estimate` or a `Solution`. From an `Estimate` it measures value and standard error, by the
+jackknife. For a `Solution` it gives the prediction of the closure at leading order in 1/n, with errors of zero. The
+model is that of the result unless another one is given.
 """
 
 from collections.abc import Callable
@@ -32,23 +33,23 @@ from ..pairs import input_count, pack, pair_table, pairs, sigma_product, unpack,
 from ..parts import apply_all, carry_all
 from ..trajectory import Solution
 
-Parts = TypeVar("Parts")
-# Pair space, for NumPy arrays here.
+Diagnostic = TypeVar("Diagnostic")
+# The functions of pair space, typed for NumPy arrays.
 _pack: Callable[[Any], Any] = pack
 _unpack: Callable[[Any], Any] = unpack
 _unpack_covariance: Callable[[Any], Any] = unpack_covariance
 _sigma: Callable[[Any, Any], Any] = sigma_product
 
 
-class Measured(eqx.Module, Generic[Parts]):
+class Measured(eqx.Module, Generic[Diagnostic]):
     """A diagnostic and its standard error, which has the same shape; zero for theories."""
 
-    value: Parts
-    stderr: Parts
+    value: Diagnostic
+    stderr: Diagnostic
 
 
 class CovarianceResidual(eqx.Module):
-    """The exact rate of V4 less that of `GOnly`, in three parts that add up to it."""
+    """The exact rate of V4 minus that of `GOnly`: three parts and their sum."""
 
     transport: Float[np.ndarray, "T N N N N"]  # C_W (V_GS + V_GS^T) - chi V4 - V4 chi^T
     source: Float[np.ndarray, "T N N N N"]  # E[Sigma(G, Qhat)] - Sigma(K0, Q(K0)), of order 1/n
@@ -57,14 +58,14 @@ class CovarianceResidual(eqx.Module):
 
 
 class MeanSource(eqx.Module):
-    """n (E[S] - S(K0)), what drives K1: dK1/dt = C_W U1 - c K1."""
+    """n (E[S] - S(K0)), the source of K1: dK1/dt = C_W U1 - c K1."""
 
     exact: Float[np.ndarray, "T N N"]  # U1 itself
     closure: Float[np.ndarray, "T N N"]  # that of GOnly, from K1 and V4 of the result
 
 
 class OfGOnly(NamedTuple):
-    """What GOnly says at one depth: Q, chi V4, the mean correction of S, and the covariance of Q."""
+    """The values of GOnly at one depth: Q, chi V4, the mean correction of S, and the covariance of Q."""
 
     q: Float[Array, " P"]
     transport: Float[Array, "P P"]
@@ -75,12 +76,12 @@ class OfGOnly(NamedTuple):
 def covariance_residual(
     result: Estimate | Solution, model: Model | None = None, K0: Float[ArrayLike, "T N N"] | None = None
 ) -> Measured[CovarianceResidual]:
-    r"""The residual of the V4 equation of `GOnly`, V4 that of `result`.
+    r"""The residual of the V4 equation of `GOnly`, with the V4 of `result`.
 
-    The expectations Q and chi are those of `model`, at the kernels `K0` (both by default those of `result`): give a
-    model with another quadrature and its own K0 to see what a quadrature rule does. The layer part is that of the layer
-    which follows the saved depth (of the last one, where none follows), and zero in the continuum; for a Solution the
-    source is zero, being of order 1/n. Raises ValueError if shapes do not fit.
+    The expectations Q and chi are those of `model` at the kernels `K0`, by default those of `result`. To see the effect
+    of a quadrature rule, give a model with this rule and its own K0. The layer part is that of the layer which follows
+    the saved depth (of the last layer, where none follows); it is zero in the continuum. For a Solution the source is
+    zero, being of order 1/n. Raises ValueError if shapes do not fit.
     """
     model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
@@ -115,12 +116,12 @@ def covariance_residual(
 def mean_source(
     result: Estimate | Solution, model: Model | None = None, K0: Float[ArrayLike, "T N N"] | None = None
 ) -> Measured[MeanSource]:
-    r"""The source of K1, and what `GOnly` takes for it.
+    r"""The source of K1, exact and by `GOnly`.
 
-    For one matrix `GOnly` has $(\chi K_1 + \tfrac12 \mathrm{Hess} : V_4) / C_W$. At depth zero the neurons are
-    independent and the exact source is 0, while `GOnly` has V4 the Wishart covariance: it counts the sampling noise of
-    G itself, which does not move S. Where the branch begins with a matrix or a norm it does move S, and both are the
-    same. See `covariance_residual` for the arguments.
+    For one matrix the source of `GOnly` is $(\chi K_1 + \tfrac12 \mathrm{Hess} : V_4) / C_W$. At depth zero the neurons
+    are independent and the exact source is 0. There `GOnly` takes the Wishart covariance for V4: it counts the sampling
+    noise of G itself, which does not move S. If the branch begins with a matrix or a norm, this noise does move S, and
+    both sources are the same. See `covariance_residual` for the arguments.
     """
     model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
@@ -137,9 +138,9 @@ def driven_K1(result: Estimate | Solution, model: Model | None = None) -> Measur
     r"""K1 driven by the exact source, $K_1' = a^2 K_1 + \epsilon^2 C_W U_1$ layer by layer, or
     $\dot K_1 = C_W U_1 - c K_1$.
 
-    U1 is a straight line between the saved depths, which begin at zero: it must be K1 up to their spacing, and where
-    all layers are saved it is. Raises ValueError if they do not begin at zero, or if the closure of a Solution does not
-    carry U1.
+    Between the saved depths, which must begin at zero, U1 is a straight line. So the result is K1 up to the spacing of
+    the depths, and exactly K1 where all layers are saved. Raises ValueError if the depths do not begin at zero, or if
+    the closure of a Solution does not carry U1.
     """
     model = _model_of(result, model)
     ts = np.asarray(result.ts)
@@ -187,7 +188,7 @@ def _of_g_only(model: Model, k0, K1, V4) -> OfGOnly:
 
 
 def _response(result: Estimate | Solution, ts: Any, c: float) -> Float[np.ndarray, "T T"]:
-    """The matrix that turns a source at the saved depths, a straight line between them, into what it has driven."""
+    """The matrix that turns a source at the saved depths (a straight line between them) into the K1 that it drives."""
     basis, driven = np.eye(len(ts)), np.zeros((len(ts), len(ts)))
     if result.eps is None:
         for i, step in enumerate(np.diff(ts)):
@@ -213,7 +214,7 @@ def _model_of(result: Estimate | Solution, model: Model | None) -> Model:
 
 
 def _following_steps(result: Any) -> Float[np.ndarray, " T"]:
-    """dt = eps^2 of the layer behind each saved depth, and of the last layer where none is behind; zero in the
+    """dt = eps^2 of the layer behind each saved depth, or of the last layer if none is behind; zero in the
     continuum."""
     if result.eps is None:
         return np.zeros(len(result.ts))
@@ -221,8 +222,9 @@ def _following_steps(result: Any) -> Float[np.ndarray, " T"]:
     return np.broadcast_to(eps if eps.ndim == 0 else eps[np.minimum(result.layers, eps.size - 1)], len(result.ts)) ** 2
 
 
-def _evaluate(function: Callable[[Any], Parts], result: Estimate | Solution) -> Measured[Parts]:
-    """Value and standard error of a function of the moments: by the jackknife, or of a theory, which has none."""
+def _evaluate(function: Callable[[Any], Diagnostic], result: Estimate | Solution) -> Measured[Diagnostic]:
+    """Value and standard error of a function of the moments: by the jackknife for an ensemble; a theory has error
+    zero."""
     if isinstance(result, Estimate):
         return Measured(*result.jackknife(function))
     value = function(result)

@@ -1,9 +1,9 @@
 r"""How deep a closure holds, and how wide a network must be for order 1/n to be enough.
 
-Errors are relative, and the worst over all entries: of V4_ab,cd in units of $\sqrt{V_{4;ab,ab} V_{4;cd,cd}}$, of K1 in
-units of its largest entry (or a hundredth of K0, if K1 is smaller), both against a closure that is exact at order 1/n,
-in the layer recursion of the network at hand. What order 1/n itself leaves out falls like 1/n: a pilot ensemble gives
-the coefficient and hence the width, and an ensemble of that width confirms it.
+An error is the largest over all entries: V4_ab,cd in units of $\sqrt{V_{4;ab,ab} V_{4;cd,cd}}$, K1 in units of its
+largest entry (or of K0 / 100, if K1 is smaller). The reference is a closure that is exact at order 1/n, in the layer
+recursion of the network at hand. What order 1/n leaves out falls like 1/n: a pilot ensemble measures the coefficient,
+which gives the width, and an ensemble of this width confirms it.
 """
 
 from collections.abc import Mapping
@@ -24,20 +24,21 @@ from ..pairs import pairs
 from ..showing import Shown
 from ..trajectory import Solution, solve
 
-QUANTITIES = ("V4", "K1")
+WINDOW_QUANTITIES = ("V4", "K1")
 ATTEMPTS = 3
 REFERENCE = HermiteTower(40)
 
 
 class Reach(eqx.Module):
-    """Relative error of a closure's quantity at each depth but zero, and the depth time up to which it is tolerable."""
+    """Relative error of one quantity of a closure at each depth but zero, and the depth time up to which it is
+    tolerable."""
 
     error: Float[np.ndarray, " T-1"]
     t_star: float  # infinite if no saved depth is beyond it
 
     @property
     def where(self) -> str:
-        """The depths at which it is tolerable, in words."""
+        """The depths at which the error is tolerable, in words."""
         return "everywhere" if np.isinf(self.t_star) else f"up to t* = {self.t_star:.3g}" if self.t_star else "nowhere"
 
 
@@ -50,21 +51,21 @@ class Width(eqx.Module):
     needed: int  # width * deviation / tolerance: from here on order 1/n is enough, if the deviation falls like 1/n
 
     def confirms(self, tolerance: float) -> bool:
-        """Whether networks of this width are within the tolerance, as far as two standard errors can tell."""
+        """Whether the deviation of this width exceeds the tolerance by no more than two standard errors."""
         return self.deviation <= tolerance + 2 * self.stderr
 
     def resolves(self, tolerance: float) -> bool:
-        """Whether the standard error is small enough beside the tolerance, half of it, for that to mean much."""
+        """Whether the standard error is at most half of the tolerance; only then is `confirms` conclusive."""
         return self.stderr <= tolerance / 2
 
 
 class Window(Shown):
-    """Where the theories hold, at one tolerance: depths t* of the closures, widths n* of order 1/n.
+    """Where the theories hold to one tolerance: closures up to depths t*, order 1/n from widths n* on.
 
-    `reach[closure][quantity]` has the depths, and `widths[quantity]` the widths that were sampled: the pilot, networks
-    of the width that the pilot asked for, and if those deviate more (narrow networks, where the next order matters), of
-    the width that they ask for in turn. The last is n*; it `confirms`, or three attempts were not enough. Without a key
-    nothing is sampled.
+    `reach[closure][quantity]` holds the depths. `widths[quantity]` holds the sampled widths: the pilot, then the width
+    that the pilot asked for. If networks of this width deviate too much (narrow networks, where the next order
+    matters), they ask for a larger width in turn. The last width is n*, if it `confirms`; if not, three attempts were
+    not enough. Without a key nothing is sampled.
     """
 
     ts: Float[np.ndarray, " T-1"]
@@ -108,7 +109,7 @@ class Window(Shown):
         for quantity, sampled in self.widths.items():
             seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
             last = sampled[-1]
-            enough = "from" if last.resolves(self.tolerance) else "perhaps from (take more networks)"
+            enough = "from" if last.resolves(self.tolerance) else "perhaps (take more networks to be sure) from"
             found = enough if last.confirms(self.tolerance) else "not yet at"
             lines.append(f"  {quantity} to order 1/n: {found} n* = {last.width} (sampled deviations: {seen})")
         return "\n".join(lines)
@@ -140,11 +141,11 @@ def validity_window(
     r"""The depth t* up to which closures stay within a relative tolerance of exact order 1/n, and the width n* from
     which that is enough.
 
-    t* is where the error of a closure first leaves the tolerance, between saved layers by a straight line. With a
-    `key`, a pilot ensemble of `networks` networks of `pilot_width` measures the deviation d from order 1/n at the last
-    depth, and n* = pilot_width d / tolerance; an ensemble of that width confirms it, or asks for a larger one, at most
-    three times. Where the branch begins with a matrix or a norm `GOnly` is exact, and its t* infinite. Not for
-    tolerances below the sampling error, which `Width.stderr` states.
+    t* is the depth at which the error of a closure first leaves the tolerance; between saved layers the error is a
+    straight line. With a `key`, a pilot ensemble of `networks` networks of `pilot_width` measures the deviation d from
+    order 1/n at the last depth, and n* = pilot_width d / tolerance. An ensemble of this width confirms n*, or asks for
+    a larger one, at most three times. If the branch begins with a matrix or a norm, `GOnly` is exact, and its t* is
+    infinite. Do not use it for tolerances below the sampling error, `Width.stderr`.
 
     Args:
         model: The block.
@@ -153,9 +154,9 @@ def validity_window(
         eps: The step of a layer, one number or one for each layer.
         tolerance: The largest relative error of V4 and K1 that is tolerable.
         key: Of `jax.random`; without it nothing is sampled.
-        networks: Of each ensemble.
+        networks: How many networks each ensemble has.
         pilot_width: Neurons of the first ensemble's networks.
-        closures: Those to judge, by their names; by default those of the paper that are defined for the block
+        closures: The closures to judge, by name; by default those of the paper that are defined for the block
             (`closures_of`).
         reference: The closure that is taken as exact at order 1/n.
         progress: Whether ensembles show a bar.
@@ -187,14 +188,14 @@ def validity_window(
         reach[name] = {quantity: Reach(e, _leaves(ts[1:], e, tolerance)) for quantity, e in errors.items()}
     widths: dict[str, tuple[Width, ...]] = {}
     if key is not None:
-        keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(QUANTITIES)))
+        keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(WINDOW_QUANTITIES)))
 
         def sample(width):
             sizes = {"width": width, "depth": depth, "networks": networks}
             return estimate(model, K0, **sizes, eps=eps, key=next(keys), save_at=[depth], progress=progress)
 
         pilot = sample(pilot_width)
-        for quantity in QUANTITIES:
+        for quantity in WINDOW_QUANTITIES:
             sampled = [_deviation(pilot, exact, quantity, tolerance)]
             while len(sampled) == 1 or not (sampled[-1].confirms(tolerance) or len(sampled) > ATTEMPTS):
                 sampled.append(_deviation(sample(sampled[-1].needed), exact, quantity, tolerance))
@@ -205,7 +206,7 @@ def validity_window(
 def relative_errors(solution: Solution, exact: Solution) -> dict[str, Float[np.ndarray, " T-1"]]:
     """Relative errors of V4 and K1 of a solution at each depth but zero, the worst over all entries."""
     errors = {}
-    for quantity in QUANTITIES:
+    for quantity in WINDOW_QUANTITIES:
         value, reference = (np.asarray(getattr(s, quantity)) for s in (solution, exact))
         relative = np.abs(value - reference) / unit(exact, quantity)
         errors[quantity] = relative.reshape(len(relative), -1).max(axis=1)[1:]
@@ -213,7 +214,7 @@ def relative_errors(solution: Solution, exact: Solution) -> dict[str, Float[np.n
 
 
 def unit(exact: Solution, quantity: str) -> Float[np.ndarray, "T *entry"]:
-    """What deviations of V4 or K1 are measured in."""
+    """The unit in which deviations of V4 or K1 are measured."""
     if quantity == "K1":
         K1, K0 = (np.max(np.abs(np.asarray(x)), axis=(1, 2), keepdims=True) for x in (exact.K1, exact.K0))
         return np.maximum(K1, 0.01 * K0)
@@ -245,7 +246,7 @@ def _deviation(sampled: Estimate, exact: Solution, quantity: str, tolerance: flo
 
 
 def _check_reference(exact: Solution, tolerance: float) -> None:
-    """That the reference is exact, or its own truncation known and small: a NaN is no small number."""
+    """Check that the reference is exact, or that its truncation is known and small; a truncation of NaN is refused."""
     if exact.truncation is None:
         if isinstance(exact.closure, GOnly | SigmaKernel) and not isinstance(exact.model.read, Linear):
             name = type(exact.closure).__name__
@@ -256,7 +257,9 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
         return
     a, b = pairs(exact.K0.shape[-1])
     units = {"V4": unit(exact, "V4")[:, a[:, None], b[:, None], a, b], "K1": unit(exact, "K1")[..., 0]}
-    worst = {q: float(np.max(np.abs(np.asarray(getattr(exact.truncation, q))[1:]) / units[q][1:])) for q in QUANTITIES}
+    worst = {
+        q: float(np.max(np.abs(np.asarray(getattr(exact.truncation, q))[1:]) / units[q][1:])) for q in WINDOW_QUANTITIES
+    }
     for quantity, error in worst.items():
         if not error <= tolerance / 4:
             about = f"its truncation error is about {error:.2g} of {quantity}"

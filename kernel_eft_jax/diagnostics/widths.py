@@ -1,8 +1,8 @@
 r"""Kernels of networks of several widths against the theory: do they collapse onto it?
 
 At each width n the sampled n Cov(G, G) and n (mean G - K0) estimate $V_4 + O(1/n)$ and $K_1 + O(1/n)$. If the theory
-describes the networks, what is left falls like 1/n: one coefficient for each entry explains all widths, and a
-chi-square says whether it does. Any networks will do, from any framework: arrays of kernels go in.
+describes the networks, the differences fall like 1/n: one coefficient for each entry explains all widths, and a
+chi-square tests this. The networks may come from any framework, as arrays of kernels.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,10 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from ..checks import check_array, check_count, check_kind
+from ..checks import LEAST_NETWORKS, check_array, check_count, check_kind
 from ..ensemble.statistics import interval, least_V4_error
-from ..showing import Shown
+from ..showing import Shown, rounded
 from ..trajectory import Solution
-
-LEAST = 16
 
 
 class AtWidths(eqx.Module):
@@ -36,23 +34,24 @@ class WidthCheck(AtWidths, Shown):
     networks: Int[np.ndarray, " W"]
 
     def p_value(self, quantity: str = "V4") -> float:
-        r"""Probability of differences from the theory at least this large, at the last depth, if they are c / n and
+        r"""Probability of differences from the theory at least this large, at the last depth, if they are c / n plus
         noise.
 
-        For each entry c is fitted, and what is left has an F distribution with W - 1 degrees of freedom, the fewest
-        networks of a width less one in the noise; of the entries the least likely counts, times their number
-        (Bonferroni), so that entries may be correlated. Below 0.01, say: the networks are not those of the theory, or
-        too narrow for 1/n to be the whole difference. V4 is compared as the logarithms of its variances and the
-        correlations between them, $\operatorname{artanh} \rho$, whose noise hardly depends on their values: so the
-        probability holds from 16 networks a width on. Raises ValueError for fewer than two widths.
+        For each entry c is fitted. What is left of chi-square, divided by W - 1, has an F distribution: W - 1 degrees
+        of freedom in the numerator, and in the denominator one less than the smallest number of networks of a width.
+        The probability is that of the least likely entry, times the number of entries (Bonferroni), so that entries may
+        be correlated. If it is small, below 0.01 say, the networks are not those of the theory, or too narrow for 1/n
+        to be the whole difference. V4 is compared as the logarithms of its variances and the correlations between them,
+        $\operatorname{artanh} \rho$, whose noise hardly depends on their values: so the probability holds from 16
+        networks a width on. Raises ValueError for fewer than two widths.
         """
         from scipy import special  # loads for a tenth of a second
 
         if len(self.widths) < 2:
             raise ValueError(
-                "Argument `kernels` must hold two widths or more to tell a difference that falls like 1/n."
+                "Argument `kernels` must hold two widths or more to find a difference that falls like 1/n."
             )
-        check_name(quantity)
+        check_quantity(quantity)
         gap, error = self._stable_V4() if quantity == "V4" else self._packed_K1()
         shape = 1 / (self.widths[:, None] * error)
         shape = shape / np.linalg.norm(shape, axis=0)
@@ -61,9 +60,9 @@ class WidthCheck(AtWidths, Shown):
         return float(min(1.0, chi2.size * special.fdtrc(free, self.networks.min() - 1, chi2.max() / free)))
 
     def interval(self, quantity: str = "V4", level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends of confidence intervals, of the shape of the quantity: in the logarithm for variances in
-        V4, else symmetric."""
-        value, error = (getattr(x, check_name(quantity)) for x in (self, self.stderr))
+        """Lower and upper ends of confidence intervals, of the shape of the quantity: symmetric, for variances in V4 in
+        their logarithm."""
+        value, error = (getattr(x, check_quantity(quantity)) for x in (self, self.stderr))
         free = (self.networks - 1).reshape(-1, *(1,) * (value.ndim - 1))
         return interval(value, error, free, level, logarithm=quantity == "V4")
 
@@ -77,8 +76,9 @@ class WidthCheck(AtWidths, Shown):
         """Differences of V4 from the theory, as logarithms of variances and artanh of correlations, and their errors,
         (W, entries).
 
-        A correlation's variance is (1 + k) / (B - 3), with 3 k the excess kurtosis that the errors of the two variances
-        tell. Correlations of one, which repeated inputs have, say nothing more.
+        The variance of artanh of a correlation is (1 + k) / (B - 3), where 3 k is the excess kurtosis, known from the
+        errors of the two variances. Correlations of one, as of repeated inputs, are left out: they hold no more
+        information.
         """
         a, b = np.triu_indices(self.K1.shape[-1])
         p, q = np.triu_indices(a.size, 1)
@@ -97,15 +97,15 @@ class WidthCheck(AtWidths, Shown):
 
     def __str__(self) -> str:
         head = f"{'n':>8} {'networks':>10} {'V4[00,00]':>20} {'K1[00]':>20}"
-        columns = self.widths, self.networks, self.V4, self.stderr.V4, self.K1, self.stderr.K1
+        last = (x[:, -1] for x in (self.V4, self.stderr.V4, self.K1, self.stderr.K1))
         rows = [
-            f"{n:8d} {count:10d} {_pm(V[-1, 0, 0, 0, 0], dV[-1, 0, 0, 0, 0]):>20} {_pm(k[-1, 0, 0], dk[-1, 0, 0]):>20}"
-            for n, count, V, dV, k, dk in zip(*columns, strict=True)
+            f"{n:8d} {count:10d} {rounded(V.flat[0], dV.flat[0]):>20} {rounded(k.flat[0], dk.flat[0]):>20}"
+            for n, count, V, dV, k, dk in zip(self.widths, self.networks, *last, strict=True)
         ]
         V4, K1 = float(self.theory.V4[-1, 0, 0, 0, 0]), float(self.theory.K1[-1, 0, 0])
-        last = f"{'theory':>8} {'':>10} {V4:>20.5g} {K1:>20.4g}"
+        theory = f"{'theory':>8} {'':>10} {V4:>20.5g} {K1:>20.4g}"
         verdict = [f"p = {self.p_value(q):.2g} for {q}" for q in ("V4", "K1")] if len(self.widths) > 1 else []
-        return "\n".join([head, *rows, last, *verdict])
+        return "\n".join([head, *rows, theory, *verdict])
 
     def __repr__(self) -> str:
         return str(self)
@@ -128,13 +128,13 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
     check_kind(theory, Solution, "theory")
     K0 = np.asarray(theory.K0, np.float64)
     columns: list[Any] = [
-        (width, len(G), *_moments(G, K0, width)) for width, G in check_kernels(kernels, K0.shape).items()
+        (width, len(G), *_moments(G, K0, width)) for width, G in kernels_by_width(kernels, K0.shape).items()
     ]
     widths, networks, V4, V4_stderr, K1, K1_stderr = (np.stack(column) for column in zip(*columns, strict=True))
     return WidthCheck(V4, K1, AtWidths(V4_stderr, K1_stderr), theory, widths, networks)
 
 
-def check_kernels(
+def kernels_by_width(
     kernels: Mapping[int, Float[ArrayLike, "B T N N"]], shape: tuple[int, ...], name: str = "kernels"
 ) -> dict[int, Float[np.ndarray, "B T N N"]]:
     """Kernels of networks by their width, narrow ones first, in float64; `shape` is that of one network, (T, N, N)."""
@@ -151,10 +151,10 @@ def check_kernels(
                 f"Argument `{name}` must hold arrays of shape (networks, layers, inputs, inputs) = (networks, "
                 f"{', '.join(map(str, shape))}), but for width {width} the shape is {G.shape}."
             )
-        if len(G) < LEAST:
+        if len(G) < LEAST_NETWORKS:
             raise ValueError(
-                f"Argument `{name}` needs {LEAST} networks or more to show their scatter, but width {width} has "
-                f"{len(G)}."
+                f"Argument `{name}` needs {LEAST_NETWORKS} networks or more to show their scatter, but width {width} "
+                f"has {len(G)}."
             )
         if not np.isfinite(G).all():
             raise ValueError(f"Argument `{name}` must be finite, but for width {width} it is not.")
@@ -162,7 +162,7 @@ def check_kernels(
     return checked
 
 
-def check_name(quantity: str) -> str:
+def check_quantity(quantity: str) -> str:
     """The name of a quantity that is compared."""
     if quantity not in ("V4", "K1"):
         raise ValueError(f'Argument `quantity` must be "V4" or "K1", but is {quantity!r}.')
@@ -172,17 +172,14 @@ def check_name(quantity: str) -> str:
 def _moments(G, K0, width):
     """V4 and K1 of kernels with their standard errors, by the scatter from network to network.
 
-    From few networks the scatter is too small just where V4 is: the error of V4 is at least that of Wishart matrices.
+    With few networks the scatter is too small whenever V4 is too small. So the error of V4 is at least that of Wishart
+    matrices.
     """
     B = len(G)
     d = G - G.mean(axis=0)
     V4, square = (np.empty((*K0.shape, *K0.shape[1:])) for _ in range(2))
-    for t in range(len(K0)):  # a depth at a time: the products of all would take N^4 numbers a network and depth
+    for t in range(len(K0)):  # one depth at a time: all products would be N^4 numbers a network and depth
         V4[t] = np.einsum("xab,xcd->abcd", d[:, t], d[:, t]) / (B - 1)
         square[t] = np.einsum("xab,xcd->abcd", d[:, t] ** 2, d[:, t] ** 2) / (B - 1)
     V4_stderr = np.maximum(np.sqrt(np.maximum(square - V4**2, 0) / B), least_V4_error(V4, B, width))
     return width * V4, width * V4_stderr, width * (G.mean(axis=0) - K0), width * G.std(axis=0, ddof=1) / np.sqrt(B)
-
-
-def _pm(value, error):
-    return f"{value:.4g} ± {error:.1g}"

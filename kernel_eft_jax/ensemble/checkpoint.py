@@ -1,4 +1,5 @@
-"""Sums of a run on disk: written whole or not at all, by one run at a time, and taken up only by the same run."""
+"""Sums of a run on disk: written whole or not at all, by one run at a time, and continued only by a run with the same
+settings."""
 
 import contextlib
 import hashlib
@@ -24,8 +25,8 @@ class Checkpoint:
     """A file that holds the sums so far and the settings of the run, written every `seconds` at most; one for each
     process.
 
-    Entering a checkpoint, before the run, tests that the file can be written, and holds the file against other runs. A
-    run outlives its checkpoint: if the file cannot be written any more, one warning says so.
+    `with checkpoint`, before the run, tests that the file can be written, and holds the file against other runs. If the
+    file can no longer be written later, one warning says so and the run goes on.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict, seconds: float):
@@ -37,7 +38,7 @@ class Checkpoint:
         first = path.with_name(path.name + ".0")
         several = jax.process_count() > 1
         self.path = path.with_name(f"{path.name}.{jax.process_index()}") if several else path
-        self.other = path if several else first  # what a run with another number of processes would have written
+        self.other = path if several else first  # the file of a run with another number of processes
         target_of(self.path, "checkpoint")
         self.settings = json.loads(json.dumps(settings))
         self.seconds = float(seconds)

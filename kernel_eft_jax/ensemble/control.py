@@ -1,9 +1,9 @@
 r"""The control variates: free copies of each network, which interact with nothing, and their linear response.
 
-Independent neurons driven by the network's own normals, hidden ones too, but with the deterministic covariances of
-infinite width, have kernels of exactly known mean. Along the same path runs the linear response h of the infinite-width
-limit: with $E_S$ the kernel that the last matrix reads at infinite width and $C_S$ that of the free neurons with its
-response,
+Free neurons are independent. They are driven by the network's own normals, hidden neurons too, but with the
+deterministic covariances of infinite width: so the mean of their kernel is exactly known. Beside them runs the linear
+response h of the infinite-width limit. With $E_S$ the kernel that the last matrix reads at infinite width, and $C_S$
+that of the free neurons with its response,
 
 $$h' = a^2 h + \epsilon^2 C_W (C_S - E_S), \qquad C_G = G_\text{free} + h$$
 
@@ -21,12 +21,12 @@ K0):
 $$C_F = F_\text{free} + K_{bb} h_{aa} + K_{aa} h_{bb} + 4 K_{ab} h_{ab}$$
 
 **Which normals.** The network's outputs are L z. A free copy of all inputs takes $L_0 U z$, with U the rotation that
-brings it near to L (`turned`), so that no input comes first. A free copy of one input alone can follow the network more
-closely, in the very direction of that input's outputs: $\sqrt{Q_{aa} / \hat Q_{aa}}\, (L z)_a$. One input's copy knows
-nothing of pairs, but with X for $C_S$, R or $C_F$ of all inputs and $\Delta_a = X^\text{alone}_{aa} - X_{aa}$, of mean
-zero, any $X_{ab} + w \Delta_a + w' \Delta_b$ has the mean that $X_{ab}$ has. With
-$w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ that is the copy alone for b = a and for repeated inputs, and the copy of all
-for unlike ones.
+brings $L_0 U$ near to L (`near_factor`), so that no input comes first. A free copy of one input alone can follow the
+network more closely, in the very direction of that input's outputs: $\sqrt{Q_{aa} / \hat Q_{aa}}\, (L z)_a$. The copy
+of one input knows nothing of pairs. But let X be $C_S$, R or $C_F$ of all inputs: the mean of
+$\Delta_a = X^\text{alone}_{aa} - X_{aa}$ is zero, so that any $X_{ab} + w \Delta_a + w' \Delta_b$ has the mean that
+$X_{ab}$ has. With $w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ this is the copy of a alone for b = a and for repeated
+inputs, and the copy of all inputs for unlike ones.
 """
 
 from typing import Any, NamedTuple
@@ -42,20 +42,20 @@ from ..model import Model
 from ..network import shapes
 from ..pairs import input_count, pair_table, triples, unpack
 from ..parts import Affine, Local, Response
-from .factors import gram, lower_inverse, mix, turned, unit_rows
-from .samplers import Read, as_rows
+from .factors import gram, lower_inverse, mix, near_factor, unit_rows
+from .samplers import BlockRead, as_rows
 
 
-class Path(NamedTuple):
+class InfiniteLayers(NamedTuple):
     """The network of infinite width, layer by layer: K0, the kernel E_S that the last matrix reads, and the responses
-    of all maps from K0 to Q, without hessian and noise."""
+    (without hessian and noise) of all maps from K0 to Q."""
 
     K0: Float[Array, "layers P"]
     S: Float[Array, "layers P"]
     responses: list[Any]
 
-    def of_each(self) -> "Path":
-        """The same of networks of one input, for every input: a further axis behind the layers."""
+    def of_each(self) -> "InfiniteLayers":
+        """The same for networks of one input alone, for every input: one more axis behind the layers."""
         inputs = input_count(self.K0.shape[-1])
         diagonal = np.diagonal(pair_table(inputs))
 
@@ -66,34 +66,34 @@ class Path(NamedTuple):
             zero = jnp.zeros(value.shape[:2], value.dtype)
             return Local(value, response.gradient[:, diagonal, None], zero, zero)
 
-        return Path(self.K0[:, diagonal, None], self.S[:, diagonal, None], [alone(r) for r in self.responses])
+        return InfiniteLayers(self.K0[:, diagonal, None], self.S[:, diagonal, None], [alone(r) for r in self.responses])
 
 
 class Limits(NamedTuple):
-    """What control variates need of infinite width: the path of all inputs, that of each alone if there are several,
-    and for each matrix the factors of the covariances of its outputs with their inverses."""
+    """What control variates need of infinite width: the layers of all inputs together; those of each input alone, if
+    there are several; and for each matrix the factor of the covariance of its outputs, with the inverse."""
 
-    joint: Path
-    alone: Path | None
+    joint: InfiniteLayers
+    alone: InfiniteLayers | None
     factors: list[tuple[Float[Array, "layers N N"], Float[Array, "layers N N"]]]
 
 
 @eqx.filter_jit
-def infinite_width(model: Model, k0: Float[Array, " P"], dt: Float[Array, " depth"]) -> Limits:
+def find_limits(model: Model, k0: Float[Array, " P"], dt: Float[Array, " depth"]) -> Limits:
     """All depths of the recursion K0' = a^2 K0 + dt Q(K0), dt = eps^2 of each layer."""
 
     def layer(k, dt):
         responses = model.responses(k)
         factors = [semidefinite_cholesky(unpack(r.value)) for r in responses if isinstance(r, Affine)]
-        path = Path(k, responses[-2].value, [first_order(r) for r in responses])
+        path = InfiniteLayers(k, responses[-2].value, [first_order(r) for r in responses])
         return model.shrink(dt) * k + dt * responses[-1].value, (path, [(L, lower_inverse(L)) for L in factors])
 
-    path, factors = jax.lax.scan(layer, k0, jnp.append(dt, 0))[1]  # after the last depth comes no layer
+    path, factors = jax.lax.scan(layer, k0, jnp.append(dt, 0))[1]  # there is no layer after the last depth
     return Limits(path, path.of_each() if input_count(k0.size) > 1 else None, factors)
 
 
 def first_order(response: Response) -> Response:
-    """A response without what only the second order needs."""
+    """A response without hessian and noise, which only the second order needs."""
     zero = jnp.zeros((), response.value.dtype)
     return response._replace(hessian=zero, noise=zero) if isinstance(response, Local) else response
 
@@ -108,16 +108,17 @@ class Free(NamedTuple):
 
 
 class Control(NamedTuple):
-    """A free copy of all inputs, and one of each input alone, a further axis in front; None for one input."""
+    """The free copy of all inputs, and the free copies of each input alone on one more axis in front (None for one
+    input)."""
 
     joint: Free
     alone: Free | None
 
 
 def start(
-    phi: Float[Array, "N n B"], model: Model, limits: Limits, reads: tuple[Read, ...], hidden: tuple[Any, ...]
+    phi: Float[Array, "N n B"], model: Model, limits: Limits, reads: tuple[BlockRead, ...], hidden: tuple[Any, ...]
 ) -> Control:
-    """At depth zero the free neurons are the network's own, and nothing responds."""
+    """The free copies at depth zero: their neurons are the network's own, and the response is zero."""
 
     def begin(phi, path, x):
         zero = jnp.zeros((path.K0.shape[0], phi.shape[2]), phi.dtype)
@@ -133,13 +134,13 @@ def advance(
     control: Control,
     model: Model,
     limits: tuple[Limits, Limits],
-    reads: tuple[Read, tuple[Read, ...]],
+    reads: tuple[BlockRead, tuple[BlockRead, ...]],
     noise: tuple[Any, tuple[Any, ...]],
     eps: Float[Array, ""],
     a: Float[Array, ""],
 ) -> Control:
-    """One layer. In pairs: infinite width before and behind it; what its last matrix was told, and all matrices behind
-    it; their normals."""
+    """The free copies one layer on. Three arguments are pairs: the infinite width before and behind the layer; what the
+    last matrix of this layer read, and what all matrices behind it read; the normals of both."""
     (before, behind), (read, later), (noise, hidden) = limits, reads, noise
     matrices = shapes(model, control.joint.phi.shape[1])
     increments, increments_alone = free_outputs(before.factors[-1:], (read,), (noise,), matrices[-1:])
@@ -161,14 +162,14 @@ def advance(
 
 def free_outputs(
     factors: list[tuple[Float[Array, "N N"], Float[Array, "N N"]]],
-    reads: tuple[Read, ...],
+    reads: tuple[BlockRead, ...],
     noise: tuple[Any, ...],
     shapes: tuple[tuple[int, int], ...],
 ) -> tuple[tuple[Float[Array, "N _ B"], ...], tuple[Float[Array, "N 1 _ B"], ...]]:
     """Outputs of matrices in the free copies, from the network's normals: of all inputs, and of each alone.
 
-    Both have covariances of infinite width, whatever the network: given L, rows of unit length and orthogonal matrices
-    make normals of normals. An input alone takes its outputs of the network itself, rescaled.
+    Both have the covariances of infinite width in every network: given L, rows of unit length and orthogonal matrices
+    turn normals into normals. The copy of an input alone takes the network's own outputs for this input, rescaled.
     """
     joint, alone = [], []
     for (L0, inverse), read, numbers, shape in zip(factors, reads, noise, shapes, strict=False):
@@ -178,8 +179,8 @@ def free_outputs(
             joint.append(mix(L0[:, :, None], z))
             continue
         deviations = jnp.sqrt(jnp.sum(L0**2, axis=1))[:, None, None]
-        found = turned(L0, inverse, read.L), deviations * unit_rows(read.L)
-        turned_L0, rows = jax.lax.optimization_barrier(found)  # else they are worked out again for every neuron
+        found = near_factor(L0, inverse, read.L), deviations * unit_rows(read.L)
+        turned_L0, rows = jax.lax.optimization_barrier(found)  # else they are computed again for every neuron
         joint.append(mix(turned_L0, z, full=True))
         alone.append(mix(rows, z)[:, None])
     return tuple(joint), tuple(alone)
@@ -189,10 +190,10 @@ def read_free(
     phi: Float[Array, "N n B"],
     h: Float[Array, "P B"],
     model: Model,
-    path: Path,
+    path: InfiniteLayers,
     hidden: tuple[Float[Array, "N _ B"], ...],
 ) -> Float[Array, "P B"]:
-    """C_S of free neurons phi, hidden ones too, and response h."""
+    """C_S of free neurons, phi in the stream and `hidden`, with the response h."""
     x, C, responses, last = phi, h, iter(path.responses), len(hidden)
     for i, section in enumerate(model.sections):
         if i:
@@ -210,8 +211,8 @@ def read_free(
 
 
 class Differences(NamedTuple):
-    """Less their controls, all of order 1/n: G, S and F; and the sum R. In `G_alone` the control of G_aa is the copy of
-    a alone."""
+    """G, S and F minus their control variates, and the sum R, all of order 1/n. In `G_alone` the control of G_aa is the
+    copy of a alone."""
 
     G: Float[Array, "P B"]
     G_alone: Float[Array, "P B"]
@@ -225,8 +226,8 @@ def differences(
 ) -> Differences:
     """G - C_G, S - C_S, R and F - C_F, all of order 1/n, at one depth.
 
-    G - C_G is that of all inputs together: the covariance of C_G is known for them. Of a copy alone only the variance
-    is. To the others the copies of each input alone are added.
+    In G - C_G the copy is that of all inputs together, since the covariance of this C_G is known; of a copy alone only
+    the variance is known. The other differences also use the copies of each input alone.
     """
     C_G, *parts = uses(control.joint, limits.joint)
     C_alone = C_G
@@ -234,9 +235,9 @@ def differences(
         C_each, *each = jax.vmap(uses)(control.alone, limits.alone)
         aa, bb, ab = triples(len(control.alone.phi)).T
         K, E = limits.joint.K0[:, None], limits.joint.S[:, None]
-        near = 0.5 * ratio(K[ab], K[aa]) * ratio(K[ab], K[bb])
-        by_S = near * ratio(E[ab], E[aa]), near * ratio(E[ab], E[bb])
-        by_F = near * ratio(K[bb], K[aa]), near * ratio(K[aa], K[bb])
+        near = 0.5 * safe_ratio(K[ab], K[aa]) * safe_ratio(K[ab], K[bb])
+        by_S = near * safe_ratio(E[ab], E[aa]), near * safe_ratio(E[ab], E[bb])
+        by_F = near * safe_ratio(K[bb], K[aa]), near * safe_ratio(K[aa], K[bb])
         diagonal, inputs = np.unique(aa), np.triu_indices(len(control.alone.phi))
         C_alone = C_G.at[diagonal].set(C_each[:, 0])
         for i, (weights, alone) in enumerate(zip((by_S, by_S, by_F), each, strict=True)):
@@ -246,12 +247,12 @@ def differences(
     return Differences(G - C_G, G - C_alone, S - C_S, R, F - C_F)
 
 
-def ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
-    """x / y, and zero where y is."""
+def safe_ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
+    """x / y, and zero where y is zero."""
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
 
 
-def uses(free: Free, path: Path) -> tuple[Float[Array, "P B"], ...]:
+def uses(free: Free, path: InfiniteLayers) -> tuple[Float[Array, "P B"], ...]:
     """C_G, C_S, R and C_F of a free copy."""
     aa, bb, ab = triples(free.phi.shape[0]).T
     K, h = path.K0[:, None], free.h

@@ -34,7 +34,7 @@ from ..network import shapes, skip
 from ..pairs import pack, pair_table, pairs
 from ..parts import Dense
 from .checkpoint import Checkpoint
-from .control import infinite_width
+from .control import find_limits
 from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, lengths, quantities, recorded
 from .plan import check_run, sample_size
 from .processes import check_alike, together
@@ -80,15 +80,16 @@ def estimate(
         key: Of `jax.random`; network i depends on the key and i alone.
         sampler: `BlockSampler()` draws increments by their law, `WeightSampler()` weights.
         control: K1, U1, kappa4 and V4_excess by control variates (block law only), from the infinite-width recursion of
-            the model. Without them no Gaussian expectation is called but in the definition of K1 and U1, whose errors
-            are then far larger.
+            the model. Without control variates Gaussian expectations are used only in the definitions of K1 and U1, and
+            the errors of K1 and U1 are far larger.
         save_at: Layers to keep, by default 41 evenly spaced ones.
         target: A function of the `Quantities` and the standard error wanted for it, such as
             `(lambda q: q.K1[-1, 0, 0], 0.002)`; the run ends when it is reached, or after `networks`.
-        checkpoint: A file to write to, every `checkpoint_seconds` and on Ctrl-C, and to go on from if it is there, to
-            more `networks` too. With several processes each adds its number to the name.
+        checkpoint: A file in which the run keeps its sums, every `checkpoint_seconds` and on Ctrl-C. If the file
+            exists, the run goes on from it, also to more `networks`. Of several processes each adds its number to the
+            name.
         checkpoint_seconds: Time between two writings of the checkpoint.
-        progress: Whether to show a bar, and before the run what it needs.
+        progress: Whether to show a bar, and before it the time and the memory that the run needs.
 
     Returns:
         Every quantity at the saved layers, with standard errors and what made it.
@@ -167,7 +168,7 @@ def sample_kernels(
     G = np.moveaxis(G[..., :networks], -1, 0)
     bad = np.argwhere(~np.isfinite(G))
     if bad.size:
-        network, t, p = bad[bad[:, 1].argmin()]  # where it begins
+        network, t, p = bad[bad[:, 1].argmin()]  # the first layer at which it happens
         a, b = pairs(problem.factor.shape[0])
         raise FloatingPointError(
             f"The networks turned non-finite: entry [{a[p]}, {b[p]}] of G at layer {problem.layers[t]} of network "
@@ -177,7 +178,7 @@ def sample_kernels(
 
 
 def check_arguments(work, model, K0, eps, key, sampler):
-    """Check that nothing is traced, and that each object is of the class that is due."""
+    """Check that nothing is traced, and that each object is of the right class."""
     remedy = "it runs a whole ensemble on the host. Call it from outside; what `solve` gives can be differentiated."
     check_untraced(work, remedy, model, K0, eps, key)
     check_kind(model, Model, "model")
@@ -186,7 +187,7 @@ def check_arguments(work, model, K0, eps, key, sampler):
     check_key(key)
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(
-            f"`{work}` is compiled, and JAX_DISABLE_JIT (or jax.disable_jit) forbids that: leave it away here. To "
+            f"`{work}` is compiled, and JAX_DISABLE_JIT (or jax.disable_jit) forbids that: switch it off here. To "
             "step through a network, call a `ResNet`."
         )
 
@@ -205,11 +206,11 @@ def prepare(model, K0, width, depth, eps, sampler, save_at) -> Problem:
 
 
 def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple[Problem, InfiniteWidth]:
-    """The infinite-width values at the saved layers, in the wider precision of model and K0, and the path for control
-    variates."""
+    """The infinite-width values at the saved layers, in the wider of the precisions of model and K0; and the problem
+    with the `Limits` for control variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
-    path = infinite_width(model, k0, squares(np.asarray(eps, np.float64), int(depth), k0.dtype))
+    path = find_limits(model, k0, squares(np.asarray(eps, np.float64), int(depth), k0.dtype))
     limit = InfiniteWidth(
         *(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in (path.joint.K0, path.joint.S))
     )

@@ -1,9 +1,9 @@
 r"""Kernels, their factors and products with them, for many networks at once: arrays (inputs, neurons or inputs,
 networks), networks innermost.
 
-Increments of covariance Q are L z, $L L^T = Q$. From the matrix Q alone a part of an input that earlier inputs do not
-explain is known only to rounding of the whole, so that of near-copies little or nothing is left. `features_factor`
-finds such parts in the features themselves: their differences are exact, and Q is the kernel of the features.
+Increments of covariance Q are L z, $L L^T = Q$. The matrix Q determines the part of an input that earlier inputs do not
+explain only to rounding of the whole, so that little or nothing of this part is left for nearly equal inputs.
+`features_factor` finds it in the features themselves, since Q is their kernel: differences of features are exact.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,15 @@ from ..pairs import input_count, pack, pair_table
 from ..parts import Dense
 
 WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products are written out with networks innermost
-DOUBTFUL = 1000  # times rounding: relative pivots below are taken from features
+DOUBTFUL = 1000  # in units of rounding: a smaller relative pivot is computed from the features
 
 
 def gram(s: Float[Array, "N n B"]) -> Float[Array, "P B"]:
     r"""$\frac1n \sum_i s_i(a) s_i(b)$ of every network, packed."""
     inputs, width, networks = s.shape
     if inputs <= WRITTEN_OUT:
-        # Neurons in eight parts, summed elementwise: as wide as vectors are, which a reduction over all of them is not.
+        # Neurons are cut into eight parts that are added elementwise: such a sum fills a vector register, and a
+        # reduction over all neurons does not.
         rows = width // 8
         x, rest = s[:, : 8 * rows].reshape(inputs, 8, rows, networks), s[:, 8 * rows :]
         sums = [
@@ -52,12 +53,12 @@ def mix(L: Float[Array, "N N #B"], z: Float[Array, "N n B"], full: bool = False)
     return jnp.moveaxis(jnp.matmul(jnp.moveaxis(L, -1, 0), jnp.moveaxis(z, -1, 0), precision="highest"), 0, -1)
 
 
-def factor(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
+def cholesky_of_networks(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
     """`semidefinite_cholesky` of every network."""
-    return jax.vmap(semidefinite_cholesky, -1, -1)(Q) if Q.shape[0] > WRITTEN_OUT else cholesky(Q)
+    return jax.vmap(semidefinite_cholesky, -1, -1)(Q) if Q.shape[0] > WRITTEN_OUT else cholesky_written_out(Q)
 
 
-def cholesky(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
+def cholesky_written_out(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
     """`semidefinite_cholesky` of every network, written out with networks innermost: several times faster for 16
     inputs.
 
@@ -85,12 +86,12 @@ def features_factor(
 ) -> Float[Array, "N N B"]:
     """Lower-triangular L with L L^T = C_b + C_W S, S the kernel of the features.
 
-    Where a pivot is doubtful, L comes from the features, for the network that has it: no other network's numbers depend
-    on that. The features are asked for again only then. A part of an input below 10 N roundings of the whole is zero,
-    as of a repeated input.
+    For a network with a doubtful pivot L comes from its features, and only then are features asked for again. No
+    network's L depends on another network. A part of an input below 10 N roundings of the whole is zero, as that of a
+    repeated input.
     """
     Q = dense.value(S)[pair_table(input_count(S.shape[0]))]
-    L, diagonal = factor(Q), jnp.diagonal(Q).T
+    L, diagonal = cholesky_of_networks(Q), jnp.diagonal(Q).T
     doubtful = jnp.any(DOUBTFUL * jnp.finfo(Q.dtype).eps * diagonal > jnp.diagonal(L).T ** 2, axis=0)
     with jax.named_scope("doubtful"):  # `benchmarks/gpu_program.py` counts by it
         return jax.lax.cond(
@@ -99,10 +100,12 @@ def features_factor(
 
 
 def orthogonalised(dense: Dense, Q: Float[Array, "N N B"], x: Float[Array, "N m B"]) -> Float[Array, "N N B"]:
-    """The factor of Q by Gram and Schmidt, in rounds: what is left of each feature vector, then again of what is left.
+    """The factor of Q by two rounds of Gram and Schmidt on the feature vectors: each round takes what the last one has
+    left of them.
 
-    Every round takes off the inputs before, but for those whose rest is doubtful. With y the rest, x = C y, the factor
-    of Q is C times the factor of the kernel of y, for any C: so C is held fixed in derivatives.
+    Every round subtracts from a vector its parts along earlier inputs, except along those whose own rest is doubtful.
+    With y the rest, x = C y, the factor of Q is C times the factor of the kernel of y for any C: so C is held fixed in
+    derivatives.
     """
     table, floor = pair_table(Q.shape[0]), (10 * Q.shape[0] * jnp.finfo(Q.dtype).eps) ** 2 * jnp.diagonal(Q).T
     C_W, C_b = dense.C_W.astype(Q.dtype), dense.C_b.astype(Q.dtype)
@@ -112,19 +115,20 @@ def orthogonalised(dense: Dense, Q: Float[Array, "N N B"], x: Float[Array, "N m 
         C, inverse = jax.tree.map(jax.lax.stop_gradient, eliminate(rest))
         total, y, bias = mix(total, C), mix(inverse, y), mix(inverse, bias)
         rest = (C_W * gram(y) + C_b * gram(bias))[table]
-        seen = floor < jnp.diagonal(rest).T  # what is only rounding must not be taken for a direction
+        seen = floor < jnp.diagonal(rest).T  # a rest that is only rounding must not count as a direction
         y, bias = zeroed(y, seen[:, None]), zeroed(bias, seen[:, None])
         rest = zeroed(rest, seen[:, None] & seen[None])
-    return mix(total, factor(rest))
+    return mix(total, cholesky_of_networks(rest))
 
 
 def zeroed(x: Float[Array, "*shape"], kept: Bool[Array, "*#shape"]) -> Float[Array, "*shape"]:
-    """x, and zero where it is not kept; the derivative is that of x throughout, since what is zero may still move."""
+    """x where it is `kept`, and zero elsewhere. The derivative is that of x everywhere, since a number that is zero may
+    still change."""
     return x - jax.lax.stop_gradient(jnp.where(kept, 0, x))
 
 
 def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Array, "N N B"]]:
-    """Unit lower-triangular C and its inverse, with C^-1 Q C^-T diagonal but for rows and columns of doubtful
+    """Unit lower-triangular C and its inverse: C^-1 Q C^-T is diagonal, except in rows and columns of doubtful
     pivots."""
     inputs = Q.shape[0]
     floor, rows = DOUBTFUL * jnp.finfo(Q.dtype).eps * jnp.diagonal(Q).T, jnp.arange(inputs)[:, None]
@@ -134,7 +138,7 @@ def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Ar
         rest, C, inverse = state
         pivot = rest[j, j][None]
         regular = pivot > floor[j][None]
-        # Of a copy c is 1 to the bit, which the compiler's reciprocals would miss: then nothing is left of it.
+        # For a copy c must be exactly 1, so that nothing is left of it; the compiler's reciprocals would give nearly 1.
         c = jnp.where(rest[:, j] == pivot, 1, rest[:, j] / jnp.where(regular, pivot, 1))
         c = jnp.where(regular & (rows > j), c, 0)
         return rest - c[:, None] * rest[j][None], C.at[:, j].add(c), inverse - c[:, None] * inverse[j][None]
@@ -143,8 +147,8 @@ def eliminate(Q: Float[Array, "N N B"]) -> tuple[Float[Array, "N N B"], Float[Ar
 
 
 def unit_rows(L: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
-    """Each row of L divided by its length: the direction of an input's increments among the normals; its own normals
-    where it has none."""
+    """Each row of L divided by its length: the direction of an input's increments among the normals. A row of zeros is
+    replaced by the input's own normals."""
     squares = jnp.sum(L**2, axis=1)
     some = squares > 0
     scale = jnp.where(some, 1 / jnp.sqrt(jnp.where(some, squares, 1)), 0)
@@ -152,13 +156,15 @@ def unit_rows(L: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
     return L * scale[:, None] + jnp.where(some, 0, 1)[:, None].astype(L.dtype) * own
 
 
-def turned(L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array, "N N B"]) -> Float[Array, "N N B"]:
-    r"""L0 U with U orthogonal, near to L: of all factors of $L_0 L_0^T$ one that hardly depends on the order of inputs.
+def near_factor(
+    L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array, "N N B"]
+) -> Float[Array, "N N B"]:
+    r"""A factor L0 U of $L_0 L_0^T$, U orthogonal, that is near to L and hardly depends on the order of the inputs.
 
     $$U = (1 - A)^{-1} (1 + A), \qquad A = \tfrac14 (M - M^T), \qquad M = L_0^{-1} L$$
 
-    is orthogonal whatever A, and to first order in M - 1 the orthogonal part of M (Cayley). Directions that L0 does not
-    have stay as they are.
+    is orthogonal for every A, and to first order in M - 1 it is the orthogonal part of M (Cayley). Directions that L0
+    lacks stay as they are.
     """
     inputs = L.shape[0]
     below = jnp.tril(jnp.ones((inputs, inputs), L.dtype), -1)[:, :, None]
@@ -177,7 +183,7 @@ def turned(L0: Float[Array, "N N"], inverse: Float[Array, "N N"], L: Float[Array
 
 
 def lower_inverse(L: Float[Array, "N N"]) -> Float[Array, "N N"]:
-    """The inverse of a lower-triangular factor; rows of zeros for directions that it does not have."""
+    """The inverse of a lower-triangular factor; its rows are zero for directions that the factor lacks."""
     regular = jnp.diagonal(L) > 0
     unit = jnp.eye(L.shape[0], dtype=L.dtype)
     whole = L + jnp.diag(jnp.where(regular, 0, 1).astype(L.dtype))

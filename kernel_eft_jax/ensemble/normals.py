@@ -1,9 +1,9 @@
-r"""Standard normal numbers by counter, one stream for each network, written elementwise.
+r"""Standard normal numbers from counters, a separate sequence for each network, computed elementwise.
 
-The words are Threefry-2x32 (Salmon et al. 2011), the function behind JAX's default keys, at the counter (layer, index)
-of the network's own key. So a draw depends on nothing but its network, layer and index. Written out here, both words of
-a block are used (`jax.random` discards half), the layout is free, and everything fuses into one loop. Two words make
-two normals,
+The random words are Threefry-2x32 (Salmon et al. 2011), the function behind JAX's default keys, at the counter (layer,
+index) of the network's own key. So a draw depends on its network, layer and index alone. The function is written out
+here, since then both words of a block are used (`jax.random` discards half), the layout is free, and all of it fuses
+into one loop. Two words make two normals,
 
 $$z = \sqrt{-2 \log u}\; e^{i \theta}$$
 
@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray, UInt32
 
-Words = tuple[UInt32[Array, " B"], UInt32[Array, " B"]]
+KeyWords = tuple[UInt32[Array, " B"], UInt32[Array, " B"]]
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def network_keys(key: PRNGKeyArray, networks: UInt32[Array, " B"]) -> Words:
+def network_keys(key: PRNGKeyArray, networks: UInt32[Array, " B"]) -> KeyWords:
     """The two key words of each network: `fold_in(key, network)`, whatever the kind of key."""
     key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
     words = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(key, networks))

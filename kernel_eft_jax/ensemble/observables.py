@@ -1,9 +1,9 @@
-r"""What `estimate` measures: a field of `Quantities` is all that there is to say about a quantity.
+r"""What `estimate` measures: each field of `Quantities` defines one quantity completely.
 
-Its shape, its meaning, its formula in means and covariances over networks and, where control variates help, the formula
-with those. What is averaged over networks, and of which averages second moments are kept, is what the formulas ask for;
-errors, files, targets and the command line follow from the fields. So a new quantity is one field, and what it asks of
-a network one `Average`.
+A field holds the shape, the meaning, the formula in means and covariances over networks, and the formula with control
+variates where these help. The formulas determine what is averaged over networks, and of which averages second moments
+are kept. Errors, files, targets and the command line follow from the fields. So a new quantity is one field, and one
+`Average` if its formula needs a new average.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from .statistics import Group
 
 
 class Networks(NamedTuple):
-    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and G, S, F less their control
-    variates where there are any."""
+    """A batch of networks at one depth: pre-activations, G, S, the fourth moment F, and `less`, which holds G, S and F
+    minus their control variates, if there are any."""
 
     phi: Float[Array, "N n B"]
     G: Float[Array, "P B"]
@@ -56,8 +56,8 @@ class InfiniteWidth(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """What formulas are made of: means over networks, n times their covariances, the width n and the infinite width;
-    all packed."""
+    """What a formula may use: means over networks, n times their covariances, the width n, and the values at infinite
+    width; all packed."""
 
     total: Group
     limit: InfiniteWidth
@@ -78,7 +78,7 @@ class Sampled(NamedTuple):
 
 
 def excess(x: "Sampled | _Asked") -> Float[np.ndarray, "T P P"]:
-    """n (Cov(G, G) - Cov(C, C)): variances of G_aa by the copy of a alone, the others by that of all inputs."""
+    """n (Cov(G, G) - Cov(C, C)). For the variance of G_aa the copy C is that of a alone, else that of all inputs."""
 
     def less(D):
         return x.covariance(G, D) + x.covariance(D, G) - x.covariance(D, D)
@@ -91,7 +91,8 @@ Formula = Callable[[Sampled], Float[np.ndarray, "T P"] | Float[np.ndarray, "T P 
 
 
 class Observable(NamedTuple):
-    """One quantity: its inputs, its meaning, its formula, and its formula with control variates where that differs."""
+    """One quantity: its axes, its meaning, its formula, and its formula with control variates if that is another
+    one."""
 
     axes: str
     meaning: str
@@ -103,7 +104,9 @@ class Observable(NamedTuple):
         return self.controlled if control and self.controlled is not None else self.plain
 
 
-def measured(axes: str, meaning: str, plain: Formula | None, controlled: Formula | None = None) -> dict[str, Any]:
+def observable_field(
+    axes: str, meaning: str, plain: Formula | None, controlled: Formula | None = None
+) -> dict[str, Any]:
     """The metadata of a field of `Quantities`."""
     return {"observable": Observable(axes, meaning, plain, controlled)}
 
@@ -113,38 +116,43 @@ class Quantities(eqx.Module):
     [glossary](../glossary.md).
 
     With control variates K1 and U1 are n E[R] and n E[S - C_S]: unbiased, and far less noisy than the differences that
-    define them. kappa4 is the order 1/n of how far a single neuron is from Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2
-    E[G_ab]^2) with F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates take its noise, and the
-    cancellation, off that too. `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)):
-    added to the exact infinite-width V4 of the same layers it gives V4 with far smaller error. Without control variates
-    it is None.
+    define them. kappa4 is the order 1/n of the distance of one neuron from a Gaussian: n (E[F] - E[G_aa] E[G_bb] - 2
+    E[G_ab]^2) with F_ab the mean over neurons of phi_a^2 phi_b^2. Control variates remove most of its noise too, and
+    the cancellation. `V4_excess` is V4 minus its value at infinite width, n (Cov(G, G) - Cov(C_G, C_G)): added to the
+    exact infinite-width V4 of the same layers it gives V4 with far smaller error. Without control variates it is None.
     """
 
     G: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured("a b", "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)", lambda x: x.mean(G))
+        metadata=observable_field(
+            "a b", "mean of the empirical kernel, (1/n) sum_i phi_i(a) phi_i(b)", lambda x: x.mean(G)
+        )
     )
     S: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured(
+        metadata=observable_field(
             "a b", "mean of the empirical sigma-kernel, (1/n) sum_i s(phi_i(a)) s(phi_i(b))", lambda x: x.mean(S)
         )
     )
     K1: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured("a b", MEANING["K1"], lambda x: x.n * (x.mean(G) - x.limit.K0), lambda x: x.n * x.mean(R))
+        metadata=observable_field(
+            "a b", MEANING["K1"], lambda x: x.n * (x.mean(G) - x.limit.K0), lambda x: x.n * x.mean(R)
+        )
     )
     U1: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured("a b", MEANING["U1"], lambda x: x.n * (x.mean(S) - x.limit.S), lambda x: x.n * x.mean(D_S))
+        metadata=observable_field(
+            "a b", MEANING["U1"], lambda x: x.n * (x.mean(S) - x.limit.S), lambda x: x.n * x.mean(D_S)
+        )
     )
     V4: Float[np.ndarray, "T N N N N"] = eqx.field(
-        metadata=measured("a b c d", MEANING["V4"], lambda x: x.covariance(G, G))
+        metadata=observable_field("a b c d", MEANING["V4"], lambda x: x.covariance(G, G))
     )
     V_GS: Float[np.ndarray, "T N N N N"] = eqx.field(
-        metadata=measured("a b c d", MEANING["V_GS"], lambda x: x.covariance(G, S))
+        metadata=observable_field("a b c d", MEANING["V_GS"], lambda x: x.covariance(G, S))
     )
     V_SS: Float[np.ndarray, "T N N N N"] = eqx.field(
-        metadata=measured("a b c d", MEANING["V_SS"], lambda x: x.covariance(S, S))
+        metadata=observable_field("a b c d", MEANING["V_SS"], lambda x: x.covariance(S, S))
     )
     kappa4: Float[np.ndarray, "T N N"] = eqx.field(
-        metadata=measured(
+        metadata=observable_field(
             "a b",
             "width times the fourth cumulant of one neuron: n (E[phi_a^2 phi_b^2] - E[phi_a^2] E[phi_b^2] - 2 "
             "E[phi_a phi_b]^2)",
@@ -153,7 +161,7 @@ class Quantities(eqx.Module):
         )
     )
     V4_excess: Float[np.ndarray, "T N N N N"] | None = eqx.field(
-        metadata=measured(
+        metadata=observable_field(
             "a b c d",
             "V4 at this width less V4 at infinite width, by control variates",
             None,
@@ -172,7 +180,7 @@ def estimated(control: bool) -> dict[str, Observable]:
 
 def quantities(total: Group, limit: InfiniteWidth, width: int, control: bool) -> Quantities:
     """The estimates from the total of all groups, or of all but one."""
-    x, unpacked = Sampled(total, limit, width, control), {"a b": unpack_pairs, "a b c d": unpack_covariances}
+    x, unpacked = Sampled(total, limit, width, control), {"a b": full_matrices, "a b c d": full_covariances}
     found: dict[str, Any] = dict.fromkeys(OBSERVABLES)
     for name, entry in estimated(control).items():
         found[name] = unpacked[entry.axes](entry.formula(control)(x))
@@ -180,7 +188,7 @@ def quantities(total: Group, limit: InfiniteWidth, width: int, control: bool) ->
 
 
 class _Asked(NamedTuple):
-    """Takes the place of `Sampled`, and notes which averages a formula asks for."""
+    """A stand-in for `Sampled` that records which averages a formula asks for."""
 
     means: list[Average]
     squared: list[Average]
@@ -198,8 +206,7 @@ class _Asked(NamedTuple):
 
 @cache
 def recorded(control: bool) -> tuple[tuple[Average, ...], int]:
-    """What is averaged in a run with or without control variates, and of how many of the first second moments are
-    kept."""
+    """All averages of a run with or without control variates, and how many of the first have second moments."""
     asked: Any = _Asked([], [])
     for entry in estimated(control).values():
         entry.formula(control)(asked)
@@ -225,12 +232,12 @@ def _tables(pair_count: int) -> tuple[np.ndarray, np.ndarray]:
     return pair_table(inputs), triples(inputs).T
 
 
-def unpack_pairs(k: Float[np.ndarray, "*batch P"]) -> Float[np.ndarray, "*batch N N"]:
+def full_matrices(k: Float[np.ndarray, "*batch P"]) -> Float[np.ndarray, "*batch N N"]:
     """Full matrices of packed ones."""
     return k[..., _tables(k.shape[-1])[0]]
 
 
-def unpack_covariances(V: Float[np.ndarray, "*batch P P"]) -> Float[np.ndarray, "*batch N N N N"]:
+def full_covariances(V: Float[np.ndarray, "*batch P P"]) -> Float[np.ndarray, "*batch N N N N"]:
     """Full covariances of packed ones."""
     table = _tables(V.shape[-1])[0]
     return V[..., table[:, :, None, None], table]

@@ -1,7 +1,8 @@
 """What an ensemble needs before it runs: how it is divided into blocks, and whether it fits the memory there is.
 
-The size of a block follows from the problem, the number of networks and the kind of device, not from how many devices
-there are: the order in which compiled code sums over neurons depends on it, and results must not.
+The size of a block follows from the problem, the number of networks and the kind of device, and never from the number
+of devices: the order in which compiled code sums over neurons depends on the size, and results must not depend on the
+devices.
 """
 
 from typing import NamedTuple
@@ -32,8 +33,8 @@ class Plan(NamedTuple):
 def block_size(problem: Problem, networks: int) -> int:
     """Networks in a block, a power of two, from the problem, their number and the kind of device.
 
-    At least two for each group on a CPU. On an accelerator, which small blocks leave idle, at least four, and as many
-    as it takes for their parts to be GROUPS groups.
+    On a CPU there are at least two blocks for each group. An accelerator, which small blocks leave idle, has at least
+    four blocks, and enough for their parts to fill GROUPS groups.
     """
     size = power_of_two(min(_block_memory() // _network(problem), networks // (2 * GROUPS if _on_cpu() else 4)))
     while networks // size * part_count(problem, size) < GROUPS:
@@ -52,10 +53,10 @@ def plan_run(problem: Problem, networks: int, size: int | None = None) -> Plan:
     means, moments = _lengths(problem)
     size = size or block_size(problem, networks)
     parts = part_count(problem, size)
-    workers = max(1, 2 * cores() // devices) if _on_cpu() else 2  # twice as many fill each other's gaps
+    workers = max(1, 2 * cores() // devices) if _on_cpu() else 2  # two for a core: one works while another waits
     matrices = depths * moments**2
     blocks, results = workers * size * _network(problem), 4 * workers * parts * matrices
-    # On the host: the group sums, as much again for standard errors, and results that wait to be added.
+    # On the host: the group sums, the same again for standard errors, and results that wait to be added.
     groups = 8 * matrices * (parts * (GROUPS + workers * devices) + 24)
     host = (devices * blocks, groups + devices * results) if _on_cpu() else (0, groups)
     for where, (simulation, statistics), limit in (
@@ -77,8 +78,8 @@ def check_run(problem: Problem, networks: int, depth: int, control: bool) -> Non
     """Raise `MemoryError`, before anything is computed, for a run whose statistics or whose tables of the infinite
     width cannot fit.
 
-    A layer's table holds K0, E[ss], three slopes a pair, the factor of Q and its inverse: once as computed, and as many
-    again in float32 on the device for control variates.
+    For each layer the tables hold K0, E[ss], three slopes a pair, the factor of Q and its inverse: once as computed,
+    and for control variates once more in float32 on the device.
     """
     planned = eqx.tree_at(lambda p: p.path, problem, () if control else None, is_leaf=lambda x: x is None)
     plan_run(planned, networks)
@@ -96,8 +97,8 @@ def check_run(problem: Problem, networks: int, depth: int, control: bool) -> Non
 def sample_size(problem: Problem, networks: int) -> int:
     """Networks that `sample_kernels` simulates at once; raise `MemoryError` if their kernels cannot fit.
 
-    Whatever their number: the order in which compiled code sums over neurons depends on how many there are, and draws
-    must not.
+    It does not depend on `networks`: the order in which compiled code sums over neurons depends on how many networks
+    run at once, and the draws must not.
     """
     inputs, depths = problem.factor.shape[0], problem.layers.size
     pair_count = len(pairs(inputs)[0])

@@ -1,7 +1,8 @@
 """Several processes, one run: they meet at the same points, compare what they run, and stop together.
 
-JAX's processes know of each other only where they exchange arrays. So every exchange begins with a word from each that
-it goes on; a process that fails says so at the next exchange instead, and all others stop there, with a sentence.
+The processes of JAX learn of each other only when they exchange arrays. So in every exchange each process first sends a
+word that says whether it goes on. A process that fails sends at its next exchange that it stops, and all others then
+stop with a message.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from jax.experimental import multihost_utils
 
 GOES_ON, STOPS = 0, 1
 P = ParamSpec("P")
-T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 
 class Stopped(RuntimeError):
@@ -25,16 +26,16 @@ class Stopped(RuntimeError):
 
 
 class _Meeting:
-    """Whether this process is in an exchange with the others: a failure there is known to all processes."""
+    """Whether this process is in an exchange with the others: all processes notice a failure during an exchange."""
 
     on = False
 
 
-def together(function: Callable[P, T]) -> Callable[P, T]:
+def together(function: Callable[P, Answer]) -> Callable[P, Answer]:
     """`function`, run by all processes at once: if it fails in one process, it stops in all."""
 
     @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+    def run(*args: P.args, **kwargs: P.kwargs) -> Answer:
         try:
             result = function(*args, **kwargs)
             meet()
@@ -70,7 +71,7 @@ def meet() -> None:
 
 
 def across(array: np.ndarray) -> np.ndarray:
-    """An array of every process, stacked."""
+    """The arrays of all processes, stacked."""
     if jax.process_count() == 1:
         return array[None]
     meet()
@@ -81,8 +82,8 @@ def across(array: np.ndarray) -> np.ndarray:
 
 
 def check_alike(settings: Mapping[str, Any]) -> None:
-    """Check that all processes run the same. Where settings differ, every process raises ValueError with the names of
-    these settings."""
+    """Check that all processes have the same settings. If not, every process raises ValueError with the names of the
+    settings that differ."""
     digests = [hashlib.sha256(json.dumps(value, default=str).encode()).digest()[:8] for value in settings.values()]
     every = across(np.frombuffer(b"".join(digests), np.uint64))
     differ = [

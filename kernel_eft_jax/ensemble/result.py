@@ -1,4 +1,4 @@
-"""The result of `estimate`: what was estimated, with its errors, from which sums, and what made it."""
+"""The result of `estimate`: the quantities and their errors, the sums that they follow from, and what made them."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,26 +12,26 @@ from jaxtyping import ArrayLike, Float, Int, PRNGKeyArray, UInt32
 from ..depths import times_of_layers
 from ..model import Model
 from ..pairs import input_count
-from ..showing import Shown, shown
-from ..storage import MEANING, Result, attribute, axes, dataset, labelled, made_by
-from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, quantities, recorded, unpack_pairs
+from ..showing import Shown, rounded, shown
+from ..storage import MEANING, Result, attribute, axes, dataset, labelled, read_origin
+from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, full_matrices, quantities, recorded
 from .samplers import Sampler
 from .statistics import Group, Sums, interval, jackknife, least_V4_error
 
 if TYPE_CHECKING:
     import xarray as xr
 
-MADE_BY = ("model", "sampler", "key")
+ESTIMATE_ORIGIN = ("model", "sampler", "key")
 
 
 class Estimate(Shown, Result, Quantities):
     """The result of `estimate`: every quantity of `Quantities`, and its standard error under the same name in `stderr`.
 
-        Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its
-        square is within 4 % the
-    variance of G and of V4, without a correction. But V4 and its error are small together, so that two standard errors
-    hold less often than 95 %: `interval` is for that. So are V4_excess and its error, which may be negative and has no
-    better interval: at width 16 two errors hold 93 % of the time at 2,048 networks, 95 % at 16,384.
+    Arrays are float64 NumPy arrays over the saved depths. `stderr` is right on average: from 64 networks on, its square
+    is within 4 % of the variance of G and of V4. But V4 and its error are small together, so that an interval of two
+    standard errors holds the true value less often than in 95 % of runs; use `interval` for V4. V4_excess and its error
+    are small together too. It may be negative, so there is no better interval for it: at width 16 that of two errors
+    holds in 93 % of runs of 2,048 networks and in 95 % of 16,384.
 
     Attributes:
         layers: The saved layers.
@@ -68,7 +68,7 @@ class Estimate(Shown, Result, Quantities):
         lines = [what, f"  layers {self.layers.tolist()}, eps {shown(self.eps)}"]
         for name, entry in (("G", "00"), ("V4", "00,00"), ("K1", "00")):
             value, error = (np.asarray(getattr(x, name))[-1].ravel()[0] for x in (self, self.stderr))
-            lines.append(f"  {name}[{entry}] = {value:.6g} +- {error:.1g} at the last depth")
+            lines.append(f"  {name}[{entry}] = {rounded(value, error)} at the last depth")
         return "\n".join(lines)
 
     @property
@@ -90,13 +90,13 @@ class Estimate(Shown, Result, Quantities):
         sampler: Sampler | None = None,
         key: PRNGKeyArray | None = None,
     ) -> "Estimate":
-        """The estimate that group sums amount to."""
+        """The estimate from the sums of all groups."""
         value, stderr = jackknife(lambda total: quantities(total, limit, width, control), sums)
         eps = np.asarray(eps, np.float64)
         return Estimate(
             layers=layers,
             ts=times_of_layers(layers, eps),
-            K0=unpack_pairs(limit.K0),
+            K0=full_matrices(limit.K0),
             **vars(value),
             stderr=stderr,
             networks=sums.total().networks,
@@ -127,9 +127,9 @@ class Estimate(Shown, Result, Quantities):
     def interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of confidence intervals of a quantity, of its shape.
 
-        They hold from 64 networks on, at every width: Student's t, and for V4 the logarithm of its variances and at
-        least the error of Wishart matrices. Two standard errors of V4 hold less often: 88 % for 64 networks of width 8,
-        94 % from some 500 on.
+        They hold from 64 networks on, at every width. They are those of Student's t; for V4 they are symmetric in the
+        logarithm of its variances, with at least the error of Wishart matrices. Two standard errors of V4 hold less
+        often: in 88 % of runs of 64 networks of width 8, in 94 % from some 500 networks on.
         """
         if name not in estimated(self.control):
             raise ValueError(f"Argument `name` must be one of {', '.join(estimated(self.control))}, but is {name!r}.")
@@ -171,7 +171,9 @@ class Estimate(Shown, Result, Quantities):
         }
         attributes = {"networks": self.networks, "width": self.width, "parts": self.sums.parts}
         attributes |= {"control": str(self.control), "averages": _names(self.control)}
-        attributes |= {name: attribute(getattr(self, name)) for name in MADE_BY if getattr(self, name) is not None}
+        attributes |= {
+            name: attribute(getattr(self, name)) for name in ESTIMATE_ORIGIN if getattr(self, name) is not None
+        }
         return dataset("Estimate", self.ts, self.K0.shape[-1], variables, attributes)
 
     @classmethod
@@ -180,7 +182,7 @@ class Estimate(Shown, Result, Quantities):
 
         control = data.attrs["control"] == "True"
         if data.attrs["averages"] != _names(control):
-            raise ValueError("Another version of this package made it, which averages other things: make it again.")
+            raise ValueError("Another version of this package, with other averages, made it: make it again.")
 
         def quantities(suffix="") -> dict[str, Any]:
             return {
@@ -188,7 +190,7 @@ class Estimate(Shown, Result, Quantities):
                 for name, entry in OBSERVABLES.items()
             }
 
-        made = made_by(data, MADE_BY)
+        made = read_origin(data, ESTIMATE_ORIGIN)
         packed = axes(data, "sum_second", "group t xx")
         size = input_count(packed.shape[-1])
         second, (i, j) = np.empty((*packed.shape[:-1], size, size)), np.triu_indices(size)

@@ -1,9 +1,9 @@
-r"""The host's side of an ensemble: which blocks are computed where and when.
+r"""The part of an ensemble that runs on the host: which blocks are computed where and when.
 
-Blocks (see `plan`) are dealt in rounds of GROUPS, to processes in turn, and each of the equal parts of a block in a
-round has a group of its own; a process computes its blocks on all its devices and adds them in order. So the sums do
-not depend, to the bit, on threads, devices or processes, and the state of a run is its sums over whole blocks and their
-number of parts.
+Blocks (see `plan`) are dealt to processes in turn, in rounds of GROUPS. Each of the equal parts of a block in a round
+adds to a group of its own. A process computes its blocks on all its devices and adds them in order. So the sums are the
+same bits for any threads, devices or processes, and the state of a run is its sums over whole blocks with the number of
+their parts.
 """
 
 import contextlib
@@ -46,8 +46,7 @@ def begin(problem: Problem, networks: int, checkpoint: Checkpoint | None) -> tup
 
 @contextlib.contextmanager
 def terminable(checkpoint: Checkpoint | None) -> Iterator[None]:
-    """SIGTERM, which clusters send, stops a run as Ctrl-C does. Where the caller has set a handler, that handler stays
-    in charge."""
+    """SIGTERM, which clusters send, stops a run as Ctrl-C does. A handler that the caller has set is kept instead."""
     mine = checkpoint is not None and threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -72,10 +71,10 @@ def accumulate(
     target: Target | None,
     checkpoint: Checkpoint | None,
 ) -> Sums:
-    """Sums over all networks, or over as many as the target needs. A line above the bar tells how long the run takes.
+    """Sums over all networks, or over as many as the target needs. A line above the bar says how long the run takes.
 
-    A checkpoint holds whole blocks: a last one that is cut short is computed again, and so any run can go on to more
-    networks.
+    A checkpoint holds whole blocks only. A last block that is cut short is computed again when the run goes on: so any
+    run can go on to more networks.
     """
     total, processes = -(-plan.networks // plan.size), jax.process_count()
     mine = [b for b in range(total) if b % GROUPS % processes == jax.process_index()]
@@ -85,8 +84,8 @@ def accumulate(
     furthest = int(lasts.max())  # block of any process
     if (furthest + 1) * plan.size > plan.networks:
         raise ValueError(
-            f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds so many, but "
-            f"is {plan.networks}. Ask for more, or use another file to start from the beginning."
+            f"Argument `networks` must be {held.sum()} or more to go on from the checkpoint, which holds that many, "
+            f"but is {plan.networks}. Ask for more, or use another file to start from the beginning."
         )
     bar.initial = bar.n = int(held.sum())
     checks = _checks(total, furthest, plan.parts) if target else []
@@ -101,7 +100,7 @@ def accumulate(
                 blocks = stops.popleft()
                 meet()
                 later = [check for check in checks if check > blocks]
-                if target and blocks in checks and reached(target, gather(sums), plan, later, bar, pace):
+                if target and blocks in checks and reached(target, sums_of_processes(sums), plan, later, bar, pace):
                     break
             elif done == len(mine):
                 break
@@ -123,8 +122,8 @@ def accumulate(
             if checkpoint is not None:
                 checkpoint.save(plan.size, whole)
         finally:
-            arriving.close()  # waits for blocks under way, and can be interrupted again: after the sums are safe
-    return gather(sums)
+            arriving.close()  # last: it waits for blocks under way, and can be interrupted again
+    return sums_of_processes(sums)
 
 
 def add_block(sums: Sums, block: int, moments: CentredSums, problem: Problem, plan: Plan) -> Sums:
@@ -144,11 +143,11 @@ def _rounds(total: int, last: int) -> range:
 
 
 def _checks(total: int, last: int, parts: int) -> list[int]:
-    """The numbers of blocks after which the target is looked at: as soon as there are GROUPS groups, then at growing
+    """The numbers of blocks after which the target is checked: as soon as there are GROUPS groups, then at growing
     distances.
 
-    At these points all non-empty groups hold equally many blocks. Points before block `last`, the
-    furthest block of any process, are skipped: the target was looked at there before the interruption.
+    At these points all non-empty groups hold equally many blocks. Points up to block `last`, the furthest block of any
+    process, are skipped: the target was checked there before the interruption.
     """
     checks, rounds = [blocks for blocks in (4, 8, 16) if blocks * parts >= GROUPS], 1
     while rounds * GROUPS <= total:
@@ -185,12 +184,12 @@ def block_sums(
 
 
 def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
-    """Seconds that a network takes in this process, from ever more layers of the first blocks, whose results are thrown
-    away.
+    """Seconds that one network takes in this process, measured on more and more layers of the first blocks, whose
+    results are thrown away.
 
-    The layers are an argument of the compiled program, which is ready for the run then. The bar's own estimate would be
-    that of the first blocks, which come late in deep networks and together with compilation: too late to choose fewer
-    networks.
+    The layers are an argument of the compiled program, so that the program is ready for the run afterwards. The bar's
+    own estimate would come with the first blocks: late in deep networks and falsified by compilation, too late to
+    choose fewer networks.
     """
     depth, count = int(problem.layers[-1]), plan.workers * jax.local_device_count()
 
@@ -202,14 +201,14 @@ def rehearse(problem: Problem, key: PRNGKeyArray, plan: Plan) -> float:
 
     seconds(0)  # compiles
     none, few = seconds(0), 1
-    while (some := seconds(few)) < 2 * none + 0.2 and few < depth:  # until layers outweigh what comes with them
+    while (some := seconds(few)) < 2 * none + 0.2 and few < depth:  # until layers outweigh the rest
         few = min(2 * few, depth)
     return (none + max(0.0, some - none) * depth / few) / (count * plan.size)
 
 
 def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target: Target | None) -> float:
-    """Say before the run how long it takes and how much memory it needs. Returns the seconds from one network to the
-    next; the bar's own time begins afterwards."""
+    """Say before the run how long it takes and how much memory it needs. Returns the seconds for each network; the
+    clock of the bar starts afterwards."""
     left, pace = plan.networks - bar.n, rehearse(problem, key, plan) / jax.process_count()
     unless = ", unless the target comes first" if target else ""
     bar.write(
@@ -224,8 +223,8 @@ def announce(problem: Problem, key: PRNGKeyArray, plan: Plan, bar: tqdm, target:
 def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: tqdm, pace: float) -> bool:
     """Whether the standard error is small enough; if not, says how many networks are needed.
 
-    From g groups an error is known to one part in sqrt(2 (g - 1)), and the number of networks to twice that. So the bar
-    tells the number again at every check.
+    g groups determine an error to one part in sqrt(2 (g - 1)), and the number of networks to twice that. So the bar
+    shows a new number after every check.
     """
     function, wanted = target
     error = np.asarray(jackknife(function, sums)[1])
@@ -250,8 +249,8 @@ def reached(target: Target, sums: Sums, plan: Plan, checks: Sequence[int], bar: 
     return bool(error <= wanted)
 
 
-def gather(sums: Sums) -> Sums:
-    """The sums of all processes: each group belongs to one of them."""
+def sums_of_processes(sums: Sums) -> Sums:
+    """The sums of all processes; each group belongs to one process."""
     if jax.process_count() == 1:
         return sums
     parts = [np.stack([group[i] for group in sums.groups]).astype(np.float64) for i in range(3)]

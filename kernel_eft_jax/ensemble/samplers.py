@@ -3,9 +3,9 @@ r"""Two samplers with one law: how the outputs u of a matrix are drawn, given th
 $$u = W x + b \quad \text{or, given } x, \text{ exactly} \quad u_i \sim N(0, C_b + C_W S),
   \quad S_{ab} = \frac1m \sum_j x_j(a) x_j(b)$$
 
-so that a few normals for each output replace a row of weights. A branch is such draws in a row; the outputs of its last
-matrix are the increment of the stream. Arrays are (inputs, neurons, networks) with networks innermost. Samplers never
-call a Gaussian expectation: they are the oracle of the theory.
+so that a few normals for each output replace a row of weights. A branch is a sequence of such draws, and the outputs of
+its last matrix are the increment of the stream. Arrays are (inputs, neurons, networks) with networks innermost.
+Samplers never call a Gaussian expectation, because they are the oracle of the theory.
 """
 
 from abc import abstractmethod
@@ -23,7 +23,7 @@ from ..model import Model
 from ..network import shapes
 from ..parts import Dense
 from .factors import WRITTEN_OUT, features_factor, gram, mix
-from .normals import Words, normals, real_and_imaginary
+from .normals import KeyWords, normals, real_and_imaginary
 
 
 class Sampler(eqx.Module):
@@ -34,30 +34,30 @@ class Sampler(eqx.Module):
         """Pairs of normals that a matrix takes in each layer."""
 
     @abstractmethod
-    def draw(self, keys: Words, layer: UInt32[Array, ""], first: int, inputs: int, shape: tuple[int, int]) -> Any:
-        """The random numbers of a matrix in one layer, the pairs from number `first` on: a function of each network's
-        key and the layer."""
+    def draw(self, keys: KeyWords, layer: UInt32[Array, ""], first: int, inputs: int, shape: tuple[int, int]) -> Any:
+        """The random numbers of a matrix in one layer, a function of each network's key and of the layer; they are the
+        pairs of normals from number `first` on."""
 
     @abstractmethod
     def reads(self, dense: Dense, features: Callable[[], Float[Array, "N m B"]]) -> Any:
-        """What a matrix is told of its features, which a function gives: they may be computed more than once, and need
-        not be kept."""
+        """What the sampler keeps of the features that a matrix reads. `features` is a function that computes them: it
+        may be called more than once, and its result need not be kept."""
 
     @abstractmethod
     def kernel(self, read: Any) -> Float[Array, "P B"]:
-        """The kernel S of what `reads` gives, packed."""
+        """The kernel S of the features, packed, from what `reads` gave."""
 
     @abstractmethod
     def outputs(self, dense: Dense, read: Any, noise: Any, shape: tuple[int, int]) -> Float[Array, "N outputs B"]:
-        """What comes out of a matrix, from what it is told and its random numbers."""
+        """The outputs of a matrix, from what `reads` gave and its random numbers."""
 
     @abstractmethod
     def numbers(self, model: Model, inputs: int, width: int) -> int:
         """How many numbers a network holds in memory at once, roughly."""
 
 
-class Read(NamedTuple):
-    """What a matrix is told of its features by the block law: their kernel S, and the factor L of C_b + C_W S."""
+class BlockRead(NamedTuple):
+    """What the block law keeps of the features that a matrix reads: their kernel S, and the factor L of C_b + C_W S."""
 
     S: Float[Array, "P B"]
     L: Float[Array, "N N B"]
@@ -72,9 +72,9 @@ class BlockSampler(Sampler):
     def draw(self, keys, layer, first, inputs, shape) -> Complex[Array, "half B"]:
         return draw_rows(keys, layer, inputs, shape[0], first)
 
-    def reads(self, dense, features) -> Read:
+    def reads(self, dense, features) -> BlockRead:
         S = gram(features())
-        return Read(S, features_factor(dense, S, features))
+        return BlockRead(S, features_factor(dense, S, features))
 
     def kernel(self, read):
         return read.S
@@ -84,8 +84,8 @@ class BlockSampler(Sampler):
         z = as_rows(noise, (inputs, shape[0], read.L.shape[2]))
         if not UNROLLED < inputs <= WRITTEN_OUT:
             return mix(read.L, z)
-        # Barriers, here and in `cholesky`: without them the compiler works out factors and normals again for every
-        # neuron.
+        # Without the barriers here and in `cholesky_written_out` the compiler computes factors and normals again for
+        # every neuron.
         L, z = jax.lax.optimization_barrier((read.L, z))
         return jax.lax.optimization_barrier(mix(L, z))
 
@@ -95,7 +95,8 @@ class BlockSampler(Sampler):
 
 
 class WeightSampler(Sampler):
-    """Draw every layer's weights and biases and use them once: the definition of the model, n x n normals a matrix."""
+    """Draw the weights and biases of every layer and use them once: the definition of the model, n x n normals for each
+    matrix."""
 
     def pairs(self, inputs, shape):
         return (shape[1] + 1) * ((shape[0] + 1) // 2)
@@ -129,14 +130,14 @@ class WeightSampler(Sampler):
         return 5 * inputs * width + 3 * weights + 3 * inputs * sum(outputs for outputs, _ in hidden)
 
 
-def draw_last(sampler: Sampler, model: Model, keys: Words, layer: UInt32[Array, ""], inputs: int, width: int) -> Any:
-    """The random numbers of a layer's last matrix, whose outputs move the stream; layers count from one, the inputs
-    being layer zero."""
+def draw_last(sampler: Sampler, model: Model, keys: KeyWords, layer: UInt32[Array, ""], inputs: int, width: int) -> Any:
+    """The random numbers of a layer's last matrix, whose outputs move the stream. Layers count from one; the inputs are
+    layer zero."""
     return sampler.draw(keys, layer, 0, inputs, shapes(model, width)[-1])
 
 
 def draw_hidden(
-    sampler: Sampler, model: Model, keys: Words, layer: UInt32[Array, ""], inputs: int, width: int
+    sampler: Sampler, model: Model, keys: KeyWords, layer: UInt32[Array, ""], inputs: int, width: int
 ) -> tuple[Any, ...]:
     """The random numbers of a layer's other matrices, which come after those of the last."""
     *hidden, last = shapes(model, width)
@@ -148,8 +149,8 @@ def draw_hidden(
 
 
 def read_stream(sampler: Sampler, model: Model, phi: Float[Array, "N n B"], hidden: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What each matrix of the branch is told, from the stream and the random numbers of the matrices before the
-    last."""
+    """What `Sampler.reads` gives for each matrix of the branch, from the stream and the random numbers of all matrices
+    but the last."""
     reads, stream = [], (lambda: phi)
     for section, noise, shape in zip(model.sections, (*hidden, None), shapes(model, phi.shape[1]), strict=True):
         reads.append(sampler.reads(section.dense, lambda section=section, x=stream: section.features(x())))
@@ -158,15 +159,15 @@ def read_stream(sampler: Sampler, model: Model, phi: Float[Array, "N n B"], hidd
 
 
 def draw_rows(
-    keys: Words, layer: UInt32[Array, ""], inputs: int, width: int, first: int = 0
+    keys: KeyWords, layer: UInt32[Array, ""], inputs: int, width: int, first: int = 0
 ) -> Complex[Array, "half B"]:
-    """The n x N standard normals of a layer, in pairs; a further matrix has those from pair number `first` on."""
+    """The n x N standard normals of a matrix, in pairs, from pair number `first` of its layer on."""
     index = jnp.uint32(first) + jnp.arange((inputs * width + 1) // 2, dtype=jnp.uint32)
     return normals((keys[0][None, :], keys[1][None, :]), layer, index[:, None])
 
 
 def as_rows(noise: Complex[Array, "half B"], shape: tuple[int, ...]) -> Float[Array, "N n B"]:
     """The normals of `draw_rows` in the shape of phi."""
-    if shape[0] % 2 == 0:  # the same, cut between inputs: then the compiler sees through it
+    if shape[0] % 2 == 0:  # the same result, cut between inputs, which the compiler can fuse
         return jnp.concatenate([x.reshape(shape[0] // 2, *shape[1:]) for x in (noise.real, noise.imag)])
     return real_and_imaginary(noise, shape[0] * shape[1], axis=0).reshape(shape)

@@ -24,7 +24,7 @@ from .statistics import CentredSums, centred_sums
 
 
 class Problem(eqx.Module):
-    """All that a network's path depends on but its key; arrays in float32."""
+    """All that a network depends on except its key; arrays are float32."""
 
     model: Model
     sampler: Sampler
@@ -41,9 +41,9 @@ class Problem(eqx.Module):
         return self.path is not None
 
 
-class State(NamedTuple):
-    """A batch of networks between two layers: pre-activations, what the last matrix of the next layer is told,
-    control."""
+class NetworkState(NamedTuple):
+    """A batch of networks between two layers: pre-activations, what the last matrix of the next layer reads, and the
+    control variates."""
 
     phi: Float[Array, "N n B"]
     read: Any
@@ -73,7 +73,7 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
         if control is not None:
             limits = at(layer), at(layer + 1)
             control = advance(control, model, limits, (state.read, reads), (noise, hidden), eps, a)
-        return State(phi, reads[-1], control)
+        return NetworkState(phi, reads[-1], control)
 
     def save(state, interval):
         state = jax.lax.fori_loop(interval[0], interval[1], step, state)
@@ -84,13 +84,12 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
     phi, hidden = mix(problem.factor[:, :, None], z), numbers(draw_hidden, zero)
     reads = read_stream(sampler, model, phi, hidden)
     control = None if problem.path is None else start(phi, model, at(0), reads, hidden)
-    first = State(phi, reads[-1], control)
+    first = NetworkState(phi, reads[-1], control)
     return jax.lax.scan(save, first, (jnp.append(zero, problem.layers[:-1]), problem.layers))[1]
 
 
 def computed_once(always: Bool[Array, ""], function: Callable, *arguments: Any) -> Any:
-    """function(*arguments), computed once: XLA does not fuse across a cond, and would else compute it in every fused
-    loop.
+    """function(*arguments) behind a cond, so that XLA computes it once instead of in every fused loop.
 
     `always` is true, which the compiler cannot know.
     """
@@ -100,11 +99,12 @@ def computed_once(always: Bool[Array, ""], function: Callable, *arguments: Any) 
 
 @cache
 def compiled(function: Callable) -> Callable:
-    """`function` by `eqx.filter_jit`, in vectors as wide as the processor has: of AVX-512, XLA by itself takes half."""
+    """`function` by `eqx.filter_jit`, with vectors of 512 bits where the processor has AVX-512: XLA's default is
+    256."""
     options = {"xla_cpu_prefer_vector_width": "512"}
     try:
         jax.jit(jnp.negative, compiler_options=options)(1.0)
-    except jax.errors.JaxRuntimeError:  # another release of XLA may not know it
+    except jax.errors.JaxRuntimeError:  # another release of XLA may not know the option
         options = None
     return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
 
@@ -126,8 +126,8 @@ def moments_of_blocks(
     """CentredSums (devices, T, parts, ...) of one block of `size` consecutive networks on each device of a mesh, in
     equal parts.
 
-    Networks from number `networks` on do not count. A device always computes one block, of one shape: the order in
-    which compiled code sums over neurons depends on the shape, and on nothing else.
+    Networks with a number of `networks` or more do not count. A device always computes one block of one shape: the
+    order in which compiled code sums over neurons depends on the shape alone.
     """
     arrays, static = eqx.partition(problem, eqx.is_array)
 

@@ -1,10 +1,10 @@
 r"""Streaming moments of kernels, and their errors by the jackknife.
 
-Per network and saved depth a vector x of what `observables` asks for, each packed: means of all, second moments of the
-first. Parts of blocks of networks are reduced where they are sampled, about their means, in float32, and added in
-float64, in fixed order, to GROUPS groups or a multiple of that. So memory does not grow with the number of networks,
-nothing cancels, and leaving out one group at a time gives the standard error of any function of the moments, which g
-groups tell to one part in sqrt(2 (g - 1)).
+For each network and saved depth there is a vector x of the averages that `observables` asks for, packed: means are kept
+of all its entries, second moments of the first ones. Each part of a block of networks is reduced where it is sampled,
+about its mean, in float32. The parts are added in float64, in fixed order, to GROUPS groups or a multiple of that. So
+memory does not grow with the number of networks, and nothing cancels. The standard error of any function of the moments
+follows by leaving out one group at a time; g groups determine it to one part in sqrt(2 (g - 1)).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import stdtrit
 
-GROUPS = 32
+GROUPS = 32  # of networks, for the jackknife
 
 
 class CentredSums(NamedTuple):
@@ -29,9 +29,10 @@ class CentredSums(NamedTuple):
 
 
 def centred_sums(x: Float[Array, "X B"], squared: int, weight: Float[Array, " B"]) -> CentredSums:
-    """Sums over the networks of weight one, about the mean of all networks; networks of weight zero do not count.
+    """Sums over the networks of weight one, about the mean of all networks of the block, those of weight zero included.
 
-    Where the number of networks is a power of two no division rounds, and the bits do not depend on how it is compiled.
+    If the number of networks is a power of two, the division is exact, and the bits do not depend on how it is
+    compiled.
     """
     centre = jnp.sum(x, axis=1) / x.shape[1]
     y = (x - centre[:, None]) * weight[None, :]
@@ -63,8 +64,8 @@ class Group(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The sums of all groups, and how many parts of blocks they hold. Never changed in place: an interruption finds it
-    whole."""
+    """The sums of all groups, and how many parts of blocks they hold. They are never changed in place, so that an
+    interruption leaves them whole."""
 
     groups: tuple[Group, ...]
     parts: int
@@ -112,11 +113,11 @@ def jackknife(function: Callable[[Group], Any], sums: Sums) -> tuple[Any, Any]:
 def least_V4_error(
     V4: Float[np.ndarray, "*batch N N N N"], networks: int, width: int
 ) -> Float[np.ndarray, "*batch N N N N"]:
-    """Standard error of V4 from B networks if their kernels were Wishart matrices, those of independent Gaussian
-    neurons.
+    """Standard error of V4 from B networks whose kernels are Wishart matrices, those of independent Gaussian neurons.
 
-    (V_pp V_qq + V_pq^2) (1 / (B - 1) + 6 / (n B)) is its square, exact for a variance. Kernels of networks scatter no
-    less, but the scatter of few networks is too small just where their V4 is.
+    Its square is (V_pp V_qq + V_pq^2) (1 / (B - 1) + 6 / (n B)), exact for a variance. The true error is at least this
+    one. It is a lower bound for the error that is estimated from few networks, which is too small whenever their V4 is
+    too small.
     """
     variance = np.einsum("...abab->...ab", V4)
     products = variance[..., :, :, None, None] * variance[..., None, None, :, :]
@@ -126,8 +127,8 @@ def least_V4_error(
 def interval(
     value: Float[np.ndarray, "*shape"], error: Float[np.ndarray, "*shape"], free: Any, level: float, logarithm: bool
 ) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
-    """Ends of confidence intervals by Student's t with `free` degrees of freedom; of covariances `logarithm` takes the
-    variances' logarithms."""
+    """Ends of confidence intervals by Student's t with `free` degrees of freedom. With `logarithm`, value is a
+    covariance, and the intervals of its variances are symmetric in their logarithm."""
     if not 0 < level < 1:
         raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
     reach = stdtrit(free, 0.5 + 0.5 * level) * error

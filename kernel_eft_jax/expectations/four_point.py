@@ -1,13 +1,14 @@
 r"""Four-point Gaussian expectations of an activation and its derivatives, E[f_a g_b u_c v_d].
 
-Where an input x occurs twice, the average is taken over phi_x by quadrature and over the other two given phi_x, which
-are two normals of conditional correlation r (a Mehler series in r, or one sum if they are the same input):
+If an input x occurs twice, the average over the other two inputs given phi_x comes first: they are two normals of
+conditional correlation r, and the average is a Mehler series in r, or one sum if both are the same input. Then phi_x is
+averaged over by quadrature:
 
 $$E[F(\phi_x) f(\phi_y) g(\phi_z)] = E_x\Big[ F(\phi_x) \sum_s f_s(\phi_x)\, g_s(\phi_x)\, r^s \Big],
   \qquad f_s = E[f(\phi_y)\, he_s \,|\, \phi_x]$$
 
-Four different inputs share no variable, and the modes of `hermite_modes` converge geometrically (`products_error` says
-how far).
+For four different inputs the expectation is a sum over the modes of `hermite_modes`, which converges geometrically
+(`products_error` bounds the rest).
 """
 
 from collections import defaultdict
@@ -20,15 +21,15 @@ from jaxtyping import Array, Float
 
 from ..activations import Activation
 from ..activations.base import at_zero, between_sides, centres, enough_points
-from ..activations.pair_quadrature import DDS, kink_deltas
+from ..activations.pair_quadrature import SECOND, kink_deltas
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import centred_rule, derivative, powers, remaining_scale, steepness
 from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions, rotate
 
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
-SECOND = ((2, 0), (0, 2), (1, 1))
-SECOND_WEIGHT = np.array([1.0, 1.0, 2.0])
-Factors = tuple[tuple[int, int], ...]
+SECOND_ORDERS = ((2, 0), (0, 2), (1, 1))
+SECOND_WEIGHTS = np.array([1.0, 1.0, 2.0])
+FourFactors = tuple[tuple[int, int], ...]
 
 
 def products(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, "P P"]:
@@ -70,24 +71,25 @@ def _with_repeats(k):
 def local_products(
     activation: Activation, k: Float[Array, " P"], degree: int
 ) -> tuple[Float[Array, "P 3 3"], Float[Array, "P 3 3"]]:
-    """Averages with s_c s_d, cd in (aa, bb, ab) last: of the second derivatives of s_a s_b by aa, bb and ab (twice),
-    and of s_e s_f, ef likewise."""
+    """Averages of X s_c s_d, the last axis cd in (aa, bb, ab). In the first result X is a second derivative of s_a s_b:
+    by aa, by bb, and twice that by ab. In the second result X is s_e s_f, ef in (aa, bb, ab)."""
     inputs = input_count(k.shape[0])
     (a, b), triple = (index.tolist() for index in pairs(inputs)), triples(inputs).tolist()
     conditional, places = _Conditional(activation, k, degree), range(k.shape[0])
 
     def average(first):
-        """Of s_c s_d times factors at pairs."""
+        """Averages of s_c s_d times the factors that `first` gives for each pair."""
         entries = [(*f, (a[triple[p][u]], 0), (b[triple[p][u]], 0)) for p in places for f in first(p) for u in range(3)]
         return conditional(entries).reshape(-1, 3, 3)
 
-    second = average(lambda p: [((a[p], i), (b[p], j)) for i, j in SECOND])
+    second = average(lambda p: [((a[p], i), (b[p], j)) for i, j in SECOND_ORDERS])
     straight = average(lambda p: [((a[r], 0), (b[r], 0)) for r in triple[p]])
-    return jnp.asarray(SECOND_WEIGHT, k.dtype)[None, :, None] * second, straight
+    return jnp.asarray(SECOND_WEIGHTS, k.dtype)[None, :, None] * second, straight
 
 
 def _by_modes(activation, k, q, degree):
-    """`products_and_noise` of four different inputs: noise moves the overlaps of two pairs' variables along Q."""
+    """`products_and_noise` of four different inputs. The noise is the derivative of the products as the overlaps of two
+    pairs' variables change along Q."""
     f = frame(k)
     value = pair_functions(activation, f, degree).value
     means = activation.moments(k)
@@ -101,11 +103,12 @@ def _by_modes(activation, k, q, degree):
 
 
 def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, ""]:
-    r"""A bound on the errors of Cov(s_a s_b, s_c s_d) of four different inputs, relative to the variances of both: the
-    largest of all.
+    r"""The largest bound of the errors of Cov(s_a s_b, s_c s_d) of four different inputs, relative to
+    $\sqrt{\mathrm{Var}(s_a s_b) \mathrm{Var}(s_c s_d)}$.
 
-    What the modes of two pairs p, q miss is known, $\tau_p^2 = \mathrm{Var}(s_a s_b) - \sum_{m \le J} |c_m|^2$, and
-    modes of degree m correlate by no more than $|R|^m$: the rest of the series is below $\tau_p \tau_q |R|^{J+1}$.
+    The norm that the modes of a pair p miss is known, $\tau_p^2 = \mathrm{Var}(s_a s_b) - \sum_{m \le J} |c_m|^2$, and
+    modes of degree m of two pairs correlate by $|R|^m$ at most. So the rest of the series is below
+    $\tau_p \tau_q |R|^{J+1}$.
     """
     inputs, count = input_count(k.shape[0]), k.shape[0]
     if inputs < 4:
@@ -120,8 +123,9 @@ def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -
     return jnp.max(jnp.where(four, share[:, None] * share[None, :] * most ** (degree + 1), 0))
 
 
-def _around_repeated(factors: Factors):
-    """((orders at the input that occurs twice), order at y, order at z), (x, y, z); most derivatives at x."""
+def _around_repeated(factors: FourFactors):
+    """((both orders at x), order at y, order at z) and (x, y, z), x the input that occurs twice. If two inputs do, x is
+    the one with more derivatives."""
     choices = []
     for first in range(4):
         for second in range(first + 1, 4):
@@ -150,8 +154,8 @@ class _Conditional:
         self._smoothed = None
 
     def _rules(self, K):
-        """Nodes and weights for each input x, (x, nodes), with places for the kinks of all others given x; kinks of x
-        itself last."""
+        """Nodes and weights for each input x, (x, nodes). The kinks of all other inputs given x have cells of their
+        own; the kinks of x itself are the last nodes."""
         activation, dtype = self.activation, K.dtype
         places = centres(activation, dtype)
         width = jnp.broadcast_to(steepness(jnp.max(self.roots), activation.sharpness), self.roots.shape)
@@ -169,7 +173,7 @@ class _Conditional:
             weights = jnp.concatenate([weights, jnp.zeros_like(at_kinks)], axis=1)
         return nodes, weights
 
-    def __call__(self, entries: list[Factors]) -> Float[Array, " entries"]:
+    def __call__(self, entries: list[FourFactors]) -> Float[Array, " entries"]:
         groups = defaultdict(list)
         for place, factors in enumerate(entries):
             orders, inputs = _around_repeated(factors)
@@ -182,14 +186,14 @@ class _Conditional:
         return result
 
     def _weight(self, i, j):
-        """Both factors at x with the weights of the nodes; s'' is a delta function at kinks."""
+        """The product of both factors at x and the weight of each node; at kinks s'' is a delta function."""
         phi = self.roots[:, None] * self.nodes
         s = self.activation
         weight = derivative(s, i)(phi) * derivative(s, j)(phi) * self.weights
         if not s.kinks or (i, j) not in ((2, 0), (2, 1)):
             return weight
         other = between_sides(derivative(s, j), s, phi.dtype)
-        delta = jax.vmap(lambda root: kink_deltas(s, root)[DDS])(self.roots) * other[None]
+        delta = jax.vmap(lambda root: kink_deltas(s, root)[SECOND])(self.roots) * other[None]
         return weight.at[:, -delta.shape[1] :].set(delta)
 
     def _one(self, orders):
@@ -212,7 +216,7 @@ class _Conditional:
         return jnp.einsum("asyz,ayzs->ayz", moments, series, precision="highest")
 
     def _given(self, order):
-        """Modes of the `order`-th derivative at y given psi_x: (x, y, nodes, s)."""
+        """Hermite coefficients, given psi_x, of the `order`-th derivative of s at y: (x, y, nodes, coefficients)."""
         if self._smoothed is None:
 
             def modes(across, nodes, width):

@@ -7,9 +7,9 @@ within one degree m = r + s only, through the symmetric power of a 2 x 2 matrix:
 
 $$E[w^p_{rs} w^q_{il}] = \mathrm{Sym}^m(R)_{rs,il}, \qquad R = E[\psi^p \psi^{q\,T}] = M_p K M_q^T, \qquad M = L^{-1}$$
 
-At rho = 1 or -1, where phi_d follows from phi_c, psi_2 vanishes. A tiny floor replaces zero in divisions by its scale
-in L, so that values stay right and derivatives finite; so does one for an input of zero variance. For one input with
-itself psi_2 does not exist: its rows of L and M are zero.
+At rho = 1 or -1 phi_d follows from phi_c, and psi_2 vanishes. There, and for an input of zero variance, a tiny floor
+replaces the zero scale in divisions, so that values stay right and derivatives finite. For one input with itself psi_2
+does not exist: its rows of L and M are zero.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from ..activations.pair_quadrature import outer_rule
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
 
-KINKS = 3.0  # bounds sum m c_m^2 / (J sum c_m^2) over m > J for coefficients that fall like those of |x|, the slowest
+KINKS = 3.0  # a bound of sum m c_m^2 / (J sum c_m^2), sums over m > J, for the coefficients of |x|, which fall slowest
 
 
 class Frame(NamedTuple):
@@ -61,8 +61,8 @@ def frame(k: Float[Array, " P"]) -> Frame:
     inputs = input_count(k.shape[-1])
     a, b = pairs(inputs)
     k_aa, k_bb, k_ab = k[triples(inputs)].T
-    # What is zero becomes small beside the others, and still moves with k: derivatives at an input of zero norm are
-    # those on its one side.
+    # A variance of zero becomes one that is small beside the others and still moves with k: derivatives at an input of
+    # zero norm are one-sided.
     least = jnp.finfo(k.dtype).eps ** 0.6 * jax.lax.stop_gradient(jnp.max(k)) + jnp.finfo(k.dtype).tiny ** 0.25
     k_aa, k_bb = (x + jnp.where(x > 0, 0.0, least) for x in (k_aa, k_bb))
     first = jnp.sqrt(k_aa)
@@ -125,11 +125,11 @@ def mode_covariances(k: Float[Array, " P"], f: Frame, value: Float[Array, "P J S
 def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctions:
     r"""Hermite coefficients of $s_a s_b$, $s''_a s_b$, $s_a s''_b$ and $2 s'_a s'_b$ for every pair.
 
-    phi_b is averaged over psi_2 by the activation (`smoothed_orders`), the rest is summed over psi_1. The first of the
-    second derivatives is taken by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink needs
-    no delta function. The tails follow from the exact norms, $E[s_a^2 s_b^2]$ and so on, less all coefficients; the
-    second derivatives of a function with kinks have no norm, and their tails are estimated from that of the function
-    and the ratio of both in the upper half of the degrees.
+    The activation averages over psi_2 (`smoothed_orders`), and the rest is a sum over psi_1. The first of the second
+    derivatives is integrated by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink needs
+    no delta function. The tails follow from the exact norms, $E[s_a^2 s_b^2]$ and so on, less the squares of all
+    coefficients. The second derivatives of a function with kinks have no norm: their tails are estimated as that of the
+    function times the ratio of both sets of coefficients in the upper half of the degrees.
     """
     inputs = input_count(f.L.shape[0])
     m, s = modes(degree, inputs)

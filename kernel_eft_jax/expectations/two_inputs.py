@@ -1,4 +1,4 @@
-r"""What one pair of inputs needs of an activation, in one pass over a grid of the plane.
+r"""The expectations that one pair of inputs needs of an activation, in one pass over a grid of the plane.
 
 With (phi_a, phi_b) = L psi, phi_a follows from psi_1 alone, so that one table of s(phi_b) over the nodes of (psi_1,
 psi_2) gives all: its projections on Hermite polynomials are two matrix products. Nodes of psi_1 are those of
@@ -16,18 +16,19 @@ from jaxtyping import Array, Float
 from ..activations import Activation, Expansion
 from ..activations.base import along, rule
 from ..activations.pair_quadrature import assemble, by_parts, factors, on_line, outer_rule
+from ..linear import matmul
 from ..quadrature import hermite_polynomials, normal_density, powers
 from .hermite_modes import Frame, frame, modes, pair_functions
 
-REACH = 10.5
+PSI_2_REACH = 10.5
 
 
 class PairRead(NamedTuple):
     """E[s s] of the pairs (aa, ab, bb) with its derivatives, and the functions behind it in the modes of ab.
 
-    `value` holds the coefficients of s s, `second` those of its derivatives by (aa, bb, ab), the last counted twice; a
-    diagonal pair has one second derivative, a third of it at each place. Tails are the norms of what is beyond the
-    degree.
+    `value` holds the coefficients of s s, `second` those of its second derivatives by (aa, bb, ab), the last counted
+    twice. A diagonal pair has one second derivative: each of its three places holds a third of it. The tails are the
+    norms of the parts beyond the degree.
     """
 
     expansion: Expansion
@@ -45,9 +46,10 @@ class _Functions(NamedTuple):
 
 
 def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes: tuple[int, int]) -> PairRead:
-    """All of a pair at its packed kernel (aa, ab, bb), by (half the nodes of psi_1, the nodes of psi_2).
+    """The `PairRead` of one pair at its packed kernel (aa, ab, bb); `nodes` is (half the nodes of psi_1, the nodes of
+    psi_2).
 
-    An activation with kinks knows its averages over psi_2 itself, and is asked for those.
+    If the activation has kinks, it averages over psi_2 itself (`pair_functions`).
     """
     f = frame(k)
     if activation.kinks:
@@ -78,7 +80,7 @@ def lifted(f: Frame, degree: int) -> Float[Array, "J S"]:
     )
 
 
-def turned(R: Float[Array, "2 2"], w: Float[Array, "*batch J S"]) -> Float[Array, "*batch J S"]:
+def rotate_lower(R: Float[Array, "2 2"], w: Float[Array, "*batch J S"]) -> Float[Array, "*batch J S"]:
     r"""$\mathrm{Sym}^m(R)\, w_m$ for a lower triangular R, from the binomial theorem.
 
     $$T^m_{st} = R_{11}^{m-s} R_{21}^{s-t} R_{22}^t \binom{s}{t} \sqrt{(m-t)!\, t! / ((m-s)!\, s!)}$$
@@ -91,8 +93,8 @@ def turned(R: Float[Array, "2 2"], w: Float[Array, "*batch J S"]) -> Float[Array
     return jnp.einsum("mst,...mt->...ms", T, w, precision="highest")
 
 
-def turning(rate: Float[Array, "2 2"], w: Float[Array, "*batch J S"]) -> Float[Array, "*batch J S"]:
-    """The rate of change of `turned` where R is one and changes at a rate."""
+def rotate_lower_rate(rate: Float[Array, "2 2"], w: Float[Array, "*batch J S"]) -> Float[Array, "*batch J S"]:
+    """The rate of change of `rotate_lower` where R is one and changes at a rate."""
     m, s = (np.reshape(x, shape) for x, shape in zip(modes(w.shape[-2], 2), ((-1, 1), (1, -1)), strict=True))
     own = np.maximum(m - s, 0).astype(w.dtype) * rate[0, 0] + s.astype(w.dtype) * rate[1, 1]
     lower = np.sqrt(np.maximum(s * (m - s + 1), 0)).astype(w.dtype) * rate[1, 0]
@@ -121,17 +123,17 @@ def _log_factorials(degree):
 def _on_plane(activation, k, f, degree, nodes):
     (k_aa, k_ab, k_bb), L = k, f.L[1]
     x, w = outer_rule(activation, (L[0, 0], jnp.sqrt(k_bb)), L[1, 0], L[1, 1], nodes[0])
-    y = jnp.linspace(-REACH, REACH, nodes[1], dtype=k.dtype)
+    y = jnp.linspace(-PSI_2_REACH, PSI_2_REACH, nodes[1], dtype=k.dtype)
     v = normal_density(y) * (y[1] - y[0])
     parts = by_parts(activation, k_aa), by_parts(activation, k_bb)
     a = factors(activation, L[0, 0] * x, parts[0])
     b = factors(activation, L[1, 0] * x[:, None] + L[1, 1] * y[None], parts[1])
-    expansion = assemble(_matmul(a * w[None], jnp.matmul(b, v, precision="highest").T), k_aa, k_bb, k_ab, parts)
-    over_y = _matmul(b[:3], (hermite_polynomials(y, degree + 1) * v[None]).T)
+    expansion = assemble(matmul(a * w[None], jnp.matmul(b, v, precision="highest").T), k_aa, k_bb, k_ab, parts)
+    over_y = matmul(b[:3], (hermite_polynomials(y, degree + 1) * v[None]).T)
     table = hermite_polynomials(x, degree + 1) * w[None]
     which = ((0, 0), (2, 0), (0, 2), (1, 1))
     scale = np.array([1, 1, 1, 2]).astype(k.dtype)
-    found = jnp.stack([_matmul(table * a[i][None], over_y[j]) for i, j in which]) * scale[:, None, None]
+    found = jnp.stack([matmul(table * a[i][None], over_y[j]) for i, j in which]) * scale[:, None, None]
     squares = jnp.matmul(b[:3] ** 2, v, precision="highest")
     norms = jnp.stack([jnp.sum(a[i] ** 2 * squares[j] * w) for i, j in which]) * scale**2
     m, s = modes(degree, 2)
@@ -146,7 +148,7 @@ def _on_line(activation, k, degree, nodes):
     expansion = along(*jnp.sum(on_line(activation, k, x, here) * w[None], axis=-1))
     both = here[0] ** 2
     third = 2 * (here[1] ** 2 + here[0] * here[2]) / 3
-    found = _matmul(jnp.stack([both, third]) * w[None], hermite_polynomials(x, degree + 1).T)
+    found = matmul(jnp.stack([both, third]) * w[None], hermite_polynomials(x, degree + 1).T)
     norms = jnp.stack([jnp.sum(both**2 * w), jnp.sum(third**2 * w)])
     places = found[:, 1:]
     tails = _tails(norms, places, found[:, 0])
@@ -157,7 +159,3 @@ def _on_line(activation, k, degree, nodes):
 def _tails(norms, places, means):
     held = jnp.sum(places.reshape(places.shape[0], -1) ** 2, axis=1) + means**2
     return jnp.sqrt(jnp.maximum(norms - held, 8 * jnp.finfo(norms.dtype).eps * norms))
-
-
-def _matmul(x, y):
-    return jnp.matmul(x, y, precision="highest")

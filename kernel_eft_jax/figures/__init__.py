@@ -1,7 +1,7 @@
-"""Figures from results: nothing is computed here, and no window opens.
+"""Figures from results. This folder computes nothing and opens no window.
 
-Every function with `columns` places so many panels side by side; `columns=1` stacks them, legible at the width of a
-phone.
+A function with an argument `columns` places so many panels side by side; `columns=1` stacks them, legible at the width
+of a phone.
 """
 
 from .coordinates import plot_coordinate_check as plot_coordinate_check

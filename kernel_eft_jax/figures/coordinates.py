@@ -9,18 +9,18 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ..checks import check_kind
 from ..diagnostics import CoordinateCheck
-from .style import COLOURS, CURVES, POINTS, check_entry, grid, legend, styled
+from .style import COLOURS, CURVE_STYLES, POINT_STYLES, check_entry, grid, legend, styled
 
 BAND = {"alpha": 0.2, "linewidth": 0}
-REACH = 8.0  # the second panel goes from an eighth of the width to eight times
+WIDTH_RANGE = 8.0  # the second panel goes from an eighth of the width to eight times
 
 
 @styled
 def plot_coordinate_check(
     check: CoordinateCheck, entry: int = 0, title: str = "Predicted coordinate check", *, columns: int = 2
 ) -> Figure:
-    """Mean square of the stream of one input: against the layer at the width asked for, and against the width at three
-    layers.
+    """Mean square of the stream for one input: against the layer, at the width of the check, and against the width, at
+    three layers.
 
     Bands and bars hold two thirds of all seeds, by the log-normal law of the predicted or measured mean and variance.
     """
@@ -42,7 +42,7 @@ def _by_depth(ax: Axes, check: CoordinateCheck, a: int) -> None:
     ax.fill_between(layers, *_seeds(mean, check.spread[:, a]), color="0.35", **BAND)
     for yours in _measured(check):
         if yours.width == check.width:
-            _points(ax, layers, yours.mean[:, a], yours.spread[:, a], POINTS[0], label="your networks")
+            _points(ax, layers, yours.mean[:, a], yours.spread[:, a], POINT_STYLES[0], label="your networks")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set_title(f"width $n = {check.width}$")
     ax.set_xlabel("layer")
@@ -51,8 +51,8 @@ def _by_depth(ax: Axes, check: CoordinateCheck, a: int) -> None:
 
 def _by_width(ax: Axes, check: CoordinateCheck, a: int) -> None:
     layers = np.asarray(check.layers)
-    widths = np.geomspace(check.width / REACH, check.width * REACH, 60)
-    for curve, points, i in zip(CURVES[1:], POINTS[1:], _three(len(layers)), strict=False):
+    widths = np.geomspace(check.width / WIDTH_RANGE, check.width * WIDTH_RANGE, 60)
+    for curve, points, i in zip(CURVE_STYLES[1:], POINT_STYLES[1:], _three(len(layers)), strict=False):
         mean, spread = (np.array([at(n)[i, a] for n in widths]) for at in (check.mean_at, check.spread_at))
         ax.plot(widths, mean, label=f"layer {layers[i]}", **curve)
         ax.fill_between(widths, *_seeds(mean, spread), color=curve["color"], **BAND)
@@ -69,7 +69,7 @@ def _points(ax, x, mean, spread, style, **options):
 
 
 def _seeds(mean, spread):
-    """Where two thirds of a positive quantity of this mean and standard deviation lie."""
+    """The interval that holds two thirds of a positive quantity of this mean and standard deviation."""
     sigma = np.sqrt(np.log1p((spread / mean) ** 2))
     middle = mean * np.exp(-(sigma**2) / 2)
     return middle * np.exp(-sigma), middle * np.exp(sigma)

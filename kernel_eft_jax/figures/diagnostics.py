@@ -8,12 +8,12 @@ from matplotlib.ticker import NullFormatter
 
 from ..checks import check_kind
 from ..diagnostics import WidthCheck, Window
-from .style import COLOURS, CURVES, DEPTH, POINTS, TOLERABLE, check_entry, entry_text, grid, legend, styled
+from .style import COLOURS, CURVE_STYLES, DEPTH, POINT_STYLES, TOLERABLE, check_entry, entry_text, grid, legend, styled
 
 
 @styled
 def plot_window(window: Window, title: str = "Where the theories hold", *, columns: int = 3) -> Figure:
-    """Errors of closures against depth with the tolerance and `t*`; where networks were sampled, their deviation by
+    """Errors of closures against depth with the tolerance and `t*`. If networks were sampled: their deviation against
     width with `n*`."""
     check_kind(window, Window, "window")
     figure, axes = grid(3 if window.widths else 2, columns, title)
@@ -30,7 +30,7 @@ def plot_window(window: Window, title: str = "Where the theories hold", *, colum
 
 def _reaches(ax: Axes, window: Window, quantity: str) -> None:
     """The error of each closure by depth, and where it leaves the tolerance."""
-    for style, (name, reaches) in zip(CURVES[1:], window.reach.items(), strict=False):
+    for style, (name, reaches) in zip(CURVE_STYLES[1:], window.reach.items(), strict=False):
         error, t_star = reaches[quantity].error, reaches[quantity].t_star
         ax.plot(window.ts, error, label=name, **style)
         if 0 < t_star < np.inf:
@@ -53,7 +53,9 @@ def _reaches(ax: Axes, window: Window, quantity: str) -> None:
 
 def _widths(ax: Axes, window: Window) -> None:
     """Sampled deviations from order 1/n, the 1/n law through the pilot, and n*."""
-    for style, points, (quantity, widths) in zip(CURVES[3:], POINTS[3:], window.widths.items(), strict=False):
+    for style, points, (quantity, widths) in zip(
+        CURVE_STYLES[3:], POINT_STYLES[3:], window.widths.items(), strict=False
+    ):
         n, d, error = (np.array([getattr(w, name) for w in widths], float) for name in ("width", "deviation", "stderr"))
         label = f"${quantity[0]}_{quantity[1]}$ of networks: $n^* = {widths[-1].width}$"
         # On a logarithmic axis a bar that reaches zero would have no end.
@@ -89,7 +91,7 @@ def plot_width_check(
         value, error = (getattr(x, quantity)[..., *place] for x in (check, check.stderr))
         for i, n in enumerate(check.widths):
             shift = 0.012 * np.ptp(ts) * (i - 0.5 * (len(check.widths) - 1))
-            points = POINTS[1:][i % (len(COLOURS) - 1)]
+            points = POINT_STYLES[1:][i % (len(COLOURS) - 1)]
             ax.errorbar(ts + shift, value[i], error[i], label=f"$n = {n}$", **points)
         p = f"   ($p = {check.p_value(quantity):.2g}$)" if len(check.widths) > 1 else ""
         ax.set_title(f"${symbol[0]}_{{{symbol[-1]};{entry_text(*place)}}}${p}")

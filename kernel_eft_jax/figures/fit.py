@@ -1,4 +1,4 @@
-"""The figure of a fit: data beside the fitted theory, and what is left between them."""
+"""The figure of a fit: data beside the fitted theory, and their differences."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -7,15 +7,16 @@ from matplotlib.lines import Line2D
 from ..checks import check_kind
 from ..inference import Fit
 from ..pairs import pairs
-from .style import COLOURS, CURVES, PANEL, POINTS, grid, legend, styled
+from .style import COLOURS, CURVE_STYLES, PANEL, POINT_STYLES, grid, legend, styled
 
 
 @styled
 def plot_fit(fit: Fit) -> Figure:
-    """Mean kernels by layer against the fitted theory, and what is left of them in standard errors.
+    """Mean kernels by layer beside the fitted theory, and their differences in standard errors.
 
-    Where V4 was fitted too, a third panel shows what is left of the variances of the same entries. Error bars are the
-    noise that the theory predicts for so many networks, not the scatter of the data. The first seven entries are shown.
+    If V4 was fitted too, a third panel shows the differences of the variances of the same entries. Error bars are the
+    noise that the theory predicts for this number of networks, not the scatter of the data. The first seven entries are
+    shown.
     """
     check_kind(fit, Fit, "fit")
     layers, P = np.array(fit.experiment.layers), fit.prediction.covariance.shape[1]
@@ -33,7 +34,7 @@ def plot_fit(fit: Fit) -> Figure:
     apart = min(0.012 * span, 0.1 * np.diff(layers).min(initial=span))
     heights = [PANEL[1], *[0.65 * PANEL[1]] * len(below)]
     figure, (top, *rest) = grid(1 + len(below), 1, _found(fit), heights, sharex=True)
-    for p, curve, points in zip(range(shown), CURVES, POINTS, strict=False):
+    for p, curve, points in zip(range(shown), CURVE_STYLES, POINT_STYLES, strict=False):
         x = layers + apart * (p - 0.5 * (shown - 1))
         top.plot(layers, curves[:, p], marker="_" if layers.size == 1 else None, markersize=24, **curve)
         top.errorbar(layers, values[:, p], bars[:, p], label=f"$G_{{{a[p]}{b[p]}}}$", **points)

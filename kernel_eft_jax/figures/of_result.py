@@ -1,4 +1,4 @@
-"""Which figure a result has: `result.plot(...)` is `plot(result, ...)`."""
+"""The figure of each class of results: `result.plot(...)` is `plot(result, ...)`."""
 
 from functools import singledispatch
 from typing import Any

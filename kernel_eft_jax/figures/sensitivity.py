@@ -1,4 +1,4 @@
-"""The figure of sensitivities: what each parameter moves."""
+"""The figure of sensitivities: the effect of each parameter."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,9 +6,9 @@ from matplotlib.lines import Line2D
 
 from ..checks import check_kind
 from ..inference import Sensitivity
-from .style import COLOURS, CURVES, DEPTH, check_entry, entry_text, grid, legend, styled
+from .style import COLOURS, CURVE_STYLES, DEPTH, check_entry, entry_text, grid, legend, styled
 
-# Relative to the largest effect in a panel: less cannot be seen.
+# The smallest effect that is drawn, relative to the largest one in a panel.
 VISIBLE = 1e-3
 
 
@@ -16,9 +16,9 @@ VISIBLE = 1e-3
 def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), *, columns: int = 3) -> Figure:
     """Relative derivatives of K0, V4 and K1 at one pair of inputs by depth, in per cent for one per cent.
 
-    A curve for each of the seven parameters that matter most there; the legend names the others: those that are zero,
-    of which there is no per cent (`sensitivity[name]` has their derivatives), and those with less effect. None where
-    the quantity itself is zero, as K1 is at depth zero.
+    There is a curve for each of the seven parameters with the largest effects. The legend names the others: those that
+    are zero, for which there is no relative change (`sensitivity[name]` has their derivatives), and those with less
+    effect. There is no curve where the quantity itself is zero, as K1 at depth zero.
     """
     check_kind(sensitivity, Sensitivity, "sensitivity")
     check_entry(entry, sensitivity.solution.K0.shape[-1])
@@ -35,7 +35,7 @@ def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), 
     symbols = (f"$K_{{0;{entry_text(*entry)}}}$", f"$V_{{4;{entry_text(*pair)}}}$", f"$K_{{1;{entry_text(*entry)}}}$")
     figure, axes = grid(3, columns, "Change in per cent for one per cent of a parameter")
     for i, (ax, symbol) in enumerate(zip(axes, symbols, strict=True)):
-        for style, name in zip(CURVES, shown, strict=False):
+        for style, name in zip(CURVE_STYLES, shown, strict=False):
             ax.plot(np.asarray(sensitivity.solution.ts), curves[name][i], label=name, **style)
         ax.set_title(symbol)
         ax.set_xlabel(DEPTH)
@@ -45,7 +45,7 @@ def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), 
             ax.text(0.5, 0.6, "zero at every depth", ha="center", transform=ax.transAxes)
             ax.set_yticks([])
     left_out = {"zero, so no relative change": zero, "less effect": [name for name in curves if name not in shown]}
-    notes = [f"{why}:\n{_rows(names)}" for why, names in left_out.items() if names]
+    notes = [f"{why}:\n{_four_a_line(names)}" for why, names in left_out.items() if names]
     legend(figure, axes[:1], {note: Line2D([], [], linestyle="none") for note in notes})
     return figure
 
@@ -63,6 +63,6 @@ def _curves(sensitivity: Sensitivity, name: str, entry: tuple[int, int]) -> list
     return [np.where(ok, y, np.nan) for ok, y in zip(defined, values, strict=True)]
 
 
-def _rows(names: list[str]) -> str:
+def _four_a_line(names: list[str]) -> str:
     """Four names in a line."""
     return "\n".join(", ".join(names[i : i + 4]) for i in range(0, len(names), 4))

@@ -1,7 +1,8 @@
-"""What all figures share: type, colours, the grid of panels, the legend below it, and files.
+"""The style that all figures share: type, colours, the grid of panels, the legend below, and files.
 
-Matplotlib by its object interface: nothing global is touched. Colours are those of Okabe and Ito, which colour-blind
-readers tell apart; every curve also has a line style of its own, and every set of points a marker of its own.
+Figures use Matplotlib's object interface, so that nothing global changes. Colours are those of Okabe and Ito, which
+colour-blind readers tell apart; every curve also has a line style of its own, and every set of points a marker of its
+own.
 """
 
 import os
@@ -22,10 +23,10 @@ DASHES = (
     *((0, (8, 3)), "-", (0, (6, 1.5)), (0, (4, 1.5, 1, 1.5))),
     *((0, (1, 1.2)), (0, (2.5, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5))),
 )
-CURVES: tuple[dict[str, Any], ...] = tuple(
+CURVE_STYLES: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "linestyle": dash} for colour, dash in zip(COLOURS, DASHES, strict=True)
 )
-POINTS: tuple[dict[str, Any], ...] = tuple(
+POINT_STYLES: tuple[dict[str, Any], ...] = tuple(
     {
         "color": colour,
         "marker": marker,
@@ -79,17 +80,17 @@ def grid(
 
 
 def legend(figure: Figure, axes: Sequence[Axes], extra: dict[str, Artist] | None = None) -> None:
-    """One legend below all panels, each label once; `extra` holds what no panel labels."""
+    """One legend below all panels, each label once; `extra` holds entries that no panel has."""
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     handles |= extra or {}
-    fitting = max(1, int(figure.get_figwidth() / (0.8 + 0.095 * max(map(_length, handles)))))
+    fitting = max(1, int(figure.get_figwidth() / (0.8 + 0.095 * max(map(_letters, handles)))))
     rows = -(-len(handles) // fitting)
     columns = -(-len(handles) // rows)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def check_entry(entry: tuple[int, ...], inputs: int) -> None:
-    """That an entry is one of a result of so many inputs."""
+    """Check that an entry is one of a result with so many inputs."""
     if not all(isinstance(a, int) and 0 <= a < inputs for a in entry):
         raise ValueError(f"Argument `entry` must name inputs from 0 to {inputs - 1}, but is {entry!r}.")
 
@@ -113,12 +114,12 @@ def _broken(title: str, columns: int) -> str:
     for line in title.split("\n"):
         lines.append("")
         for word in re.findall(r"(?:\$[^$]*\$|[^ $])+", line):
-            if lines[-1] and _length(lines[-1] + word) > 9 * PANEL[0] * columns:
+            if lines[-1] and _letters(lines[-1] + word) > 9 * PANEL[0] * columns:
                 lines.append("")
             lines[-1] += f"{word} "
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _length(text: str) -> int:
-    """Letters of a text as it is drawn, about."""
+def _letters(text: str) -> int:
+    """About how many letters wide a text is when it is drawn."""
     return max(len(line) for line in re.sub(r"\\\w+|[${}_^\\]", "", text).split("\n"))

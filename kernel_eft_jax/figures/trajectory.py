@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from ..ensemble import Estimate
 from ..trajectory import Solution
-from .style import COLOURS, CURVES, DEPTH, POINTS, check_entry, entry_text, grid, legend, styled
+from .style import COLOURS, CURVE_STYLES, DEPTH, POINT_STYLES, check_entry, entry_text, grid, legend, styled
 
-SHOWN = 21  # points of one line, at most: error bars of more run into each other
+MOST_POINTS = 21  # of one line: the error bars of more points would overlap
 
 
 class Line(NamedTuple):
@@ -33,8 +33,8 @@ def plot_panels(
 ) -> Figure:
     """Panels by their headings, each with its lines by their labels; a label has one style in all panels.
 
-    Labels in `order` have the style of their place there, so that several figures agree; others have what is left, as
-    they occur.
+    A label in `order` has the style of its place in `order`, so that several figures agree. Other labels have the
+    remaining styles, in the order in which they occur.
     """
     styles = _styles([label for lines in panels.values() for label in lines], order)
     figure, axes = grid(len(panels), columns, title)
@@ -94,7 +94,7 @@ def _line(result, name, entry):
 
 def _draw(ax, line, label, style):
     if line.stderr is None:
-        ax.plot(line.ts, line.value, label=label, **CURVES[style])
+        ax.plot(line.ts, line.value, label=label, **CURVE_STYLES[style])
         return
-    every = np.s_[:: -(-len(line.ts) // SHOWN)]
-    ax.errorbar(line.ts[every], line.value[every], line.stderr[every], label=label, **POINTS[style])
+    every = np.s_[:: -(-len(line.ts) // MOST_POINTS)]
+    ax.errorbar(line.ts[every], line.value[every], line.stderr[every], label=label, **POINT_STYLES[style])

@@ -1,4 +1,4 @@
-"""What gradients are for: sensitivities, fits with intervals, and the design of experiments."""
+"""Uses of gradients: sensitivities, fits with intervals, and the design of experiments."""
 
 from .files import NEEDED as NEEDED
 from .files import fit_record as fit_record

@@ -1,8 +1,8 @@
 r"""Statistics of observed kernels, and how they scatter from network to network.
 
-Each network i gives $y_i = (g_i, (g_i - \bar g)(g_i - \bar g)^T B / (B - 1))$, whose mean is the mean kernel and the
-sample covariance. The scatter of the y_i is their noise whatever its law; an `Estimate` holds them averaged over groups
-of networks.
+Each network i gives $y_i = (g_i, (g_i - \bar g)(g_i - \bar g)^T B / (B - 1))$. The mean of the y_i is the mean kernel
+and the sample covariance, and their scatter is the noise of this mean, whatever its law. An `Estimate` holds the y_i
+averaged over groups of networks.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..checks import to_numpy
+from ..checks import LEAST_NETWORKS, to_numpy
 from ..ensemble import Estimate, observables
 from ..pairs import pairs
 from .parameters import Experiment, get_parameters, places
-
-LEAST_NETWORKS = 16
 
 
 class Observed(NamedTuple):
@@ -38,7 +36,7 @@ class Observed(NamedTuple):
 
 
 def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experiment, with_V4: bool) -> Observed:
-    """The statistics of kernels, checked against the experiment that is said to have made them."""
+    """The statistics of kernels, after a check that they fit the experiment."""
     if isinstance(data, Estimate):
         return _observe_estimate(data, experiment, with_V4)
     inputs, layers = experiment.K0.shape[0], len(experiment.layers)
@@ -75,10 +73,10 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
 
 
 def _check_values(G, experiment):
-    """Kernels in float64, if they are finite and symmetric with variances on the diagonal."""
+    """The kernels in float64, after a check that they are finite and symmetric with positive variances."""
     if not jnp.issubdtype(G.dtype, jnp.floating) and not jnp.issubdtype(G.dtype, jnp.integer):
         raise ValueError(f"Argument `data` must be real numbers, but has dtype {G.dtype}: give kernels as floats.")
-    # Programs that compute in float32 often store in float64.
+    # The rounding allowed is that of float32, since programs that compute in float32 often store in float64.
     eps = max(float(jnp.finfo(d).eps) for d in (jnp.float32, G.dtype) if jnp.issubdtype(d, jnp.floating))
     G = G.astype(np.float64)
 
@@ -97,7 +95,7 @@ def _check_values(G, experiment):
     refuse(np.eye(G.shape[-1], dtype=bool) & (G < 0), "kernels with variances on their diagonal", remedy)
     remedy = "No neuron was active, or these entries were filled in: leave such networks or inputs out."
     refuse(np.eye(G.shape[-1], dtype=bool) & (G == 0), "kernels with positive variances", remedy)
-    # A sum over n neurons in two orders differed by 0.7 eps sqrt(n) at most, in thousands of kernels.
+    # In thousands of kernels the sums over n neurons in two orders differed by 0.7 eps sqrt(n) at most.
     variance = np.diagonal(G, axis1=2, axis2=3)
     rounding = 8 * eps * np.sqrt(experiment.width.item() * variance[..., :, None] * variance[..., None, :])
     remedy = "Check the order of its axes; if this is rounding, give the mean of G and its transpose."
@@ -106,10 +104,10 @@ def _check_values(G, experiment):
 
 
 def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) -> None:
-    """Check that an Estimate is of the experiment's networks, but for the free parameters. Raises ValueError with what
-    contradicts.
+    """Check that an Estimate and the experiment have the same networks, except for the free parameters. Raises
+    ValueError with the difference.
 
-    To fit what the networks are known not to be, give their kernels by `sample_kernels`.
+    To fit an experiment that is known to differ from the networks, give their kernels by `sample_kernels`.
     """
     model, remedy = estimate.model, "Give the experiment what the data were made with, or fit it as a free parameter."
     there = {"width": estimate.width} | ({"eps": estimate.eps} if estimate.eps.ndim == 0 else {})
@@ -150,7 +148,7 @@ def _observe_estimate(data, experiment, with_V4):
     networks = np.array([group.networks for group in groups], np.float64)
     if all(np.array_equal(group.first / group.networks, groups[0].first / groups[0].networks) for group in groups):
         raise ValueError(
-            "The Estimate shows no scatter between its networks, so that nothing tells an error: sample different "
+            "The Estimate shows no scatter between its networks, so that no error can be estimated: sample different "
             "networks."
         )
     B, shares = networks.sum(), networks / networks.sum()

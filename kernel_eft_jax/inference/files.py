@@ -1,4 +1,4 @@
-"""Kernels from a file of yours, and results as plain records: what the command line needs."""
+"""Kernels from a file of the user's, and results as plain records, for the command line."""
 
 import json
 import os
@@ -22,8 +22,8 @@ def read_kernels(path: str | os.PathLike) -> tuple[Float[np.ndarray, "B T N N"],
     """Kernels G and the settings of their `Experiment` from an .npz file with arrays G, K0, layers, width and eps.
 
     From any framework: `np.savez("kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)`. Raises ValueError
-    for other files, and for arrays that are missing, of another kind, or many numbers where one is due; `fit` checks
-    the values.
+    for other files, and for arrays that are missing, of another kind, or of several numbers instead of one; `fit`
+    checks the values.
     """
     try:
         with open(path, "rb") as stream:

@@ -1,10 +1,10 @@
-r"""Fisher information of an ensemble about its parameters, and what it says about an experiment before it is run.
+r"""Fisher information of an ensemble about its parameters, by which an experiment is designed before it is run.
 
 $$I = J^T \Omega^{-1} J$$
 
-with J the derivatives of the expected statistics and Omega their noise (see `likelihood`). Relative to the size of each
-parameter its eigenvectors are the directions that data tell well or badly, $1 / \sqrt{\text{eigenvalue}}$ the error
-along them.
+with J the derivatives of the expected statistics and Omega their noise (see `likelihood`). In units of the size of each
+parameter, its eigenvectors are the directions that data determine well or badly, and $1 / \sqrt{\text{eigenvalue}}$ is
+the error along them.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,14 @@ from jaxtyping import Float
 
 from ..checks import check_count, check_flag, check_kind
 from ..closures import Closure
-from ..trajectory.failures import LIMIT
+from ..trajectory.failures import LARGEST_ERROR
 from ..trajectory.solve import EXACT
 from .identifiability import explain, in_words
 from .likelihood import Prediction, noise, predict, settle, whitener
 from .parameters import Experiment, check_names, coordinate_derivatives, get_parameters, to_coordinates, typical_scales
 
-# Directions that hold a smaller share than this of the information in the best one are lost: it is rounding error.
+# A direction that holds a smaller share than this of the information in the best one is lost: its information is
+# rounding error.
 LOST = 1e-11
 
 
@@ -32,7 +33,7 @@ class Information(eqx.Module):
     Attributes:
         names: The parameters.
         values: Where the information is taken.
-        scales: What a change of order one of each parameter is.
+        scales: The scale of each parameter, the size of a change that matters.
         matrix: The information matrix.
         expectation_error: Estimated relative error of the Gaussian expectations behind the information.
     """
@@ -56,11 +57,11 @@ class Information(eqx.Module):
     def covariance(self) -> Float[np.ndarray, "parameters parameters"]:
         """The smallest covariance that an unbiased estimate can have (Cramer and Rao).
 
-        Raises ValueError where a direction is lost: all that is known then is `weakest`.
+        Raises ValueError if a direction is lost.
         """
         if len(self.lost):
             raise ValueError(
-                f"{self.describe()} Hold a parameter of it fixed, or add another experiment that tells it."
+                f"{self.describe()} Hold one of these parameters fixed, or add an experiment that determines it."
             )
         return self.scales[:, None] * np.linalg.inv(self._relative) * self.scales
 
@@ -78,20 +79,22 @@ class Information(eqx.Module):
 
     @property
     def weakest(self) -> tuple[Float[np.ndarray, " parameters"], float]:
-        """The direction that the data tell worst, relative to the size of each parameter, and the error along it."""
+        """The direction that the data determine worst, in units of the size of each parameter, and the error along
+        it."""
         values, vectors = self._modes
         direction = vectors[:, 0] * np.sign(vectors[np.abs(vectors[:, 0]).argmax(), 0])
         return direction, float(1 / np.sqrt(values[0])) if values[0] > 0 else float("inf")
 
     @property
     def lost(self) -> Float[np.ndarray, "directions parameters"]:
-        """The directions along which the law of the data does not change, orthonormal relative to the size of each
+        """The directions along which the law of the data does not change, orthonormal in units of the size of each
         parameter."""
         values, vectors = self._modes
         return vectors[:, values == 0].T
 
     def describe(self) -> str:
-        """What the data cannot tell, by names, or else the direction that they tell worst."""
+        """A sentence with the names of what the data cannot determine, or else with the direction that they determine
+        worst."""
         if len(self.lost):
             return explain(self.names, self.values, self.scales, self.lost)
         direction, error = self.weakest
@@ -120,11 +123,12 @@ def fisher(
 ) -> Information:
     """Fisher information that `networks` networks would hold about the free parameters, at the experiment's values.
 
-    Add the informations of several widths or ensembles. Exact to leading order in 1/n with `HermiteTower`, the default;
-    not for ensembles so large that the next order shows, whose error is not statistical. For more than eight inputs and
-    mean kernels alone, covariances of different entries and layers are the correlations of `GOnly` with exact
-    variances: the information is then an approximation. What no data can tell, such as the variances of two matrices
-    around linear units, of which the law knows the product, is in `lost` and, by names, in `describe()`.
+    Informations of several widths or ensembles add up. With `HermiteTower`, the default, the information is exact to
+    leading order in 1/n. Do not use it for ensembles so large that the next order shows, since this error is not
+    statistical. For more than eight inputs and mean kernels alone the information is an approximation: covariances of
+    different entries and layers are the correlations of `GOnly` with exact variances. What no data can determine is in
+    `lost` and, by names, in `describe()`: the variances of two matrices around linear units, for example, whose product
+    alone the law knows.
 
     Args:
         experiment: The networks, with the values at which the information is taken.
@@ -134,10 +138,10 @@ def fisher(
         with_V4: Whether the sample covariances at each layer count beside the mean kernels.
 
     Returns:
-        The information, with the errors that it promises and the directions that it does not tell.
+        The information, with the expected errors and the lost directions.
 
     Raises:
-        ValueError: For free parameters that are none, and where the theory is not finite or its expectations are not
+        ValueError: For names that are no parameters, and where the theory is not finite or its expectations are not
             accurate.
     """
     check_kind(experiment, Experiment, "experiment")
@@ -168,20 +172,20 @@ def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction:
     where = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True))
     if not all(np.isfinite(np.asarray(x)).all() for x in prediction):
         raise ValueError(
-            "Argument `experiment` is where the theory is not finite: kernels grow without bound by layer "
+            "Argument `experiment` has values at which the theory is not finite: kernels grow without bound by layer "
             f"{experiment.layers[-1]} at {where}. Take smaller variances, eps or layers."
         )
-    if prediction.expectation_error > LIMIT:
+    if prediction.expectation_error > LARGEST_ERROR:
         raise ValueError(
-            "Argument `experiment` is where the theory is not accurate: its Gaussian expectations have an estimated "
-            f"relative error of {float(prediction.expectation_error):.2g}, above {LIMIT}, at {where}. The activation "
-            "bends too sharply for its variance: take smaller variances, or a class with closed forms or with kinks "
-            "for a function with kinks."
+            "Argument `experiment` has values at which the theory is not accurate: its Gaussian expectations have an "
+            f"estimated relative error of {float(prediction.expectation_error):.2g}, above {LARGEST_ERROR}, at "
+            f"{where}. The activation changes too sharply for its variance: take smaller variances, or a class "
+            "with closed forms or with kinks for a function with kinks."
         )
 
 
 def rounding(experiment: Experiment) -> float:
-    """Relative eigenvalues of a covariance below this are rounding errors in the experiment's dtype."""
+    """The relative size below which an eigenvalue of a covariance is rounding error in the experiment's dtype."""
     return float(1e3 * jnp.finfo(experiment.K0.dtype).eps)
 
 
@@ -195,14 +199,15 @@ def refuse_lost(info: Information, with_V4: bool) -> None:
 
 
 def refuse_vague(info: Information, with_V4: bool) -> None:
-    """Raise a ValueError that names the combination which these data tell to no better than its own size."""
+    """Raise a ValueError with the combination of parameters that these data determine to no better than its own
+    size."""
     direction, error = info.weakest
     if error > 1:
         words = in_words(info.names, direction, info.scales)
         involved = [name for name, d in zip(info.names, direction, strict=True) if abs(d) > 0.01]
         raise ValueError(
-            f"These data cannot tell all free parameters: {words[0].lower() + words[1:]} would be known to no better "
-            f"than {100 * error:.2g} % of its size.{_hint(involved, with_V4)} Hold "
+            f"These data do not determine all free parameters: {words[0].lower() + words[1:]} would be known to no "
+            f"better than {100 * error:.2g} % of its size.{_hint(involved, with_V4)} Hold "
             f"{'one of them' if len(involved) > 1 else 'it'} fixed, or take more networks, depths or inputs (`fisher` "
             "says how many)."
         )

@@ -3,9 +3,9 @@ r"""Parameters of networks from their kernels: weighted least squares, with inte
 $$\chi^2(\theta) = (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta)), \qquad
   \mathrm{Cov}(\hat\theta) = A\, \mathrm{Cov}(y)\, A^T, \quad A = I^{-1} J^T \Omega^{-1}$$
 
-y are the statistics of the data, m and their noise Omega the theory's, Omega at the last estimate but one. Cov(y) is
-the scatter from network to network: to leading order it equals Omega, and the errors are those of the Fisher
-information $I = J^T \Omega^{-1} J$; it also holds the non-Gaussian rest (the robust errors of covariance structure
+y are the statistics of the data, m is their mean and Omega their noise by the theory, at the last estimate but one.
+Cov(y) is the scatter from network to network. To leading order it equals Omega, and the errors are those of the Fisher
+information $I = J^T \Omega^{-1} J$; it also contains the non-Gaussian rest (the robust errors of covariance structure
 analysis).
 """
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..checks import check_flag, check_kind, check_untraced
 from ..closures import Closure
 from ..ensemble import Estimate
-from ..showing import Shown
+from ..showing import Shown, rounded
 from ..trajectory.solve import EXACT
 from .data import Observed, check_same, observe
 from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
@@ -52,17 +52,17 @@ class Fit(Shown):
     Attributes:
         names: The free parameters.
         values: Their estimates.
-        covariance: Of the estimates, as of a search without bounds.
+        covariance: That of the estimates, as if the search had no bounds.
         information: The Fisher information at the estimates.
         chi2: The least chi2, scaled to have mean `dof` if the theory is right.
         dof: Degrees of freedom; a parameter at its bound counts as held there.
         history: chi2 at each point tried.
-        converged: Whether the search ended where it should.
+        converged: Whether the search ended at a minimum.
         message: Why the search ended.
         experiment: The networks, the estimates in place.
         closure: The theory.
         observed: The statistics of the data.
-        prediction: What the theory says of these statistics at the estimates.
+        prediction: The same statistics by the theory, at the estimates.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -96,12 +96,13 @@ class Fit(Shown):
 
     @property
     def expected_stderr(self) -> Float[np.ndarray, " M"]:
-        """Standard errors of the statistics of so many networks, as the theory predicts them."""
+        """Standard errors of the statistics, as the theory predicts them for the number of networks in the data."""
         return np.sqrt(np.diagonal(noise(self.prediction.covariance, self.observed.networks, self.with_V4)))
 
     @property
     def p_value(self) -> float:
-        """Probability of a larger chi2 if the theory is right; when small, the theory is not, and intervals mislead."""
+        """Probability of a larger chi2 if the theory is right; if it is small, the theory is wrong and the intervals
+        mislead."""
         from scipy import special
 
         return float(special.chdtrc(self.dof, self.chi2)) if self.dof else float("nan")
@@ -117,23 +118,23 @@ class Fit(Shown):
         rows = []
         every = said_of(self.experiment, self.names)
         for said, value, error in zip(every, self.values, self.stderr, strict=True):
-            with np.errstate(over="ignore"):  # an error far above the value: the interval has no upper end
+            with np.errstate(over="ignore"):  # an error far above the value has no upper end
                 row = value * np.exp(reach * error / value) if said.positive else value + reach * error
             rows.append(np.maximum(row, said.least))
         return np.array(rows)
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """The parameters that ended at their lower bound, such as a variance of biases at zero; a search inside the
-        bounds stops slightly above."""
+        """The parameters that ended at their lower bound, such as a variance of biases at zero. (The search stops
+        slightly above a bound.)"""
         bound = _at_bound(least_values(self.experiment, self.names), self.values, self.stderr)
         return tuple(name for name, at_bound in zip(self.names, bound, strict=True) if at_bound)
 
     def __str__(self) -> str:
         rows = zip(self.names, self.values, self.stderr, self.interval(), strict=True)
         lines = [
-            f"{name} = {'0 (at its bound)' if name in self.at_bound else f'{v:.6g}'} +- {e:.2g}   95 %: {low:.6g} to "
-            f"{high:.6g}"
+            f"{name} = {f'0 (at its bound) ± {e:.2g}' if name in self.at_bound else rounded(v, e)}"
+            f"   95 %: {low:.4g} to {high:.4g}"
             for name, v, e, (low, high) in rows
         ]
         chi2 = f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom"
@@ -150,7 +151,7 @@ class Fit(Shown):
 
 
 def _at_bound(least, values, stderr):
-    """Which parameters are at their lower bound, to a millionth of their errors."""
+    """Which parameters are at their lower bound, up to a millionth of their errors."""
     return values < least + 1e-6 * stderr
 
 
@@ -168,13 +169,13 @@ def fit(
 
     $$\hat\theta = \arg\min_\theta\, (y - m(\theta))^T\, \Omega^{-1} (y - m(\theta))$$
 
-    Trust-region Gauss-Newton by SciPy, or first-order steps of optax. For more than eight inputs the exact closure
-    gives mean kernels and variances pair by pair, and their weights have the correlations of `GOnly`; errors are those
-    of the data's own scatter in any case.
+    The search is trust-region Gauss-Newton by SciPy, or first-order steps of optax. For more than eight inputs the
+    exact closure gives mean kernels and variances pair by pair, and the weights have the correlations of `GOnly`; the
+    errors are always those of the data's own scatter.
 
     Intervals leave out errors of order 1/n^2, which exceed the statistical ones for ensembles of n^3 networks or more:
-    a large chi2 reveals them. Two optima of one law are both right (for LeakyReLU slope s and C_W are slope 1 / s and
-    C_W s^2): the search ends at the one on whose side it starts.
+    a large chi2 reveals them. If two parameter values give one law, both are right (for LeakyReLU slope s and C_W are
+    equivalent to slope 1 / s and C_W s^2), and the search ends at the one on whose side it starts.
 
     Args:
         data: Kernels G of single networks after the experiment's layers, from any framework, or an `Estimate` at those
@@ -183,8 +184,8 @@ def fit(
         free: Names of the free parameters, as `parameter_names` lists them: C_W, C_b, decay, eps, width, K0_scale,
             activation.slope for a block of one matrix, branch[1].C_W for others.
         closure: The theory. A degree that it leaves open is chosen at the start and kept.
-        with_V4: Whether to fit the sample covariances at each layer beside the mean kernels. They tell the width, at
-            the price of an error of order 1/n in V4 itself.
+        with_V4: Whether to fit the sample covariances at each layer beside the mean kernels. They determine the
+            width, at the price of an error of order 1/n in V4 itself.
         optimiser: Of optax, for first-order steps, taken in units of the expected errors.
         progress: Whether to show a bar.
 
@@ -192,10 +193,11 @@ def fit(
         The estimates with their errors, and the experiment with the estimates in place.
 
     Raises:
-        ValueError: For data that are no kernels, or of other layers; for free parameters that are none or not positive,
-            or of which no data can tell more than a combination, with that combination; where the theory is not finite
-            or not accurate; and, after the search, for those that these data tell to no better than their own size,
-            neither at the start nor at the end.
+        ValueError: For data that are no kernels, or of other layers; for names that are no parameters; for free
+            parameters that do not start above zero where they must be positive; for free parameters of which no data
+            can determine more than a combination, with that combination; where the theory is not finite or not
+            accurate; and, after the search, for free parameters that these data determine to no better than their own
+            size, at the start and at the end.
     """
     remedy = "it is a search on the host. Call it from outside."
     check_untraced("fit", remedy, experiment, () if isinstance(data, Estimate) else data)
@@ -250,8 +252,8 @@ def _at(experiment, names, x):
 
 
 def _result(experiment, names, problem, x, prediction, closure, settled, message):
-    """The result: errors come from the scatter of the data, and chi2 is scaled so that its mean is `dof` for that
-    scatter."""
+    """The result of a search. Errors come from the scatter of the data, and chi2 is scaled so that for this scatter its
+    mean is `dof`."""
     observed, with_V4 = problem.observed, problem.with_V4
     best, values = _at(experiment, names, x)
     W = problem.weigh(prediction)
@@ -261,7 +263,7 @@ def _result(experiment, names, problem, x, prediction, closure, settled, message
     covariance = observed.scatter(np.linalg.pinv(J) @ W)
     moved = J[:, ~_at_bound(problem.least, values, np.sqrt(np.diagonal(covariance)))]
     difference = prediction.statistics - observed.statistics
-    remainder = np.eye(len(J)) - moved @ np.linalg.pinv(moved)  # what fitting leaves of the noise
+    remainder = np.eye(len(J)) - moved @ np.linalg.pinv(moved)  # the projector on the noise that a fit leaves
     dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
     chi2 = float((W @ difference) @ remainder @ (W @ difference)) * dof / expected if dof else 0.0

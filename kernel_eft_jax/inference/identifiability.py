@@ -1,8 +1,8 @@
-r"""What data cannot tell apart, in words.
+r"""Sentences about parameters that no data can tell apart.
 
-Directions d of no information leave the law of the data unchanged. Where all values that move are nonzero, their
-relative changes are $d \ln \theta_i = \ell_i$, and to first order the data tell the products $\prod \theta_i^{a_i}$
-with $a \cdot \ell = 0$ for every lost direction.
+Along a lost direction, one of no information, the law of the data does not change. If all parameters that change along
+it are nonzero, their relative changes are $d \ln \theta_i = \ell_i$. To first order the data determine the products
+$\prod \theta_i^{a_i}$ with $a \cdot \ell = 0$ for every lost direction.
 """
 
 from itertools import combinations
@@ -10,9 +10,9 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
-# A component below a hundredth of the largest component does not change what a sentence says.
+# A component below a hundredth of the largest one is left out of the sentence.
 SMALL = 0.01
-SIMPLE = 1e-3  # exponents this close to halves are halves
+SIMPLE = 1e-3  # an exponent this close to a multiple of 1/2 counts as one
 
 
 def explain(
@@ -48,7 +48,8 @@ def explain(
 
 
 def told_products(names: list[str], values: Float[np.ndarray, " p"], change: Float[np.ndarray, "k p"]) -> list[str]:
-    """The products of powers that lost directions leave as they are, or none if their exponents are no halves."""
+    """The products of powers that do not change along the lost directions; none if the exponents are no multiples of
+    1/2."""
     if (values == 0).any() or len(change) >= len(names):
         return []
     relative = (change / values).T
@@ -65,7 +66,7 @@ def told_products(names: list[str], values: Float[np.ndarray, " p"], change: Flo
         if rough < SIMPLE and np.abs(exponents).max() < 9 and cost < best - 1e-6:
             best = cost
             found = [
-                _product(names, {names[i]: 1.0} | {names[j]: e for j, e in zip(held, row, strict=True)})
+                _monomial(names, {names[i]: 1.0} | {names[j]: e for j, e in zip(held, row, strict=True)})
                 for i, row in zip(others, exponents, strict=True)
             ]
     return found
@@ -83,7 +84,7 @@ def in_words(
     return f"The combined change {' : '.join(f'`{names[i]}`' for i in parts)} = {ratio}"
 
 
-def _product(names: list[str], exponents: dict[str, float]) -> str:
+def _monomial(names: list[str], exponents: dict[str, float]) -> str:
     halves = {name: round(2 * exponents[name]) / 2 for name in names if name in exponents}
 
     def factors(sign):

@@ -1,12 +1,13 @@
 r"""What the theory says about an observed ensemble: expected statistics, their derivatives, and their noise.
 
-The statistics of B networks are the mean kernel at each saved layer and, where asked, the sample covariance there, all
-packed:
+The statistics of B networks are the mean kernel at each saved layer and, if asked for, the sample covariance at each
+layer, all packed:
 
 $$E[\bar G] = K_0 + K_1 / n, \qquad \mathrm{Cov}(\bar G) = C / (n B), \qquad
   \mathrm{Cov}(\hat C_{pq}, \hat C_{rs}) = (C_{pr} C_{qs} + C_{ps} C_{qr}) / (n^2 (B - 1))$$
 
-Within a layer C is V4; between layers C is what the closure remembers.
+Within a layer C is V4; between two layers C is the covariance from the closure's memory (`remember`, `follow`,
+`recall`).
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from ..pairs import pack, pair_table, pairs
 from ..trajectory.solve import settled
 from .parameters import Experiment, from_coordinates, set_parameters
 
-MOST = 8  # inputs whose exact covariances are carried together where mean kernels alone are asked for
+MOST = 8  # for mean kernels alone: up to so many inputs the exact covariances are carried together
 
 
 class Prediction(NamedTuple):
@@ -42,12 +43,12 @@ class Prediction(NamedTuple):
 
 
 def by_pairs(experiment: Experiment, closure: Closure, with_V4: bool) -> bool:
-    """Whether means and variances are taken pair by pair: for mean kernels of many inputs by the exact closure."""
+    """Whether means and variances are computed pair by pair: for mean kernels of many inputs by the exact closure."""
     return isinstance(closure, HermiteTower) and experiment.K0.shape[0] > MOST and not with_V4
 
 
 def settle(experiment: Experiment, names: tuple[str, ...], closure: Closure, with_V4: bool) -> Closure:
-    """The closure with what it leaves open decided at the experiment's own values; MemoryError if it cannot fit."""
+    """The closure with its open choices made at the experiment's own values. Raises MemoryError if it cannot fit."""
     e = experiment
     k, dt = e.K0_scale * pack(e.K0), squares(e.eps, e.layers[-1], e.K0.dtype)
     if by_pairs(e, closure, with_V4):
@@ -91,7 +92,7 @@ def kernel_moments(
     The last result is the estimated relative error of the Gaussian expectations at those layers.
     """
     model, observed = e.model, np.asarray(e.layers)
-    # The scan ends one layer behind the last observed one, where nothing is read any more.
+    # The scan has one more layer behind the last observed one, which nothing reads.
     dt = jnp.append(squares(e.eps, e.layers[-1], e.K0.dtype), jnp.zeros((), e.K0.dtype))
     fixed = _stop_gradient(model)  # noise is not differentiated between layers
 
@@ -117,11 +118,11 @@ def kernel_moments(
 def moments_by_pairs(
     e: Experiment, closure: Closure
 ) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"], Float[Array, ""]]:
-    """`kernel_moments` of many inputs: means and variances are exact, pair by pair; the covariances that weigh them are
-    approximate.
+    """`kernel_moments` of many inputs. Means and variances are exact, pair by pair; the covariances, which weigh them,
+    are approximate.
 
-    Covariances between entries, and between layers, are the correlations of `GOnly` with those variances. That is
-    enough for the weights of mean kernels, and not for statistics that are covariances themselves.
+    Covariances between entries, and between layers, have the correlations of `GOnly` and the exact variances. This is
+    enough for the weights of mean kernels, but not for statistics that are covariances themselves.
     """
     inputs = e.K0.shape[0]
     members, (a, b) = np.stack(np.triu_indices(inputs, 1), axis=1), pairs(inputs)
@@ -143,7 +144,7 @@ def moments_by_pairs(
 
 
 def _stop_gradient(model):
-    """The model with its arrays held fixed in derivatives; functions that activations hold are kept as they are."""
+    """The model with its arrays held fixed in derivatives; functions inside activations are kept as they are."""
     arrays, rest = eqx.partition(model, eqx.is_array)
     return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
@@ -180,9 +181,9 @@ def noise(covariance: Float[Array | np.ndarray, "T P T P"], networks: float, wit
 
 
 def whitener(noise: Float[np.ndarray, "M M"], rtol: float) -> Float[np.ndarray, "rank M"]:
-    """A matrix that turns the noise into independent numbers of variance one; combinations without noise are left out.
+    """A matrix that turns the noise into independent numbers of variance one. Combinations without noise are left out.
 
-    Those are exact relations, such as between repeated inputs, and hold no information.
+    Combinations without noise are exact relations, such as between repeated inputs, and hold no information.
     """
     scale, values, vectors = _modes(noise)
     kept = values > rtol * values[-1]

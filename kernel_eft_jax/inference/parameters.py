@@ -1,10 +1,10 @@
 r"""What an experiment is, and its parameters by name: the leaves of its tree.
 
-A block of one matrix has `C_W`, `C_b` and `activation.slope`, other blocks `branch[1].C_W`, `branch[0].slope`, by the
-place of a part in the branch; all have `decay`, `width`, `K0_scale` and `eps`. What may be said of a parameter is
-declared with the field that holds it (`fields`): variances of weights, eps, width and K0_scale are greater than zero
-and move in their logarithm; variances of biases, which may be zero, decay and most parameters of activations move as
-they are.
+A block of one matrix has `C_W`, `C_b` and `activation.slope`; other blocks have `branch[1].C_W` or `branch[0].slope`,
+with the place of the part in the branch. All have `decay`, `width`, `K0_scale` and `eps`. Each field declares what its
+parameter may be (`fields`): variances of weights, eps, width and K0_scale are greater than zero, and fits search in
+their logarithm; variances of biases (which may be zero), decay and most parameters of activations are searched as they
+are.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,11 @@ POSITIVE = parameter(positive=True)
 
 
 class Experiment(eqx.Module):
-    """Networks of one width, observed after some of their layers: what decides the law of the observed kernels G.
+    """Networks of one width, observed after some of their layers: all that determines the law of the observed kernels
+    G.
 
-    All but `layers` are array leaves, free to be fitted, but for an `eps` of each layer: a common factor of them moves
-    the law as C_W, C_b and decay together do, so free those.
+    All but `layers` are array leaves and can be fitted, except an `eps` of each layer: a common factor of all eps
+    changes the law as C_W, C_b and decay together do, so free those.
 
     Args:
         model: The block.
@@ -70,7 +71,8 @@ class Experiment(eqx.Module):
         self.layers = check_layers(layers)
         if self.layers[-1] == 0:
             raise ValueError(
-                "Argument `layers` must name a layer behind the input, layer 0, which no parameter of the model moves."
+                "Argument `layers` must name a layer behind the input: no parameter of the model has an effect at "
+                "layer 0."
             )
         self.model = model
         self.K0 = check_kernel(K0)
@@ -79,10 +81,10 @@ class Experiment(eqx.Module):
 
 
 class Place(NamedTuple):
-    """Where a parameter is: the number of its leaf in the tree, of its entry where the leaf has several, and of the
-    part of the branch.
+    """Where a parameter is: the number of its leaf in the tree, the number of its entry if the leaf has several, and
+    the number of the part of the branch.
 
-    With the module whose field holds the parameter, and what that field says of it.
+    `module` is the module whose field holds the parameter, `said` what this field declares.
     """
 
     leaf: int
@@ -111,7 +113,7 @@ def places(tree: Experiment | Model) -> dict[str, Place]:
 
 
 def _part_and_holder(tree: Any, path: tuple[Any, ...]) -> tuple[int | None, Any, Parameter]:
-    """The number of the part on a path, the last module there, and what its field says of the parameter."""
+    """The number of the part on a path, the last module on it, and what the field of this module declares."""
     node, part, module, said = tree, None, tree, Parameter()
     for key in path:
         if isinstance(key, jax.tree_util.GetAttrKey):
@@ -150,18 +152,19 @@ def set_parameters(tree: Tree, names: Sequence[str], values: Float[Array, " para
 
 
 def said_of(tree: Experiment | Model, names: Sequence[str]) -> list[Parameter]:
-    """What the fields of the named parameters say of them."""
+    """What the fields of the named parameters declare."""
     known = places(tree)
     return [known[name].said for name in names]
 
 
 def least_values(experiment: Experiment, names: Sequence[str]) -> Float[np.ndarray, " parameters"]:
-    """The bound below each parameter that can be reached: zero for variances of biases, minus infinity for most."""
+    """The lower bound of each parameter: zero for variances of biases, minus infinity for most."""
     return np.array([said.least for said in said_of(experiment, names)])
 
 
 def check_names(experiment: Experiment, free: Sequence[str]) -> tuple[str, ...]:
-    """The names as a tuple, if they are different parameters of this experiment with values that can move."""
+    """The names as a tuple, after a check that they are different parameters of this experiment with values that can
+    move."""
     known = parameter_names(experiment)
     names = (free,) if isinstance(free, str) else tuple(free)
     unknown = [name for name in names if name not in known]
@@ -197,7 +200,7 @@ def no_skip(model: Model, eps: Float[ArrayLike, "..."]) -> bool:
 def to_coordinates(
     experiment: Experiment, names: Sequence[str], values: Float[Array, " parameters"]
 ) -> Float[Array, " parameters"]:
-    """Logarithms of positive parameters, others as they are: the coordinates in which fits move."""
+    """The coordinates in which fits search: logarithms of positive parameters, others as they are."""
     pairs = zip(said_of(experiment, names), values, strict=True)
     return jnp.stack([jnp.log(value) if said.positive else value for said, value in pairs])
 
@@ -220,7 +223,7 @@ def coordinate_derivatives(
 
 
 def typical_scales(experiment: Experiment, names: Sequence[str]) -> Float[np.ndarray, " parameters"]:
-    """What a change of order one of each parameter is, in its own units: see `fields.Parameter`."""
+    """The scale of each parameter, in its own units: see `fields.Parameter`."""
     values = np.abs(np.asarray(get_parameters(experiment, names), np.float64))
     positive = np.array([said.positive for said in said_of(experiment, names)])
     scales = np.where(positive, values, np.maximum(values, np.asarray(_units(experiment, tuple(names)))))

@@ -1,8 +1,8 @@
-r"""Derivatives through the sampler: how the kernels of the very same random networks move with a parameter.
+r"""Derivatives through the sampler: how the kernels of fixed random networks change with a parameter.
 
-The normals z of the block law, those of hidden layers too, are held while $\phi' = a \phi + \epsilon L z$,
-$L L^T = C_b + C_W S$, moves with the parameter. So the mean over networks of dG/dtheta is an unbiased estimate of
-d E[G]/dtheta at finite width, where S has full rank or keeps its rank as the parameter moves. The estimate is wrong for
+The normals z of the block law, those of hidden layers too, are held fixed while $\phi' = a \phi + \epsilon L z$,
+$L L^T = C_b + C_W S$, changes with the parameter. So the mean over networks of dG/dtheta is an unbiased estimate of d
+E[G]/dtheta at finite width, if S has full rank or keeps its rank as the parameter changes. The estimate is wrong for
 C_b at zero if there are more inputs than neurons, or repeated inputs that biases would separate.
 """
 
@@ -28,7 +28,7 @@ from ..pairs import pack, unpack
 from ..parts import Affine
 from .parameters import Experiment, check_names, get_parameters, least_values, set_parameters
 
-BATCH = 256
+NETWORKS_AT_ONCE = 256  # in one compiled call
 
 
 def pathwise_kernels(
@@ -41,11 +41,13 @@ def pathwise_kernels(
     networks: UInt32[Array, " B"],
     key: PRNGKeyArray,
 ) -> Float[Array, "B T N N"]:
-    """The kernels G that `sample_kernels` draws, network by number, differentiable in model, K0 and eps, in both modes.
+    """The kernels G that `sample_kernels` draws, of the networks with these numbers, differentiable in model, K0 and
+    eps, in both modes.
 
-    Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. It computes in the
-    precision of K0; for statistics without derivatives `estimate` is faster. Derivatives are not those of the law where
-    C_b is zero and biases would separate what depends on each other: opposite inputs, or more inputs than neurons.
+    Reverse mode keeps of the order of sqrt(depth) states of each network and recomputes the rest. The kernels are
+    computed in the precision of K0; for statistics without derivatives `estimate` is faster. The derivatives are not
+    those of the law if C_b is zero and biases would separate inputs that depend on each other: opposite inputs, or more
+    inputs than neurons.
 
     Args:
         model: The block.
@@ -110,31 +112,34 @@ def pathwise_sensitivity(
 ) -> PathwiseSensitivity:
     """Mean kernels at finite width and their derivatives by the named parameters, from sampled networks.
 
-    The check on theory that needs none: compare with `sensitivity`. Raises ValueError for parameters without such a
-    derivative: the width, and C_b at zero where biases would separate inputs that depend on each other.
+    This checks a theory without using one: compare with `sensitivity`. Raises ValueError for parameters without such a
+    derivative: the width, and C_b at zero if biases would separate inputs that depend on each other.
     """
     names = check_names(experiment, free)
     check_count(networks, "networks", 2)
     width = float(experiment.width)
     if "width" in names or width != round(width):
         raise ValueError(
-            "Networks have a whole number of neurons: `width` must be one, and no derivative by it exists."
+            "The `width` of the experiment must be a whole number of neurons, and must not be free: networks have no "
+            "derivative by it."
         )
     values = np.asarray(get_parameters(experiment, names))
     if (values == least_values(experiment, names)).any() and _biases_separate(experiment):
         raise ValueError(
-            "Argument `free` names C_b, which is zero where some inputs depend on others but not once there are "
-            "biases (opposite inputs, or more inputs than neurons): single networks have no derivative there. Start "
-            "from C_b > 0, leave out the dependent inputs, or take `sensitivity`, whose mean kernels have one."
+            "Argument `free` names C_b, which is zero, and biases would separate inputs that depend on each other "
+            "without them (opposite inputs, or more inputs than neurons): single networks have no derivative there. "
+            "Start from C_b > 0, leave out the dependent inputs, or take `sensitivity`, whose mean kernels have "
+            "a derivative."
         )
     if {"eps", "decay"} & set(names) and not skip(experiment.model, jnp.asarray(experiment.eps)) > 0:
         raise ValueError(
             "Argument `free` names eps or decay where decay eps^2 = 1 and there is no skip: a = sqrt(1 - decay "
-            "eps^2) has no derivative there. Leave them out, or take `sensitivity`, whose mean kernels have one."
+            "eps^2) has no derivative there. Leave them out, or take `sensitivity`, whose mean kernels have a "
+            "derivative."
         )
     first, second = np.zeros(()), np.zeros(())
-    for start in range(0, networks, BATCH):
-        members = jnp.arange(start, min(start + BATCH, networks), dtype=jnp.uint32)
+    for start in range(0, networks, NETWORKS_AT_ONCE):
+        members = jnp.arange(start, min(start + NETWORKS_AT_ONCE, networks), dtype=jnp.uint32)
         x = np.asarray(_with_derivatives(experiment, names, round(width), members, key), np.float64)
         first, second = first + x.sum(axis=1), second + (x**2).sum(axis=1)
     mean = first / networks
@@ -143,7 +148,8 @@ def pathwise_sensitivity(
 
 
 def _biases_separate(experiment):
-    """Whether outputs of a matrix have independent parts, or signs, that they have only with biases."""
+    """Whether biases would give outputs of a matrix independent parts, or signs, that they do not have without
+    biases."""
     responses = experiment.model.responses(pack(experiment.K0_scale * experiment.K0))
     covariances = [np.asarray(unpack(r.value)) for r in responses if isinstance(r, Affine)]
     outputs = shapes(experiment.model, round(float(experiment.width)))

@@ -1,7 +1,8 @@
 r"""Searches for the least of $\chi^2(x) = |W (y - m(x))|^2$ inside bounds: Gauss-Newton in a trust region, or
 first-order steps.
 
-Steps and errors come from the pseudo-inverse of J = W dm/dx, whose condition number is the root of that of J^T J.
+Steps and errors come from the pseudo-inverse of J = W dm/dx, whose condition number is the square root of that of J^T
+J.
 """
 
 from typing import Any, NamedTuple
@@ -14,14 +15,15 @@ from tqdm import tqdm
 from .data import Observed
 from .likelihood import Prediction, exact_relations, noise, whitener
 
-STEPS = 2000
+MOST_STEPS = 2000
 BROKEN = 0.1  # standard errors by which data may miss a relation that is exact in theory
 
 
 class LeastSquares(NamedTuple):
-    """What a search needs: theory at a point, data, the bounds below the coordinates, and a place to report to.
+    """What a search needs: the theory at a point, the data, the lower bounds of the coordinates, and `history` and
+    `bar` to report to.
 
-    Most bounds are minus infinity: logarithms are free.
+    Most lower bounds are minus infinity, those of logarithms among them.
     """
 
     evaluate: Any
@@ -79,8 +81,8 @@ def least_squares(problem, x, prediction, W):
 
 
 def gradient_steps(optimiser):
-    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of one
-    is left."""
+    """Steps of an optax optimiser in units of the expected errors, until the gradient says that less than 1e-3 of such
+    an error is left to go."""
 
     def search(problem, x, prediction, W):
         inverse = np.linalg.pinv(W @ prediction.jacobian)
@@ -95,7 +97,7 @@ def gradient_steps(optimiser):
 
         z = jnp.zeros(x.size)
         state = optimiser.init(z)
-        for _ in range(STEPS):
+        for _ in range(MOST_STEPS):
             gradient = unit.T @ (W @ prediction.jacobian).T @ problem.residual(prediction, W)
             if np.linalg.norm(np.linalg.solve(unit, inside(x - unit @ gradient) - x)) < 1e-3:
                 return x, True, "The search ended: the gradient vanishes."
@@ -108,7 +110,7 @@ def gradient_steps(optimiser):
         return (
             x,
             False,
-            f"The search did not end within {STEPS} steps: take larger steps, or a schedule that shrinks them.",
+            f"The search did not end within {MOST_STEPS} steps: take larger steps, or a schedule that shrinks them.",
         )
 
     return search

@@ -1,7 +1,7 @@
-r"""Derivatives of trajectories by everything that they depend on: $\partial y / \partial \theta$ for each leaf of the
-model, the input kernel, eps.
+r"""Derivatives of trajectories by all parameters, $\partial y / \partial \theta$: each leaf of the model, the input
+kernel, eps.
 
-In forward mode: few parameters, many outputs.
+They are taken in forward mode, since there are few parameters and many outputs.
 """
 
 from collections.abc import Sequence
@@ -63,9 +63,9 @@ class Sensitivity(Shown):
         r"""Relative derivatives $\partial \ln y / \partial \ln \theta$: per cent of change for one per cent of the
         parameter.
 
-        Zero where the derivative is zero, infinite where only the value is: K1 at depth zero, say. Zero also for a
-        parameter that is zero, such as C_b = 0: there `sensitivity[name]`, the derivative itself, says what the
-        parameter does.
+        It is zero where the derivative is zero, and infinite where only the value is zero, as that of K1 at depth zero.
+        It is also zero for a parameter that is zero, such as C_b = 0; the derivative itself, `sensitivity[name]`, then
+        says what the parameter does.
         """
         values = (self.solution.K0, self.solution.V4, self.solution.K1)
         scaled = [self.values[self.names.index(name)] * derivative for derivative in self[name]]
@@ -90,16 +90,16 @@ def sensitivity(
     """Derivatives of K0, V4 and K1 by every parameter of the model, every entry of the input kernel and eps, in forward
     mode.
 
-    A parameter costs one more trajectory, N(N+1)/2 of them for the input kernel. The derivative by eps holds the number
-    of layers; there is none for an eps of each layer, since a common factor of them acts as C_W, C_b and decay together
-    do. Where decay eps^2 is 1 there is no skip, and no derivative by decay and eps. In the continuum the adjoint is
-    `diffrax.ForwardMode`. With many inputs and a scalar outcome take `jax.grad` of `solve`.
+    Each parameter costs one more trajectory, the input kernel N(N+1)/2 of them. The derivative by eps holds the number
+    of layers fixed. There is none if each layer has its own eps, since a common factor of all eps acts as C_W, C_b and
+    decay together do. If decay eps^2 is 1, there is no skip, and no derivative by decay and eps. In the continuum the
+    adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome take `jax.grad` of `solve`.
 
     Args:
         model: The block.
         K0: Kernel of the inputs at layer 0.
-        ts: Depth times of the continuum; or
-        layers: numbers of layers, with `eps`.
+        ts: Depth times, in the continuum. Give either `ts`, or `layers` with `eps`.
+        layers: Numbers of layers.
         eps: The step of a layer, one number or one for each layer.
         closure: The theory.
         **options: Other arguments of `solve`.

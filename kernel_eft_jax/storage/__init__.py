@@ -2,7 +2,7 @@
 
 from .labels import MEANING, axes, dataset, labelled
 from .results import Result, load, save
-from .values import attribute, describe, made_by, rebuild
+from .values import attribute, describe, read_origin, rebuild
 
 __all__ = [
     "MEANING",
@@ -13,7 +13,7 @@ __all__ = [
     "describe",
     "labelled",
     "load",
-    "made_by",
+    "read_origin",
     "rebuild",
     "save",
 ]

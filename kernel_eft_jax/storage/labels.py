@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 KIND = "kernel_eft_jax_result"
-INPUTS = "abcd"
+INPUT_AXES = "abcd"
 MEANING = {  # of what theories and networks both know
     "K0": "mean kernel at infinite width",
     "K1": "width times the finite-width correction of the mean kernel: n (E[G] - K0)",
@@ -41,10 +41,10 @@ def dataset(kind: str, ts: Any, inputs: int, variables: Mapping[str, Any], attri
     time = ("t", np.asarray(ts), {"long_name": "depth time, eps^2 times layer"})
     versions = {f"version_{name}": _version(name) for name in ("kernel_eft_jax", "jax", "diffrax", "numpy")}
     own = {KIND: kind, "variables": " ".join(["t", *variables])}
-    import xarray as xr  # half the time that importing this package would take
+    import xarray as xr  # here, since it takes half the time that importing this package would take
 
     return xr.Dataset(
-        dict(variables), {"t": time} | dict.fromkeys(INPUTS, np.arange(inputs)), versions | own | attributes
+        dict(variables), {"t": time} | dict.fromkeys(INPUT_AXES, np.arange(inputs)), versions | own | attributes
     )
 
 
@@ -52,10 +52,10 @@ def check_dimensions(data: "xr.Dataset") -> None:
     """Check that depth and inputs are dimensions, with all inputs in their order. Raises ValueError where inputs were
     selected or sorted."""
     remedy = "Load the file that `save` wrote, and select from the result."
-    for dimension in "t" + INPUTS:
+    for dimension in "t" + INPUT_AXES:
         if dimension not in data.sizes:
             raise ValueError(f"It lacks the dimension {dimension}. {remedy}")
-        if dimension in INPUTS and not np.array_equal(data[dimension].values, np.arange(data.sizes["a"])):
+        if dimension in INPUT_AXES and not np.array_equal(data[dimension].values, np.arange(data.sizes["a"])):
             raise ValueError(
                 f"Its dimension {dimension} must hold all inputs in their order, but holds {data[dimension].values}. "
                 f"{remedy}"

@@ -27,7 +27,7 @@ DIGITS = 64
 
 
 class Result(eqx.Module):
-    """What can be saved: a public class of this package that knows itself as a labelled Dataset and back."""
+    """A result that can be saved: a public class of this package that turns into a labelled Dataset and back."""
 
     @abstractmethod
     def to_xarray(self) -> "xr.Dataset":
@@ -46,7 +46,7 @@ class Result(eqx.Module):
 def save(result: Result, path: str | os.PathLike, **settings: Any) -> Path:
     """Write a result to a netCDF file, replacing it in one step, never in part.
 
-    A result knows what made it: model, closure or sampler, eps, width, key.
+    The file also holds what made the result: model, closure or sampler, eps, width, key.
 
     Args:
         result: A `Solution` or an `Estimate`.
@@ -95,7 +95,7 @@ def load(path: str | os.PathLike) -> Any:
         raise ValueError(
             f"File {path} is damaged: its bytes are not those that `save` wrote. Take a copy of it, or make it again."
         )
-    import xarray as xr  # half the time that importing this package would take
+    import xarray as xr  # here, since it takes half the time that importing this package would take
 
     try:
         with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as file:
@@ -119,7 +119,7 @@ def load(path: str | os.PathLike) -> Any:
 
 
 def to_bytes(data: "xr.Dataset") -> bytes:
-    """A Dataset as the bytes of a netCDF file. In memory: HDF5 ends the process where a disk is full."""
+    """A Dataset as the bytes of a netCDF file. It is made in memory, since HDF5 ends the process if a disk is full."""
     buffer: Any = io.BytesIO()
     import h5netcdf
 

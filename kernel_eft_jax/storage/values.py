@@ -2,9 +2,9 @@
 
     {"Model": {"activation": {"Sin": {}}, "C_W": {"float64": 1.5}, "C_b": {"float64": 0.1}}}
 
-A module is its class, by its public name in this package, with its fields; an array is its dtype with its numbers at
-full precision. So a new class needs no entry anywhere. A function cannot be rebuilt from text: it is kept as its name,
-and what holds it is rebuilt as None.
+A module is written as its public name in this package with its fields, an array as its dtype with its numbers at full
+precision: so a new class needs no entry anywhere. A function cannot be rebuilt from text. Its name is written, and
+whatever holds the function is rebuilt as None.
 """
 
 import importlib
@@ -35,7 +35,7 @@ def rebuild(text: str) -> Any:
     return _rebuild(json.loads(text))
 
 
-def made_by(data: "xr.Dataset", names: Iterable[str]) -> dict[str, Any]:
+def read_origin(data: "xr.Dataset", names: Iterable[str]) -> dict[str, Any]:
     """What made a result, from its attributes; None for what no file can hold."""
     found = {}
     for name in names:
@@ -88,7 +88,7 @@ def _rebuild(value):
         return {"tuple": tuple, "list": list}[name](map(_rebuild, content))
     kind = _public(name)
     if kind is not None:
-        module = object.__new__(kind)  # as it was: a constructor would convert, and may have other arguments
+        module = object.__new__(kind)  # not by its constructor, which may convert, or take other arguments
         for field in fields(kind):
             object.__setattr__(module, field.name, _rebuild(content[field.name]))
         return module

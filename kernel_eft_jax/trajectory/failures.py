@@ -1,4 +1,4 @@
-"""What is said when a trajectory fails: which quantity, which entry, at which depth, and what to do."""
+"""Errors of a trajectory that fails: they name the quantity, the entry, the depth and the remedy."""
 
 import diffrax
 import equinox as eqx
@@ -11,12 +11,14 @@ from ..checks import is_concrete
 from ..pairs import input_count, pairs, unpack
 from .solution import Solution
 
-LIMIT = 0.01  # of the estimated relative error of the Gaussian expectations
+LARGEST_ERROR = 0.01  # of the estimated relative error of the Gaussian expectations
 
 
 def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
-    """The solution, if it is finite, complete and its expectations are right to LIMIT; else RuntimeError in a
-    sentence."""
+    """The solution, if it is finite and complete and its expectations are right to LARGEST_ERROR.
+
+    Raises RuntimeError for any other solution.
+    """
     leaves = [*jax.tree.leaves(solution.packed), *jax.tree.leaves(solution.stats), solution.ts]
     if not all(is_concrete(leaf) for leaf in leaves):
         return _checked_inside_jit(solution)
@@ -26,7 +28,7 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
     if not (successful and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))):
         _check_start(solution, k)
     if not successful:
-        _check_error(float(solution.closure.error(solution.model, k)))  # no step succeeds where rates are noise
+        _check_error(float(solution.closure.error(solution.model, k)))  # rates that are noise let no step succeed
         raise RuntimeError(
             f"The solve stopped at depth t = {float(solution.stats['reached']):.6g} of {float(solution.ts[-1]):.6g}, "
             f"where its steps became too small or too many: {diffrax.RESULTS[solution.result]} Variances may grow "
@@ -38,20 +40,20 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
 
 
 def _check_error(error):
-    if not error <= LIMIT:
+    if not error <= LARGEST_ERROR:
         raise RuntimeError(
-            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LIMIT}: these numbers "
-            "would be no answer. The activation bends too sharply for its variance, or inputs are nearly copies at a "
-            "variance too large for the dtype. Take float64, a class with closed forms or with kinks (ReLU, Piecewise) "
-            "for a function with kinks, smaller variances, a higher degree of the closure, or throw=False to see the "
-            "numbers all the same."
+            f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LARGEST_ERROR}: the "
+            "numbers are not reliable. The activation changes too sharply for its variance, or inputs are nearly equal "
+            "at a variance too large for the dtype. Take float64, a class with closed forms or with kinks (ReLU, "
+            "Piecewise) for a function with kinks, smaller variances, a higher degree of the closure, or throw=False "
+            "to see the numbers all the same."
         )
 
 
 def _checked_inside_jit(solution):
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(solution.packed)]
     bad = ~jnp.stack(finite).all() | (solution.result != diffrax.RESULTS.successful)
-    bad = bad | ~(solution.stats["expectation_error"] <= LIMIT)
+    bad = bad | ~(solution.stats["expectation_error"] <= LARGEST_ERROR)
     packed = eqx.error_if(
         solution.packed,
         bad,
@@ -62,7 +64,8 @@ def _checked_inside_jit(solution):
 
 
 def _check_start(solution, k):
-    """That expectations are finite at the input kernel: what is wrong there is the model, not the depth."""
+    """Check that expectations are finite at the input kernel. If they are not, the model is wrong, and not the
+    depth."""
     wrong = np.argwhere(~np.isfinite(np.asarray(solution.model.Q(unpack(k)))))
     if wrong.size:
         a, b = wrong[0]
@@ -95,6 +98,6 @@ def _check_entries(solution):
                 p = int(variances.argmin())
                 if variances[p] < -1e-6 * np.abs(variances).max():
                     raise RuntimeError(
-                        f"The solve has lost its meaning: the variance {name}[{entry((p, p))}] at {where} is "
+                        f"The solve is no longer valid: the variance {name}[{entry((p, p))}] at {where} is "
                         f"{variances[p]:.6g}, below zero. Take the closure HermiteTower(), or smaller steps."
                     )

@@ -1,6 +1,5 @@
 """A Solution as a labelled Dataset and back."""
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import diffrax
@@ -9,7 +8,7 @@ import numpy as np
 
 from ..closures import Moments
 from ..pairs import pairs, unpack, unpack_covariance
-from ..storage import attribute, axes, dataset, labelled, made_by
+from ..storage import attribute, axes, dataset, labelled, read_origin
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,7 +24,7 @@ OUTCOMES = (
     "event_occurred",
     "internal_error",
 )
-COMPUTED = ("ts", "packed", "truncation", "stats", "result")
+SOLUTION_ORIGIN = ("model", "closure", "eps", "layers")  # the fields that say what made a result of a solve
 
 
 def to_xarray(solution: Any) -> "xr.Dataset":
@@ -35,7 +34,7 @@ def to_xarray(solution: Any) -> "xr.Dataset":
         variables |= labelled(_full(solution.truncation), suffix="_truncation", prefix="estimated truncation error of ")
     attributes: dict[str, Any] = {f"stats_{name}": np.asarray(value)[()] for name, value in solution.stats.items()}
     attributes["result"] = next(name for name in OUTCOMES if solution.result == getattr(diffrax.RESULTS, name))
-    made = {name: getattr(solution, name) for name in _made_by(type(solution))}
+    made = {name: getattr(solution, name) for name in SOLUTION_ORIGIN}
     attributes |= {name: attribute(value) for name, value in made.items() if value is not None}
     inputs = unpack(solution.packed.K0).shape[-1]
     return dataset(type(solution).__name__, solution.ts, inputs, variables, attributes)
@@ -57,13 +56,8 @@ def from_xarray(cls: Any, data: "xr.Dataset") -> Any:
         truncation=moments("_truncation") if "V4_truncation" in data else None,
         stats={name[6:]: jnp.asarray(value) for name, value in data.attrs.items() if name.startswith("stats_")},
         result=getattr(diffrax.RESULTS, data.attrs["result"]),
-        **made_by(data, _made_by(cls)),
+        **read_origin(data, SOLUTION_ORIGIN),
     )
-
-
-def _made_by(cls):
-    """The other fields of a Solution: what made it."""
-    return [field.name for field in fields(cls) if field.name not in COMPUTED]
 
 
 def _full(moments):

@@ -1,8 +1,8 @@
-"""Many inputs: every pair of them is a problem of two inputs, and chosen quadruples one of four at most.
+"""Many inputs: each pair is a problem of two inputs, and each chosen quadruple a problem of at most four.
 
-K1_ab involves the inputs a and b alone, and V4_ab,cd those four. So K0, K1 and the variances V4_ab,ab of N inputs are
-N(N - 1)/2 small problems, which are solved in blocks, one block a core at a time: memory does not grow with N but for
-the result.
+K1_ab involves the inputs a and b alone, and V4_ab,cd the inputs a, b, c and d alone. So K0, K1 and the variances
+V4_ab,ab of N inputs are N(N - 1)/2 small problems. They are solved in blocks, one block on each core at a time, so that
+only the result grows with N.
 """
 
 from collections import defaultdict
@@ -20,18 +20,18 @@ from tqdm import tqdm
 
 from ..checks import check_kernel, check_kind, check_layers, check_untraced
 from ..closures import Closure, GOnly, HermiteTower
-from ..closures.hermite_tower import COPIES
+from ..closures.base import COPIES
 from ..closures.pair_tower import PairTower
 from ..depths import check_times, squares, times_of_layers
 from ..machine import cores, host_memory
 from ..model import Model
 from ..pairs import pack, pair_table
-from .failures import LIMIT
+from .failures import LARGEST_ERROR
 from .pair_solution import PairSolution
 from .solve import EXACT, continuum_steps, solve
 
-BATCH, BLOCK = 4, 32  # problems that are vectorised, and problems of one call
-TABLES = 10  # of the plane of a pair, in what an activation is read by
+BATCH, CHUNK = 4, 32  # problems that are vectorised together, and problems of one call
+NUMBERS_A_NODE = 10  # how many numbers the solve of a pair holds for each node of the plane
 
 
 class Entries(eqx.Module):
@@ -59,13 +59,13 @@ def solve_pairs(
     d).
 
     The numbers are those of `solve` for the two inputs alone, at depth times `ts` of the continuum or after `layers` of
-    step `eps`. In the continuum steps are taken to 1e-6 of each quantity's own size (1e-5 in float32), below the
-    truncation of the exact closure; pass a `stepsize_controller` for another accuracy. All cores share the pairs;
-    `progress` shows how far they are, and the memory they need. For the full V4 of a few dozen inputs take `solve` with
-    `GOnly`, and for derivatives `solve` for the pairs that matter: this is a loop on the host.
+    step `eps`. In the continuum steps are accurate to 1e-6 of each quantity's own size (1e-5 in float32), which is less
+    than the truncation of the exact closure; pass a `stepsize_controller` for another accuracy. All cores share the
+    pairs; `progress` shows a bar, and the memory that is needed. This is a loop on the host: for the full V4 of a few
+    dozen inputs take `solve` with `GOnly`, and for derivatives `solve` for the pairs that matter.
 
-    Raises ValueError for arguments that make no sense, MemoryError for more inputs than fit, both before any work, and
-    RuntimeError that names the inputs, the depth and the entry where a solve fails.
+    Raises ValueError for arguments that make no sense and MemoryError for more inputs than fit, both before any work.
+    Raises RuntimeError with the inputs, the depth and the entry if a solve fails.
     """
     check_untraced("solve_pairs", "it is a loop on the host. Call `solve` for two inputs.", model, K0, ts, eps)
     check_kind(model, Model, "model")
@@ -110,7 +110,7 @@ class _Run:
         """(members, entries) of a group, entries joined over its blocks."""
         size, _ = key
         closure = _for_inputs(self.closure, size)
-        count = min(BLOCK, -(-len(members) // BATCH) * BATCH)
+        count = min(CHUNK, -(-len(members) // BATCH) * BATCH)
         padded = np.concatenate([members, np.repeat(members[-1:], -len(members) % count, axis=0)])
         K = np.asarray(self.K0)
         kernels = K[padded[:, :, None], padded[:, None, :]].reshape(-1, count, size, size)
@@ -131,7 +131,7 @@ class _Run:
 
     def _check(self, members, entries):
         finite = np.all([np.isfinite(x).reshape(len(members), -1).all(1) for x in entries.moments], axis=0)
-        good = finite & entries.good & (entries.expectation_error <= LIMIT)
+        good = finite & entries.good & (entries.expectation_error <= LARGEST_ERROR)
         if good.all():
             return
         worst = members[np.argmin(good)]
@@ -141,8 +141,8 @@ class _Run:
         except RuntimeError as error:
             raise RuntimeError(f"Of the inputs {names} alone: {error}") from error
         raise RuntimeError(
-            f"For the inputs {names} the tables of their activation are right to "
-            f"{entries.expectation_error.max():.2g} only: their variances are too large for it. Take `solve` for them."
+            f"For the inputs {names} the expectations by the table of nodes have an estimated relative error of "
+            f"{entries.expectation_error.max():.2g}: their variances are too large for it. Take `solve` for them."
         )
 
 
@@ -186,7 +186,7 @@ def _check_quadruples(quadruples, inputs):
 
 
 def _groups(inputs, chosen):
-    """Members of all small problems, by (number of inputs, what they are for)."""
+    """The inputs of all small problems, by (number of inputs, purpose)."""
     pairs = np.stack(np.triu_indices(inputs, 1), axis=1) if inputs > 1 else np.zeros((1, 1), int)
     groups: dict[tuple[int, str], Any] = {(pairs.shape[1], "pairs"): pairs}
     distinct = defaultdict(set)
@@ -197,8 +197,8 @@ def _groups(inputs, chosen):
 
 
 def _memory(closure, inputs, times, groups, itemsize):
-    """Bytes of the result, of the parts that it is made of and of the problems at work; MemoryError where they do not
-    fit."""
+    """Bytes of the result, of the parts that it is assembled from, and of the problems at work. Raises MemoryError if
+    they do not fit."""
     need, workers = 8 * itemsize * times * inputs**2, cores()
     for (size, _), members in groups.items():
         P = size * (size + 1) // 2
@@ -206,7 +206,7 @@ def _memory(closure, inputs, times, groups, itemsize):
         work, at_once = P * P, BATCH if size < 3 else 1
         if isinstance(closure, HermiteTower):
             work *= (PairTower.of(closure).degree + 1) ** 2
-        tables = TABLES * 2 * 64 * 512 if size == 2 else 0
+        tables = NUMBERS_A_NODE * 2 * 64 * 512 if size == 2 else 0
         need += workers * at_once * itemsize * (COPIES * work + tables)
     there = host_memory()
     if need > there:

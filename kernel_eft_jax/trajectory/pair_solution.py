@@ -1,7 +1,6 @@
 """What `solve_pairs` returns: K0, K1 and variances of every pair of inputs, how accurate they are, and what made
 them."""
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -12,24 +11,24 @@ from jaxtyping import Array, Float, Int
 from ..closures import Closure
 from ..model import Model
 from ..showing import shown
-from ..storage import Result, attribute, axes, dataset, labelled, made_by
+from ..storage import Result, attribute, axes, dataset, labelled, read_origin
+from .file import SOLUTION_ORIGIN
 
 if TYPE_CHECKING:
     import xarray as xr
 
 MATRICES = ("K0", "K1", "variance", "K1_truncation", "variance_truncation")
 CHOSEN = ("V4", "V4_truncation", "quadruples")
-COMPUTED = ("ts", *MATRICES, *CHOSEN, "expectation_error")
 
 
 class PairSolution(Result):
     """K0, K1 and V4_ab,ab of every pair of inputs ab at the saved depths, E[G] = K0 + K1 / n and Var(G_ab) = variance /
     n.
 
-    `V4` holds V4_ab,cd of the chosen `quadruples` (a, b, c, d). The truncations estimate the errors left by a truncated
-    expansion, None for closures that expand nothing, and `expectation_error` is the largest estimated relative error of
-    the Gaussian expectations. `model`, `closure`, `layers` and `eps` say where the numbers come from; the last two are
-    None in the continuum.
+    `V4` holds V4_ab,cd of the chosen `quadruples` (a, b, c, d). The truncations estimate the errors that a truncated
+    expansion leaves, and are None for closures that expand nothing; `expectation_error` is the largest estimated
+    relative error of the Gaussian expectations. `model`, `closure`, `layers` and `eps` say what made the numbers; the
+    last two are None in the continuum.
     """
 
     ts: Float[Array, " T"]
@@ -65,7 +64,7 @@ class PairSolution(Result):
             if value is not None:
                 dimensions = ("quadruple", "inputs") if name == "quadruples" else ("t", "quadruple")
                 variables[name] = (dimensions, np.asarray(value), {"long_name": "of chosen quadruples of inputs"})
-        made = {name: getattr(self, name) for name in _made_by()}
+        made = {name: getattr(self, name) for name in SOLUTION_ORIGIN}
         attributes: dict[str, Any] = {"expectation_error": float(self.expectation_error)}
         attributes |= {name: attribute(value) for name, value in made.items() if value is not None}
         return dataset(type(self).__name__, self.ts, self.K0.shape[-1], variables, attributes)
@@ -79,8 +78,4 @@ class PairSolution(Result):
         read = {n: jnp.asarray(axes(data, n, d)) if n in data else None for n, d in dimensions.items()}
         error = jnp.asarray(data.attrs["expectation_error"])
         ts = jnp.asarray(axes(data, "t", "t"))
-        return cls(ts=ts, **read, expectation_error=error, **made_by(data, _made_by()))
-
-
-def _made_by():
-    return [field.name for field in fields(PairSolution) if field.name not in COMPUTED]
+        return cls(ts=ts, **read, expectation_error=error, **read_origin(data, SOLUTION_ORIGIN))

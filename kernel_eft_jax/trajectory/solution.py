@@ -1,4 +1,4 @@
-"""What `solve` returns: the trajectory, how accurate it is, and what made it."""
+"""What `solve` returns: the trajectory, how accurate the trajectory is, and what made it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ class Solution(Shown, Result):
         packed: The moments in pair space, entries a <= b only; the properties give full matrices.
         truncation: Estimated errors that a truncated expansion leaves; None for closures that expand nothing.
         stats: Counts of work, and `expectation_error`, the estimated relative error of the Gaussian expectations.
-        result: Diffrax's, whose value is a sentence where a solve failed.
+        result: Diffrax's code; that of a failed solve reads as a sentence.
         model: The block.
         closure: The theory, its degree chosen.
         eps: The step of a layer, one number or one for each; None in the continuum.

@@ -50,26 +50,28 @@ def solve(
     r"""K0, V4 and K1 along the depth, from the input kernel K0: at depth times `ts` of the continuum, or after `layers`
     of step `eps`.
 
-    The default closure is exact at order 1/n, to a degree that is chosen (`HermiteTower`). In the continuum diffrax
-    integrates: Tsit5, PID control to 1e-8 (1e-5 in float32) of each quantity's own size, and the checkpointed adjoint,
-    which gives reverse-mode gradients; pass `diffrax.ForwardMode()` for `jax.jacfwd` and `diffrax.DirectAdjoint()` for
-    `jax.hessian` (whose gradients in reverse mode are right to 1e-7 only, from 17 steps on: Equinox's bounded loop).
-    With `layers` and `eps` the real network's layers are stepped, $t_l = \sum_{j \le l} \epsilon_j^2$; `eps` is one
-    number or one a layer, and both modes of differentiation work as they are, in `eps` too.
+    The default closure is exact at order 1/n, up to a degree that is chosen (`HermiteTower`). In the continuum diffrax
+    integrates with Tsit5, PID control to 1e-8 (1e-5 in float32) of each quantity's own size, and the checkpointed
+    adjoint, which gives reverse-mode gradients. Pass `diffrax.ForwardMode()` for `jax.jacfwd` and
+    `diffrax.DirectAdjoint()` for `jax.hessian` (Equinox's bounded loop makes its gradients in reverse mode right to
+    1e-7 only, from 17 steps on). With `layers` and `eps` the layers of the real network are stepped,
+    $t_l = \sum_{j \le l} \epsilon_j^2$; `eps` is one number or one for each layer, and both modes of differentiation
+    work without an option, in `eps` too.
 
     Args:
         model: The block.
         K0: Kernel of the inputs at depth zero.
-        ts: Depth times of the continuum to save; or
-        layers: numbers of the layers to save, with `eps`.
+        ts: Depth times to save, in the continuum. Give either `ts`, or `layers` with `eps`.
+        layers: Numbers of the layers to save.
         eps: The step of a layer, one number or one for each layer.
         closure: The theory.
-        solver: Of diffrax, in the continuum.
-        adjoint: Of diffrax, in the continuum.
-        stepsize_controller: Of diffrax, in the continuum.
+        solver: A solver of diffrax, for the continuum.
+        adjoint: An adjoint of diffrax, for the continuum.
+        stepsize_controller: A step size controller of diffrax, for the continuum.
         dt0: First step, in the continuum; by default diffrax chooses it.
-        max_steps: Of the continuum; more end the solve.
-        throw: Whether a solve that fails raises; else it returns what it has, and `result` and `stats` say how it went.
+        max_steps: The largest number of steps in the continuum; a solve that needs more fails.
+        throw: Whether a solve that fails raises an error. If not, it returns what it has, and `result` and `stats`
+            describe the failure.
 
     Returns:
         K0, V4 and K1 at the saved depths, with estimated errors and what made them.
@@ -106,8 +108,8 @@ def solve(
         given, missing = ("layers", "eps") if eps is None else ("eps", "layers")
         if layers is not None or eps is not None:
             raise ValueError(
-                f"Argument `{missing}` is missing: `{given}` asks for layers, which need both. For the continuum give "
-                "`ts` alone."
+                f"Argument `{missing}` is missing: layers need `layers` and `eps`, and only `{given}` is given. "
+                "For the continuum give `ts` alone."
             )
         raise ValueError("Argument `ts` is missing: depth times of the continuum; or `layers` and `eps`, for layers.")
     elif continuum != (None,) * 4:
@@ -125,16 +127,16 @@ def solve(
 
 
 def continuum_steps(ts: Float[Array, " T"]) -> Float[Array, " L"]:
-    """Steps dt of small layers that stand for the continuum where a closure is settled."""
+    """Steps dt of small layers that stand for the continuum when the closure makes its open choices."""
     return jnp.full(SMALL_STEPS, ts[-1] / SMALL_STEPS)
 
 
 def settled(
     closure: Closure, model: Model, k: Float[Array, " P"], dt: Float[Array, " L"], saved: int, states: int = 0
 ) -> Closure:
-    """The closure with what it leaves open decided, where that can be looked at.
+    """The closure with its open choices made, if model, kernel and steps are known numbers.
 
-    MemoryError if a solve for `saved` depths cannot fit, which keeps so many whole `states`.
+    Raises MemoryError if a solve that saves `saved` depths and keeps `states` whole states cannot fit.
     """
     known = all(map(is_concrete, jax.tree.leaves((model, k, dt))))
     closure = closure.settled(model, k, dt) if known else closure
@@ -145,8 +147,8 @@ def settled(
 
 
 def _counted(closure, model, K0, depth, saved, count, of) -> Any:
-    """The model, K0 and eps or times; where they are differentiated in reverse mode, which keeps `count` states, its
-    memory is checked."""
+    """The model, K0 and eps or times. If they are differentiated in reverse mode, which keeps `count` states, the
+    memory is checked first."""
     everything = model, K0, depth
     if all(map(is_concrete, jax.tree.leaves(everything))):
         return everything
@@ -186,7 +188,7 @@ def _continuum(model, K0, ts, closure, solver, adjoint, controller, dt0, max_ste
 
 
 def _guarded(run, adjoint, closure, model, k, ts):
-    """run(closure, model, k, ts), where a derivative that the adjoint cannot take raises a sentence with the remedy."""
+    """run(closure, model, k, ts); a derivative that the adjoint cannot take raises a TypeError with the remedy."""
     if isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
         sentence = (
             f"adjoint={type(adjoint).__name__}() differentiates once and in reverse mode only (jax.grad, jax.jacrev). "
@@ -207,8 +209,8 @@ def _guarded(run, adjoint, closure, model, k, ts):
 @eqx.filter_jit
 def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_steps):
     parameters, drift, read = _traced_once(closure, model)
-    # One vector in units of its own size: a rescaled problem takes the same steps and has the rescaled answer, and
-    # diffrax traces each of its operations once and not once for every part of the state.
+    # The state is one vector in units of its own size. So a rescaled problem takes the same steps and has the rescaled
+    # answer, and diffrax traces each of its operations once instead of once for every part of the state.
     start, as_state = ravel_pytree(closure.init(model, k))
     state_units = jax.tree.map(jnp.broadcast_to, closure.units(model, k), jax.tree.map(jnp.shape, as_state(start)))
     units = jax.lax.stop_gradient(ravel_pytree(state_units)[0])
@@ -217,8 +219,8 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         parameters, units = args
         return ravel_pytree(drift(parameters, as_state(units * y)))[0] / units
 
-    # Whole states are saved, and read afterwards: of a function of the state diffrax would compile two copies.
-    # What is saved last is the depth that a solve which fails has reached; Backsolve cannot save that.
+    # Whole states are saved, and read afterwards: diffrax would compile a function of the state twice. The last thing
+    # saved is the depth reached, for a solve that fails; Backsolve cannot save it.
     backsolve = isinstance(adjoint, diffrax.BacksolveAdjoint)
     both = [diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: t)]
     saveat = diffrax.SaveAt(ts=ts) if backsolve else diffrax.SaveAt(subs=both)
@@ -229,7 +231,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         t1=ts[-1],
         dt0=dt0,
         y0=start / units,
-        args=(parameters, units),  # what the rate uses it is given: Backsolve cannot see what a function encloses
+        args=(parameters, units),  # as arguments: Backsolve cannot see what the rate encloses
         saveat=saveat,
         stepsize_controller=controller,
         adjoint=adjoint,
@@ -249,12 +251,12 @@ def _layers(closure, model, k, eps, layers):
     stride, (parameters, _, read) = max(math.gcd(*layers), 1), _traced_once(closure, model)
     dt = squares(eps, layers[-1], k.dtype)
 
-    # Checkpointed: reverse mode keeps one state a layer and recomputes the rest.
+    # Reverse mode keeps one state for each layer and recomputes the rest.
     @jax.checkpoint
     def layer(state, dt):
         return closure.step(model, state, dt), None
 
-    # Reading is compiled once: the first segment has no layers.
+    # The first segment has no layers, so that `read` is compiled once.
     def segment(state, first_and_dts):
         first, dts = first_and_dts
         state = jax.lax.cond(first, lambda state: state, lambda state: jax.lax.scan(layer, state, dts)[0], state)
@@ -275,8 +277,8 @@ def _layers(closure, model, k, eps, layers):
 def _traced_once(closure, model):
     """The model's arrays, and drift and readings as functions of them and of a state.
 
-    Compiled functions within a compiled function: diffrax and derivatives run them many times in Python, JAX traces
-    them once.
+    Both are compiled functions inside a compiled function: diffrax and derivatives call them many times in Python, and
+    JAX traces them once.
     """
     parameters, static = eqx.partition(model, eqx.is_array)
 

@@ -1,4 +1,4 @@
-"""`kernel-eft compare`: a theory held against sampled networks, as a table and a figure."""
+"""`kernel-eft compare`: a theory compared with sampled networks, as a table and a figure."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..models import describe_closure, remarks
 from ..printing import Table, Value, show
 
 Kind = TypeVar("Kind", Solution, Estimate)
-SHOWN = 4  # depths of each quantity
+COMPARED_DEPTHS = 4  # depths of each quantity
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -28,9 +28,9 @@ def run(arguments: argparse.Namespace) -> None:
         "sampled": f"{sampled.networks:,} networks of width {sampled.width}, {arguments.sample}",
     }
     if arguments.files.result is not None:
-        from ..drawing import comparison, save_figure
+        from ..drawing import comparison_figure, write_figure
 
-        save_figure(comparison(found, " against ".join(title.values())), arguments.files.result)
+        write_figure(comparison_figure(found, " against ".join(title.values())), arguments.files.result)
     columns = ["quantity", "layer", "t", "theory [0..]", "sampled [0..]", "difference", "largest", "at"]
     notes = remarks(theory.model, theory.closure)
     if theory.layers is None:
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def rows(found: Comparison) -> list[list]:
     """Each quantity at four depths."""
-    shown = np.unique(np.linspace(0, len(found.ts) - 1, SHOWN).astype(int))
+    shown = np.unique(np.linspace(0, len(found.ts) - 1, COMPARED_DEPTHS).astype(int))
     table = []
     for name, one in found.quantities.items():
         theory, sampled, stderr, deviation = one.theory, one.sampled, one.stderr, one.deviation

@@ -12,7 +12,7 @@ from ... import inference, storage
 from ...ensemble import Estimate
 from ...inference.parameters import get_parameters
 from ...model import Model
-from ..models import describe, describe_closure, make_closure, make_model, remarks
+from ..models import describe_closure, describe_model, make_closure, make_model, remarks
 from ..outputs import write
 from ..printing import Table, Value, show
 
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         with_V4=arguments.with_V4,
         progress=not arguments.quiet,
     )
-    title = {"closure": describe_closure(found.closure), "model": describe(found.experiment.model)}
+    title = {"closure": describe_closure(found.closure), "model": describe_model(found.experiment.model)}
     notes = [*remarks(start.model, closure), *str(found).splitlines()[len(found.names) :]]
     result, plot = arguments.files
     if result is not None:
@@ -39,9 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
         write(result, lambda stream: stream.write(text.encode()))
     if plot is not None:
         from ...figures import plot_fit
-        from ..drawing import save_figure
+        from ..drawing import write_figure
 
-        save_figure(plot_fit(found), plot)
+        write_figure(plot_fit(found), plot)
     show(Table(title, ["parameter", "value", "95 % from", "to"], rows(found), notes), arguments)
     if not found.converged:
         where = f"{arguments.files.names()} hold" if result or plot else "the table shows"
@@ -58,7 +58,8 @@ def rows(found: inference.Fit) -> list[list]:
 
 
 def read_data(path: Path) -> tuple[Any, dict[str, Any], Model | None]:
-    """What `fit` takes, kernels or an Estimate, the settings of its experiment, and the model if the file holds it."""
+    """The data for `fit` (kernels or an Estimate), the settings of its experiment, and the model if the file holds
+    it."""
     suffix = path.suffix.lower()
     path.stat()  # raises for a file that is not there, and names it
     if suffix == ".npz":
@@ -84,18 +85,19 @@ def read_data(path: Path) -> tuple[Any, dict[str, Any], Model | None]:
 
 
 def starting_model(arguments: argparse.Namespace, own: Model | None) -> Model:
-    """Where the search starts: what the command line says, and the model in the file where it says nothing."""
+    """The model from which the search starts: that of the command line; options that are left out take the values in
+    the file."""
     if own is None and arguments.activation is None and arguments.block is None:
         raise ValueError(f"{arguments.data} does not say which activation its networks have: give `--activation`.")
     return make_model(arguments, own)
 
 
 def check_model(arguments: argparse.Namespace, start: inference.Experiment, own: inference.Experiment) -> None:
-    """That the command line does not contradict the file in what is not estimated."""
+    """Check that the command line and the file agree on all parameters that are not estimated."""
     if jax.tree.structure(start.model) != jax.tree.structure(own.model):
         raise ValueError(
-            f"{arguments.data} was sampled with {describe(own.model)}, but the command line says "
-            f"{describe(start.model)}: leave the activation and the block to the file."
+            f"{arguments.data} was sampled with {describe_model(own.model)}, but the command line says "
+            f"{describe_model(start.model)}: leave the activation and the block to the file."
         )
     held = tuple(name for name in inference.parameter_names(own) if name not in arguments.free)
     for name, here, there in zip(held, get_parameters(start, held), get_parameters(own, held), strict=True):

@@ -11,27 +11,31 @@ from ... import recipes
 from ...diagnostics import CoordinateCheck, coordinate_check
 from ...diagnostics.coordinates import COLUMNS
 from ...inference.files import read_kernels
-from ..models import describe, make_kernel, make_model
+from ..models import describe_model, make_kernel, make_model
 from ..outputs import write
-from ..printing import Table, show
+from ..printing import Table, say_sampling, show
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """One network, with the user's own beside it if there are any."""
+    """The predicted network, compared with the user's own networks if there are any."""
     own, layers, settings = read_own(arguments.own or [])
     stack = make_stack(arguments, settings)
     key = jax.random.key(arguments.seed)
     choices = {"tolerance": arguments.tolerance, "networks": arguments.networks, "progress": not arguments.quiet}
+    say_sampling(arguments)
     check = coordinate_check(**stack, layers=layers, own=own or None, key=key, **choices)
     name = f"{arguments.recipe}: " if arguments.recipe else ""
-    title = {"model": name + describe(stack["model"]), "network": f"{stack['depth']} blocks, width {stack['width']}"}
+    title = {
+        "model": name + describe_model(stack["model"]),
+        "network": f"{stack['depth']} blocks, width {stack['width']}",
+    }
     table = Table(title, ["layer", *COLUMNS[: 3 + (len(stack["K0"]) > 1)]], rows(check), check.sentences())
     figure, beside = arguments.files
     if figure is not None:
         from ...figures import plot_coordinate_check
-        from ..drawing import save_figure
+        from ..drawing import write_figure
 
-        save_figure(plot_coordinate_check(check, title=", ".join(title.values())), figure)
+        write_figure(plot_coordinate_check(check, title=", ".join(title.values())), figure)
     if beside is not None:
         text = json.dumps(title | record(check), indent=1) + "\n"
         write(beside, lambda stream: stream.write(text.encode()))
@@ -39,8 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_stack(arguments: argparse.Namespace, settings: dict[str, Any]) -> recipes.Stack:
-    """The network of a recipe or of the options; width, depth, eps and K0 of the user's own networks where no option
-    says another."""
+    """The network of a recipe or of the options. Width, depth, eps and K0 are those of the user's own networks unless
+    an option gives another value."""
     width = arguments.width or settings.get("width", 512)
     depth = arguments.depth or (settings["layers"][-1] if settings else 24)
     if arguments.recipe is None:
@@ -78,7 +82,7 @@ def read_own(files: list) -> tuple[dict[int, np.ndarray], list[int] | None, dict
 
 
 def rows(check: CoordinateCheck) -> list[list]:
-    """The table of a check: numbers as text, since their errors are sizes of their own."""
+    """The table of a check, as text, since its errors are columns of their own."""
     return [
         [str(check.layers[i]), f"{mean:.5g}", f"± {spread:.3g} %", f"{drift:+.2g} %", *(f"{c:.4f}" for c in cosine)]
         for i, (mean, spread, drift, *cosine) in check.rows()

@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder, sections, files = arguments.out, [], []
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for name, item in parts(arguments):
+        for name, item in asked_parts(arguments):
             sections += item.sections
             files += [
                 *kawase_ota.write_item(item, folder),
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{len(set(files))} files in {folder}, figures among them, after {time.perf_counter() - start:.0f} s.")
 
 
-def parts(arguments: argparse.Namespace) -> Iterator[tuple[str, kawase_ota.Item]]:
+def asked_parts(arguments: argparse.Namespace) -> Iterator[tuple[str, kawase_ota.Item]]:
     """Name and content of each part that is asked for."""
     sizes = kawase_ota.FULL if arguments.full else kawase_ota.LAPTOP
     if arguments.networks is not None:

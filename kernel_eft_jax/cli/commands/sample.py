@@ -9,9 +9,9 @@ from ...checks import check_positive
 from ...ensemble import BlockSampler, WeightSampler, estimate
 from ...ensemble.observables import estimated
 from ..depths import describe_depths, saved_layers
-from ..models import describe, make_kernel, make_model
+from ..models import describe_model, make_kernel, make_model
 from ..printing import Table, show
-from ..results import columns, rows
+from ..results import result_columns, result_rows
 
 SAMPLERS = {"block": BlockSampler, "weights": WeightSampler}
 
@@ -38,17 +38,17 @@ def run(arguments: argparse.Namespace) -> None:
     title = {
         "sampled": f"{found.networks:,} networks of width {arguments.width} "
         f"by {arguments.sampler}, seed {arguments.seed}",
-        "model": describe(model),
+        "model": describe_model(model),
         "depth": describe_depths(arguments),
     }
     result, plot = arguments.files
     if result is not None:
         storage.save(found, result, model=model, eps=arguments.eps, seed=arguments.seed, sampler=sampler)
     if plot is not None:
-        from ..drawing import save_figure
+        from ..drawing import write_figure
 
-        save_figure(found.plot(title=", ".join(title.values())), plot)
-    show(Table(title, columns(found), rows(found), ["Errors are standard errors."]), arguments)
+        write_figure(found.plot(title=", ".join(title.values())), plot)
+    show(Table(title, result_columns(found), result_rows(found), ["Errors are standard errors."]), arguments)
 
 
 def target(arguments: argparse.Namespace, inputs: int):

@@ -6,7 +6,7 @@ import numpy as np
 
 from ... import inference
 from ..depths import at_depths, describe_depths
-from ..models import describe, describe_closure, make_closure, make_kernel, make_model, remarks
+from ..models import describe_closure, describe_model, make_closure, make_kernel, make_model, remarks
 from ..outputs import write
 from ..printing import Table, show
 
@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = inference.sensitivity(model, make_kernel(arguments), **at_depths(arguments), closure=closure)
     title = {
         "closure": describe_closure(found.solution.closure),
-        "model": describe(model),
+        "model": describe_model(model),
         "depth": describe_depths(arguments),
     }
     notes = remarks(model, closure)
@@ -27,9 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
         write(result, lambda stream: np.savez(stream, **arrays))  # pyright: ignore[reportArgumentType]
     if plot is not None:
         from ...figures import plot_sensitivity
-        from ..drawing import save_figure
+        from ..drawing import write_figure
 
-        save_figure(plot_sensitivity(found), plot)
+        write_figure(plot_sensitivity(found), plot)
     t = float(found.solution.ts[-1])
     what = (
         f"Changes at t = {t:.4g}: in per cent for one per cent of the parameter, or derivatives by a parameter that "
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def rows(found: inference.Sensitivity) -> list[list]:
-    """Entries 00 at the last depth: relative changes, or derivatives by what is zero."""
+    """Entries 00 at the last depth: relative changes, or derivatives by parameters that are zero."""
     table = []
     for name, value in zip(found.names, found.values, strict=True):
         kernels = found[name] if value == 0 else found.elasticity(name)

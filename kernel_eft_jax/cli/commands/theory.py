@@ -7,9 +7,9 @@ import numpy as np
 from ... import storage
 from ...trajectory import Solution, solve
 from ..depths import at_depths, describe_depths
-from ..models import describe, describe_closure, make_closure, make_kernel, make_model, remarks
+from ..models import describe_closure, describe_model, make_closure, make_kernel, make_model, remarks
 from ..printing import Table, show
-from ..results import columns, rows
+from ..results import result_columns, result_rows
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -17,23 +17,26 @@ def run(arguments: argparse.Namespace) -> None:
     model, closure = make_model(arguments), make_closure(arguments)
     solution = solve(model, make_kernel(arguments), **at_depths(arguments), closure=closure)
     closure = solution.closure
-    title = {"closure": describe_closure(closure), "model": describe(model), "depth": describe_depths(arguments)}
+    title = {"closure": describe_closure(closure), "model": describe_model(model), "depth": describe_depths(arguments)}
     notes = remarks(model, closure)
     result, plot = arguments.files
     if result is not None:
         storage.save(solution, result, model=model, closure=closure, depth=title["depth"], notes=" ".join(notes))
     if plot is not None:
-        from ..drawing import save_figure
+        from ..drawing import write_figure
 
-        save_figure(solution.plot(title=", ".join(title.values())), plot)
-    show(Table(title, columns(solution, bool(notes)), rows(solution), [*notes, *errors(solution)]), arguments)
+        write_figure(solution.plot(title=", ".join(title.values())), plot)
+    show(
+        Table(title, result_columns(solution, bool(notes)), result_rows(solution), [*notes, *accuracy_notes(solution)]),
+        arguments,
+    )
 
 
-def errors(solution: Solution) -> list[str]:
+def accuracy_notes(solution: Solution) -> list[str]:
     """How accurate the numbers are, in sentences."""
     sentences = []
     if solution.truncation is not None:
         V4, K1 = (float(np.max(values)) for values in (solution.truncation.V4, solution.truncation.K1))
-        sentences = [f"Errors estimate the truncation: over all entries and depths {V4:.2g} in V4 and {K1:.2g} in K1."]
+        sentences = [f"Errors bound what the degree leaves out: at most {V4:.2g} of any V4 and {K1:.2g} of any K1."]
     expectation = float(solution.stats["expectation_error"])
     return [*sentences, f"Estimated relative error of the Gaussian expectations: {expectation:.1e}."]

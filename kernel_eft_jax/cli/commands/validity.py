@@ -8,9 +8,9 @@ import jax
 from ...closures import HermiteTower
 from ...diagnostics import Window, validity_window
 from ..depths import describe_depths
-from ..models import describe, describe_closure, make_kernel, make_model
+from ..models import describe_closure, describe_model, make_kernel, make_model
 from ..outputs import write
-from ..printing import Table, Value, show
+from ..printing import Table, Value, say_sampling, show
 
 NOTE = (
     "t* is the depth time up to which a closure is right to --tolerance, and n* the width from which order 1/n is. "
@@ -22,6 +22,7 @@ NOTE = (
 def run(arguments: argparse.Namespace) -> None:
     """The window of one setting."""
     model, K0, reference = make_model(arguments), make_kernel(arguments), HermiteTower(arguments.degree)
+    say_sampling(arguments)
     window = validity_window(
         model,
         K0,
@@ -31,13 +32,18 @@ def run(arguments: argparse.Namespace) -> None:
         key=jax.random.key(arguments.seed),
         networks=arguments.networks,
         reference=reference,
+        progress=not arguments.quiet,
     )
-    title = {"reference": describe_closure(reference), "model": describe(model), "depth": describe_depths(arguments)}
+    title = {
+        "reference": describe_closure(reference),
+        "model": describe_model(model),
+        "depth": describe_depths(arguments),
+    }
     figure, record = arguments.files
     if figure is not None:
-        from ..drawing import save_figure
+        from ..drawing import write_figure
 
-        save_figure(window.plot(title=f"{title['model']}, {title['depth']}"), figure)
+        write_figure(window.plot(title=f"{title['model']}, {title['depth']}"), figure)
     if record is not None:
         text = json.dumps(title | window.record(), indent=1) + "\n"
         write(record, lambda stream: stream.write(text.encode()))
@@ -52,7 +58,7 @@ def rows(window: Window) -> list[list]:
             table.append([quantity, closure, reach.where, f"{reach.error[-1]:.2g}"])
     for quantity, sampled in window.widths.items():
         last = sampled[-1]
-        enough = "from" if last.resolves(window.tolerance) else "perhaps (take more networks) from"
+        enough = "from" if last.resolves(window.tolerance) else "perhaps (take more networks to be sure) from"
         found = enough if last.confirms(window.tolerance) else "not yet at"
         table.append([quantity, "order 1/n", f"{found} n* = {last.width}", Value(last.deviation, last.stderr)])
     return table

@@ -1,4 +1,4 @@
-"""The published study (Kawase and Ota 2026, arXiv 2604.15742), redone: every number beside the published one, with a
+"""The published study (Kawase and Ota 2026, arXiv 2604.15742), repeated: every number beside the published one, with a
 verdict.
 
     study = main_job(networks, key)              the main ensemble, and the theories at the same layers

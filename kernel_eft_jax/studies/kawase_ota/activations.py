@@ -1,6 +1,6 @@
 """Beyond the published settings: the residual of the V4 equation, split, for activations that are not odd.
 
-There the mean of phi over the neurons fluctuates too, S feels it, and `GOnly` cannot.
+For these the mean of phi over the neurons fluctuates too. S depends on this mean, and `GOnly` does not contain it.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
         residual = keft.covariance_residual(study.sampled, model)
         value, stderr = residual.value, residual.stderr
         tower = keft.covariance_residual(study.theories[TOWER], model).value
-        rows += _rows(name, study, value, stderr, tower)
+        rows += _activation_rows(name, study, value, stderr, tower)
         panels[name] = {
             f"{part}, networks": (ts, first(getattr(value, part)), first(getattr(stderr, part)))
             for part in ("transport", "source")
@@ -51,9 +51,9 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
         results[f"activation {name}"] = study.sampled
     section = Chapter(
         f"The residual for other activations: one input, K0 = 1, n = {SETTING.width}, t = 1",
-        "The transport part again, and here it is large: for activations that are not odd the published statement "
-        "holds, and more so than for tanh. In parts of the rate of V4. Networks of finite width differ from every "
-        "theory here by order 1/n; what is more is the error of the closure, which the verdict gives.",
+        "Transport and source are in parts of the rate of V4. For activations that are not odd the transport part is "
+        "large: the published statement holds, and more so than for tanh. Networks of finite width differ from every "
+        "theory here at order 1/n. A larger difference is the error of the closure; the verdict gives it in per cent.",
         rows,
         "theory",
     )
@@ -63,7 +63,7 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
     )
 
 
-def _rows(name, study, value, stderr, tower):
+def _activation_rows(name, study, value, stderr, tower):
     sampled = study.sampled
     rate = C_W * (4 * first(sampled.G)[-1] * first(sampled.S)[-1] + 2 * first(sampled.V_GS)[-1])
     rows = [

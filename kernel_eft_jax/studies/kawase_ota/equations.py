@@ -1,9 +1,9 @@
 r"""The published equations on the sampled networks of the main job: the residual of V4, and the source of K1 (Figure
 4).
 
-The residual is split into what the transport term $\chi V_4 + V_4 \chi^T$ and the source $\Sigma(K_0, Q(K_0))$ leave
-out, each measured at one depth without a derivative (`covariance_residual`); once with the published 32-point rule and
-once converged.
+The residual is the sum of two parts: what the transport term $\chi V_4 + V_4 \chi^T$ leaves out, and what the source
+$\Sigma(K_0, Q(K_0))$ leaves out. Each is measured at one depth without a derivative (`covariance_residual`), once with
+the published 32-point rule and once with converged expectations.
 """
 
 import itertools
@@ -15,11 +15,10 @@ import kernel_eft_jax as keft
 
 from .gauss_hermite import tanh_squared
 from .item import Chapter, Drawing, Item, Row, WithError, entry, first
-from .main_job import C_W, MODEL, PUBLISHED, RULE_32, RULE_MODEL, TANH, Study
+from .main_job import C_W, MAIN_NETWORKS, MODEL, PUBLISHED, RULE_32, RULE_MODEL, TANH, Study
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, TOWER
 from .summary import summary_section
 
-NETWORKS_THERE = PUBLISHED["settings"]["main"]["networks"]
 RESIDUAL = {float(t): value for t, value in PUBLISHED["V4_equation_residual_0000_n64"].items()}
 
 
@@ -42,12 +41,12 @@ def equations_item(study: Study) -> Item:
 def residual_noise(study: Study) -> Mapping[float, float]:
     r"""Standard errors of the published residuals, by depth time.
 
-    A difference of V4 between neighbouring layers has the noise
-    $\sqrt{4 V_4 \Sigma / (\mathrm{networks}\, \epsilon^2)}$ at least; its size is that of the differences of published
-    residuals that are 0.05 apart in t.
+    A difference of V4 between neighbouring layers has at least the noise
+    $\sqrt{4 V_4 \Sigma / (\mathrm{networks}\, \epsilon^2)}$. The size of the errors is taken from the differences of
+    published residuals that are 0.05 apart in t.
     """
     Sigma = 4 * first(study.sampled.G) * C_W * first(study.sampled.S)
-    shape = np.sqrt(4 * first(study.sampled.V4) * Sigma / (NETWORKS_THERE * study.setting.eps**2))
+    shape = np.sqrt(4 * first(study.sampled.V4) * Sigma / (MAIN_NETWORKS * study.setting.eps**2))
     noise = {t: float(shape[study.place(t)]) for t in RESIDUAL}
     ts = sorted(RESIDUAL)
     neighbours = [(t, u) for t, u in itertools.pairwise(ts) if u - t < 0.06]
@@ -65,9 +64,9 @@ def _residual(study, found):
         rows.append(Row(f"residual[00,00] at t = {t:g}", WithError(published, noise[t]), here, converged))
     end, exact = (float(first(found[name].value.total)[-1]) for name in (RULE, G_ONLY))
     why = (
-        "Published errors are not given: what stands here has the size that published neighbours show, 0.05 apart in "
-        f"t. With converged expectations the residual at t = {study.sampled.ts[-1]:g} is {exact:.2f} instead of "
-        f"{end:.2f}. It does not vanish: that is the closure's own error."
+        "The paper gives no errors of the residual. The errors here have the size of the scatter between published "
+        "neighbours, 0.05 apart in t. With converged expectations the residual at "
+        f"t = {study.sampled.ts[-1]:g} is {exact:.2f} instead of {end:.2f}. What is left is the closure's own error."
     )
     return Chapter("Residual of the V4 equation", why, rows)
 
@@ -85,10 +84,10 @@ def _parts(found, tower):
     ]
     transport, total = (float(first(getattr(value, part))[-1]) for part in ("transport", "total"))
     why = (
-        "The transport part by HermiteTower; the source part is zero at leading order in 1/n. Transport is "
-        f"{100 * transport / total:.0f} % of the residual at t = 2: that published statement stands. Its size does "
-        f"not: {transport:.2f} instead of {first(found[RULE].value.transport)[-1]:.2f} by the rule, beside a rate of "
-        "V4 of about 29."
+        "At order 1/n the transport part is that of HermiteTower, and the source part is zero. At t = 2 transport is "
+        f"{100 * transport / total:.0f} % of the residual: this published statement stands. The published size does "
+        f"not: the transport part is {transport:.2f}, and {first(found[RULE].value.transport)[-1]:.2f} by the rule, "
+        "beside a rate of V4 of about 29."
     )
     return Chapter("Residual of the V4 equation, its parts, converged", why, rows, "order 1/n")
 
@@ -105,7 +104,7 @@ def _source(study):
     }
     (right,), (wrong,) = (tanh_squared(s, study.setting.K0[:1, 0])[0] for s in (TANH, RULE_32))
     measured = entry(exact.exact, at=0)
-    noise = float(np.sqrt(study.setting.width * first(study.sampled.V_SS)[0] / NETWORKS_THERE))
+    noise = float(np.sqrt(study.setting.width * first(study.sampled.V_SS)[0] / MAIN_NETWORKS))
     by_rule = WithError(measured.value + study.setting.width * (right - wrong))
     rows = [
         Row("U1[00] at t = 0, measured", WithError(published["exact_measured"], noise), by_rule, measured),
@@ -118,11 +117,11 @@ def _source(study):
         ),
     ]
     why = (
-        "At depth zero the neurons are independent, so U1 = n (E[S] - E_K0[ss]) is exactly zero, and with control "
-        "variates it is sampled without noise; the value published as measured is n times the error of the rule for "
-        "E[tanh^2]. The EFT has 1/2 Hess : Wishart / C_W there: it counts the sampling noise of G. At t = 2 the "
-        f"source is {first(exact.exact)[-1]:.3f} and the EFT's model of it, fed with the sampled V4 and K1, "
-        f"{first(exact.closure)[-1]:.3f}."
+        "At depth zero the neurons are independent. So U1 = n (E[S] - E_K0[ss]) is exactly zero, and control variates "
+        "sample it without noise. The value that was published as measured is n times the error of the rule for "
+        "E[tanh^2]. At depth zero the EFT has 1/2 Hess : Wishart / C_W, since it counts the sampling noise of G. At "
+        f"t = 2 the source is {first(exact.exact)[-1]:.3f}. The EFT's model of the source, fed with the sampled V4 and "
+        f"K1, is {first(exact.closure)[-1]:.3f}."
     )
     return Chapter("What drives K1", why, rows)
 
@@ -140,7 +139,7 @@ def _residual_figure(study, found, tower):
         np.array(x) for x in (list(RESIDUAL), list(RESIDUAL.values()), list(noise.values()))
     )
     title = f"Residual of the published equation for $V_{{4;00,00}}$\n{study.setting}"
-    return Drawing(title, panels, columns=3, ylabel=r"$dV_4/dt$ less the equation")
+    return Drawing(title, panels, ylabel=r"$dV_4/dt$ less the equation")
 
 
 def _source_figure(study):

@@ -31,8 +31,8 @@ class Euler(keft.GOnly):
 
 
 class SourceOnly(keft.GOnly):
-    """The paper's V4 of its sources alone: chi is left out, so that only the sampling noise of each layer adds up. K1
-    stays zero."""
+    """The V4 that the paper calculates from the sources alone: chi is left out, so that only the sampling noise of each
+    layer adds up. K1 stays zero."""
 
     def step(self, model: keft.Model, state, dt):
         q = pack(model.Q(unpack(state.K0)))

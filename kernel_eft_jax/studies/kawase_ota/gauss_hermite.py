@@ -18,9 +18,10 @@ from kernel_eft_jax.activations import Expansion
 class GaussHermite(keft.Activation):
     """An activation whose expectations are taken by a Gauss-Hermite rule, as the published numerics take them.
 
-    Values by the rule (a tensor product for two inputs), first derivatives by Price's theorem under the rule, second
-    derivatives by differentiating the rule itself twice. At 32 points and variance 4 the first derivative for tanh is
-    wrong by a factor of eight, so do not use it for anything but this comparison. Inputs must differ from each other.
+    Values are those of the rule (a tensor product for two inputs), first derivatives those of Price's theorem under the
+    rule, and second derivatives come from differentiating the rule itself twice. At 32 points and variance 4 the first
+    derivative for tanh is wrong by a factor of eight: use this class for the comparison with the paper only. Inputs
+    must differ from each other.
     """
 
     fn: keft.Activation
@@ -52,7 +53,7 @@ class GaussHermite(keft.Activation):
         return Expansion(mean(k), gradient, jax.hessian(mean)(k))
 
     def error(self, k):
-        """The rule against converged expectations: E[s^2] and its first derivative in k."""
+        """The error of the rule against converged expectations, of E[s^2] and of its first derivative in k."""
 
         def one(k):
             rule, exact = self.expansion(k[None]), self.fn.expansion(k[None])
@@ -76,7 +77,7 @@ def _derivative(f, order):
 def tanh_squared(
     activation: keft.Activation, k: Float[ArrayLike, " M"]
 ) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
-    """E[s^2] and E[(s^2)''] at each variance, s = tanh by one way of taking expectations: Q and twice chi of one input
-    for C_W = 1."""
+    """E[s^2] and E[(s^2)''] of s = tanh at each variance: Q and twice chi of one input for C_W = 1. The `activation`
+    decides how expectations are taken."""
     model, K = keft.Model(activation, 1.0), jnp.asarray(k)[:, None, None]
     return np.ravel(jax.vmap(model.Q)(K)), 2 * np.ravel(jax.vmap(model.chi)(K, jnp.ones_like(K)))

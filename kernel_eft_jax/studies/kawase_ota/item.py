@@ -1,4 +1,4 @@
-"""How a number of ours is set beside a published one, and how the parts of the study are written down."""
+"""Comparison of the numbers found here with the published ones, and the tables and figures of the study as files."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import kernel_eft_jax as keft
 from .names import ORDER
 
 SURPRISE = 3.0  # standard errors
-BY_CHANCE = 0.0027  # of normal numbers are further from their mean than that
+BY_CHANCE = 0.0027  # the share of normal numbers that are further from their mean than SURPRISE
 
 
 class WithError(NamedTuple):
@@ -40,8 +40,8 @@ def first(x: Any) -> np.ndarray:
 
 
 class Row(NamedTuple):
-    """A published number and ours, got in the published way; ours with converged expectations, if that differs; why
-    they disagree."""
+    """A published number; ours, found in the published way; ours with converged expectations, if that differs; and the
+    reason if ours and theirs disagree."""
 
     quantity: str
     published: WithError
@@ -51,14 +51,14 @@ class Row(NamedTuple):
 
     @property
     def difference(self) -> str:
-        """Ours less theirs, in standard errors where there are any."""
+        """Ours minus theirs, in standard errors if there are any."""
         gap, error = self._gap()
         return f"{gap / error:+.1f} s.e." if error else f"{gap:+.2g}"
 
     @property
     def verdict(self) -> str:
-        """`agrees` within three standard errors, or one in the last digit printed where nothing is random; else the
-        reason."""
+        """`agrees` if both are within three standard errors, or, where nothing is random, within one unit of the last
+        digit printed; else the reason."""
         gap, error = self._gap()
         digits = len(repr(float(self.published.value)).partition(".")[2])
         return "agrees" if abs(gap) <= (SURPRISE * error or 1.001 * 10.0**-digits) else self.reason
@@ -68,7 +68,8 @@ class Row(NamedTuple):
 
 
 class Chapter(NamedTuple):
-    """Rows that belong together, and what they say; `compared` names what stands in the place of published numbers."""
+    """Rows that belong together, and a text that explains them; `compared` names the numbers in the column of published
+    ones."""
 
     title: str
     why: str
@@ -82,7 +83,6 @@ class Drawing(NamedTuple):
 
     title: str
     panels: Mapping[str, Mapping[str, tuple]]
-    columns: int = 2
     ylabel: str = ""
 
 
@@ -113,7 +113,7 @@ def markdown(sections: Sequence[Chapter], heading: str) -> str:
 
 
 def summary(sections: Sequence[Chapter]) -> str:
-    """How many published numbers come back in the published way, and which do not."""
+    """A sentence that says how many published numbers are reproduced in the published way, and which are not."""
     rows = [row for section in sections if section.compared == "published" for row in section.rows]
     random = [row for row in rows if row.published.error or row.here.error]
     others = [f"{row.quantity} ({row.difference}, {row.verdict})" for row in rows if row.verdict != "agrees"]
@@ -137,7 +137,7 @@ def write_item(item: Item, out: str | os.PathLike) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = [keft.save(result, out / f"{slug(name)}.nc") for name, result in item.results.items()]
     for name, drawing in item.figures.items():
-        for suffix, columns in (("", drawing.columns), ("-stacked", 1)):
+        for suffix, columns in (("", 2), ("-stacked", 1)):
             paths += figures.save_figure(draw(drawing, columns), out / (slug(name) + suffix))
     return paths
 

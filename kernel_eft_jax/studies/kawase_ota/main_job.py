@@ -1,8 +1,8 @@
 r"""The main job of the published study: sample, solve, compare; Figures 1 and 3.
 
 The published numerics take Gaussian expectations by a 32-point Gauss-Hermite rule, which is not converged for tanh.
-With it, and with the published Euler layers, `solve` gives the published theory back, digit by digit; the last column
-of the tables has the same theory with converged expectations.
+With this rule and the published Euler layers `solve` reproduces the published theory digit by digit. The last column of
+the tables has the same theory with converged expectations.
 """
 
 import json
@@ -22,6 +22,7 @@ from .item import Chapter, Drawing, Item, Row, WithError, entry
 from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, SOURCE, TOWER
 
 PUBLISHED = json.loads(files("kernel_eft_jax.studies.kawase_ota").joinpath("published.json").read_text())
+MAIN_NETWORKS, SWEEP_NETWORKS = (PUBLISHED["settings"][part]["networks"] for part in ("main", "sweeps"))
 C_W = 2.0
 TANH, RULE_32 = keft.Tanh(), GaussHermite(keft.Tanh())
 MODEL, RULE_MODEL = keft.Model(TANH, C_W), keft.Model(RULE_32, C_W)
@@ -44,15 +45,15 @@ MAIN = Setting(0.6 + 1.4 * np.eye(4), 64, 800, 0.05)
 
 
 class Theory(NamedTuple):
-    """A closure at the published settings, for the first few inputs: V4_ab,cd does not depend on inputs other than its
-    own."""
+    """A closure at the published settings, for the first few inputs; that is enough, since V4_ab,cd depends on the
+    inputs a, b, c, d alone."""
 
     closure: keft.Closure
     activation: keft.Activation
     inputs: int
 
     def solve(self, setting: Setting, layers: Int[np.ndarray, " T"], C_W: float = C_W) -> keft.Solution:
-        """The theory at these layers; by the published rule too, whose error `solve` would refuse."""
+        """The theory at these layers. The published rule has an error that `solve` would refuse, and is let through."""
         model, K0 = keft.Model(self.activation, C_W), setting.K0[: self.inputs, : self.inputs]
         throw = not isinstance(self.activation, GaussHermite)
         return keft.solve(model, K0, layers=layers.tolist(), eps=setting.eps, closure=self.closure, throw=throw)
@@ -77,7 +78,7 @@ class Study(NamedTuple):
     def V4(self) -> tuple[Float[np.ndarray, "T M M M M"], Float[np.ndarray, "T M M M M"]]:
         """V4 of the sampled networks between the inputs that the tower was solved for, and its standard error.
 
-        By control variates: its value at infinite width, which the tower knows, and the sampled excess over that.
+        By control variates: the value at infinite width, from the tower, plus the sampled excess over this value.
         """
         exact = np.asarray(self.theories[TOWER].V4)
         own = (slice(None), *(slice(exact.shape[-1]),) * 4)
@@ -112,7 +113,8 @@ def main_job(
 
 
 def V4_error(value: float, networks: int) -> float:
-    """Standard error of V4 of nearly Gaussian kernels, sqrt(2 / networks) V4; the published ones are not given."""
+    """Standard error of V4 of nearly Gaussian kernels, sqrt(2 / networks) V4. It stands for the errors of published V4,
+    which are not given."""
     return value * (2 / networks) ** 0.5
 
 
@@ -123,8 +125,8 @@ def main_item(study: Study) -> Item:
 
 
 def main_sections(study: Study) -> list[Chapter]:
-    """The tables of the main job: the published theory, the sampled networks, what holds. One input is
-    enough."""
+    """The tables of the main job: the published theory, the sampled networks, and the theories that hold. A study of
+    one input is enough for them."""
     return [_theory(study), _sampled(study), _what_holds(study)]
 
 
@@ -142,16 +144,17 @@ def _theory(study):
     ]
     (value, second), (value_32, second_32) = (np.ravel(tanh_squared(s, np.array([4.0]))) for s in (TANH, RULE_32))
     why = (
-        "Same equations, same layers, same 32-point rule: the published theory comes back. That rule is not "
-        f"converged for tanh. At K = 4 it gives E[tanh^2] too large by {value_32 - value:.1e}, and E[(tanh^2)''], "
-        f"which is chi, as {second_32:.4f} where it is {second:.4f}: that is the whole difference to the last column."
+        "Same equations, same layers, same 32-point rule: the published theory comes back. The rule is not converged "
+        f"for tanh. At K = 4 its E[tanh^2] is too large by {value_32 - value:.1e}. Its E[(tanh^2)''], which is chi, is "
+        f"{second_32:.4f}, and the converged value is {second:.4f}. These errors are the whole difference to the last "
+        "column."
     )
     return Chapter("The published theory (GOnly)", why, rows)
 
 
 def _sampled(study):
     sampled, published, bias = study.sampled, PUBLISHED["K1_00_T2_n64"], float(study.quadrature_bias()[-1, 0, 0])
-    networks = PUBLISHED["settings"]["main"]["networks"]
+    networks = MAIN_NETWORKS
     rows = []
     for p in PUBLISHED["V4_0000_n64"]:
         theirs = WithError(p["sampled"], V4_error(p["sampled"], networks))
@@ -164,10 +167,9 @@ def _sampled(study):
         Row("K1_mic[00] at t = 2", mic, K1._replace(value=K1.value + bias), K1),
     ]
     why = (
-        f"K1_mic = n (E[G] - K0), and the published K0[00] is too large by {-bias / study.setting.width:.5f}: "
-        f"{bias:+.3f} of the published K1_mic is that error, times n; the last column is without it. Errors of the "
-        "published V4 are not given; sqrt(2 / networks) V4 is used. Values of one ensemble at several depths are "
-        "correlated."
+        f"K1_mic is n (E[G] - K0). The published K0[00] is too large by {-bias / study.setting.width:.5f}, and n times "
+        f"this error is {bias:+.3f} of the published K1_mic; the last column is without the error. The paper gives no "
+        "errors of V4: sqrt(2 / networks) V4 is used. Values of one ensemble at several depths are correlated."
     )
     title = f"Sampled networks, n = {study.setting.width}: {networks:,} published, {sampled.networks:,} here"
     return Chapter(title, why, rows)
@@ -177,7 +179,7 @@ def _what_holds(study):
     """SigmaKernel and HermiteTower beside the published networks."""
     V4s, K1s = ({name: entry(getattr(s, q)).value for name, s in study.theories.items()} for q in ("V4", "K1"))
     wide, mic = PUBLISHED["V4_0000_T2_by_width"][-1], PUBLISHED["K1_00_T2_n64"]
-    V4 = WithError(wide["sampled"], V4_error(wide["sampled"], PUBLISHED["settings"]["sweeps"]["networks"]))
+    V4 = WithError(wide["sampled"], V4_error(wide["sampled"], SWEEP_NETWORKS))
     K1 = WithError(mic["microscopic"] - float(study.quadrature_bias()[-1, 0, 0]), mic["standard_error"])
     rows = []
     for name in (SIGMA, TOWER):
@@ -188,8 +190,8 @@ def _what_holds(study):
     why = (
         f"With converged expectations the V4 of GOnly is off by {100 * (V4s[G_ONLY] / V4s[TOWER] - 1):.1f} % at "
         "infinite width (published: -12 % of the sampled one at n = 64), and its K1_EFT is "
-        f"{K1s[G_ONLY] / K1s[TOWER]:.1f} times too large (published: 1.2). The theories that go beyond it agree with "
-        "the published networks."
+        f"{K1s[G_ONLY] / K1s[TOWER]:.1f} times too large (published: 1.2). SigmaKernel and HermiteTower "
+        "agree with the published networks."
     )
     return Chapter("What holds, component [00] at t = 2", why, rows)
 

@@ -1,4 +1,4 @@
-"""What is compared, under one name and in one style in all figures and tables."""
+"""The names of what is compared, the same in all figures and tables; their order gives each its style."""
 
 NETWORKS = "networks"
 TOWER = "HermiteTower"  # exact at order 1/n

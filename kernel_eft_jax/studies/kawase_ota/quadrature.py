@@ -1,8 +1,8 @@
 r"""The bias of a 32-point Gauss-Hermite rule, step by step: E[tanh^2], chi, V4, and what it does to the conclusion.
 
-The rule integrates $f(\sqrt k\, x)$ as if it were a polynomial; tanh has poles at a distance of pi/2 from the real
-line, which for k = 4 lie at 0.8 in x, so that the error falls slowly with the number of points. Derivatives, which are
-chi, are worse than values.
+The rule is exact for polynomials in x. But tanh has poles at a distance of pi/2 from the real line, which for k = 4 lie
+at 0.8 in x: so the error falls slowly with the number of points. Derivatives, such as chi, have larger errors than
+values.
 """
 
 import numpy as np
@@ -40,11 +40,11 @@ def quadrature_item(study: Study) -> Item:
     steps = "; ".join(f"{name}: {v:.2f}, {100 * (v / networks - 1):.1f} %" for name, v in V4.items())
     (value, second), (exact, exact_second) = (np.array(squares[name])[:, -1] for name in ("32-point rule", G_ONLY))
     why = (
-        f"The published code itself, and this pipeline. At the variance of t = 2, {k[-1]:.2f}, the 32-point rule is "
-        f"off by {value - exact:.1e} in E[tanh^2] and gives {second:.4f} for E[(tanh^2)''], which is "
-        f"{exact_second:.4f}: transport all but stops, and V4 stays behind. With more points the theory moves to the "
-        f"converged one and the networks, with nothing else changed. V4[00,00] at t = 2, eps = {study.setting.eps:g}, "
-        f"and its distance from the networks here: {steps}."
+        "The published code itself, beside the same rules here. At t = 2 the variance is "
+        f"{k[-1]:.2f}. There E[tanh^2] of the 32-point rule is off by {value - exact:.1e}, and its E[(tanh^2)''] is "
+        f"{second:.4f}, where the converged value is {exact_second:.4f}. So transport all but stops, and V4 stays "
+        "behind. With more points, and nothing else changed, the theory moves to the converged theory and to the "
+        f"networks. V4[00,00] at t = 2, eps = {study.setting.eps:g}, and its distance from the networks here: {steps}."
     )
     section = Chapter("The published code, with 64 points in place of 32", why, rows, "published code")
     results = {

@@ -1,8 +1,8 @@
 r"""The published numerical summary by its definition: relative errors of theories, averaged over depth.
 
-Where K1 is small its relative error is the sampling noise of the published networks. Their mean kernel has the noise X
+Where K1 is small, its relative error is the sampling noise of the published networks. Their mean kernel has the noise X
 / n with $X' = X + dt\, \chi X + M'$ and independent $M'$, whose covariance is what the sources add to V4. The K1
-measured there is K1 + X, and that accumulated from the measured source lacks M, the sum of the M'.
+measured there is K1 + X. The K1 accumulated from the measured source is K1 + X - M, M the sum of the M'.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,16 @@ import kernel_eft_jax as keft
 from kernel_eft_jax.pairs import unpack
 
 from .item import Chapter, Row, WithError
-from .main_job import MODEL, PUBLISHED, TANH, Study, Theory, V4_error
+from .main_job import MAIN_NETWORKS, MODEL, PUBLISHED, TANH, Study, Theory, V4_error
 from .names import G_ONLY, RULE, SOURCE
 
-NETWORKS_THERE = PUBLISHED["settings"]["main"]["networks"]
 DRAWS = 200  # of the published noise
 
 
 def mean_error(theory, sampled, study: Study, start: int = 0) -> float:
     """Frobenius norm of the difference over that of `sampled`, averaged over all layers from `start` on.
 
-    Between saved layers a straight line is drawn; depths where `sampled` is zero are left out.
+    Between saved layers the error is a straight line; depths at which `sampled` is zero are left out.
     """
     gap, size = (np.linalg.norm(np.asarray(x).reshape(len(x), -1), axis=1) for x in (theory - sampled, sampled))
     layers, known = study.sampled.layers, size > 0
@@ -35,8 +34,8 @@ def mean_error(theory, sampled, study: Study, start: int = 0) -> float:
 
 
 def summary_section(study: Study) -> Chapter:
-    """All entries of the four inputs; V4 at infinite width, which the sampled excess is added to, takes a tower of its
-    own."""
+    """The summary over all entries of the four inputs. A tower for all four inputs gives the V4 at infinite width, to
+    which the sampled excess is added."""
     published, sampled = PUBLISHED["mean_relative_errors_over_depth_n64"], study.sampled
     rule, source = study.theories[RULE], study.theories[SOURCE]
     tower = Theory(keft.HermiteTower(20), TANH, len(study.setting.K0)).solve(study.setting, sampled.layers)
@@ -48,15 +47,15 @@ def summary_section(study: Study) -> Chapter:
         return tuple(mean_error(np.asarray(theory), truth, study) for theory, truth in cases)
 
     found = zip(("K0", "V4_full", "V4_source_only"), *sampled.jackknife(errors), strict=True)
-    V4_noise = V4_error(1.0, NETWORKS_THERE)
+    V4_noise = V4_error(1.0, MAIN_NETWORKS)
     noise = {"K0": V4_noise / np.sqrt(2 * study.setting.width), "V4_full": V4_noise, "V4_source_only": V4_noise}
     rows = [Row(name, WithError(published[name], noise[name]), WithError(float(v), float(e))) for name, v, e in found]
     rows += [Row(name, WithError(published[name]), value) for name, value in noisy_K1(study).items()]
     why = (
-        "Frobenius norm over all entries of theory - sampled, over that of sampled, averaged over layers 0 to L (K1: "
-        "1 to L); theory by the 32-point rule. The errors of the published V4 rows are those of one entry. The two "
-        f"of K1 are the noise of the published K1 at small depth: here K1 has that noise, drawn {DRAWS} times from "
-        "its law, and the error is the scatter from draw to draw."
+        "A relative error is the Frobenius norm of theory - sampled over that of sampled, averaged over layers 0 to L "
+        "(K1: 1 to L). The theory is by the 32-point rule. The errors of the published V4 rows are those of one entry. "
+        "The two rows of K1 show the noise of the published K1 at small depth. To compare, the same noise is added to "
+        f"K1 here, drawn {DRAWS} times from its law; the error is the scatter from draw to draw."
     )
     return Chapter("Numerical summary: relative errors averaged over depth", why, rows)
 
@@ -79,7 +78,7 @@ def published_noise(
     """n times the noise of the published mean kernel, X, and its sources M alone, at the saved depths."""
     rng, a, b = np.random.default_rng(0), *np.triu_indices(len(study.setting.K0))
     sources = np.asarray(study.theories[SOURCE].V4)[:, a[:, None], b[:, None], a, b]
-    new = np.diff(sources, axis=0, prepend=np.zeros_like(sources[:1])) * study.setting.width / NETWORKS_THERE
+    new = np.diff(sources, axis=0, prepend=np.zeros_like(sources[:1])) * study.setting.width / MAIN_NETWORKS
     packed = [rng.multivariate_normal(np.zeros(len(a)), C, DRAWS) for C in new]
     drawn = np.asarray(unpack(jnp.asarray(np.stack(packed, axis=1))))
     chi: Callable = jax.jit(jax.vmap(MODEL.chi, (None, 0)))

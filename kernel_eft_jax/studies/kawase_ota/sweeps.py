@@ -1,7 +1,7 @@
 """The published sweeps: width at fixed depth, depth at fixed width, and the step size (Figure 2); the source of V4
 (Table 3).
 
-V4 of an input does not depend on which others are there, so that one input is sampled instead of four.
+V4 of an input does not depend on the other inputs, so that one input is sampled instead of four.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,12 @@ from jaxtyping import PRNGKeyArray
 import kernel_eft_jax as keft
 
 from .item import Chapter, Drawing, Item, Row, WithError, entry, first
-from .main_job import MAIN, MODEL, PUBLISHED, RULE_MODEL, THEORIES, Setting, Study, V4_error, main_job
+from .main_job import MAIN, MODEL, PUBLISHED, RULE_MODEL, SWEEP_NETWORKS, THEORIES, Setting, Study, V4_error, main_job
 from .names import G_ONLY, RULE, TOWER
 
 WIDTHS = (64, 128, 256)
 WIDE, FINE = 256, "0.05"
 STEPS = {"0.10": (0.10, 200), "0.07": (0.07, 408), FINE: (0.05, 800)}
-NETWORKS_THERE = PUBLISHED["settings"]["sweeps"]["networks"]
 Sweep = Mapping[tuple[int, str], Study]
 
 
@@ -38,22 +37,22 @@ def sweep(networks: int, key: PRNGKeyArray, *, progress: bool = True) -> Sweep:
 
 def sweep_item(studies: Sweep) -> Item:
     """The tables of the sweeps, Figure 2, and the errors for each width and step."""
-    sections = [_errors(studies), _widths(studies), _table_3(studies[WIDE, FINE])]
+    sections = [_error_rows(studies), _width_rows(studies), _table_3(studies[WIDE, FINE])]
     figures = {"figure-2-steps": _figure_2(studies), "errors-by-width-and-step": _error_figure(studies)}
     results = {f"sweep n={n} eps={step}": s.sampled for (n, step), s in studies.items()}
     return Item(sections, figures, results)
 
 
-def relative_error(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """V4 of a theory over that of the sampled networks, less one, at each depth, and its standard error."""
+def V4_relative_error(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The ratio of V4 of a theory to that of the sampled networks, minus one, at each depth, and its standard error."""
     V4, stderr = (first(x) for x in study.V4())
     return first(study.theories[name].V4) / V4 - 1, stderr / V4
 
 
-def _errors(studies):
+def _error_rows(studies):
     def row(quantity, published, study, i=-1):
-        theirs = WithError(published, V4_error(1.0, NETWORKS_THERE))
-        here, converged = (entry(*relative_error(study, name), at=i) for name in (RULE, G_ONLY))
+        theirs = WithError(published, V4_error(1.0, SWEEP_NETWORKS))
+        here, converged = (entry(*V4_relative_error(study, name), at=i) for name in (RULE, G_ONLY))
         return Row(quantity, theirs, here, converged)
 
     wide = studies[WIDE, FINE]
@@ -72,19 +71,20 @@ def _errors(studies):
         if float(T) < 2
     ]
     why = (
-        f"Published errors taken as sqrt(2 / networks), {NETWORKS_THERE:,} networks. The error does not fall with the "
-        "width nor with the step, and grows with depth: so it was read as that of the closure. It is that of the "
-        "rule, which is the same at every width and step. The same networks beside the converged theory: "
-        f"{100 * relative_error(wide, G_ONLY)[0][-1]:.1f} % at n = {WIDE} and t = 2."
+        f"The errors of the published rows are taken as sqrt(2 / networks) for {SWEEP_NETWORKS:,} networks. The "
+        "difference of V4 from the networks falls neither with the width nor with the step, and grows with depth. So "
+        "the paper read it as the error of the closure. It is the error of the rule, which is the same at every width "
+        "and step. By the converged theory the same networks leave a difference of "
+        f"{100 * V4_relative_error(wide, G_ONLY)[0][-1]:.1f} % at n = {WIDE} and t = 2."
     )
     return Chapter("Sweeps of width, step and depth: V4 of GOnly / sampled V4 - 1", why, rows)
 
 
-def _widths(studies):
+def _width_rows(studies):
     rows = [
         Row(
             f"V4[00,00] at t = 2, n = {p['n']}",
-            WithError(p["sampled"], V4_error(p["sampled"], NETWORKS_THERE)),
+            WithError(p["sampled"], V4_error(p["sampled"], SWEEP_NETWORKS)),
             entry(*studies[p["n"], FINE].V4()),
         )
         for p in PUBLISHED["V4_0000_T2_by_width"]
@@ -95,7 +95,7 @@ def _widths(studies):
 
 
 def _table_3(study):
-    """Sigma of the sampled networks beside that of the closure."""
+    """The table of Sigma, of the sampled networks and of the closure."""
     closures, networks = {}, None
     for name, model in ((RULE, RULE_MODEL), (G_ONLY, MODEL)):
         K0 = np.asarray(study.theories[name].K0)
@@ -106,7 +106,7 @@ def _table_3(study):
     rows = []
     for p in PUBLISHED["table_3_Sigma_0000_n256"]:
         i = study.place(p["t"])
-        noise = 2 * p["microscopic"] / np.sqrt(NETWORKS_THERE * study.setting.width)
+        noise = 2 * p["microscopic"] / np.sqrt(SWEEP_NETWORKS * study.setting.width)
         rows.append(
             Row(
                 f"Sigma[00,00] of networks at t = {p['t']:g}",
@@ -129,7 +129,7 @@ def _figure_2(studies):
     values, errors = {}, {}
     for step in STEPS:
         study, label = studies[WIDE, step], rf"networks, $\epsilon = {step}$"
-        ts, (error, stderr) = study.sampled.ts, relative_error(study, RULE)
+        ts, (error, stderr) = study.sampled.ts, V4_relative_error(study, RULE)
         values[label] = (ts, *(first(x) for x in study.V4()))
         errors[label] = (ts, 100 * error, 100 * stderr)
     fine = studies[WIDE, FINE]
@@ -145,7 +145,7 @@ def _error_figure(studies):
         panels[name] = {
             rf"$n = {n}$, $\epsilon = {step}$": (
                 study.sampled.ts,
-                *(100 * x for x in relative_error(study, name)),
+                *(100 * x for x in V4_relative_error(study, name)),
             )
             for (n, step), study in studies.items()
         }

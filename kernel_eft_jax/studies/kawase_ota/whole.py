@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 from .activations import activation_item, activation_studies
 from .equations import equations_item
 from .item import Item
-from .main_job import PUBLISHED, main_item, main_job
+from .main_job import MAIN_NETWORKS, SWEEP_NETWORKS, main_item, main_job
 from .quadrature import quadrature_item
 from .sweeps import sweep, sweep_item
 
@@ -25,7 +25,7 @@ class Sizes(NamedTuple):
 
 
 LAPTOP = Sizes(40_000, 10_000, 20_000)
-FULL = Sizes(*(PUBLISHED["settings"][part]["networks"] for part in ("main", "sweeps", "sweeps")))
+FULL = Sizes(MAIN_NETWORKS, SWEEP_NETWORKS, SWEEP_NETWORKS)
 
 
 def everything(
@@ -34,7 +34,7 @@ def everything(
     """Name and content of each part of the study, computed as they are asked for; the main job goes on from a
     checkpoint.
 
-    The first part, the main job, draws the same networks whether or not others are asked for.
+    The networks of the main job, the first part, do not depend on whether other parts are asked for.
     """
     main, sweeps, activations = jax.random.split(key, 3)
     study = main_job(sizes.main, main, checkpoint=checkpoint, progress=progress)

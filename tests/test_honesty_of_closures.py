@@ -1,0 +1,237 @@
+"""The errors that a solve states of itself against the true ones: sums over layers in plain NumPy, two to four layers.
+
+* `stats["expectation_error"]` of GOnly (variances 1e-6 to 1e6) and SigmaKernel (1e-3 to 10), one input, both dtypes: the
+  true error is below ten times the stated one;
+* `truncation` of HermiteTower, degrees 2 to 60, variances 1e-6 to 100, V4 and K1 of one input, both dtypes: a bound;
+* `truncation` of HermiteTower for V4, K1, V_GS, V_SS and U1, against a tower of a much higher degree, a bound: one
+  input, degrees 2 to 60, variances 1e-6 to 1e6, both dtypes; two inputs, degrees 2 to 16, correlations to 1 and -1;
+  activations with kinks too, for which the true error is below ten times the bound;
+* `truncation` of HermiteTower and of the tower of `solve_pairs` for all V4 and K1 of two inputs, degrees 2 to 16,
+  variances 1e-3 to 10, correlations to 1 and -1: a bound.
+
+Tanh, Erf, Sin, GELU and SiLU stand for all activations. `make slow` runs all; a quick part is in every run.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from panels import FUNCTIONS, alone
+from problems import SMOOTH, one_input_layers, sigma_kernel_layers, two_input_layers
+
+import kernel_eft_jax as keft
+from kernel_eft_jax.closures.pair_tower import PairTower
+from kernel_eft_jax.trajectory.failures import LARGEST_ERROR
+
+TRUNCATED = ("Tanh", "Erf", "Sin", "GELU", "SiLU")
+
+
+def closure_errors(closure, name, exact, ks, dtype):
+    """For each variance the largest error of K0, V4 and K1 after two layers, in units of K0, K0^2 and K0, less
+    rounding; and the stated error."""
+    model = keft.Model(SMOOTH[name].activation, jnp.asarray(2.0, dtype))
+
+    @jax.jit
+    def solved(k):
+        s = keft.solve(model, k[None, None], layers=[2], eps=0.5, closure=closure, throw=False)
+        return s.K0[0, 0, 0], s.V4[0, 0, 0, 0, 0], s.K1[0, 0, 0], s.stats["expectation_error"]
+
+    K0, *found, stated = (np.asarray(x, np.float64) for x in jax.vmap(solved)(jnp.asarray(ks, dtype)))
+    units = (K0, K0**2, K0)
+    off = [np.abs(x - e) / u for x, e, u in zip((K0, *found), np.transpose(exact), units, strict=True)]
+    return np.maximum(np.max(off, axis=0) - 100 * float(jnp.finfo(dtype).eps), 0), stated
+
+
+def g_only_by_hand(case, k):
+    """K0, V4, K1 of two layers of the published closure, C_W = 2 and eps = 0.5, from panels of one variable."""
+    V4, K1, h = 2 * k**2, 0.0, 0.5
+    for _ in range(2):
+        F, chi, hess = alone(case, k) / (1, k, k**2)
+        K1 = K1 + h * (chi * K1 + 0.5 * hess * V4)
+        V4 = (1 + h * chi) ** 2 * V4 + 4 * h * k * F + 2 * h**2 * F**2
+        k = k + h * F
+    return k, V4, K1
+
+
+BY_HAND = {"GOnly": (1e-6, 1e-3, 0.5, 30.0, 1e3, 1e6), "SigmaKernel": (1e-3, 0.5, 2.0, 10.0)}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("closure", BY_HAND)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Tanh" else pytest.mark.slow) for n in TRUNCATED])
+def test_the_expectation_error_of_closures_that_expand_nothing(name, closure, dtype):
+    """GOnly and SigmaKernel expand nothing: the error of their numbers is below ten times
+    `stats["expectation_error"]`."""
+    ks = BY_HAND[closure]
+    if closure == "GOnly":
+        exact = [g_only_by_hand(FUNCTIONS[name], k) for k in ks]
+    else:
+        exact = [np.take(sigma_kernel_layers(SMOOTH[name], 2.0, k, 0.25, 2), (3, 0, 2)) for k in ks]
+    off, stated = closure_errors(getattr(keft, closure)(), name, exact, ks, dtype)
+    known = stated < LARGEST_ERROR
+    ratio = np.where(known, off / np.where(known, stated, 1), 0)
+    i = int(ratio.argmax())
+    print(f"{closure}, {name}: true over stated {ratio[i]:.2g} at variance {ks[i]:g}, stated {stated[i]:.2g}")
+    assert known[np.asarray(ks) < 100].all()
+    assert ratio[i] < 10
+
+
+SETTINGS = [(name, dtype) for name in TRUNCATED for dtype in ("float64", "float32")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype"), SETTINGS)
+def test_the_truncation_bound_does_not_understate(name, dtype, capsys):
+    """The tower's bound of what its degree leaves out, for degrees 2 to 60 and variances 1e-6 to 100, holds against
+    sums over layers.
+
+    V4 and K1 after four layers of eps = 0.5. To the bound rounding is added: that of the oracle's K1, 1e-9 of K0; the
+    stated error of the expectations; and a hundred roundings of V4 and K0.
+    """
+    k = jnp.asarray([1e-6, 1e-3, 0.5, 2.0, 10.0, 100.0], dtype)
+    exact = [one_input_layers(SMOOTH[name], 2.0, 0.0, float(v), 0.5, 4) for v in k]
+    model = keft.Model(SMOOTH[name].activation, jnp.asarray(2.0, dtype))
+    worst = (0.0, "none")
+    for degree in (2, 3, 4, 8, 16, 30, 60):
+        closure = keft.HermiteTower(degree)
+
+        @jax.jit
+        def solved(k, closure=closure):
+            s = keft.solve(model, k[None, None], layers=[4], eps=0.5, closure=closure, throw=False)
+            both = [(m.V4[0, 0, 0], m.K1[0, 0]) for m in (s.packed, s.truncation)]
+            return (*both, s.packed.K0[0, 0], s.stats["expectation_error"])
+
+        found, bound, K0, expectation = jax.tree.map(np.asarray, jax.vmap(solved)(k))
+        eps = float(jnp.finfo(k.dtype).eps)
+        for q, (quantity, unit) in enumerate((("V4", K0**2), ("K1", K0))):
+            missing = np.abs(found[q] - [e[quantity][-1] for e in exact])
+            rounding = (1e-9 + 100 * eps + expectation) * np.maximum(unit, [abs(e[quantity][-1]) for e in exact])
+            ratio = np.maximum(missing - rounding, 0) / np.maximum(bound[q], 1e-300)
+            assert np.isfinite(bound[q]).all()
+            i = int(ratio.argmax())
+            worst = max(worst, (float(ratio[i]), f"{quantity} at degree {degree}, variance {float(k[i]):g}"))
+    with capsys.disabled():
+        print(f"\n{name} in {dtype}: true over stated truncation at most {worst[0]:.2g}, {worst[1]}")
+    assert worst[0] <= 1.01
+
+
+KERNELS = [
+    [[1.0, 0.3], [0.3, 2.0]],
+    [[1e-3, -5e-4], [-5e-4, 2e-3]],
+    [[10.0, 6.0], [6.0, 5.0]],
+    [[0.5, 0.4995], [0.4995, 0.5]],
+    [[2.0, -1.98], [-1.98, 2.0]],
+    [[2.0, 2.0], [2.0, 2.0]],
+    [[0.5, -1.0], [-1.0, 2.0]],
+]
+
+
+@pytest.mark.parametrize("closure", [keft.HermiteTower, PairTower])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Sin" else pytest.mark.slow) for n in TRUNCATED])
+def test_the_truncation_bound_of_two_inputs(name, closure):
+    """The bound holds for every entry of V4 and K1 of two inputs, for the tower and for that of `solve_pairs`,
+    correlations of 0.999, -0.99, 1 and -1 among them.
+
+    Three layers of eps = 0.5 against sums over layers. To the bound rounding is added: 1e-7 of the quantity's unit for
+    the oracle, and the stated error of the expectations.
+    """
+    exact = [two_input_layers(SMOOTH[name], 2.0, np.array(K), 0.5, 3) for K in KERNELS]
+    model, worst = keft.Model(SMOOTH[name].activation, 2.0), (0.0, "none")
+    for degree in (3, 8) if name == "Sin" else (2, 3, 4, 8, 16):
+
+        @jax.jit
+        def solved(K, degree=degree):
+            s = keft.solve(model, K, layers=[3], eps=0.5, closure=closure(degree), throw=False)
+            return *((m.V4[0], m.K1[0]) for m in (s.packed, s.truncation)), s.stats["expectation_error"]
+
+        found, bound, expectation = jax.tree.map(np.asarray, jax.lax.map(solved, jnp.asarray(KERNELS)))
+        for q, quantity in enumerate(("V4", "K1")):
+            for i, (K, right) in enumerate(zip(KERNELS, exact, strict=True)):
+                size = np.sqrt(np.outer(right["K0"][[0, 0, 2]], right["K0"][[0, 2, 2]])[[0, 1, 2], [0, 1, 2]])
+                unit = size if q else np.outer(size, size)
+                missing = np.abs(found[q][i] - right[quantity]) - (1e-7 + expectation[i]) * unit
+                ratio = np.max(np.maximum(missing, 0) / np.maximum(bound[q][i], 1e-300))
+                assert np.isfinite(bound[q][i]).all()
+                worst = max(worst, (float(ratio), f"{quantity} at degree {degree}, kernel {K}"))
+    print(f"{closure.__name__}, {name}: true over stated truncation at most {worst[0]:.2g}, {worst[1]}")
+    assert worst[0] <= 1.01
+
+
+# Statistics of the tower other than K0, and the powers of K0 and of E[s s] in the unit of each.
+UNITS = {"V4": (2, 0), "K1": (1, 0), "V_GS": (1, 1), "V_SS": (0, 2), "U1": (0, 1)}
+READ = (*TRUNCATED, "ReLU", "SELU", "HardTanh")
+MANY_KERNELS = [
+    *KERNELS,
+    [[1e-6, 5e-7], [5e-7, 2e-6]],
+    [[100.0, 60.0], [60.0, 120.0]],
+    [[1e6, 5e5], [5e5, 1e6]],
+    [[1.0, 1 - 1e-7], [1 - 1e-7, 1.0]],
+    [[1.0, 1e-3], [1e-3, 1e-4]],
+]
+
+
+def understated(low, high, activation, rounding: float) -> tuple[float, str]:
+    """The largest ratio of true error to bound over kernels and statistics, and where it is.
+
+    `low` and `high` are statistics and bounds of two degrees. The true error is the difference of the two, less the
+    bound of the higher degree and less rounding.
+    """
+    (found, bound), (exact, unsure) = low, high
+    K0, worst = exact["K0"], (0.0, "none")
+    squares = np.asarray(jax.jit(lambda K: jax.lax.map(activation.moments, K))(jnp.asarray(K0)))
+    diagonal = [0] if K0.shape[1] == 1 else [0, 2]
+    sizes = [np.sqrt(x[:, diagonal]) for x in (K0, squares)]
+    sizes = [x**2 if x.shape[1] == 1 else np.stack([x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1] ** 2], 1) for x in sizes]
+    for name, (of_G, of_S) in UNITS.items():
+        factors = [sizes[0]] * of_G + [sizes[1]] * of_S
+        unit = factors[0] if len(factors) == 1 else factors[0][:, :, None] * factors[1][:, None, :]
+        missing = np.abs(found[name] - exact[name]) - unsure[name] - rounding * np.maximum(unit, np.abs(exact[name]))
+        known = np.isfinite(bound[name]) & np.isfinite(unsure[name])
+        ratio = np.where(known, np.maximum(missing, 0) / np.maximum(bound[name], 1e-300), 0)
+        i = np.unravel_index(ratio.argmax(), ratio.shape)
+        worst = max(worst, (float(ratio[i]), f"{name}{list(map(int, i[1:]))} at K0 = {K0[i[0]].tolist()}"))
+    return worst
+
+
+def statistics(activation, K, degree: int, layers: int):
+    """Statistics of the tower of a degree after some layers of eps = 0.5, C_W = 2, and their bounds; packed, for each
+    kernel."""
+    model = keft.Model(activation, jnp.asarray(2.0, K.dtype))
+
+    @jax.jit
+    def solved(K):
+        s = keft.solve(model, K, layers=[layers], eps=0.5, closure=keft.HermiteTower(degree), throw=False)
+        return [{n: getattr(m, n)[0] for n in ("K0", *UNITS)} for m in (s.packed, s.truncation)]
+
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.lax.map(solved, K))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Tanh" else pytest.mark.slow) for n in READ])
+def test_the_truncation_bound_of_all_statistics(name, dtype):
+    """The bound holds for V4, K1, V_GS, V_SS and U1 of one input, variances 1e-6 to 1e6, degrees 2 to 60, against
+    degree 160. With kinks it holds up to a factor of ten."""
+    activation = FUNCTIONS[name].activation
+    k = jnp.asarray([1e-6, 1e-3, 0.5, 2.0, 10.0, 100.0, 1e4, 1e6], dtype)[:, None, None]
+    high, worst = statistics(activation, k, 160, 4), (0.0, "none")
+    rounding = 1e-12 if dtype == np.float64 else 2e-4
+    for degree in (2, 3, 4, 8, 16, 30, 60):
+        found = understated(statistics(activation, k, degree, 4), high, activation, rounding)
+        worst = max(worst, (found[0], f"{found[1]}, degree {degree}"))
+    print(f"{name}, {np.dtype(dtype).name}: true over stated truncation at most {worst[0]:.2g}, {worst[1]}")
+    assert worst[0] < (1.01 if FUNCTIONS[name].orders == 4 else 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READ)
+def test_the_truncation_bound_of_all_statistics_of_two_inputs(name):
+    """The bound holds for every entry of the same statistics of two inputs, variances 1e-6 to 1e6, correlations to 1
+    and -1, degrees 2 to 16, against degree 36. With kinks it holds up to a factor of ten."""
+    activation = FUNCTIONS[name].activation
+    K = jnp.asarray(MANY_KERNELS)
+    high, worst = statistics(activation, K, 36, 3), (0.0, "none")
+    for degree in (2, 3, 4, 8, 16):
+        found = understated(statistics(activation, K, degree, 3), high, activation, 1e-7)
+        worst = max(worst, (found[0], f"{found[1]}, degree {degree}"))
+    print(f"{name}: true over stated truncation at most {worst[0]:.2g}, {worst[1]}")
+    assert worst[0] < (1.01 if FUNCTIONS[name].orders == 4 else 10)
