@@ -240,7 +240,7 @@ class Model(eqx.Module):
         errors = [jnp.zeros((), k.dtype)]
         for part, x in zip(self.branch, self.kernels_along(k), strict=False):
             if not isinstance(part, KernelMap):
-                errors.append(jnp.max(part.error(jnp.diagonal(unpack(x)))))
+                errors.append(part.kernel_error(x))
         return jnp.max(jnp.stack(errors))
 
     def shrink(self, dt: Float[Array, "*layers"]) -> Float[Array, "*layers"]:

@@ -208,6 +208,10 @@ class GLU(eqx.Module):
         """Estimated relative error of `expansion` at variance k."""
         return self.activation.error(k)
 
+    def kernel_error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
+        """Estimated relative error of `expansion` at one packed kernel."""
+        return self.activation.kernel_error(k)
+
     def products(self, k: Float[Array, " P"]) -> Float[Array, "P P"]:
         """E[f_a f_b f_c f_d] of all pairs ab, cd."""
         return (k[:, None] * k[None, :] + wick(k)) * products(self.activation, k, SERIES)

@@ -12,6 +12,7 @@ from itertools import product
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
@@ -102,6 +103,55 @@ def test_the_function_itself(name):
     exact = {"ReLU": np.maximum(x, 0), "LeakyReLU": np.where(x > 0, x, 0.2 * x)}
     expected = exact[name] if name in KINKED else SMOOTH[name].s(x, 0)
     np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), expected, rtol=1e-14, atol=1e-15)
+
+
+def textbook(name, a, b, c):
+    """E[s_a s_b] in mpmath."""
+    if name == "Sin":
+        return mpmath.exp(-(a + b) / 2) * mpmath.sinh(c)
+    if name == "Erf":
+        return 2 / mpmath.pi * mpmath.asin(2 * c / mpmath.sqrt((1 + 2 * a) * (1 + 2 * b)))
+    A, B, d = 1 + a, 1 + b, a * b - c**2
+    rest = (d + c**2 / A + c**2 / B) / mpmath.sqrt(A * B - c**2)
+    return (c * mpmath.acos(-c / mpmath.sqrt(A * B)) + rest) / (2 * mpmath.pi)
+
+
+def textbook_derivatives(name, k):
+    """Value, and first and second differences in relative changes of k, with steps of 1e-15 and 60 digits."""
+    units = [k[0], k[1], mpmath.sqrt(k[0] * k[1])]
+    h = mpmath.mpf(10) ** -15
+
+    def at(*moves):
+        return textbook(
+            name,
+            *(x + h * u * sum(s for i, s in moves if i == j) for j, (x, u) in enumerate(zip(k, units, strict=True))),
+        )
+
+    gradient = [(at((i, 1)) - at((i, -1))) / (2 * h) for i in range(3)]
+    hessian = [
+        [sum(s * t * at((i, s), (j, t)) for s in (1, -1) for t in (1, -1)) / (4 * h**2) for j in range(3)]
+        for i in range(3)
+    ]
+    return at(), gradient, hessian
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", ["Erf", "Sin", "GELU"])
+def test_closed_forms_to_rounding(name, dtype):
+    """Each derivative is right to thirty roundings of the largest, or of sqrt(E[s_a^2] E[s_b^2]), for variances from
+    1e-6 to 1e6 and for nearly equal inputs; mpmath's differences are the oracle."""
+    variances = ((1e-6, 1e-6), (1.0, 1.0), (1e3, 1e3), (1e6, 1e6), (1.0, 1e3))
+    correlations = (0.0, 0.7, -0.95, 1 - 1e-5, 1.0, -1.0)
+    ks = np.array([[a, rho * np.sqrt(a * b), b] for (a, b), rho in product(variances, correlations)]).astype(dtype)
+    for k, found in zip(ks.astype(float), between_inputs(CLOSED[name].activation, jnp.asarray(ks)), strict=True):
+        units = np.sqrt([k[0] ** 2, k[2] ** 2, k[0] * k[2]])
+        with mpmath.workdps(60):
+            exact = [np.array(x, float) for x in textbook_derivatives(name, [mpmath.mpf(k[i]) for i in (0, 2, 1)])]
+            scale = float(
+                mpmath.sqrt(textbook(name, *[mpmath.mpf(k[0])] * 3) * textbook(name, *[mpmath.mpf(k[2])] * 3))
+            )
+        for x, y, unit in zip(found, exact, (1, units, np.outer(units, units)), strict=True):
+            assert np.abs(x * unit - y).max() <= 30 * np.finfo(dtype).eps * max(np.abs(y).max(), scale), k
 
 
 # --- kinked activations -----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from scipy.integrate import solve_ivp
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.pairs import pack
+from kernel_eft_jax.studies.kawase_ota.euler import Euler
 
 PUBLISHED_K0 = 0.6 + 1.4 * np.eye(4)
 UNEQUAL_K0 = np.array([[2.0, 0.5], [0.5, 1.3]])
@@ -216,3 +217,39 @@ def test_starts_from_the_wishart_covariance(published):
     np.testing.assert_allclose(published.V4[0], wick(PUBLISHED_K0), rtol=1e-14)
     np.testing.assert_array_equal(published.K1[0], 0)
     np.testing.assert_allclose(published.packed.K0[0], pack(jnp.asarray(PUBLISHED_K0)), rtol=1e-14)
+
+
+def test_many_thick_layers_of_gelu():
+    """K1 is right at large variances: 40 layers of GELU, C_W = 2, K0 = 1, eps = 1, end at K0 = 9.4e11.
+
+    The numbers are mpmath's, with 40 digits, from E[gelu^2] in closed form and its derivatives: k' = k + Q and
+    K1' = K1 + chi K1 + Hess V4 / 2. With the layer V4' = (1 + chi)^2 V4 + 4 k Q + 2 Q^2 K1 ends at 41170248559.5248, and
+    with the plain step V4' = V4 + 2 chi V4 + 4 k Q at 48938785645.9941. Sums of the second derivatives of a pair lose
+    all digits here, and gave -5.9e12.
+    """
+    model = keft.Model(keft.GELU(), 2.0)
+    for closure, K1 in ((keft.GOnly(), 41170248559.5248), (Euler(), 48938785645.9941)):
+        s = keft.solve(model, [[1.0]], layers=[40], eps=1.0, closure=closure)
+        np.testing.assert_allclose(s.K0[0, 0, 0], 941280462591.0, rtol=1e-12)
+        np.testing.assert_allclose(s.K1[0, 0, 0], K1, rtol=1e-9)
+
+
+def test_a_steep_error_function_in_single_precision():
+    """K0, V4 and K1 of erf(1000 x), C_W = 1, K0 = 1, eps = 0.25, 16 layers, are right to 1e-4 in float32.
+
+    The recursion is that of GELU, with E[s^2] = (2 / pi) arcsin(2 k / (1 + 2 k)) at 1e6 times the variance. Derivatives
+    of E[s^2] are 1e-6 of the terms of which they are the sum for a pair.
+    """
+    k, V4, K1, h, scale = 1.0, 2.0, 0.0, 1 / 16, 1e6
+    for _ in range(16):
+        A, D = 1 + 2 * scale * k, 1 + 4 * scale * k
+        Q = 2 / np.pi * np.arctan2(A - 1, np.sqrt(D))
+        chi = 4 / np.pi * scale / (A * np.sqrt(D))
+        hess = -2 * chi * scale * (1 / A + 1 / D)
+        K1 += h * (chi * K1 + 0.5 * hess * V4)
+        V4 = (1 + h * chi) ** 2 * V4 + 4 * h * k * Q + 2 * h**2 * Q**2
+        k += h * Q
+    model = keft.Model(keft.Scaled(keft.Erf(), 1000.0), 1.0)
+    s = keft.solve(model, jnp.ones((1, 1), jnp.float32), layers=[16], eps=0.25, closure=keft.GOnly())
+    assert s.K1.dtype == jnp.float32
+    np.testing.assert_allclose([s.K0[0, 0, 0], s.V4[0, 0, 0, 0, 0], s.K1[0, 0, 0]], [k, V4, K1], rtol=1e-4)

@@ -4,8 +4,12 @@ An error is the largest of those of the value, of k times the gradient and of k^
 At the correlations 1, -1 and 0 a moment is one integral or a product of two, $E[f_a g_b] = E[f g]$,
 $E[f(\phi) g(-\phi)]$ and $E[f] E[g]$. There closed forms are compared with quadrature, and quadrature with a rule of
 one and a half times as many nodes.
+
+The error of rounding is added. It is proportional to the largest entry of the expansion. For two nearly equal inputs
+the hessian holds $E[s''_a s''_b]$, which at large variances is far above the derivatives of one input.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..pairs import input_count, pairs, triples
 from ..quadrature import REACH, centred_rule, normal_density
 from .base import Activation, Expansion, between_sides, centres, enough_points, rule
 from .pair_quadrature import (
@@ -23,10 +28,13 @@ from .pair_quadrature import (
     THIRD,
     VALUE,
     assemble,
+    by_parts,
     factors,
     floored,
     kink_deltas,
     kinks_with_itself,
+    on_line,
+    to_average,
 )
 
 CAUTION = 3  # multiplies the difference of two rules, since neither is exact
@@ -41,48 +49,108 @@ MEETING = [(VALUE, VALUE), (FIRST, FIRST), (SECOND, SECOND)] + [
 
 
 class TwoRules(NamedTuple):
-    """Expansions at the correlations 1, 0 and (without kinks) -1 by two rules, and two more errors of quadrature:
-    `inner`, of averages over phi_b given phi_a, and `parts`, by which Stein's identity fails."""
+    """Expansions at the correlations 1, 0 and (without kinks) -1 by two rules; `alone`, by both rules the moment E[s^2]
+    of one input, k times its first derivative and k^2 times its second; and two more errors of quadrature: `inner`, of
+    averages over phi_b given phi_a, and `parts`, by which Stein's identity fails."""
 
     coarse: Expansion
     fine: Expansion
+    alone: Float[Array, "2 3"]
     inner: Float[Array, ""]
     parts: Float[Array, ""]
 
 
+class Errors(NamedTuple):
+    """Errors at one variance, divided by E[s^2], which is `scale`: `alone` is that of one input with itself, `between`
+    that of two inputs at any correlation without rounding, and `rounding` what rounding adds to `between`."""
+
+    alone: Float[Array, "*shape"]
+    between: Float[Array, "*shape"]
+    rounding: Float[Array, "*shape"]
+    scale: Float[Array, "*shape"]
+
+
 def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Estimated error of `pair_by_quadrature` at variance k: the errors of its nodes, of kinks that the activation does
-    not name, and of rounding."""
-
-    def one(k):
-        k = floored(k)
-        lines = _by_two_rules(activation, k)
-        nodes = jnp.max(_size(_apart(lines.coarse, lines.fine), k)) + lines.inner
-        return CAUTION * nodes + lines.parts + _rounding(lines.fine, k), lines.fine.value[0]
-
-    return _relative(one, k)
+    """Estimated error of `pair_by_quadrature` at variance k and any correlation: the errors of its nodes, of kinks that
+    the activation does not name, and of rounding."""
+    return _at_any_correlation(quadrature_errors(activation, k))
 
 
 def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """By how much a closed form and quadrature differ, beyond the error of quadrature, and the error of rounding."""
+    return _at_any_correlation(closed_form_errors(activation, k))
+
+
+def kernel_error(
+    activation: Activation, k: Float[Array, " P"], errors: Callable[[Activation, Float[Array, " N"]], Errors]
+) -> Float[Array, ""]:
+    """The largest error at a packed kernel, from the `errors` of its variances. The error of rounding is that at the
+    correlations of the kernel."""
+    inputs = input_count(k.shape[0])
+    a, b = pairs(inputs)
+    of_each = errors(activation, k[np.flatnonzero(a == b)])
+    worst = jnp.max(of_each.alone)
+    if inputs == 1:
+        return worst
+    others = np.flatnonzero(a != b)
+    k_aa, k_bb, _ = k[triples(inputs)[others]].T
+    units = jnp.stack([k_aa, k_bb, jnp.sqrt(k_aa) * jnp.sqrt(k_bb)], axis=1)
+    found = activation.between(k[triples(inputs)[others]])
+    size = jnp.sqrt(of_each.scale[a[others]]) * jnp.sqrt(of_each.scale[b[others]])
+    rounding = jnp.max(_rounding(_size(found, units)) / jnp.where(size > 0, size, 1))
+    return jnp.maximum(worst, jnp.max(of_each.between) + rounding)
+
+
+def quadrature_errors(activation: Activation, k: Float[Array, "*shape"]) -> Errors:
+    """The parts of `quadrature_error`."""
+
+    def one(k):
+        k = floored(k)
+        lines = _by_two_rules(activation, k)
+        nodes = jnp.max(_beyond(lines.coarse, lines.fine, k)) + _unsure_alone(lines)
+        return _errors(CAUTION * nodes + lines.parts, CAUTION * lines.inner, lines, k)
+
+    return _mapped(one, k)
+
+
+def closed_form_errors(activation: Activation, k: Float[Array, "*shape"]) -> Errors:
+    """The parts of `closed_form_error`."""
 
     def one(k):
         k = floored(k)
         lines = _by_two_rules(activation, k)
         signs = jnp.asarray(_signs(activation), k.dtype)
         closed = jax.vmap(lambda sign: Expansion(*activation.pair(k, k, sign * k)))(signs)
-        apart, unsure = _apart(closed, lines.fine), _apart(lines.coarse, lines.fine)
+        expected, unsure = lines.fine, _apart(lines.coarse, lines.fine)
         if activation.kinks:
-            apart, unsure = _along_ray(apart), _along_ray(unsure)
-        beyond = jnp.maximum(_size(apart, k) - CAUTION * _size(unsure, k), 0)
-        return jnp.max(beyond) + _rounding(closed, k), lines.fine.value[0]
+            closed, expected, unsure = (_along_ray(x) for x in (closed, expected, unsure))
+        beyond = jnp.maximum(_beyond(closed, expected, k) - CAUTION * _size(unsure, _units(k)), 0)
+        own = activation.single(k)
+        own = jnp.stack([own.value, k * jnp.sum(own.gradient), k * (k * jnp.sum(own.hessian))])
+        off = jnp.max(jnp.abs(own - lines.alone[1])) - CAUTION * _unsure_alone(lines)
+        return _errors(jnp.maximum(jnp.max(beyond), off), jnp.zeros_like(k), lines, k)
 
-    return _relative(one, k)
+    return _mapped(one, k)
 
 
-def _relative(one, k):
-    error, scale = jax.vmap(one)(jnp.reshape(k, (-1,)))
-    return jnp.reshape(jnp.where(scale > 0, error / jnp.where(scale > 0, scale, 1.0), error), k.shape)
+def _unsure_alone(lines):
+    return jnp.max(jnp.abs(lines.alone[0] - lines.alone[1]))
+
+
+def _at_any_correlation(errors):
+    return errors.between + errors.rounding
+
+
+def _mapped(one, k):
+    found = jax.vmap(one)(jnp.reshape(k, (-1,)))
+    return Errors(*(jnp.reshape(x, k.shape) for x in found))
+
+
+def _errors(own, inner, lines, k):
+    scale = lines.fine.value[0]
+    unit = jnp.where(scale > 0, scale, 1.0)
+    alone, anywhere = _rounding(jnp.max(jnp.abs(lines.alone[1]))), jnp.max(_rounding(_size(lines.fine, _units(k))))
+    return Errors((own + alone) / unit, (own + inner) / unit, anywhere / unit, scale)
 
 
 def _signs(activation):
@@ -93,14 +161,24 @@ def _apart(x: Expansion, y: Expansion) -> Expansion:
     return jax.tree.map(jnp.subtract, x, y)
 
 
-def _size(x: Expansion, k: Float[Array, ""]) -> Float[Array, "*signs"]:
-    """The largest entry of each expansion, the gradient multiplied by k and the hessian by k^2."""
-    gradient, hessian = jnp.max(jnp.abs(x.gradient), axis=-1), jnp.max(jnp.abs(x.hessian), axis=(-2, -1))
-    return jnp.maximum(jnp.abs(x.value), jnp.maximum(k * gradient, k * (k * hessian)))
+def _units(k: Float[Array, ""]) -> Float[Array, "1 3"]:
+    return jnp.full((1, 3), k)
 
 
-def _rounding(x: Expansion, k: Float[Array, ""]) -> Float[Array, ""]:
-    return ROUNDINGS * jnp.finfo(k.dtype).eps * jnp.max(_size(x, k))
+def _size(x: Expansion, units: Float[Array, "#pairs 3"]) -> Float[Array, " pairs"]:
+    """The largest entry of each expansion, the gradient multiplied by `units` and the hessian by their products."""
+    gradient = jnp.max(units * jnp.abs(x.gradient), axis=-1)
+    hessian = jnp.max(units[:, :, None] * (units[:, None, :] * jnp.abs(x.hessian)), axis=(-2, -1))
+    return jnp.maximum(jnp.abs(x.value), jnp.maximum(gradient, hessian))
+
+
+def _rounding(size):
+    return ROUNDINGS * jnp.finfo(size.dtype).eps * size
+
+
+def _beyond(x: Expansion, y: Expansion, k: Float[Array, ""]) -> Float[Array, "*signs"]:
+    """By how much two expansions differ, less the error of rounding."""
+    return jnp.maximum(_size(_apart(x, y), _units(k)) - _rounding(_size(y, _units(k))), 0)
 
 
 def _along_ray(x: Expansion) -> Expansion:
@@ -119,16 +197,23 @@ def _by_two_rules(activation, k):
     finer = 3 * points // 2
     y, w = rule(activation, mean, width, points, finer)
     phi = mean[:, None] + width[:, None] * y
-    f = factors(activation, phi)  # (5, cases, M): case 0 is one input with itself
+    local = by_parts(activation, k)
+    here = factors(activation, phi[0], local)
+    # (5, cases, M): case 0 is one input with itself
+    over = jnp.stack(to_average(activation, mean[:, None], width[:, None], y, local))
     halves = y.shape[1] // (points + finer)
     rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
-    means = jnp.matmul(f * w[None], rules.T, precision="highest")  # (5, cases, 2)
+    means = jnp.matmul(over * w[None], rules.T, precision="highest")  # (5, cases, 2)
     one = jnp.ones_like(k)
-    units = jnp.stack([one, root, k, *((root, one) if activation.kinks else (k * root, k * k))])
+    units = jnp.stack([one, root, k, jnp.where(local, root, k * root), jnp.where(local, one, k * k)])
     gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
-    ends = jnp.max(jnp.square(units[:, None] * factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype))))
-    here, weights = f[:, 0], w[0][None] * rules
+    outermost = factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype), local)
+    ends = jnp.max(jnp.square(units[:, None] * outermost))
+    weights = w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
+    alone = (
+        jnp.matmul(weights, on_line(activation, k, y[0], here).T, precision="highest") * jnp.stack([one, k, k**2])[None]
+    )
     scale = jnp.sqrt(jnp.sum(here[VALUE] ** 2 * weights[1]))
     # In a moment the error `gaps` of one mean is multiplied by the other factor, here by the mean of its absolute
     # value.
@@ -138,17 +223,19 @@ def _by_two_rules(activation, k):
         jnp.asarray(REACH, k.dtype)
     )
     if activation.kinks:
-        inner = inner + jnp.max(_size(_apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine)), k))
-    return TwoRules(coarse, fine, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
+        deep = _apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine))
+        inner = inner + jnp.max(_size(jax.tree.map(lambda x: x[None], deep), _units(k)))
+    return TwoRules(coarse, fine, alone, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
 
 
 def _deeply_graded(activation, k):
     """The expansion of one input with itself by the nodes that are used for two nearly equal inputs."""
     root = jnp.sqrt(k)
     x, w = centred_rule(centres(activation, k.dtype) / root, 1e8 * jnp.ones_like(k), enough_points(activation))
-    here, delta = factors(activation, root * x), kinks_with_itself(activation, root)
+    parts = by_parts(activation, k)
+    here, delta = factors(activation, root * x, parts), kinks_with_itself(activation, root)
     moments = jnp.einsum("fm,gm->fg", here * w[None], here, precision="highest") + delta + delta.T
-    return Expansion(*assemble(moments, k, k, k, True))
+    return Expansion(*assemble(moments, k, k, k, (parts, parts)))
 
 
 def _expansions(activation, k, here, weights, means):
@@ -164,8 +251,9 @@ def _expansions(activation, k, here, weights, means):
         opposite = jnp.reshape(jnp.flip(jnp.reshape(here, (5, 2, -1)), axis=1), here.shape)
         moments.append(product(here, opposite, weights))
     signs = jnp.asarray(_signs(activation), k.dtype)
-    along = jax.vmap(lambda M, sign: Expansion(*assemble(M, k, k, sign * k, bool(activation.kinks))))
-    both = jax.vmap(along, in_axes=(0, None))(jnp.stack(moments, axis=1), signs)
+    parts = by_parts(activation, k)
+    at_each = jax.vmap(lambda M, sign: Expansion(*assemble(M, k, k, sign * k, (parts, parts))))
+    both = jax.vmap(at_each, in_axes=(0, None))(jnp.stack(moments, axis=1), signs)
     return (jax.tree.map(lambda x, r=r: x[r], both) for r in (0, 1))
 
 
@@ -182,5 +270,6 @@ def _by_parts(activation, k, f, phi, w, scale):
     else:
         higher = jnp.abs(jnp.sum((k * k * f[FOURTH] - (phi**2 - k) * dds) * w))
         higher = higher + jnp.abs(jnp.sum((k * f[THIRD] - phi * dds) * w)) * jnp.sqrt(k)
+        higher = jnp.where(by_parts(activation, k), 0, higher)  # s is not differentiated so often
     jump = jnp.sum((k * ds - phi * s) * w) / jnp.sqrt(k)
     return jnp.abs(twice) + scale * (jnp.abs(once) + jnp.abs(jump) + higher)

@@ -44,6 +44,16 @@ class Expansion(NamedTuple):
     hessian: Float[Array, "*P 3 3"]
 
 
+def along(value: Float[Array, ""], slope: Float[Array, ""], bend: Float[Array, ""]) -> Expansion:
+    r"""The expansion of one input with itself from $m(k) = E[s^2]$, $m'$ and $m''$.
+
+    For one input k_aa, k_bb and k_ab are the same variance. Only sums of derivatives have a meaning, and every entry is
+    an equal share of a sum. At large k a sum is far below the terms of a pair, such as $E[s'^2]$, which would lose its
+    digits by cancellation.
+    """
+    return Expansion(value, jnp.full((3,), slope / 3), jnp.full((3, 3), bend / 9))
+
+
 class Activation(eqx.Module):
     """An elementwise function s and its Gaussian second moment.
 
@@ -68,8 +78,16 @@ class Activation(eqx.Module):
         """Estimated error of `expansion` at variance k and any correlation: of the value, of k times the gradient and
         of k^2 times the hessian, relative to E[s^2]."""
 
+    def kernel_error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
+        """Estimated error of `expansion` at one packed kernel: the largest `error` of its variances.
+
+        A subclass may return less if the kernel has no nearly equal inputs, whose error of rounding is the largest.
+        """
+        return jnp.max(self.error(k[triples(input_count(k.shape[0]))[:, 0]]))
+
     def single(self, k: Float[Array, ""]) -> Expansion:
-        """`pair` of one input with itself."""
+        """`pair` of one input with itself. Only sums of its derivatives have a meaning; `along` returns an expansion
+        with given sums."""
         return self.pair(k, k, k)
 
     def regular_pair(self, k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""]) -> Expansion:

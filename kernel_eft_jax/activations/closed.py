@@ -2,7 +2,8 @@ r"""Activations with closed forms: Linear, Erf, Sin, GELU. Gradients follow Pric
 digits by cancellation.
 
 $A = 1 + k_{aa}$ for GELU and $1 + 2 k_{aa}$ for Erf. The determinant $k_{aa} k_{bb} - k_{ab}^2$ is computed from
-ratios, so that it is exact for repeated inputs.
+ratios, so that it is exact for repeated inputs. One input with itself has closed forms of its own, because the sums of
+the derivatives of a pair lose digits by cancellation if k is large.
 """
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..quadrature import remaining_share
+from .base import along
 from .pair import PairActivation
 
 
@@ -63,6 +65,11 @@ class Erf(PairActivation):
         ab = 4 / jnp.pi / jnp.sqrt(self._D(k_aa, k_bb, k_ab))
         return jnp.stack([-k_ab * ab / (1 + 2 * k_aa), -k_ab * ab / (1 + 2 * k_bb), ab])
 
+    def single(self, k):
+        A, D = 1 + 2 * k, 1 + 4 * k
+        slope = 4 / jnp.pi / (A * jnp.sqrt(D))
+        return along(self.moment(k, k, k), slope, -2 * slope * (1 / A + 1 / D))
+
     def _D(self, k_aa, k_bb, k_ab):
         return 1 + 2 * (k_aa + k_bb) + 4 * determinant(k_aa, k_bb, k_ab)
 
@@ -84,6 +91,9 @@ class Sin(PairActivation):
         mean, by_one = 0.5 * (k_aa + k_bb), -0.5 * self.moment(k_aa, k_bb, k_ab)
         return jnp.stack([by_one, by_one, 0.5 * (jnp.exp(k_ab - mean) + jnp.exp(-k_ab - mean))])
 
+    def single(self, k):
+        return along(-0.5 * jnp.expm1(-2 * k), jnp.exp(-2 * k), -2 * jnp.exp(-2 * k))
+
 
 class GELU(PairActivation):
     r"""Exact GELU, $s(x) = x \Phi(x)$ with Phi the normal distribution function.
@@ -97,6 +107,11 @@ class GELU(PairActivation):
 
     $$2\pi \frac{\partial m}{\partial k_{aa}}
       = \frac{1}{\sqrt{D}} \left(\frac{k_{bb} + d}{2 A} \left(1 + \frac{B}{D}\right) - \frac{k_{ab}^2}{A^2}\right)$$
+
+    and for one input, D = 1 + 2 k,
+
+    $$2\pi m' = \theta + \frac{k}{\sqrt{D}} \left(\frac{2}{D} + \frac{3 + k}{A^2}\right), \qquad
+      2\pi m'' = \frac{6 + 18 k + 11 k^2 - 5 k^3}{A^3 D^{5/2}}$$
     """
 
     def __call__(self, x):
@@ -118,6 +133,13 @@ class GELU(PairActivation):
 
         ab = jnp.arctan2(root, -k_ab) + k_ab / root * (1 / A + 1 / B + 1 / D)
         return jnp.stack([by_one(k_bb, A, B), by_one(k_aa, B, A), ab]) / (2 * jnp.pi)
+
+    def single(self, k):
+        A, D = 1 + k, 1 + 2 * k
+        root, p, q = jnp.sqrt(D), k / A, 1 / A
+        slope = jnp.arctan2(root, -k) + k / root * (2 / D + (3 + k) * q**2)
+        bend = (6 * q**3 + 18 * p * q**2 + 11 * p**2 * q - 5 * p**3) / (D**2 * root)
+        return along(self.moment(k, k, k), slope / (2 * jnp.pi), bend / (2 * jnp.pi))
 
 
 def smoothed_line(order, mean, width, terms):

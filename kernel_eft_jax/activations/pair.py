@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import check_variances, is_concrete
-from .accuracy import closed_form_error
+from .accuracy import closed_form_error, closed_form_errors, kernel_error
 from .base import Activation, Expansion
 
 
@@ -39,6 +39,9 @@ class PairActivation(Activation):
 
     def error(self, k):
         return closed_form_error(self, check_variances(k))
+
+    def kernel_error(self, k):
+        return kernel_error(self, k, closed_form_errors)
 
     def __check_init__(self):
         ours = type(self).__module__.startswith(__package__ or "")

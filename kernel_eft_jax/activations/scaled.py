@@ -46,6 +46,9 @@ class Scaled(Activation):
         k = check_variances(k)
         return self.activation.error(self._squares(k)[0] * k)
 
+    def kernel_error(self, k):
+        return self.activation.kernel_error(self._squares(k)[0] * k)
+
     @property
     def kinks(self):
         return tuple(c / self.input_scale for c in self.activation.kinks)

@@ -60,7 +60,9 @@ def by_series(activation: Activation, k: Float[Array, "M 3"]) -> tuple[Expansion
     sums = {(i, j): jnp.sum(weights * alpha[a, i] * alpha[b, j], axis=1) for i, j in ORDERS}
     zero = jnp.zeros_like(k_ab)
     M = jnp.stack([jnp.stack([sums.get((i, j), zero) for j in range(5)]) for i in range(5)])
-    found = jax.vmap(partial(assemble, by_parts=False), in_axes=(2, 0, 0, 0))(M, variances[a], variances[b], k_ab)
+    never = jnp.zeros((), bool)
+    as_they_are = partial(assemble, parts=(never, never))
+    found = jax.vmap(as_they_are, in_axes=(2, 0, 0, 0))(M, variances[a], variances[b], k_ab)
     beyond = jnp.abs(rho) ** TERMS * left[a] * left[b] / (size[a] * size[b])
     return found, beyond
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..checks import check_function, check_variances, is_concrete
 from ..showing import shown
-from .accuracy import quadrature_error
+from .accuracy import kernel_error, quadrature_error, quadrature_errors
 from .base import Activation, array, finite
 from .pair_quadrature import pair_by_quadrature, single_by_quadrature
 from .series import between_many
@@ -38,6 +38,9 @@ class Summed(Activation):
 
     def error(self, k):
         return quadrature_error(self, check_variances(k))
+
+    def kernel_error(self, k):
+        return kernel_error(self, k, quadrature_errors)
 
 
 class Tanh(Summed):
@@ -90,6 +93,10 @@ class Polynomial(Summed):
         if len(shape) != 1 or not 1 <= shape[0] <= 13:
             raise ValueError(f"Argument `coefficients` must hold 1 to 13 numbers c_0, c_1, ..., but has shape {shape}.")
         finite("coefficients", self.coefficients)
+
+    @property
+    def sharpness(self):
+        return 0.0
 
     def __call__(self, x):
         coefficients = self.coefficients.astype(x.dtype)

@@ -35,7 +35,7 @@ from ..checks import check_count, is_concrete
 from ..expectations.four_point import local_products, products_and_noise, products_error
 from ..linear import matmul
 from ..model import Model
-from ..pairs import input_count, pair_count, sigma_product, triples, wick
+from ..pairs import input_count, pair_count, pairs, sigma_product, triples, wick
 from ..parts import apply_gradient, contract_hessian
 from ..quadrature import derivatives
 from .base import COPIES, Closure, Moments, pair_units
@@ -183,6 +183,9 @@ def _regression(activation: Activation, k, degree: int) -> Regression:
     local_wick = wick(k)[triple[:, :, None], triple[:, None, :]]
     with_g = 2 * jnp.einsum("ptu,puv->ptv", hessian, local_wick, precision="highest")
     second, ss = local_products(activation, k, degree)
+    # For one input with itself only the sum of the three second derivatives has a meaning: each place holds a third.
+    a, b = pairs(input_count(k.shape[0]))
+    second = jnp.where((a == b)[:, None, None], jnp.mean(second, axis=1, keepdims=True), second)
     with_y = second - 2 * gradient[:, :, None] * value[triple][:, None, :]
     sp = apply_gradient(gradient, wick(k))[triple[:, :, None], triple[:, None, :]]
     ss = ss - value[triple][:, :, None] * value[triple][:, None, :]

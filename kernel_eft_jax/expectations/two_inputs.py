@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..activations import Activation, Expansion
-from ..activations.base import rule
-from ..activations.pair_quadrature import assemble, factors, outer_rule
+from ..activations.base import along, rule
+from ..activations.pair_quadrature import assemble, by_parts, factors, on_line, outer_rule
 from ..linear import matmul
 from ..quadrature import hermite_polynomials, normal_density, powers
 from .hermite_modes import Frame, frame, modes, pair_functions
@@ -125,9 +125,10 @@ def _on_plane(activation, k, f, degree, nodes):
     x, w = outer_rule(activation, (L[0, 0], jnp.sqrt(k_bb)), L[1, 0], L[1, 1], nodes[0])
     y = jnp.linspace(-PSI_2_REACH, PSI_2_REACH, nodes[1], dtype=k.dtype)
     v = normal_density(y) * (y[1] - y[0])
-    a = factors(activation, L[0, 0] * x)
-    b = factors(activation, L[1, 0] * x[:, None] + L[1, 1] * y[None])
-    expansion = assemble(matmul(a * w[None], jnp.matmul(b, v, precision="highest").T), k_aa, k_bb, k_ab, False)
+    parts = by_parts(activation, k_aa), by_parts(activation, k_bb)
+    a = factors(activation, L[0, 0] * x, parts[0])
+    b = factors(activation, L[1, 0] * x[:, None] + L[1, 1] * y[None], parts[1])
+    expansion = assemble(matmul(a * w[None], jnp.matmul(b, v, precision="highest").T), k_aa, k_bb, k_ab, parts)
     over_y = matmul(b[:3], (hermite_polynomials(y, degree + 1) * v[None]).T)
     table = hermite_polynomials(x, degree + 1) * w[None]
     which = ((0, 0), (2, 0), (0, 2), (1, 1))
@@ -143,8 +144,8 @@ def _on_plane(activation, k, f, degree, nodes):
 def _on_line(activation, k, degree, nodes):
     root = jnp.sqrt(k)
     x, w = rule(activation, jnp.zeros_like(k), root, nodes)
-    here = factors(activation, root * x)
-    expansion = assemble(matmul(here * w[None], here.T), k, k, k, False)
+    here = factors(activation, root * x, by_parts(activation, k))
+    expansion = along(*jnp.sum(on_line(activation, k, x, here) * w[None], axis=-1))
     both = here[0] ** 2
     third = 2 * (here[1] ** 2 + here[0] * here[2]) / 3
     found = matmul(jnp.stack([both, third]) * w[None], hermite_polynomials(x, degree + 1).T)

@@ -43,9 +43,10 @@ def _check_error(error):
     if not error <= LARGEST_ERROR:
         raise RuntimeError(
             f"The Gaussian expectations have an estimated relative error of {error:.2g}, above {LARGEST_ERROR}: the "
-            "numbers are not reliable. The activation changes too sharply for its variance. Take a class with closed "
-            "forms or with kinks (ReLU, Piecewise) for a function with kinks, smaller variances, a higher degree of "
-            "the closure, or throw=False to see the numbers all the same."
+            "numbers are not reliable. The activation changes too sharply for its variance, or inputs are nearly equal "
+            "at a variance too large for the dtype. Take float64, a class with closed forms or with kinks (ReLU, "
+            "Piecewise) for a function with kinks, smaller variances, a higher degree of the closure, or throw=False "
+            "to see the numbers all the same."
         )
 
 
