@@ -57,7 +57,7 @@ def test_theory_by_layers_from_a_kernel_file(suffix):
 def test_theory_of_a_tower_states_its_truncation(capsys):
     command = "theory --activation sin --inputs 1 --closure HermiteTower --degree 4 --eps 0.5 --depth 2 --times 2"
     assert run(command) == 0
-    assert "Errors bound what the degree leaves out" in capsys.readouterr().out
+    assert "Errors estimate what the degree leaves out" in capsys.readouterr().out
     assert load_solution("theory.nc").truncation is not None
 
 

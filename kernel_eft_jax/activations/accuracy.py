@@ -197,17 +197,17 @@ def _by_two_rules(activation, k):
     finer = 3 * points // 2
     y, w = rule(activation, mean, width, points, finer)
     phi = mean[:, None] + width[:, None] * y
-    local = by_parts(activation, k)
-    here = factors(activation, phi[0], local)
+    parts = by_parts(activation, k)
+    here = factors(activation, phi[0], parts)
     # (5, cases, M): case 0 is one input with itself
-    over = jnp.stack(to_average(activation, mean[:, None], width[:, None], y, local))
+    over = jnp.stack(to_average(activation, mean[:, None], width[:, None], y, parts))
     halves = y.shape[1] // (points + finer)
     rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
     means = jnp.matmul(over * w[None], rules.T, precision="highest")  # (5, cases, 2)
     one = jnp.ones_like(k)
-    units = jnp.stack([one, root, k, jnp.where(local, root, k * root), jnp.where(local, one, k * k)])
+    units = jnp.stack([one, root, k, jnp.where(parts, root, k * root), jnp.where(parts, one, k * k)])
     gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
-    outermost = factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype), local)
+    outermost = factors(activation, root * jnp.asarray([-REACH, REACH], k.dtype), parts)
     ends = jnp.max(jnp.square(units[:, None] * outermost))
     weights = w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
@@ -225,7 +225,7 @@ def _by_two_rules(activation, k):
     if activation.kinks:
         deep = _apart(_deeply_graded(activation, k), jax.tree.map(lambda x: x[0], fine))
         inner = inner + jnp.max(_size(jax.tree.map(lambda x: x[None], deep), _units(k)))
-    return TwoRules(coarse, fine, alone, inner, _by_parts(activation, k, here, phi[0], weights[0], scale))
+    return TwoRules(coarse, fine, alone, inner, _stein_gaps(activation, k, here, phi[0], weights[0], scale))
 
 
 def _deeply_graded(activation, k):
@@ -257,7 +257,7 @@ def _expansions(activation, k, here, weights, means):
     return (jax.tree.map(lambda x, r=r: x[r], both) for r in (0, 1))
 
 
-def _by_parts(activation, k, f, phi, w, scale):
+def _stein_gaps(activation, k, f, phi, w, scale):
     """By how much Stein's identity fails for s, s s', s' and s'': it fails at a jump of s, and at a kink that `kinks`
     does not name."""
     s, ds, dds = f[VALUE], f[FIRST], f[SECOND]

@@ -37,6 +37,8 @@ def accuracy_notes(solution: Solution) -> list[str]:
     sentences = []
     if solution.truncation is not None:
         V4, K1 = (float(np.max(values)) for values in (solution.truncation.V4, solution.truncation.K1))
-        sentences = [f"Errors bound what the degree leaves out: at most {V4:.2g} of any V4 and {K1:.2g} of any K1."]
+        sentences = [
+            f"Errors estimate what the degree leaves out: over all entries and depths {V4:.2g} of V4, {K1:.2g} of K1."
+        ]
     expectation = float(solution.stats["expectation_error"])
     return [*sentences, f"Estimated relative error of the Gaussian expectations: {expectation:.1e}."]
