@@ -226,13 +226,8 @@ def test_the_truncation_bound_of_all_statistics(name, dtype):
     assert worst[0] < (1.01 if FUNCTIONS[name].orders == 4 else 10)
 
 
-# The bound of Cov(h_p, xi(W)) beyond the degree decays as modes in the frame of the pair p do, also where W belongs to
-# another pair, whose modes may decay more slowly.
-BY_OWN_FRAME = pytest.mark.xfail(reason="V_GS of two pairs is off by up to 1.14 times its bound (tanh), 1.05 (erf)")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(n, marks=BY_OWN_FRAME if n in ("Tanh", "Erf") else ()) for n in READ])
+@pytest.mark.parametrize("name", READ)
 def test_the_truncation_bound_of_all_statistics_of_two_inputs(name):
     """The bound holds for every entry of the same statistics of two inputs, variances 1e-6 to 1e6, correlations to 1
     and -1, degrees 2 to 16, against degree 36. With kinks it holds up to a factor of ten."""

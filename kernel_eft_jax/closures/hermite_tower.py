@@ -34,7 +34,7 @@ from ..model import Model
 from ..pairs import input_count, pair_count, triples, wick
 from ..parts import Response, apply_all, carry_all
 from .base import COPIES, Closure, Moments, pair_units
-from .tower_bounds import BOUNDS, moment_bounds, next_bounds, slowest, slowest_rate
+from .tower_bounds import KINKED_DEGREE, bound_units, decayed, decaying, next_bounds, no_bounds, read_errors
 from .tower_degree import DEGREES, DEGREES_OF_ONE, UNDECIDED, enough_degree, last_degree, rule_error
 from .tower_state import TowerRead, TowerState, contract_modes, frame_turn, product_modes, read_in_modes
 
@@ -70,11 +70,11 @@ class HermiteTower(Closure[TowerState]):
     settings degree 20 is right to 2e-4 in V4 and degree 40 to 1e-5. ReLU converges like a power of the degree: 10 is
     right to 1e-4, 40 to 1e-6 (one input). Where the branch reads the stream with a matrix or a norm, or with a
     polynomial, the hierarchy ends by itself, at twice the degree of the polynomial, and nothing is computed beyond.
-    `Solution.truncation` bounds what is missing, from the exact norms of the functions that are expanded. (The error of
-    V_GS of two different pairs was found to be 1.14 times its bound, for tanh.) The bound is an estimate for K1 and U1
-    of a kinked activation, and NaN below degree 6, which is too low to tell. In the continuum the V4 of degree 2
-    is that of `GOnly` for odd activations; for others it also depends on the mean of phi, degree 1. The state grows as
-    N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs a, b, c, d alone.
+    `Solution.truncation` bounds what is missing, from the exact norms of the functions that are expanded. The bound is
+    an estimate for K1 and U1 of a kinked activation, and NaN below degree 6, which is too low to tell. In the
+    continuum the V4 of degree 2 is that of `GOnly` for odd activations; for others it also depends on the mean of phi,
+    degree 1. The state grows as N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs
+    a, b, c, d alone.
     """
 
     degree: int | None = eqx.field(static=True, default=None)
@@ -95,8 +95,8 @@ class HermiteTower(Closure[TowerState]):
     def init(self, model: Model, k):
         inputs, count = input_count(k.shape[-1]), k.shape[-1]
         J, s = modes(self._degree(model.read), inputs)
-        shapes = ((count, count, J.size, s.size), (count, count), (count,), (count,), (count, count), (count,))
-        return TowerState(k, *(jnp.zeros(shape, k.dtype) for shape in shapes))
+        u, square = jnp.zeros((count, count, J.size, s.size), k.dtype), jnp.zeros((count, count), k.dtype)
+        return TowerState(k, u, square, jnp.zeros_like(k), no_bounds(k))
 
     def error(self, model: Model, k) -> Float[Array, ""]:
         variances = k[triples(input_count(k.shape[0]))[:, 0]]
@@ -109,15 +109,15 @@ class HermiteTower(Closure[TowerState]):
 
     def step(self, model: Model, state: TowerState, dt) -> TowerState:
         after, turn = self._unforgotten(model, state, dt)
-        return after._replace(tail=slowest(turn) ** (self._degree(model.read) + 1) * after.tail)
+        return after._replace(bounds=decayed(after.bounds, turn, self._degree(model.read)))
 
     def drift(self, model: Model, state: TowerState) -> TowerState:
         zero = jnp.zeros((), state.k.dtype)
         rate, d_turn = jax.jvp(lambda dt: self._unforgotten(model, state, dt), (zero,), (jnp.ones_like(zero),))[1]
-        return rate._replace(tail=rate.tail + (self._degree(model.read) + 1) * slowest_rate(d_turn) * state.tail)
+        return rate._replace(bounds=decaying(rate.bounds, state.bounds, d_turn, self._degree(model.read)))
 
     def _unforgotten(self, model: Model, state: TowerState, dt):
-        """The state one layer on, its `tail` not yet decayed, and the turn of the frame."""
+        """The state one layer on, its bounds not yet decayed, and the turn of the frame."""
         read, shrink = self._read(model.read, state), model.shrink(dt)
         y, responses = read_covariances(state, read), model.responses_of_read(read.response.value)
         transport = apply_all(responses, y.with_h)
@@ -130,7 +130,7 @@ class HermiteTower(Closure[TowerState]):
             rotate(turn[None], u),
             shrink**2 * state.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
             shrink * state.K1 + dt * m_Q,
-            *next_bounds(state, read, responses, shrink, dt),
+            next_bounds(state.bounds, read.response, read.functions, responses, shrink, dt),
         )
         return after, turn
 
@@ -143,7 +143,7 @@ class HermiteTower(Closure[TowerState]):
     def readings(self, model: Model, state: TowerState) -> tuple[Moments, Moments]:
         read = self._read(model.read, state)
         to_S = model.responses_of_read(read.response.value)[:-1]
-        return self._moments(state, read, to_S), moment_bounds(model.read, self._degree(model.read), state, read, to_S)
+        return self._moments(state, read, to_S), self._moment_bounds(model.read, state, read, to_S)
 
     def _moments(self, state: TowerState, read: TowerRead, to_S: list[Response]) -> Moments:
         y = read_covariances(state, read)
@@ -153,11 +153,20 @@ class HermiteTower(Closure[TowerState]):
         V4 = wick(state.k) + response + response.T + state.v
         return Moments(state.k, V4, state.K1, apply_all(to_S, cross).T, with_S, mean)
 
+    def _moment_bounds(self, read: Activation, state: TowerState, at: TowerRead, to_S: list[Response]) -> Moments:
+        errors, bounds = read_errors(state.bounds, at.response, at.functions), [r.absolute() for r in to_S]
+        mean, with_S = carry_all(bounds, errors.mean, errors.with_y)
+        cross = apply_all(bounds, errors.with_h).T
+        # The second derivatives of a kinked function have no norm. Their tails are extrapolated, for which a few
+        # degrees are not enough.
+        known = jnp.nan if read.kinks and self._degree(read) < KINKED_DEGREE else 1.0
+        zero = jnp.zeros_like(state.k)
+        return Moments(zero, state.bounds.v, known * state.bounds.K1, cross, with_S, known * mean)
+
     def units(self, model: Model, k) -> TowerState:
         unit = pair_units(k)
         square = unit[:, None] * unit[None, :]
-        bounds = (BOUNDS * unit, BOUNDS * square, BOUNDS * unit)
-        return TowerState(unit, unit[:, None, None, None], square, unit, *bounds)
+        return TowerState(unit, unit[:, None, None, None], square, unit, bound_units(unit))
 
     def remember(self, model: Model, state: TowerState) -> TowerMemory:
         coefficients = product_modes(state)

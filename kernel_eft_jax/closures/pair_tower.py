@@ -21,7 +21,7 @@ from ..pairs import triples, wick
 from ..parts import Local, apply_all, carry_all
 from .base import Closure, Moments, pair_units
 from .hermite_tower import HermiteTower
-from .tower_bounds import BOUNDS, KINKED_DEGREE, slowest, slowest_rate
+from .tower_bounds import KINKED_DEGREE, Bounds, bound_units, decayed, decaying, next_bounds, no_bounds
 from .tower_degree import last_degree
 from .tower_state import frame_turn
 
@@ -37,9 +37,7 @@ class PairState(NamedTuple):
     u: Float[Array, "3 J S"]
     v: Float[Array, "3 3"]
     K1: Float[Array, " 3"]
-    tail: Float[Array, " 3"]
-    v_error: Float[Array, "3 3"]
-    K1_error: Float[Array, " 3"]
+    bounds: Bounds
 
 
 class PairMemory(NamedTuple):
@@ -63,23 +61,23 @@ class PairTower(Closure[PairState]):
 
     def init(self, model: Model, k):
         J, s = modes(self._degree(model), 2)
-        shapes = ((3, J.size, s.size), (3, 3), (3,), (3,), (3, 3), (3,))
-        return PairState(k, *(jnp.zeros(shape, k.dtype) for shape in shapes))
+        u, square = jnp.zeros((3, J.size, s.size), k.dtype), jnp.zeros((3, 3), k.dtype)
+        return PairState(k, u, square, jnp.zeros_like(k), no_bounds(k))
 
     def step(self, model: Model, state: PairState, dt) -> PairState:
         after, turn = self._unturned(model, state, dt)
-        tail = slowest(turn) ** (self._degree(model) + 1) * after.tail
-        return after._replace(u=rotate_lower(turn[1], after.u), tail=tail)
+        bounds = decayed(after.bounds, turn, self._degree(model))
+        return after._replace(u=rotate_lower(turn[1], after.u), bounds=bounds)
 
     def drift(self, model: Model, state: PairState) -> PairState:
         zero = jnp.zeros((), state.k.dtype)
         rate, d_turn = jax.jvp(lambda dt: self._unturned(model, state, dt), (zero,), (jnp.ones_like(zero),))[1]
-        tail = rate.tail + (self._degree(model) + 1) * slowest_rate(d_turn) * state.tail
-        return rate._replace(u=rate.u + rotate_lower_rate(d_turn[1], state.u), tail=tail)
+        bounds = decaying(rate.bounds, state.bounds, d_turn, self._degree(model))
+        return rate._replace(u=rate.u + rotate_lower_rate(d_turn[1], state.u), bounds=bounds)
 
     def _unturned(self, model, state, dt):
-        """The state one layer on, with u still in the modes of the layer's beginning and `tail` not yet decayed; and
-        the turn of these modes into those of its end."""
+        """The state one layer on, u still in the modes of the layer's beginning and bounds not yet decayed; and the
+        turn of these modes into those of its end."""
         read, shrink = self._read(model, state.k), model.shrink(dt)
         response, responses = (
             Local(*read.expansion, jnp.zeros((), dt.dtype)),
@@ -90,18 +88,12 @@ class PairTower(Closure[PairState]):
         m_Q, C_Q = carry_all(responses, mean, with_y)
         k = shrink * state.k + dt * responses[-1].value
         turn = frame_turn(state.k, k, shrink)
-        tail, with_h, with_y, mean = _errors(state, read, response.absolute())
-        bounds = [r.absolute() for r in responses]
-        transport_error = apply_all(bounds, with_h)
-        m_error, C_error = carry_all(bounds, mean, with_y)
         after = PairState(
             k,
             shrink * state.u + dt * apply_all(responses, with_modes),
             shrink**2 * state.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
             shrink * state.K1 + dt * m_Q,
-            shrink * state.tail + dt * apply_all(bounds, tail),
-            shrink**2 * state.v_error + shrink * dt * (transport_error + transport_error.T) + dt**2 * C_error,
-            shrink * state.K1_error + dt * m_error,
+            next_bounds(state.bounds, response, read, responses, shrink, dt),
         )
         return after, turn
 
@@ -111,13 +103,12 @@ class PairTower(Closure[PairState]):
 
     def truncation(self, model: Model, state: PairState) -> Moments:
         known = jnp.nan if model.read.kinks and self._degree(model) < KINKED_DEGREE else 1.0
-        return Moments(jnp.zeros_like(state.k), state.v_error, known * state.K1_error)
+        return Moments(jnp.zeros_like(state.k), state.bounds.v, known * state.bounds.K1)
 
     def units(self, model: Model, k) -> PairState:
         unit = pair_units(k)
         square = unit[:, None] * unit[None]
-        bounds = (BOUNDS * unit, BOUNDS * square, BOUNDS * unit)
-        return PairState(unit, unit[:, None, None], square, unit, *bounds)
+        return PairState(unit, unit[:, None, None], square, unit, bound_units(unit))
 
     def remember(self, model: Model, state: PairState) -> PairMemory:
         product = _product_rows(state)
@@ -166,16 +157,6 @@ def _covariances(state, read, response):
     mean, _ = response.carry(state.K1, state.v)
     mean = mean + 0.5 * jnp.einsum("ptms,ptms->p", read.second, state.u[TRIPLES], precision="highest")
     return read.value + response.apply(state.u), with_h, with_y, mean
-
-
-def _errors(state, read, bound):
-    """Bounds of the errors of `_covariances`; for the modes beyond the degree a bound of their norm."""
-    X = read.value_tail[:, None] * state.tail[None]
-    with_h = X + bound.apply(state.v_error)
-    with_y = read.value_tail[:, None] * read.value_tail[None] + bound.apply(with_h.T).T + bound.apply(X.T)
-    mean, _ = bound.carry(state.K1_error, state.v_error)
-    mean = mean + 0.5 * jnp.sum(read.second_tail * state.tail[TRIPLES], axis=1)
-    return read.value_tail + bound.apply(state.tail), with_h, with_y, mean
 
 
 def _inner_products(F: Float[Array, "3 J S"], G: Float[Array, "3 J S"]) -> Float[Array, "3 3"]:

@@ -1,10 +1,9 @@
 """Bounds of what the modes beyond the degree would add to `HermiteTower`, carried from layer to layer.
 
 The functions that are expanded have known norms, so the norm of what their coefficients miss is known too. For h and
-the missing modes the inequality of Cauchy and Schwarz bounds each covariance, and the triangle inequality each sum. The
-bound of Cov(h, xi(W)) over all W beyond the degree J decays in a layer like the (J + 1)-th power of `slowest`, the
-largest factor by which the layer shrinks a mode of degree one in the frame of the pair of h. Where W belongs to another
-pair, whose modes decay more slowly, the bound may be too small: V_GS of two pairs was found 1.14 times its bound.
+the missing modes the inequality of Cauchy and Schwarz bounds each covariance, and the triangle inequality each sum. A
+layer multiplies the covariances of h with the modes of a pair q beyond the degree J by the (J + 1)-th power at most of
+the largest factor by which the layer shrinks a mode of degree one in the frame of q (`slowest`).
 """
 
 from typing import NamedTuple
@@ -12,59 +11,87 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..activations import Activation
+from ..expectations.hermite_modes import PairFunctions
+from ..expectations.two_inputs import PairRead
 from ..pairs import input_count, pairs, triples
 from ..parts import Response, apply_all, carry_all
-from .base import Moments
-from .tower_state import TowerRead, TowerState
 
 KINKED_DEGREE = 6  # of a kinked activation the lowest degree that bounds the errors of K1 and U1
 BOUNDS = 1e4  # the tolerance for bounds of errors, relative to that for the numbers themselves
+Functions = PairFunctions | PairRead
+
+
+class Bounds(NamedTuple):
+    """`tail` bounds the norm of Cov(h_p, xi(W)) over all W beyond the degree in the frame of the pair q (second axis);
+    `v` and `K1` bound the errors of v and K1."""
+
+    tail: Float[Array, "P P"]
+    v: Float[Array, "P P"]
+    K1: Float[Array, " P"]
 
 
 class ReadErrors(NamedTuple):
     """Bounds of the errors of `ReadCovariances`; for the modes beyond the degree a bound of their norm."""
 
-    with_modes: Float[Array, " P"]
+    with_modes: Float[Array, "P P"]
     with_h: Float[Array, "P P"]
     with_y: Float[Array, "P P"]
     mean: Float[Array, " P"]
 
 
-def read_errors(state: TowerState, read: TowerRead) -> ReadErrors:
-    """The errors of y and of its mean's correction at a state."""
-    bound, tail = read.response.absolute(), read.functions.value_tail
-    X = tail[:, None] * state.tail[None, :]
-    with_h = X + bound.apply(state.v_error)
-    with_y = tail[:, None] * tail[None, :] + bound.apply(with_h.T).T + bound.apply(X.T)
-    mean, _ = bound.carry(state.K1_error, state.v_error)
-    second = read.functions.second_tail * state.tail[triples(input_count(state.k.shape[0]))]
-    return ReadErrors(tail + bound.apply(state.tail), with_h, with_y, mean + 0.5 * jnp.sum(second, axis=1))
+def no_bounds(k: Float[Array, " P"]) -> Bounds:
+    """The bounds at depth zero, where nothing is missing yet."""
+    square = jnp.zeros((k.shape[0], k.shape[0]), k.dtype)
+    return Bounds(square, square, jnp.zeros_like(k))
+
+
+def bound_units(unit: Float[Array, " P"]) -> Bounds:
+    """The size of each bound where `unit` is that of the kernel; the tolerance for bounds is wide."""
+    square = BOUNDS * unit[:, None] * unit[None, :]
+    return Bounds(BOUNDS * unit[:, None], square, BOUNDS * unit)
+
+
+def read_errors(bounds: Bounds, read: Response, beyond: Functions) -> ReadErrors:
+    """The errors of y and of its mean's correction; `read` is the response of E[s s], `beyond` the functions that are
+    expanded."""
+    read = read.absolute()
+    X = beyond.value_tail[:, None] * bounds.tail.T  # Cov(xi(s s)_p, h_q) beyond the degree, in the frame of p
+    with_h = X + read.apply(bounds.v)
+    with_y = beyond.value_tail[:, None] * beyond.value_tail[None, :] + read.apply(with_h.T).T + read.apply(X.T)
+    mean, _ = read.carry(bounds.K1, bounds.v)
+    triple = triples(input_count(beyond.value_tail.shape[0]))
+    second = beyond.second_tail * bounds.tail[triple, jnp.arange(triple.shape[0])[:, None]]
+    with_modes = beyond.value_tail[:, None] + read.apply(bounds.tail)
+    return ReadErrors(with_modes, with_h, with_y, mean + 0.5 * jnp.sum(second, axis=1))
 
 
 def next_bounds(
-    state: TowerState, read: TowerRead, responses: list[Response], shrink: Float[Array, ""], dt: Float[Array, ""]
-) -> tuple[Float[Array, " P"], Float[Array, "P P"], Float[Array, " P"]]:
-    """`tail` (without its decay), `v_error` and `K1_error` one layer on."""
-    errors, bounds = read_errors(state, read), [r.absolute() for r in responses]
-    transport_error = apply_all(bounds, errors.with_h)
-    m_error, C_error = carry_all(bounds, errors.mean, errors.with_y)
-    tail = shrink * state.tail + dt * apply_all(bounds, errors.with_modes)
-    v_error = shrink**2 * state.v_error + shrink * dt * (transport_error + transport_error.T) + dt**2 * C_error
-    return tail, v_error, shrink * state.K1_error + dt * m_error
+    bounds: Bounds,
+    read: Response,
+    beyond: Functions,
+    responses: list[Response],
+    shrink: Float[Array, ""],
+    dt: Float[Array, ""],
+) -> Bounds:
+    """The bounds one layer on, the tail without its decay."""
+    errors, rest = read_errors(bounds, read, beyond), [r.absolute() for r in responses]
+    transport = apply_all(rest, errors.with_h)
+    m_Q, C_Q = carry_all(rest, errors.mean, errors.with_y)
+    return Bounds(
+        shrink * bounds.tail + dt * apply_all(rest, errors.with_modes),
+        shrink**2 * bounds.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
+        shrink * bounds.K1 + dt * m_Q,
+    )
 
 
-def moment_bounds(
-    activation: Activation, degree: int, state: TowerState, read: TowerRead, to_S: list[Response]
-) -> Moments:
-    """The errors of the moments at a state; `to_S` are the responses from E[s s] to S."""
-    errors, bounds = read_errors(state, read), [r.absolute() for r in to_S]
-    mean, with_S = carry_all(bounds, errors.mean, errors.with_y)
-    cross = apply_all(bounds, errors.with_h).T
-    # The second derivatives of a kinked function have no norm. Their tails are extrapolated, for which a few degrees
-    # are not enough.
-    known = jnp.nan if activation.kinks and degree < KINKED_DEGREE else 1.0
-    return Moments(jnp.zeros_like(state.k), state.v_error, known * state.K1_error, cross, with_S, known * mean)
+def decayed(bounds: Bounds, turn: Float[Array, "P 2 2"], degree: Float[Array, ""] | int) -> Bounds:
+    """The bounds after a layer that turns the frames."""
+    return bounds._replace(tail=slowest(turn)[None, :] ** (degree + 1) * bounds.tail)
+
+
+def decaying(rate: Bounds, bounds: Bounds, d_turn: Float[Array, "P 2 2"], degree: int) -> Bounds:
+    """The rate of change of the bounds, with that of the decay added, where the frames turn at the rate `d_turn`."""
+    return rate._replace(tail=rate.tail + (degree + 1) * slowest_rate(d_turn)[None, :] * bounds.tail)
 
 
 def slowest(turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:

@@ -19,8 +19,8 @@ from ..expectations.hermite_modes import without
 from ..model import Model
 from ..pairs import input_count, triples
 from .base import Closure
-from .tower_bounds import KINKED_DEGREE, next_bounds, slowest
-from .tower_state import TowerRead, TowerState, frame_turn, read_in_modes
+from .tower_bounds import KINKED_DEGREE, decayed, next_bounds
+from .tower_state import TowerState, frame_turn, read_in_modes
 
 DEGREES = (4, 8, 12, 16, 24, 32, 48, 64)  # few, so that a sweep over parameters compiles few programs
 DEGREES_OF_ONE = (96, 128, 192, 256)  # for one input the cost grows with a lower power of the degree
@@ -75,24 +75,22 @@ def _shares(
         state, bounds, worst = carry
         read, shrink = read_in_modes(model.read, state.k, degrees[-1]), model.shrink(dt)
         responses, after = model.responses_of_read(read.response.value), tower.step(model, state, dt)
-        slow = slowest(frame_turn(state.k, after.k, shrink))
+        turn = frame_turn(state.k, after.k, shrink)
 
         def bound(degree, bounds):
-            cut = TowerRead(read.response, without(read.functions, degree, model.read))
-            tail, v_error, K1_error = bounds
-            lower = state._replace(tail=tail, v_error=v_error, K1_error=K1_error)
-            tail, *others = next_bounds(lower, cut, responses, shrink, dt)
-            return slow ** (degree.astype(dt.dtype) + 1) * tail, *others
+            cut = without(read.functions, degree, model.read)
+            bounds = next_bounds(bounds, read.response, cut, responses, shrink, dt)
+            return decayed(bounds, turn, degree.astype(dt.dtype))
 
         bounds = jax.vmap(bound)(each, bounds)
         V4 = tower.moments(model, after).V4[0, 0]
         K1 = jnp.maximum(jnp.abs(after.K1[0]), 0.01 * after.k[0])
-        shares = jnp.maximum(bounds[1][:, 0, 0] / (V4_SHARE * V4), bounds[2][:, 0] / (K1_SHARE * K1))
+        shares = jnp.maximum(bounds.v[:, 0, 0] / (V4_SHARE * V4), bounds.K1[:, 0] / (K1_SHARE * K1))
         return (after, bounds, jnp.maximum(worst, shares)), None
 
     def alone(variance):
         state = tower.init(model, variance[None])
-        bounds = tuple(jnp.zeros((each.size, *b.shape), b.dtype) for b in (state.tail, state.v_error, state.K1_error))
+        bounds = jax.tree.map(lambda b: jnp.zeros((each.size, *b.shape), b.dtype), state.bounds)
         (_, _, worst), _ = jax.lax.scan(layer, (state, bounds, too_low), dt)
         return worst
 

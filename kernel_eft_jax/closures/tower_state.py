@@ -8,22 +8,17 @@ from jaxtyping import Array, Float
 from ..activations import Activation
 from ..expectations.hermite_modes import PairFunctions, frame, pair_functions
 from ..parts import Local
+from .tower_bounds import Bounds
 
 
 class TowerState(NamedTuple):
-    """Covariances with h, and bounds of what the modes beyond the degree would add.
-
-    `tail` bounds the norm of Cov(h_p, xi(W)) over all W beyond the degree; `v_error` and `K1_error` bound the errors of
-    v and K1.
-    """
+    """Covariances with h, and bounds of what the modes beyond the degree would add."""
 
     k: Float[Array, " P"]
     u: Float[Array, "P P J S"]
     v: Float[Array, "P P"]
     K1: Float[Array, " P"]
-    tail: Float[Array, " P"]
-    v_error: Float[Array, "P P"]
-    K1_error: Float[Array, " P"]
+    bounds: Bounds
 
 
 class TowerRead(NamedTuple):
