@@ -321,6 +321,20 @@ def test_a_decay_that_cannot_be_looked_at_gives_no_numbers_of_another_network():
     np.testing.assert_allclose(V4(0.0), outside, rtol=1e-12)
 
 
+def test_no_derivative_by_a_decay_that_the_closure_does_not_have():
+    """SigmaKernel has no decay, so the numbers do not move with it and a derivative of zero would be that of no
+    network."""
+    closure, model = keft.SigmaKernel(2), Model(Linear(), 1.0)
+    assert "decay" not in keft.sensitivity(model, ONE, layers=1, eps=0.5, closure=closure).names
+    networks = keft.Experiment(model, ONE, width=64, layers=[1], eps=0.5)
+    for call in (
+        lambda: keft.fisher(networks, ["decay"], networks=100, closure=closure),
+        lambda: keft.fit(np.ones((5, 1, 1, 1)), networks, ["C_W", "decay"], closure=closure),
+    ):
+        with pytest.raises(ValueError, match="`free` names decay, which SigmaKernel does not have"):
+            call()
+
+
 def test_fixed_points_of_the_continuum():
     """With decay c the variance has a fixed point at Q(K) = c K."""
     model = Model(Tanh(), 3.0, 0.2, decay=1.5)

@@ -7,7 +7,7 @@ $$\dot y = \partial_{dt}\, \mathrm{step}(y, dt) \,\big|_{dt = 0}, \qquad dt = \e
 """
 
 from abc import abstractmethod
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -46,6 +46,10 @@ class Closure(eqx.Module, Generic[State]):
     A closure of your own is one class with `init`, `step`, `moments`, `units`, and for `fit` and `fisher` the three
     methods that say how a kernel is remembered by later layers.
     """
+
+    # Whether the closure has the decay of the stream. One that has none takes blocks of decay 0 only, and cannot say
+    # how its numbers depend on decay.
+    has_decay: ClassVar[bool] = True
 
     def __repr__(self) -> str:
         return shown_fields(self)

@@ -21,7 +21,7 @@ $$z' = F z + (\delta, \chi' \delta) + \mathrm{noise}, \qquad
     + \tfrac12 \mathrm{Hess}' : \mathrm{Cov}(\delta, \delta)$$
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -65,10 +65,12 @@ class SigmaKernel(Closure[SigmaState]):
     mean of phi, which this closure does not carry. K1 is less accurate where a layer adds as much as the stream holds:
     for erf, C_W = 2, K0 = 1 and eps = 1 layer 10 has V4 = 551.0 and K1 = -1.39, where 550.1 and -1.68 are exact. The
     closure takes blocks of one matrix without decay; others raise ValueError. Inside jit the value of a decay is not
-    known: there a decay that is not zero gives NaN. Use `HermiteTower` for others.
+    known: there a decay that is not zero gives NaN. Derivatives by decay are zero, which is not that of networks: `fit`
+    and `fisher` refuse it among the free parameters, and `sensitivity` leaves it out. Use `HermiteTower` for others.
     """
 
     degree: int = eqx.field(static=True, default=20)
+    has_decay: ClassVar[bool] = False
 
     def __check_init__(self):
         check_count(self.degree, "degree", 2)

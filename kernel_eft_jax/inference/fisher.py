@@ -20,7 +20,15 @@ from ..trajectory.failures import LARGEST_ERROR
 from ..trajectory.solve import EXACT
 from .identifiability import explain, in_words
 from .likelihood import Prediction, noise, predict, settle, whitener
-from .parameters import Experiment, check_names, coordinate_derivatives, get_parameters, to_coordinates, typical_scales
+from .parameters import (
+    Experiment,
+    check_names,
+    check_theory_has,
+    coordinate_derivatives,
+    get_parameters,
+    to_coordinates,
+    typical_scales,
+)
 
 # A direction that holds a smaller share than this of the information in the best one is lost: its information is
 # rounding error.
@@ -148,6 +156,7 @@ def fisher(
     check_kind(closure, Closure, "closure")
     check_flag(with_V4, "with_V4")
     names = check_names(experiment, free)
+    check_theory_has(names, closure)
     check_count(networks, "networks", 2)
     coordinates = to_coordinates(experiment, names, get_parameters(experiment, names))
     prediction = predict(experiment, names, coordinates, settle(experiment, names, closure, with_V4), with_V4)

@@ -30,6 +30,7 @@ from .likelihood import Prediction, noise, predict, settle
 from .parameters import (
     Experiment,
     check_names,
+    check_theory_has,
     coordinate_derivatives,
     from_coordinates,
     get_parameters,
@@ -205,6 +206,7 @@ def fit(
     check_kind(closure, Closure, "closure")
     check_flag(with_V4, "with_V4")
     names = check_names(experiment, free)
+    check_theory_has(names, closure)
     if isinstance(data, Estimate):
         check_same(data, experiment, names)
     observed = observe(data, experiment, with_V4)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import check_kernel, check_layers, check_positive, is_concrete
+from ..closures import Closure
 from ..depths import check_eps
 from ..fields import Parameter, declared, parameter
 from ..model import Model
@@ -188,6 +189,15 @@ def check_names(experiment: Experiment, free: Sequence[str]) -> tuple[str, ...]:
             f"derivative by it. Start from a decay below 1 / eps^2, or hold {moves_skip[0]} fixed."
         )
     return names
+
+
+def check_theory_has(names: Sequence[str], closure: Closure) -> None:
+    """Refuse a free decay with a closure that has none."""
+    if "decay" in names and not closure.has_decay:
+        raise ValueError(
+            f"Argument `free` names decay, which {type(closure).__name__} does not have: take HermiteTower() as "
+            "`closure`, or hold decay fixed at 0."
+        )
 
 
 def no_skip(model: Model, eps: Float[ArrayLike, "..."]) -> bool:

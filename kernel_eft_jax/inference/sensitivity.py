@@ -92,8 +92,9 @@ def sensitivity(
 
     Each parameter costs one more trajectory, the input kernel N(N+1)/2 of them. The derivative by eps holds the number
     of layers fixed. There is none if each layer has its own eps, since a common factor of all eps acts as C_W, C_b and
-    decay together do. If decay eps^2 is 1, there is no skip, and no derivative by decay and eps. In the continuum the
-    adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome take `jax.grad` of `solve`.
+    decay together do. If decay eps^2 is 1, there is no skip, and no derivative by decay and eps. `SigmaKernel` has no
+    derivative by decay. In the continuum the adjoint is `diffrax.ForwardMode`. With many inputs and a scalar outcome
+    take `jax.grad` of `solve`.
 
     Args:
         model: The block.
@@ -115,9 +116,10 @@ def sensitivity(
     K0 = check_kernel(K0)
     names = list(places(model))
     moving_eps = eps is not None and np.ndim(eps) == 0
-    if eps is not None and no_skip(model, jnp.asarray(eps)):
+    skips = eps is None or not no_skip(model, jnp.asarray(eps))
+    moving_eps = moving_eps and skips
+    if not (skips and closure.has_decay):
         names.remove("decay")
-        moving_eps = False
     if eps is None:
         depth = {"ts": jnp.asarray(ts, K0.dtype)}
         options = {"adjoint": diffrax.ForwardMode(), **options}
