@@ -17,8 +17,8 @@ from jaxtyping import ArrayLike, Float
 
 from .activations import GELU, Activation, ReLU, SiLU
 from .checks import check_count, check_positive, is_concrete
+from .kernel_maps import GLU, Dense, RMSNorm
 from .model import Model
-from .parts import GLU, Dense, RMSNorm
 
 
 def from_sigmas(activation: Activation, sigma_w: Float[ArrayLike, ""], sigma_b: Float[ArrayLike, ""] = 0.0) -> Model:

@@ -18,8 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .activations import Activation, Linear
 from .checks import check_array, check_features, check_kernel, check_shape, check_unstacked, is_concrete
 from .fields import parameter
-from .pairs import pack, unpack
-from .parts import (
+from .kernel_maps import (
     GLU,
     Dense,
     Fresh,
@@ -32,6 +31,7 @@ from .parts import (
     mean_variance,
     variance_leaf,
 )
+from .pairs import pack, unpack
 from .showing import shown_fields
 
 Part = Activation | GLU | RMSNorm | Dense

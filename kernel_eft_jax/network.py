@@ -16,8 +16,8 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from .checks import check_count, check_features, check_kernel, check_key
 from .cholesky import semidefinite_cholesky
 from .depths import check_eps
+from .kernel_maps import GLU
 from .model import Model
-from .parts import GLU
 
 
 def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:

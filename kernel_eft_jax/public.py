@@ -53,14 +53,14 @@ from .inference import Sensitivity as Sensitivity
 from .inference import fisher as fisher
 from .inference import fit as fit
 from .inference import sensitivity as sensitivity
+from .kernel_maps import GLU as GLU
+from .kernel_maps import Dense as Dense
+from .kernel_maps import RMSNorm as RMSNorm
 from .model import Model as Model
 from .model import input_kernel as input_kernel
 from .network import ResNet as ResNet
 from .network import draw_inputs as draw_inputs
 from .network import empirical_kernel as empirical_kernel
-from .parts import GLU as GLU
-from .parts import Dense as Dense
-from .parts import RMSNorm as RMSNorm
 from .quadrature import expect as expect
 from .storage import load as load
 from .storage import save as save

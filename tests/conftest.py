@@ -18,9 +18,9 @@ from jaxtyping import Array, install_import_hook
 # fisher, conventions, recipes): they take lists, integers and half precision, and answer what is wrong with sentences
 # of their own, which the tests must see. Left out too are files, figures and the command line, where no formula is.
 CHECKED = (
-    "checks depths fields linear pairs quadrature parts directions activations expectations closures "
-    "ensemble.factors ensemble.normals ensemble.statistics ensemble.samplers ensemble.simulate ensemble.control "
-    "ensemble.observables ensemble.processes ensemble.plan ensemble.run ensemble.result ensemble.checkpoint "
+    "checks depths fields linear pairs quadrature kernel_maps directions activations expectations closures "
+    "ensemble.factors ensemble.normals ensemble.statistics ensemble.samplers ensemble.simulate "
+    "ensemble.control_variates ensemble.observables ensemble.processes ensemble.plan ensemble.run ensemble.result ensemble.checkpoint "
     "inference.parameters inference.data inference.likelihood inference.search inference.pathwise inference.sensitivity"
 )
 install_import_hook([f"kernel_eft_jax.{module}" for module in CHECKED.split()], "checker.typechecked")

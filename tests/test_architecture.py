@@ -20,7 +20,7 @@ FLOORS = (
     {"pairs", "quadrature", "directions", "cholesky"},
     {"activations"},
     {"expectations", "depths"},
-    {"parts"},
+    {"kernel_maps"},
     {"model"},
     {"closures", "network", "conventions"},
     {"trajectory", "ensemble", "recipes"},

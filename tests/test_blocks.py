@@ -14,8 +14,8 @@ from scipy.special import erf
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import GELU, GLU, Dense, GOnly, HermiteTower, Linear, Model, ReLU, RMSNorm, SiLU, Sin, Tanh
+from kernel_eft_jax.kernel_maps import Fresh, carry_all
 from kernel_eft_jax.pairs import pack
-from kernel_eft_jax.parts import Fresh, carry_all
 
 TWO = np.array([[2.0, 0.6], [0.6, 2.0]])
 UNIT = np.array([[1.0, 0.3], [0.3, 1.0]])

@@ -12,11 +12,11 @@ import pytest
 from problems import PROBLEMS, SMOOTH, Problem, line, one_input_layers, select, sigma, sigma_kernel_layers, wick
 
 import kernel_eft_jax as keft
-from kernel_eft_jax import parts
+from kernel_eft_jax import kernel_maps
 from kernel_eft_jax.closures.pair_tower import PairTower
 from kernel_eft_jax.expectations.four_point import local_products, products_and_noise
+from kernel_eft_jax.kernel_maps import apply_gradient
 from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
-from kernel_eft_jax.parts import apply_gradient
 
 # What is left at degree 40, relative: nothing for entire functions, little where poles are far, more for tanh and
 # kinks.
@@ -54,7 +54,7 @@ def test_a_linear_network_needs_the_pseudo_inverse_only(problem):
 def test_a_wrong_response_would_be_seen(monkeypatch):
     """Negative control: with the response chi ten per cent too large, the same comparison fails."""
     problem = next(p for p in PROBLEMS if p.name == "SiLU layers")
-    monkeypatch.setattr(parts, "apply_gradient", lambda slope, h: apply_gradient(1.1 * slope, h))
+    monkeypatch.setattr(kernel_maps, "apply_gradient", lambda slope, h: apply_gradient(1.1 * slope, h))
     solution = solve(problem, keft.HermiteTower(39))  # a degree of its own: nothing compiled before is used again
     for quantity in ("V4", "K1"):
         with pytest.raises(AssertionError):

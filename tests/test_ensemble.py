@@ -33,9 +33,9 @@ from kernel_eft_jax.closures import HermiteTower
 from kernel_eft_jax.ensemble import BlockSampler, WeightSampler, estimate, plan, sample_kernels
 from kernel_eft_jax.ensemble.factors import cholesky_written_out
 from kernel_eft_jax.ensemble.statistics import jackknife
+from kernel_eft_jax.kernel_maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
-from kernel_eft_jax.parts import GLU, Dense, RMSNorm
 from kernel_eft_jax.trajectory import solve
 
 K0 = jnp.array([[2.0, 0.6], [0.6, 1.5]])

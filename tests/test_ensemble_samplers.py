@@ -16,9 +16,9 @@ from kernel_eft_jax.ensemble import BlockSampler, WeightSampler
 from kernel_eft_jax.ensemble.factors import gram, mix
 from kernel_eft_jax.ensemble.normals import network_keys
 from kernel_eft_jax.ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows
+from kernel_eft_jax.kernel_maps import GLU, Dense
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.pairs import pairs
-from kernel_eft_jax.parts import GLU, Dense
 
 NETWORKS = 3
 SHAPES = [(1, 1), (1, 7), (2, 64), (3, 9), (4, 8), (8, 65), (9, 20), (16, 23), (17, 40)]  # inputs, neurons

@@ -8,9 +8,9 @@ import pytest
 
 from kernel_eft_jax.activations import GELU, Linear, SiLU, Tanh
 from kernel_eft_jax.cholesky import semidefinite_cholesky
+from kernel_eft_jax.kernel_maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model
 from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
-from kernel_eft_jax.parts import GLU, Dense, RMSNorm
 from tests.networks import silu
 
 MODEL = Model(Tanh(), C_W=1.7, C_b=0.3)

@@ -13,7 +13,7 @@ import pytest
 import kernel_eft_jax as keft
 from kernel_eft_jax import GELU, GLU, Dense, Model, RMSNorm, SiLU, Tanh
 from kernel_eft_jax.ensemble import WeightSampler, estimate
-from kernel_eft_jax.parts import Fresh
+from kernel_eft_jax.kernel_maps import Fresh
 from tests.networks import ONE, STEPS, THREE, TWO, last, within
 
 

@@ -15,8 +15,8 @@ from jaxtyping import AbstractArray
 
 from .. import activations, closures
 from ..activations import Activation
+from ..kernel_maps import GLU, Dense, RMSNorm
 from ..model import Model, Part
-from ..parts import GLU, Dense, RMSNorm
 from .blocks import Layer, parse_block, parse_layer
 from .kernel_file import read_input_kernel
 from .options import CLOSURE_NAMES

@@ -13,9 +13,9 @@ paper's equations.
 
 import jax.numpy as jnp
 
+from ..kernel_maps import apply_all, carry_all
 from ..model import Model
 from ..pairs import sigma_product, wick
-from ..parts import apply_all, carry_all
 from .base import Closure, Moments, pair_units
 
 

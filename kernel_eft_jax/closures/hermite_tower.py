@@ -30,9 +30,9 @@ from jaxtyping import Array, Float
 from ..activations import Activation
 from ..checks import check_count
 from ..expectations.hermite_modes import frame, mode_covariances, modes, rotate
+from ..kernel_maps import Response, apply_all, carry_all
 from ..model import Model
 from ..pairs import input_count, pair_count, triples, wick
-from ..parts import Response, apply_all, carry_all
 from .base import COPIES, Closure, Moments, pair_units
 from .tower_bounds import KINKED_DEGREE, bound_units, decayed, decaying, next_bounds, no_bounds, read_errors
 from .tower_degree import DEGREES, DEGREES_OF_ONE, UNDECIDED, enough_degree, last_degree, rule_error

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from ..expectations.hermite_modes import frame, modes
 from ..expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
+from ..kernel_maps import Local, apply_all, carry_all
 from ..model import Model
 from ..pairs import triples, wick
-from ..parts import Local, apply_all, carry_all
 from .base import Closure, Moments, pair_units
 from .hermite_tower import HermiteTower
 from .tower_bounds import KINKED_DEGREE, Bounds, bound_units, decayed, decaying, next_bounds, no_bounds

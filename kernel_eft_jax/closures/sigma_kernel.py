@@ -33,10 +33,10 @@ from ..activations import Activation
 from ..activations.base import enough_points, rule
 from ..checks import check_count, is_concrete
 from ..expectations.four_point import local_products, products_and_noise, products_error
+from ..kernel_maps import apply_gradient, contract_hessian
 from ..linear import matmul
 from ..model import Model
 from ..pairs import input_count, pair_count, pairs, sigma_product, triples, wick
-from ..parts import apply_gradient, contract_hessian
 from ..quadrature import derivatives
 from .base import COPIES, Closure, Moments, pair_units
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from ..expectations.hermite_modes import PairFunctions
 from ..expectations.two_inputs import PairRead
+from ..kernel_maps import Response, apply_all, carry_all
 from ..pairs import input_count, pairs, triples
-from ..parts import Response, apply_all, carry_all
 
 KINKED_DEGREE = 6  # of a kinked activation the lowest degree that bounds the errors of K1 and U1
 BOUNDS = 1e4  # the tolerance for bounds of errors, relative to that for the numbers themselves

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from ..activations import Activation
 from ..expectations.hermite_modes import PairFunctions, frame, pair_functions
-from ..parts import Local
+from ..kernel_maps import Local
 from .tower_bounds import Bounds
 
 

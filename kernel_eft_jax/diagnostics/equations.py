@@ -28,9 +28,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ..depths import times_of_layers
 from ..ensemble import Estimate
+from ..kernel_maps import apply_all, carry_all
 from ..model import Model
 from ..pairs import input_count, pack, pair_table, pairs, sigma_product, unpack, unpack_covariance
-from ..parts import apply_all, carry_all
 from ..trajectory import Solution
 
 Diagnostic = TypeVar("Diagnostic")

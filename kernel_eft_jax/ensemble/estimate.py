@@ -29,12 +29,12 @@ from ..checks import (
 )
 from ..cholesky import semidefinite_cholesky
 from ..depths import check_eps, squares
+from ..kernel_maps import Dense
 from ..model import Model
 from ..network import shapes, skip
 from ..pairs import pack, pair_table, pairs
-from ..parts import Dense
 from .checkpoint import Checkpoint
-from .control import find_limits
+from .control_variates import find_limits
 from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, lengths, quantities, recorded
 from .plan import check_run, sample_size
 from .processes import check_alike, together

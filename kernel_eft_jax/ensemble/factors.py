@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..cholesky import UNROLLED, semidefinite_cholesky
+from ..kernel_maps import Dense
 from ..pairs import input_count, pack, pair_table
-from ..parts import Dense
 
 WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products are written out with networks innermost
 DOUBTFUL = 1000  # in units of rounding: a smaller relative pivot is computed from the features

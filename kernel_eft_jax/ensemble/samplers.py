@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, UInt32
 
 from ..cholesky import UNROLLED
+from ..kernel_maps import Dense
 from ..model import Model
 from ..network import shapes
-from ..parts import Dense
 from .factors import WRITTEN_OUT, features_factor, gram, mix
 from .normals import KeyWords, normals, real_and_imaginary
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from ..model import Model
 from ..network import shapes
-from .control import Control, Limits, advance, differences, start
+from .control_variates import Control, Limits, advance, differences, start
 from .factors import gram, mix
 from .normals import network_keys
 from .observables import Networks, recorded

@@ -22,10 +22,10 @@ from ..ensemble import BlockSampler
 from ..ensemble.factors import gram, mix
 from ..ensemble.normals import network_keys
 from ..ensemble.samplers import as_rows, draw_hidden, draw_last, draw_rows, read_stream
+from ..kernel_maps import Affine
 from ..model import Model
 from ..network import shapes, skip
 from ..pairs import pack, unpack
-from ..parts import Affine
 from .parameters import Experiment, check_names, get_parameters, least_values, set_parameters
 
 NETWORKS_AT_ONCE = 256  # in one compiled call

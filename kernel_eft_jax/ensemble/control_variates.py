@@ -38,10 +38,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..cholesky import semidefinite_cholesky
+from ..kernel_maps import Affine, Local, Response
 from ..model import Model
 from ..network import shapes
 from ..pairs import input_count, pair_table, triples, unpack
-from ..parts import Affine, Local, Response
 from .factors import gram, lower_inverse, mix, near_factor, unit_rows
 from .samplers import BlockRead, as_rows
 
