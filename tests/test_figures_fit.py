@@ -12,6 +12,7 @@ from matplotlib.container import ErrorbarContainer
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.figures import plot_fit
+from kernel_eft_jax.showing import rounded
 
 LAYERS, EPS, WIDTH, NETWORKS = [1, 3, 6], 0.4, 32, 400
 X = np.random.default_rng(0).standard_normal((4, 6))
@@ -68,7 +69,7 @@ def test_a_fit_is_drawn_with_its_data_its_theory_and_what_is_left(kernels):
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()][-2:] == ["$G_{13}$", "7 of 10 entries"]
     title = " ".join(figure.get_suptitle().split())
-    assert f"C_W = {C_W:.4g}" in title
+    assert f"C_W = {rounded(C_W, float(f.stderr[0]))} $" in title
     assert f"$p$ = {f.p_value:.2g}" in title
     assert "NOT CONVERGED" not in title
     assert plot_fit(dataclasses.replace(f, converged=False)).get_suptitle().count("NOT CONVERGED") == 1

@@ -82,3 +82,31 @@ def test_models_read_like_the_calls_that_make_them():
     assert repr(keft.Piecewise(jnp.abs, kinks=[0])) == "Piecewise(abs, kinks=[0.0])"
     model = keft.Model(keft.Smooth(mine), 2.0)
     assert repr(model) == "Model(branch=[Smooth(mine), Dense(C_W=2, C_b=0, ratio=1)], decay=0)"
+
+
+@pytest.mark.parametrize("closure", [keft.GOnly(), keft.HermiteTower(6)])
+def test_rounding_is_shown_as_zero(closure):
+    """Behind a norm the mean square does not drift: K1_aa is zero. What rounding leaves of K1_aa, some 1e-17, is shown
+    as 0; so is what it leaves of the derivatives. K1_ab of two inputs, 0.04, stays. In a small unit nothing is taken
+    for zero."""
+    block = [keft.RMSNorm(), keft.Dense(1.0, ratio=4), keft.GELU(), keft.Dense(2.0)]
+    depth = {"layers": [2], "eps": 0.5, "closure": closure}
+    solution = keft.solve(keft.Model(block), K0, **depth)
+    assert solution.K1[0, 0, 0] != 0
+    assert abs(solution.K1[0, 0, 0]) < 1e-15
+    assert "  K1[00] = 0 at the last depth" in repr(solution).split("\n")
+    assert "<td>K1[00]</td><td>0 at the last depth</td>" in solution._repr_html_()
+    assert solution.significant("K1")[0][0, 0, 1] == solution.K1[0, 0, 1]
+    assert "  K1 from 0 to 0.03" in repr(keft.solve_pairs(keft.Model(block), K0, **depth, progress=False))
+    derivatives = keft.sensitivity(keft.Model(block), K0, **depth)
+    assert "C_W = 2: d K0[00], V4[00,00], K1[00] = 0.212611, 1.35255, 0 at" in repr(derivatives)
+    assert derivatives.elasticity("branch[3].C_W").K1[0, 0, 0] == 0
+    small = keft.solve(keft.Model(keft.ReLU(), 2.0), 1e-20 * K0, **depth)
+    assert small.significant("K1")[0][0, 0, 1] == small.K1[0, 0, 1] != 0
+
+
+def test_a_truncation_that_is_not_known_is_shown():
+    """K1's bound is NaN for a kink at a low degree."""
+    solution = keft.solve(keft.Model(keft.ReLU(), 2.0), [[1.0]], layers=[1], eps=0.5, closure=keft.HermiteTower(4))
+    assert np.isnan(solution.truncation.K1).all()
+    assert "(truncation up to nan)" in repr(solution)

@@ -3,7 +3,6 @@
 import numpy as np
 
 from ..ensemble import Estimate
-from ..pairs import unpack, unpack_covariance
 from ..trajectory import Solution
 from .printing import Value
 
@@ -23,23 +22,11 @@ def result_rows(result: Solution | Estimate) -> list[list]:
     return [[float(result.ts[i]), *(value(result, name, i) for name in (mean, "V4", "K1"))] for i in shown]
 
 
-def value(result: Solution | Estimate, name: str, depth: int, entry: tuple[int, ...] | None = None) -> Value:
-    """One entry, 00 by default, with its error."""
-    values, errors = np.asarray(getattr(result, name)), error(result, name)
-    place = (depth, *((0,) * (values.ndim - 1) if entry is None else entry))
-    return Value(float(values[place]), float(errors[place]))
-
-
-def error(result: Solution | Estimate, name: str) -> np.ndarray:
-    """Standard errors of an ensemble, the estimated truncation of a theory; zero where nothing is truncated."""
-    if isinstance(result, Estimate):
-        return np.asarray(getattr(result.stderr, name))
-    return truncation(result, name)
-
-
-def truncation(solution: Solution, name: str) -> np.ndarray:
-    """The estimated truncation error of a quantity, unpacked; zeros where there is none."""
-    packed = getattr(solution.truncation, name, None)
-    if packed is None:
-        return np.zeros(np.shape(getattr(solution, name)))
-    return np.asarray(unpack(packed) if packed.ndim == 2 else unpack_covariance(packed))
+def value(result: Solution | Estimate, name: str, depth: int) -> Value:
+    """Entry 00 with its standard error, or with its estimated truncation, which is zero where nothing is truncated."""
+    numbers = (
+        (getattr(result, name), getattr(result.stderr, name))
+        if isinstance(result, Estimate)
+        else result.significant(name)
+    )
+    return Value(*(float(np.asarray(number)[depth].ravel()[0]) for number in numbers))

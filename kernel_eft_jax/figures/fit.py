@@ -7,6 +7,7 @@ from matplotlib.lines import Line2D
 from ..checks import check_kind
 from ..inference import Fit
 from ..pairs import pairs
+from ..showing import rounded
 from .style import COLOURS, CURVE_STYLES, PANEL, POINT_STYLES, grid, legend, styled
 
 
@@ -54,10 +55,10 @@ def plot_fit(fit: Fit) -> Figure:
 def _found(fit: Fit) -> str:
     """Estimates, two in a line, and how well the theory describes the data."""
     texts = [
-        f"{name} = {0 if name in fit.at_bound else value:.4g} $\\pm$ {error:.1g}"
+        f"{name} = {f'0 ± {error:.1g}' if name in fit.at_bound else rounded(value, error)}"
         for name, value, error in zip(fit.names, fit.values, fit.stderr, strict=True)
     ]
     ended = "" if fit.converged else "NOT CONVERGED;  "
     p = f",  $p$\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{fit.p_value:.2g}" if fit.dof else ""
     lines = [",   ".join(texts[i : i + 2]) for i in range(0, len(texts), 2)]
-    return "\n".join(lines) + f"\n{ended}$\\chi^2$ = {fit.chi2:.3g} for {fit.dof} degrees of freedom{p}"
+    return "\n".join(lines) + f"\n{ended}$\\chi^2$ = {fit.chi2:.4g} for {fit.dof} degrees of freedom{p}"

@@ -52,15 +52,12 @@ def plot_sensitivity(sensitivity: Sensitivity, entry: tuple[int, int] = (0, 0), 
 
 def _curves(sensitivity: Sensitivity, name: str, entry: tuple[int, int]) -> list[np.ndarray]:
     """Relative derivatives of K0, V4 and K1 by one parameter, NaN where the quantity is zero."""
-    solution, places = (
-        sensitivity.solution,
-        ((slice(None), *entry), (slice(None), *entry, *entry), (slice(None), *entry)),
-    )
-    K0, V4, K1 = (np.asarray(y)[at] for y, at in zip((solution.K0, solution.V4, solution.K1), places, strict=True))
-    rounding = 64 * np.finfo(K0.dtype).eps * np.abs(np.asarray(solution.K0)).max()
-    defined = (K0 != 0, V4 != 0, np.abs(K1) > rounding)
-    values = [np.asarray(y)[at] for y, at in zip(sensitivity.elasticity(name), places, strict=True)]
-    return [np.where(ok, y, np.nan) for ok, y in zip(defined, values, strict=True)]
+    places = ((slice(None), *entry), (slice(None), *entry, *entry), (slice(None), *entry))
+    values = (sensitivity.solution.significant(quantity)[0] for quantity in ("K0", "V4", "K1"))
+    return [
+        np.where(np.asarray(y)[at] != 0, np.asarray(relative)[at], np.nan)
+        for y, relative, at in zip(values, sensitivity.elasticity(name), places, strict=True)
+    ]
 
 
 def _four_a_line(names: list[str]) -> str:

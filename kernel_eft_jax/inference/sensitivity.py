@@ -21,7 +21,7 @@ from ..closures.base import check_memory
 from ..model import Model
 from ..pairs import pack, pairs, unpack, unpack_covariance
 from ..showing import Shown, shown
-from ..trajectory import Solution, solve
+from ..trajectory import Solution, rounding, solve
 from ..trajectory.solve import EXACT
 from .parameters import get_parameters, no_skip, places, set_parameters
 
@@ -49,7 +49,7 @@ class Sensitivity(Shown):
     def __repr__(self) -> str:
         lines = [f"Sensitivity of K0, V4 and K1 to {len(self.names)} parameters, for {self.solution.model!r}"]
         for name, value in zip(self.names, self.values, strict=True):
-            K0, V4, K1 = (shown(d[-1].ravel()[0]) for d in self[name])
+            K0, V4, K1 = (shown(d[-1].ravel()[0]) for d in self.significant(name))
             lines.append(f"  {name} = {shown(value)}: d K0[00], V4[00,00], K1[00] = {K0}, {V4}, {K1} at the last depth")
         return "\n".join(lines)
 
@@ -59,16 +59,26 @@ class Sensitivity(Shown):
         K0, V4, K1 = (part[self.names.index(name)] for part in self.packed[:3])
         return Derivatives(unpack(K0), unpack_covariance(V4), unpack(K1))
 
+    def significant(self, name: str) -> Derivatives:
+        """The derivatives, with zero in place of those of V4 and K1 that are rounding alone."""
+        K0, V4, K1 = self[name]
+        size = (
+            self.solution.K0,
+            jnp.einsum("tabab->tab", self.solution.V4),
+            rounding.relative_rate(K0, self.solution.K0),
+        )
+        return Derivatives(K0, rounding.significant(V4, *size), rounding.significant(K1, *size))
+
     def elasticity(self, name: str) -> Derivatives:
         r"""Relative derivatives $\partial \ln y / \partial \ln \theta$: per cent of change for one per cent of the
         parameter.
 
-        It is zero where the derivative is zero, and infinite where only the value is zero, as that of K1 at depth zero.
-        It is also zero for a parameter that is zero, such as C_b = 0; the derivative itself, `sensitivity[name]`, then
-        says what the parameter does.
+        It is zero where the derivative is zero or rounding alone, and infinite where only the value is, as that of K1
+        at depth zero. It is also zero for a parameter that is zero, such as C_b = 0; the derivative itself,
+        `sensitivity[name]`, then says what the parameter does.
         """
-        values = (self.solution.K0, self.solution.V4, self.solution.K1)
-        scaled = [self.values[self.names.index(name)] * derivative for derivative in self[name]]
+        values = [self.solution.significant(quantity)[0] for quantity in ("K0", "V4", "K1")]
+        scaled = [self.values[self.names.index(name)] * derivative for derivative in self.significant(name)]
         return Derivatives(*(jnp.where(d == 0, 0, d / y) for d, y in zip(scaled, values, strict=True)))
 
     @property

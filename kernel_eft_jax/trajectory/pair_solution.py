@@ -12,6 +12,7 @@ from ..closures import Closure
 from ..model import Model
 from ..showing import shown
 from ..storage import Result, attribute, axes, dataset, labelled, read_origin
+from . import rounding
 from .file import SOLUTION_ORIGIN
 
 if TYPE_CHECKING:
@@ -50,8 +51,13 @@ class PairSolution(Result):
         depth = f"layers {list(self.layers)}, eps {shown(self.eps)}" if self.layers else f"ts {shown(self.ts)}"
         lines = [f"PairSolution of {self.closure!r} for {self.model!r}", f"  {self.K0.shape[-1]} inputs, {depth}"]
         for name in ("K0", "variance", "K1"):
-            values, error = np.asarray(getattr(self, name))[-1], getattr(self, f"{name}_truncation", None)
-            bound = "" if error is None else f" (truncation up to {np.max(np.asarray(error)[-1]):.1g})"
+            values, error = getattr(self, name), getattr(self, f"{name}_truncation", None)
+            if name == "K1":
+                values, error = (
+                    x if x is None else rounding.significant(x, self.K0, self.variance) for x in (values, error)
+                )
+            values, error = np.asarray(values)[-1], 0 if error is None else np.max(np.asarray(error)[-1])
+            bound = f" (truncation up to {error:.1g})" if error != 0 else ""
             lines.append(f"  {name} from {values.min():.6g} to {values.max():.6g} at the last depth{bound}")
         return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -13,6 +14,7 @@ from ..model import Model
 from ..pairs import unpack, unpack_covariance
 from ..showing import Shown, shown
 from ..storage import Result
+from . import rounding
 from .file import from_xarray, to_xarray
 
 if TYPE_CHECKING:
@@ -51,13 +53,22 @@ class Solution(Shown, Result):
         lines = [f"Solution of {self.closure!r} for {self.model!r}", f"  {depth}"]
         if is_concrete(self.ts):
             for name, entry in (("K0", "00"), ("V4", "00,00"), ("K1", "00")):
-                value, error = (
-                    np.asarray(getattr(x, name))[-1].ravel()[0] if x is not None else None
-                    for x in (self.packed, self.truncation)
-                )
-                bound = "" if error is None or name == "K0" else f" (truncation up to {error:.1g})"
+                value, error = (np.asarray(x)[-1].ravel()[0] for x in self.significant(name))
+                bound = f" (truncation up to {error:.1g})" if error != 0 else ""
                 lines.append(f"  {name}[{entry}] = {value:.6g} at the last depth{bound}")
         return "\n".join(lines)
+
+    def significant(self, name: str) -> tuple[Array, Array]:
+        """V4 or K1 in full, and its truncation error, with zero in place of what is rounding alone; K0 as it is."""
+        values, missing = getattr(self, name), getattr(self.truncation, name, None)
+        if missing is None or name == "K0":
+            errors = jnp.zeros_like(values)
+        else:
+            errors = unpack(missing) if name == "K1" else unpack_covariance(missing)
+        if name == "K0":
+            return values, errors
+        variance = jnp.einsum("tabab->tab", self.V4)
+        return rounding.significant(values, self.K0, variance), rounding.significant(errors, self.K0, variance)
 
     @property
     def K0(self) -> Float[Array, "T N N"]:

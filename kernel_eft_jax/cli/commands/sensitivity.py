@@ -43,7 +43,7 @@ def rows(found: inference.Sensitivity) -> list[list]:
     """Entries 00 at the last depth: relative changes, or derivatives by parameters that are zero."""
     table = []
     for name, value in zip(found.names, found.values, strict=True):
-        kernels = found[name] if value == 0 else found.elasticity(name)
+        kernels = found.significant(name) if value == 0 else found.elasticity(name)
         entries = [float(np.asarray(quantity[-1]).flat[0]) for quantity in kernels]
         table.append([name, float(value), *entries, "derivative" if value == 0 else "relative"])
     return table
