@@ -43,6 +43,7 @@ lowest: $(VENV)/installed-dev
 # The documentation, into site/. It is made of files that need no server and no network, search included.
 docs: $(VENV)/installed-docs
 	$(BIN)/python -m zensical build --clean --strict
+	@rm -f site/404.html  # a page for web servers: its links are wrong in a folder of files
 	@echo "To read it, open site/index.html in a browser, or type: make serve"
 
 serve: docs

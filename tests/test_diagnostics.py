@@ -453,7 +453,7 @@ def test_width_figure_shows_points_and_theory(wishart_theory):
     figure = figures.plot_width_check(check, entry=(0, 1))
     left = figure.axes[0]
     np.testing.assert_allclose(left.lines[0].get_ydata(), check.theory.V4[:, 0, 1, 0, 1])
-    assert left.get_legend_handles_labels()[1] == ["theory", "$n = 4$", "$n = 8$"]
+    assert left.get_legend_handles_labels()[1] == [type(wishart_theory.closure).__name__, "$n = 4$", "$n = 8$"]
 
 
 def test_panels_draw_errors_as_points_and_theory_as_curves():

@@ -53,6 +53,17 @@ def test_a_label_has_one_style_in_all_panels_and_figures(figure):
     assert looks(alone) < looks(figure)
 
 
+def test_a_closure_looks_the_same_in_all_figures():
+    """Whatever stands beside it, and under its longer names too; nothing else looks so."""
+    for labels in (["GOnly", "HermiteTower"], ["networks", "SigmaKernel", "GOnly, converged", "HermiteTower"]):
+        numbers = style.style_numbers(labels)
+        assert len(set(numbers.values())) == len(labels)
+        assert {number for label, number in numbers.items() if label[:5] == "GOnly"} == {style.CLOSURES["GOnly"]}
+        assert numbers["HermiteTower"] == style.CLOSURES["HermiteTower"]
+    both = style.style_numbers(["GOnly, 32-point rule", "GOnly, converged"])
+    assert both == {"GOnly, 32-point rule": style.CLOSURES["GOnly"], "GOnly, converged": 0}
+
+
 def test_zero_is_marked_where_it_is_in_sight(figure):
     assert [any(np.array_equal(line.get_ydata(), [0, 0]) for line in ax.get_lines()) for ax in figure.axes] == [
         False,

@@ -85,8 +85,9 @@ def parser(parsers: dict[str, Parser] | None = None) -> Parser:
     parsers = {} if parsers is None else parsers
     top = Parser(
         prog="kernel-eft",
-        description="Statistics of finite-width residual networks at initialisation: theory and sampled networks.",
-        epilog="`kernel-eft theory --help` shows the options of a command, and examples.",
+        description="Statistics of finite-width residual networks at initialisation: theory and sampled networks. "
+        "G is the kernel of the activations, E[G] = K0 + K1 / n and Cov(G, G) = V4 / n at width n.",
+        epilog="`kernel-eft network --help` shows the options of one command, with examples. Begin with `network`.",
     )
     version = importlib.metadata.version("kernel-eft-jax")
     top.add_argument("--version", action="version", version=f"kernel-eft {version}")
@@ -112,9 +113,9 @@ def parser(parsers: dict[str, Parser] | None = None) -> Parser:
 
 COMMANDS = {
     "paper": (options.paper_options, "Repeat the main job of arXiv 2604.15742: figures, data, and a table beside it."),
-    "theory": (options.theory_options, "Solve for K0, V4 and K1, in the continuum or (with --eps) layer by layer."),
-    "sample": (options.sample_options, "Sample networks: means and covariances of their kernels, with errors."),
-    "compare": (options.compare_options, "Compare a theory with sampled networks: differences in standard errors."),
+    "theory": (options.theory_options, "Predict K0, V4 and K1, in the continuum or (with --eps) layer by layer."),
+    "sample": (options.sample_options, "Sample networks: mean and covariance of their kernels, with standard errors."),
+    "compare": (options.compare_options, "Compare a theory with sampled networks, in standard errors."),
     "fit": (
         options.fit_options,
         "Estimate hyperparameters from kernels of networks, your own or those of `kernel-eft sample`.",
@@ -124,7 +125,10 @@ COMMANDS = {
         options.network_options,
         "How the activations of your network grow with depth, differ between seeds, and change with the width.",
     ),
-    "validity": (options.validity_options, "How deep the closures hold, and how wide a network must be for order 1/n."),
+    "validity": (
+        options.validity_options,
+        "Up to which depth each closure is accurate, and from which width the theory of order 1/n is.",
+    ),
 }
 WITH_MODEL = (
     options.theory_options,

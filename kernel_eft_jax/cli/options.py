@@ -37,20 +37,21 @@ def sample_options(sub):
         "--sampler",
         choices=SAMPLER_NAMES,
         default="block",
-        help="draw increments by their law (with control variates), or weights",
+        help="block: draw the increments from their law, with control variates; weights: draw every weight",
     )
     sub.add_argument(
         "--target",
         nargs=2,
         metavar=("ENTRY", "ERROR"),
-        help="stop before --networks once an entry at the last depth has this standard error: K1 0.002, or "
-        "V4:0,0,1,1 0.1 (K1 is K1:0,0); any quantity of the result",
+        help="stop early, as soon as an entry of the result at the last depth has this standard error, such as K1 "
+        "0.002 or V4:0,0,1,1 0.1 (K1 is short for K1:0,0)",
     )
     sub.add_argument(
         "--checkpoint",
         type=path,
         metavar="FILE",
-        help="keep the sums so far in this file, every minute and on Ctrl-C; the same command goes on from it",
+        help="save the sums to this .npz file every minute and on Ctrl-C; the same command, given again, continues "
+        "from the file",
     )
     _add_out(sub, "sample.nc", "netCDF file for the result")
 
@@ -66,8 +67,12 @@ def compare_options(sub):
 def fit_options(sub):
     sub.add_argument("data", type=path, help=".npz file with arrays G, K0, layers, width, eps, or .nc file of `sample`")
     sub.add_argument("--free", nargs="+", default=["C_W", "C_b"], metavar="NAME", help="parameters to estimate")
-    sub.add_argument("--with-V4", action="store_true", help="fit covariances too, which tell the width")
-    _add_model(sub, role=": where the search starts if free, held if not")
+    sub.add_argument(
+        "--with-V4",
+        action="store_true",
+        help="fit the covariances of the kernels too, from which the width can be estimated",
+    )
+    _add_model(sub, role=": where the search starts if --free names it, fixed otherwise")
     _add_closure(sub)
     _add_out(sub, "fit.json", "JSON file for the result")
 
@@ -80,14 +85,16 @@ def sensitivity_options(sub):
 def validity_options(sub):
     _add_setting(sub)
     _add_layers(sub)
-    sub.add_argument("--tolerance", type=positive, default=0.05, help="relative error of V4 and K1 that is tolerable")
+    sub.add_argument(
+        "--tolerance", type=positive, default=0.05, help="largest relative error of V4 and K1 that you accept"
+    )
     sub.add_argument(
         "--degree", type=whole(2, 1000), default=40, help="degree of the HermiteTower that is taken as exact"
     )
     _add_ensemble(sub, networks=16_384)
     figures = ", ".join(FIGURE_SUFFIXES)
     sub.add_argument(
-        "--out", default="validity.png", help=f"figure ({figures}), with a JSON file beside it; - for none"
+        "--out", default="validity.png", help=f"figure ({figures}), with a JSON file beside it; - for no files"
     )
 
 
@@ -96,32 +103,46 @@ def network_options(sub):
         "recipe",
         nargs="?",
         choices=RECIPE_NAMES,
-        help="a stack as people initialise it; without one, say your block by --block and --eps",
+        help="a stack that people use, with its usual initialisation; leave it out and describe your own block by "
+        "--block and --eps",
     )
     _add_setting(sub, stack=", or that of the recipe or of --own")
     neurons = whole(1, LARGEST_COUNT)
     sub.add_argument("--width", type=neurons, help="neurons of the stream (default: 512, or that of --own)")
     sub.add_argument("--depth", type=whole(1, DEEPEST), help="number of blocks (default: 24, or that of --own)")
-    sub.add_argument("--eps", type=positive, help="step size where no recipe says it (default: 1, or that of --own)")
+    sub.add_argument(
+        "--eps", type=positive, help="factor of each branch, if you name no recipe (default: 1, or that of --own)"
+    )
     sub.add_argument(
         "--own",
         nargs="+",
         type=path,
         metavar="FILE",
-        help="kernels of networks of yours: .npz files with arrays G, K0, layers, width, eps; one file a width",
+        help="kernels of your own networks: .npz files with arrays G, K0, layers, width, eps; one file for each width",
     )
-    sub.add_argument("--tolerance", type=positive, default=0.05, help="relative error of order 1/n that is tolerable")
+    sub.add_argument(
+        "--tolerance",
+        type=positive,
+        default=0.05,
+        help="largest relative error of the theory of order 1/n that you accept",
+    )
     _add_ensemble(sub, networks=4096)
     figures = ", ".join(FIGURE_SUFFIXES)
-    sub.add_argument("--out", default="network.png", help=f"figure ({figures}), with a JSON file beside it; - for none")
+    sub.add_argument(
+        "--out", default="network.png", help=f"figure ({figures}), with a JSON file beside it; - for no files"
+    )
 
 
 def _add_solve(sub):
     _add_setting(sub)
     _add_closure(sub)
     sub.add_argument("--T", type=positive, help="last depth time t = eps^2 l of the continuum (default: 2)")
-    sub.add_argument("--eps", type=positive, help="step size: asks for the layer recursion, with --depth")
-    sub.add_argument("--depth", type=whole(1, DEEPEST), help="number of layers, with --eps")
+    sub.add_argument(
+        "--eps",
+        type=positive,
+        help="factor of each branch: solve layer by layer, with --depth, instead of in the continuum",
+    )
+    sub.add_argument("--depth", type=whole(1, DEEPEST), help="number of layers; needs --eps")
     sub.add_argument("--times", type=whole(2, 10_000), default=41, help="number of depths to save")
 
 
@@ -132,13 +153,13 @@ def _add_closure(sub):
     sub.add_argument(
         "--degree",
         type=whole(2, 1000),
-        help="degree of SigmaKernel or HermiteTower (default: 20 of SigmaKernel; HermiteTower chooses)",
+        help="degree of the expansion of SigmaKernel (default: 20) or HermiteTower (default: from its error bounds)",
     )
 
 
 def _add_layers(sub):
     sub.add_argument("--depth", type=whole(1, DEEPEST), default=200, help="number of layers")
-    sub.add_argument("--eps", type=positive, default=0.1, help="step size")
+    sub.add_argument("--eps", type=positive, default=0.1, help="factor of each branch")
 
 
 def _add_ensemble(sub, networks):
@@ -160,7 +181,9 @@ def _add_model(sub, role=""):
     )
     sub.add_argument("--C_W", type=variance, help=f"weight variance times width{role} (default: 2)")
     sub.add_argument("--C_b", type=variance, help=f"bias variance{role} (default: 0)")
-    sub.add_argument("--block", metavar="LAYER,LAYER,...", help="a block of several layers instead; see below")
+    sub.add_argument(
+        "--block", metavar="LAYER,LAYER,...", help="a block of several layers instead of --activation; see below"
+    )
     sub.add_argument("--decay", type=number, help="c: the stream is multiplied by sqrt(1 - c eps^2) (default: 0)")
 
 
@@ -169,7 +192,7 @@ def _add_setting(sub, stack=""):
     sub.add_argument("--inputs", type=whole(1, 10_000), help="number of inputs (default: 2)")
     sub.add_argument("--diagonal", type=positive, help=f"input kernel on its diagonal (default: 2{stack})")
     sub.add_argument("--off-diagonal", type=number, help=f"input kernel off its diagonal (default: 0.6{stack})")
-    sub.add_argument("--K0", type=path, metavar="FILE", help="input kernel from a .npy or .csv file instead")
+    sub.add_argument("--K0", type=path, metavar="FILE", help="the whole input kernel, from a .npy or .csv file")
 
 
 def _add_out(sub, name, what):
@@ -178,14 +201,19 @@ def _add_out(sub, name, what):
 
 
 def common_options(sub):
-    sub.add_argument("--settings", type=path, metavar="FILE", help="options from a TOML file; the command line wins")
+    sub.add_argument(
+        "--settings",
+        type=path,
+        metavar="FILE",
+        help="a TOML file with options; options on the command line override them",
+    )
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    sub.add_argument("--quiet", action="store_true", help="no progress and no table")
+    sub.add_argument("--quiet", action="store_true", help="print no progress and no table")
     if sub.prog.split()[-1] != "paper":
-        sub.add_argument("--json", action="store_true", help="the table as JSON on standard output")
+        sub.add_argument("--json", action="store_true", help="print the table as JSON")
     sub.add_argument(
         "--no-cache",
         dest="cache",
         action="store_false",
-        help="keep no compiled programs; else the cache folder of the user has them, and later calls are fast",
+        help="do not keep compiled programs in the cache folder of the user, where they make later calls fast",
     )

@@ -8,7 +8,22 @@ from matplotlib.ticker import NullFormatter
 
 from ..checks import check_kind
 from ..diagnostics import WidthCheck, Window
-from .style import COLOURS, CURVE_STYLES, DEPTH, POINT_STYLES, TOLERABLE, check_entry, entry_text, grid, legend, styled
+from .style import (
+    CLOSURES,
+    COLOURS,
+    CURVE_STYLES,
+    DEPTH,
+    POINT_STYLES,
+    TOLERABLE,
+    check_entry,
+    entry_text,
+    grid,
+    legend,
+    style_numbers,
+    styled,
+)
+
+OF_NETWORKS = [i for i in range(len(COLOURS)) if i not in CLOSURES.values()]  # styles that no closure has
 
 
 @styled
@@ -30,7 +45,9 @@ def plot_window(window: Window, title: str = "Where the theories hold", *, colum
 
 def _reaches(ax: Axes, window: Window, quantity: str) -> None:
     """The error of each closure by depth, and where it leaves the tolerance."""
-    for style, (name, reaches) in zip(CURVE_STYLES[1:], window.reach.items(), strict=False):
+    styles = style_numbers(list(window.reach))
+    for name, reaches in window.reach.items():
+        style = CURVE_STYLES[styles[name]]
         error, t_star = reaches[quantity].error, reaches[quantity].t_star
         ax.plot(window.ts, error, label=name, **style)
         if 0 < t_star < np.inf:
@@ -40,7 +57,7 @@ def _reaches(ax: Axes, window: Window, quantity: str) -> None:
                 (t_star, window.tolerance),
                 xytext=(0, -24),
                 textcoords="offset points",
-                ha="center" if t_star < 0.8 * window.ts[-1] else "right",
+                ha=("left", "center", "right")[int(np.searchsorted((0.15, 0.8), t_star / window.ts[-1]))],
                 color=style["color"],
                 bbox={"facecolor": TOLERABLE["color"], "linewidth": 0, "pad": 1},
             )
@@ -53,9 +70,8 @@ def _reaches(ax: Axes, window: Window, quantity: str) -> None:
 
 def _widths(ax: Axes, window: Window) -> None:
     """Sampled deviations from order 1/n, the 1/n law through the pilot, and n*."""
-    for style, points, (quantity, widths) in zip(
-        CURVE_STYLES[3:], POINT_STYLES[3:], window.widths.items(), strict=False
-    ):
+    for i, (quantity, widths) in zip(OF_NETWORKS, window.widths.items(), strict=False):
+        style, points = CURVE_STYLES[i], POINT_STYLES[i]
         n, d, error = (np.array([getattr(w, name) for w in widths], float) for name in ("width", "deviation", "stderr"))
         label = f"${quantity[0]}_{quantity[1]}$ of networks: $n^* = {widths[-1].width}$"
         # On a logarithmic axis a bar that reaches zero would have no end.
@@ -81,17 +97,20 @@ def _widths(ax: Axes, window: Window) -> None:
 def plot_width_check(
     check: WidthCheck, entry: tuple[int, int] = (0, 0), title: str = "Networks of several widths", *, columns: int = 2
 ) -> Figure:
-    """V4_ab,ab and K1_ab of networks of each width as points, and of the theory as a curve, against depth."""
+    """V4_ab,ab and K1_ab against depth: of networks of each width as points, and of the theory as a curve, by the name
+    of its closure."""
     check_kind(check, WidthCheck, "check")
     check_entry(entry, check.K1.shape[-1])
     ts, pair = np.asarray(check.theory.ts), (*entry, *entry)
+    theory = type(check.theory.closure).__name__
+    curve = CURVE_STYLES[style_numbers([theory])[theory]]
     figure, axes = grid(2, columns, title)
     for ax, quantity, symbol, place in zip(axes, ("V4", "K1"), ("V_4", "K_1"), (pair, entry), strict=True):
-        ax.plot(ts, np.asarray(getattr(check.theory, quantity))[:, *place], label="theory", color=COLOURS[0])
+        ax.plot(ts, np.asarray(getattr(check.theory, quantity))[:, *place], label=theory, **curve)
         value, error = (getattr(x, quantity)[..., *place] for x in (check, check.stderr))
         for i, n in enumerate(check.widths):
             shift = 0.012 * np.ptp(ts) * (i - 0.5 * (len(check.widths) - 1))
-            points = POINT_STYLES[1:][i % (len(COLOURS) - 1)]
+            points = POINT_STYLES[OF_NETWORKS[i % len(OF_NETWORKS)]]
             ax.errorbar(ts + shift, value[i], error[i], label=f"$n = {n}$", **points)
         p = f"   ($p = {check.p_value(quantity):.2g}$)" if len(check.widths) > 1 else ""
         ax.set_title(f"${symbol[0]}_{{{symbol[-1]};{entry_text(*place)}}}${p}")

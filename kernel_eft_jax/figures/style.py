@@ -38,6 +38,8 @@ POINT_STYLES: tuple[dict[str, Any], ...] = tuple(
     }
     for colour, marker in zip(COLOURS, "osD^vPX", strict=True)
 )
+# The style of a closure in every figure, so that the closures look alike across figures.
+CLOSURES = {"HermiteTower": 1, "GOnly": 2, "SigmaKernel": 4}
 TOLERABLE: dict[str, Any] = {"color": "0.92", "linewidth": 0}
 # A panel is as wide as a phone shows 13-point type at its natural size.
 PANEL = 4.9, 3.6  # inches
@@ -87,6 +89,19 @@ def legend(figure: Figure, axes: Sequence[Axes], extra: dict[str, Artist] | None
     rows = -(-len(handles) // fitting)
     columns = -(-len(handles) // rows)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def style_numbers(labels: Sequence[str], order: Sequence[str] = ()) -> dict[str, int]:
+    """The style of each label: that of its place in `order`; that of the closure with whose name the label begins; else
+    one of those that are left, in turn. No two labels share a style before all are taken."""
+    styles = {label: order.index(label) for label in labels if label in order}
+    for label in labels:
+        closure = CLOSURES.get(label.split(",")[0])
+        if closure is not None and closure not in styles.values():
+            styles.setdefault(label, closure)
+    free = [i for i in range(len(COLOURS)) if i not in styles.values()] or range(len(COLOURS))
+    others = dict.fromkeys(label for label in labels if label not in styles)
+    return styles | {label: free[i % len(free)] for i, label in enumerate(others)}
 
 
 def check_entry(entry: tuple[int, ...], inputs: int) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..ensemble import Estimate
 from ..trajectory import Solution
-from .style import COLOURS, CURVE_STYLES, DEPTH, POINT_STYLES, check_entry, entry_text, grid, legend, styled
+from .style import CURVE_STYLES, DEPTH, POINT_STYLES, check_entry, entry_text, grid, legend, style_numbers, styled
 
 MOST_POINTS = 21  # of one line: the error bars of more points would overlap
 
@@ -33,10 +33,11 @@ def plot_panels(
 ) -> Figure:
     """Panels by their headings, each with its lines by their labels; a label has one style in all panels.
 
-    A label in `order` has the style of its place in `order`, so that several figures agree. Other labels have the
-    remaining styles, in the order in which they occur.
+    A label in `order` has the style of its place in `order`, and one that begins with the name of a closure has the
+    style of that closure, so that several figures agree. Other labels have the remaining styles, in the order in which
+    they occur.
     """
-    styles = _styles([label for lines in panels.values() for label in lines], order)
+    styles = style_numbers([label for lines in panels.values() for label in lines], order)
     figure, axes = grid(len(panels), columns, title)
     for ax, (heading, lines) in zip(axes, panels.items(), strict=True):
         for label, line in lines.items():
@@ -77,14 +78,6 @@ def plot_trajectories(
     K1 = {label: _line(result, "K1", entry) for label, result in results.items()}
     panels = {f"$V_{{4;{entry_text(*entry, *entry)}}}$": V4, f"$K_{{1;{entry_text(*entry)}}}$": K1}
     return plot_panels(panels, title=title, columns=columns)
-
-
-def _styles(labels, order):
-    """The number of the style of each label."""
-    styles = {label: order.index(label) for label in labels if label in order}
-    free = [i for i in range(len(COLOURS)) if i not in styles.values()] or range(len(COLOURS))
-    others = dict.fromkeys(label for label in labels if label not in order)
-    return styles | {label: free[i % len(free)] for i, label in enumerate(others)}
 
 
 def _line(result, name, entry):

@@ -47,7 +47,7 @@ def activation_item(studies: Mapping[str, Study]) -> Item:
         panels[name] = {
             f"{part}, networks": (ts, first(getattr(value, part)), first(getattr(stderr, part)))
             for part in ("transport", "source")
-        } | {"transport, theory at order 1/n": (ts, first(tower.transport))}
+        } | {f"{TOWER}, transport": (ts, first(tower.transport))}
         results[f"activation {name}"] = study.sampled
     section = Chapter(
         f"The residual for other activations: one input, K0 = 1, n = {SETTING.width}, t = 1",
