@@ -62,8 +62,8 @@ BEYOND = {
     ),
     "residual-by-activation": (
         "Residual of the V4 equation for other activations",
-        "The transport part of the networks (circles) lies on that of HermiteTower (dashed). For GELU, SiLU and "
-        "ReLU it is 70 to 140 times larger than for tanh; the scales differ. The source part (squares) is "
+        "The transport part of the networks (circles) lies on that of HermiteTower (curve). For GELU, SiLU and "
+        "ReLU it is 70 to 140 times larger than for tanh; the scales differ. The source part (diamonds) is "
         "small.",
     ),
 }
