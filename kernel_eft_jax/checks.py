@@ -50,6 +50,19 @@ def check_shape(value: Any, name: str, shape: tuple[int, ...]) -> Float[Array, "
     return array
 
 
+def check_symmetric(matrix: Float[Array, "N N"], name: str) -> None:
+    """Check that a matrix is symmetric to rounding."""
+    if is_concrete(matrix):
+        values = np.asarray(matrix, np.float64)
+        gap = np.abs(values - values.T)
+        if gap.max() > 32 * len(values) * float(jnp.finfo(matrix.dtype).eps) * np.abs(values).max():
+            a, b = np.unravel_index(gap.argmax(), gap.shape)
+            raise ValueError(
+                f"Argument `{name}` must be symmetric, but entry [{a}, {b}] is {values[a, b]} and [{b}, {a}] is "
+                f"{values[b, a]}."
+            )
+
+
 def to_numpy(value: Any, name: str) -> np.ndarray:
     """A concrete value as a NumPy array of numbers, its dtype kept."""
     if not is_concrete(value):
@@ -151,6 +164,7 @@ def check_features(x: Any, name: str = "x", axes: int | None = 2) -> Float[Array
 def check_positive(value: Any, name: str) -> None:
     """Check that a number is finite and greater than zero."""
     if is_concrete(value) and not _is_positive_number(value):
+        value = np.asarray(value).tolist() if isinstance(value, jax.Array) else value
         raise ValueError(f"Argument `{name}` must be a finite number greater than zero, but is {value!r:.200}.")
 
 
@@ -170,7 +184,8 @@ def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST_COUNT) 
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iuf" or (array != np.round(array)).any():
         raise ValueError(f"{law}, but is {layers!r:.200}.")
     if array.min() < 0 or array.max() > depth:
-        law = f"lie between 0 and the depth {depth}" if depth < LARGEST_COUNT else "be 0 or more"
+        above = f"be {LARGEST_COUNT:,} or less" if array.max() > depth else "be 0 or more"
+        law = f"lie between 0 and the depth {depth}" if depth < LARGEST_COUNT else above
         raise ValueError(f"Argument `{name}` must {law}, but is {layers!r:.200}.")
     if (np.diff(array.astype(np.int64)) <= 0).any():
         raise ValueError(f"{law}, but is {layers!r:.200}.")

@@ -14,7 +14,13 @@ from .checks import check_array, is_concrete, to_numpy
 def check_times(ts: Any) -> Any:
     """Depth times as a vector; a single number is a list of one. Known values come back as NumPy arrays, which stay
     known inside a user's jit."""
-    ts = np.atleast_1d(to_numpy(ts, "ts").astype(np.float64)) if is_concrete(ts) else jnp.atleast_1d(ts)
+    if is_concrete(ts):
+        ts = np.atleast_1d(to_numpy(ts, "ts"))
+        if ts.dtype.kind == "c":
+            raise ValueError(f"Argument `ts` must be real numbers, but has dtype {ts.dtype}: give its real part.")
+        ts = ts.astype(np.float64)
+    else:
+        ts = jnp.atleast_1d(ts)
     if ts.ndim != 1 or ts.shape[0] == 0:
         raise ValueError(f"Argument `ts` must be a list of depth times, but has shape {ts.shape}.")
     if is_concrete(ts) and (not np.isfinite(ts).all() or ts[0] < 0 or (np.diff(ts) <= 0).any()):

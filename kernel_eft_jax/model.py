@@ -16,7 +16,15 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Linear
-from .checks import check_array, check_features, check_kernel, check_shape, check_unstacked, is_concrete
+from .checks import (
+    check_array,
+    check_features,
+    check_kernel,
+    check_shape,
+    check_symmetric,
+    check_unstacked,
+    is_concrete,
+)
 from .fields import parameter
 from .kernel_maps import (
     GLU,
@@ -182,7 +190,9 @@ class Model(eqx.Module):
           C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
         """
         K = self._check(K)
-        return _chi(self, K, check_shape(h, "h", K.shape).astype(K.dtype))
+        h = check_shape(h, "h", K.shape)
+        check_symmetric(h, "h")
+        return _chi(self, K, h.astype(K.dtype))
 
     def hess(self, K: Float[ArrayLike, "N N"], V: Float[ArrayLike, "N N N N"]) -> Float[Array, "N N"]:
         r"""Second derivative of Q at K contracted with a covariance V of kernels.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from .checks import check_count, check_features, check_kernel, check_key
+from .checks import check_count, check_features, check_kernel, check_key, check_kind
 from .cholesky import semidefinite_cholesky
 from .depths import check_eps
 from .kernel_maps import GLU
@@ -66,6 +66,7 @@ class ResNet(eqx.Module):
     eps: Float[Array, " depth"]
 
     def __init__(self, model: Model, *, width: int, depth: int, eps: Float[ArrayLike, "..."], key: PRNGKeyArray):
+        check_kind(model, Model, "model")
         check_count(width, "width")
         check_count(depth, "depth")
         eps = check_eps(eps, model.decay, depth)

@@ -192,8 +192,12 @@ def array(value: Any) -> Array:
     return value if isinstance(value, jax.Array) else check_array(value, "parameter of an activation").astype(float)
 
 
-def finite(name: str, value: Array) -> None:
-    """Check that a parameter is finite; the value of a traced parameter is not known and passes."""
+def finite(name: str, value: Array, axes: int = 0) -> None:
+    """Check that a parameter is one number, or an array with so many axes, and finite; the value of a traced parameter
+    is not known and passes."""
+    if value.ndim != axes:
+        want = "one number" if axes == 0 else "a list of numbers"
+        raise ValueError(f"Parameter `{name}` of an activation must be {want}, but has shape {value.shape}.")
     if is_concrete(value) and not np.isfinite(np.asarray(value)).all():
         raise ValueError(f"Parameter `{name}` of an activation must be finite, but is {value}.")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import check_positive, is_concrete
+from ..checks import check_positive, is_concrete, to_numpy
 from ..fields import parameter
 from ..showing import shown
 from .base import array, finite
@@ -29,9 +29,10 @@ class Piecewise(OfFunction):
 
     def __init__(self, fn: Callable[[Array], Array], kinks: Sequence[float]):
         super().__init__(fn)
-        self.places = tuple(sorted({float(c) for c in kinks}))
-        if not self.places or not np.isfinite(self.places).all():
+        places = to_numpy(kinks, "kinks")
+        if places.size == 0 or places.dtype.kind not in "iuf" or not np.isfinite(places).all():
             raise ValueError(f"Argument `kinks` must hold one finite number or more, but is {kinks}.")
+        self.places = tuple(sorted(set(places.astype(float).ravel().tolist())))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({shown(self.function)}, kinks={list(self.places)})"

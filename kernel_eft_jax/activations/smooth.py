@@ -92,7 +92,7 @@ class Polynomial(Summed):
         shape = self.coefficients.shape
         if len(shape) != 1 or not 1 <= shape[0] <= 13:
             raise ValueError(f"Argument `coefficients` must hold 1 to 13 numbers c_0, c_1, ..., but has shape {shape}.")
-        finite("coefficients", self.coefficients)
+        finite("coefficients", self.coefficients, axes=1)
 
     @property
     def sharpness(self):

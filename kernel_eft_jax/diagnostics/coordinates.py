@@ -16,7 +16,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from ..checks import check_count, check_kernel, check_key, check_layers, check_positive
+from ..checks import check_count, check_flag, check_kernel, check_key, check_layers, check_positive
+from ..ensemble.estimate import LEAST_NETWORKS
 from ..model import Model
 from ..trajectory import Solution, solve
 from .validity import Width, validity_window
@@ -75,8 +76,10 @@ class CoordinateCheck(eqx.Module):
 
     def measured(self, index: int) -> "MeasuredStream":
         """Mean and spread of the user's networks of one width, by the place of the width in `own`."""
-        count = 0 if self.own is None else len(self.own.widths)
-        if self.own is None or not 0 <= index < count:
+        if self.own is None:
+            raise ValueError("This check has no networks of yours: give `coordinate_check` their kernels as `own`.")
+        count = len(self.own.widths)
+        if not 0 <= index < count:
             raise ValueError(
                 f"Argument `index` must be the place of one of the {count} widths given as `own`, from 0 on, but is "
                 f"{index}."
@@ -203,6 +206,8 @@ def coordinate_check(
     saved = check_layers(evenly if layers is None else layers, "layers", depth)
     K0 = check_kernel(K0)
     check_positive(tolerance, "tolerance")
+    check_flag(progress, "progress")
+    check_count(networks, "networks", least=LEAST_NETWORKS)
     if key is not None:
         check_key(key)
     kernels = None if own is None else _check_own(own, saved, K0.shape)  # before the work

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from ..activations import Linear
-from ..checks import check_count, check_key, check_kind, check_positive
+from ..checks import check_count, check_flag, check_key, check_kind, check_positive
 from ..closures import Closure, GOnly, HermiteTower, SigmaKernel
 from ..depths import check_eps
 from ..ensemble import Estimate, estimate
+from ..ensemble.estimate import LEAST_NETWORKS
 from ..model import Model
 from ..pairs import pairs
 from ..showing import Shown
@@ -176,6 +177,12 @@ def validity_window(
         raise ValueError(
             f"Argument `closures` must map names to closures, such as {{'GOnly': GOnly()}}, but is {closures!r:.200}."
         )
+    for name, closure in (closures or {}).items():
+        check_kind(closure, Closure, f"closures[{name!r}]")
+    check_kind(reference, Closure, "reference")
+    check_flag(progress, "progress")
+    check_count(networks, "networks", least=LEAST_NETWORKS)
+    check_count(pilot_width, "pilot_width")
     check_count(depth, "depth")
     eps = check_eps(eps, model.decay, depth)
     layers = np.unique(np.round(np.linspace(0, depth, min(depth, 100) + 1)).astype(int)).tolist()

@@ -35,6 +35,7 @@ class Checkpoint:
         if not isinstance(seconds, numbers.Real) or not float(seconds) >= 0:
             raise ValueError(f"Argument `checkpoint_seconds` must be a number of seconds, but is {seconds!r}.")
         path = Path(path).expanduser()
+        target_of(path, "checkpoint")
         first = path.with_name(path.name + ".0")
         several = jax.process_count() > 1
         self.path = path.with_name(f"{path.name}.{jax.process_index()}") if several else path

@@ -45,6 +45,7 @@ from .simulate import Problem, compiled, kernels_of_networks
 from .statistics import GROUPS, Group
 
 BLOCK_LAW = BlockSampler()
+LEAST_NETWORKS = 2 * GROUPS  # in each group two
 
 
 @together
@@ -101,7 +102,8 @@ def estimate(
     """
     check_arguments("estimate", model, K0, eps, key, sampler)
     check_flag(control, "control")
-    networks = check_count(networks, "networks", least=2 * GROUPS)
+    check_flag(progress, "progress")
+    networks = check_count(networks, "networks", least=LEAST_NETWORKS)
     if control and not isinstance(sampler, BlockSampler):
         raise ValueError(
             "Argument `control` must be False for this sampler: control variates reuse the normals of the block law, "

@@ -25,7 +25,7 @@ def plot_coordinate_check(
     Bands and bars hold two thirds of all seeds, by the log-normal law of the predicted or measured mean and variance.
     """
     check_kind(check, CoordinateCheck, "check")
-    check_entry((entry,), check.mean.shape[1])
+    check_entry((entry,), check.mean.shape[1], axes=1)
     figure, axes = grid(2, columns, title, sharey=True)
     if check.mean[:, entry].max() > 10 * check.mean[:, entry].min():
         axes[0].set_yscale("log")

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..checks import check_count
+
 DEPTH = r"depth time  $t = \epsilon^2 l$"
 COLOURS = ("black", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = (
@@ -67,7 +69,9 @@ def grid(
     count: int, columns: int, title: str, heights: Sequence[float] | None = None, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, `columns` of them side by side; `heights` of the rows in inches."""
-    columns = min(columns, count)
+    if count == 0:
+        raise ValueError("There is nothing to draw: give one panel or more.")
+    columns = min(check_count(columns, "columns"), count)
     rows = -(-count // columns)
     heights = [PANEL[1]] * rows if heights is None else heights
     figure = Figure(figsize=(PANEL[0] * columns, sum(heights) + 0.9), layout="constrained")
@@ -104,10 +108,10 @@ def style_numbers(labels: Sequence[str], order: Sequence[str] = ()) -> dict[str,
     return styles | {label: free[i % len(free)] for i, label in enumerate(others)}
 
 
-def check_entry(entry: tuple[int, ...], inputs: int) -> None:
-    """Check that an entry is one of a result with so many inputs."""
-    if not all(isinstance(a, int) and 0 <= a < inputs for a in entry):
-        raise ValueError(f"Argument `entry` must name inputs from 0 to {inputs - 1}, but is {entry!r}.")
+def check_entry(entry: tuple[int, ...], inputs: int, axes: int = 2) -> None:
+    """Check that an entry names as many inputs as there are axes, of a result with so many inputs."""
+    if len(entry) != axes or not all(isinstance(a, int) and 0 <= a < inputs for a in entry):
+        raise ValueError(f"Argument `entry` must name inputs from 0 to {inputs - 1}, {axes} of them, but is {entry!r}.")
 
 
 def entry_text(*entry: int) -> str:

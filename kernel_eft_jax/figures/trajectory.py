@@ -68,11 +68,16 @@ def plot_trajectories(
     results: Mapping[str, Estimate | Solution], entry: tuple[int, int] = (0, 0), *, title: str, columns: int = 2
 ) -> Figure:
     """V4_ab,ab and K1_ab of sampled networks and theories, by their labels, against depth."""
-    if not isinstance(results, Mapping):
+    if not isinstance(results, Mapping) or not results:
         raise ValueError(
-            f"Argument `results` must map labels to results, {{'theory': solution}}, but is a {type(results).__name__}."
+            f"Argument `results` must map labels to results, {{'theory': solution}}, but is "
+            f"{'empty' if isinstance(results, Mapping) else f'a {type(results).__name__}'}."
         )
-    for result in results.values():
+    for label, result in results.items():
+        if not isinstance(result, Estimate | Solution):
+            raise ValueError(
+                f"Argument `results` must hold what `solve` or `estimate` gives, but {label!r} is {result!r:.200}."
+            )
         check_entry(entry, result.K0.shape[-1])
     V4 = {label: _line(result, "V4", (*entry, *entry)) for label, result in results.items()}
     K1 = {label: _line(result, "K1", entry) for label, result in results.items()}

@@ -56,7 +56,7 @@ class Information(eqx.Module):
         if self.names != other.names or not np.array_equal(self.values, other.values):
             raise ValueError(
                 f"Informations add up at one point in the same parameters, but these are {self.names} at "
-                f"{self.values} and {other.names} at {other.values}."
+                f"{self.values} and {other.names} at {other.values}: give `fisher` the same `free` and the same values."
             )
         error = max(self.expectation_error, other.expectation_error)
         return Information(self.names, self.values, self.scales, self.matrix + other.matrix, error)

@@ -205,6 +205,12 @@ def fit(
     check_kind(experiment, Experiment, "experiment")
     check_kind(closure, Closure, "closure")
     check_flag(with_V4, "with_V4")
+    check_flag(progress, "progress")
+    if optimiser is not None and not (hasattr(optimiser, "init") and hasattr(optimiser, "update")):
+        raise ValueError(
+            "Argument `optimiser` must be a gradient transformation of optax, such as optax.adam(1e-2), but is "
+            f"{optimiser!r:.200}."
+        )
     names = check_names(experiment, free)
     check_theory_has(names, closure)
     if isinstance(data, Estimate):

@@ -7,7 +7,7 @@ their logarithm; variances of biases (which may be zero), decay and most paramet
 are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -163,11 +163,11 @@ def least_values(experiment: Experiment, names: Sequence[str]) -> Float[np.ndarr
     return np.array([said.least for said in said_of(experiment, names)])
 
 
-def check_names(experiment: Experiment, free: Sequence[str]) -> tuple[str, ...]:
+def check_names(experiment: Experiment, free: Any) -> tuple[str, ...]:
     """The names as a tuple, after a check that they are different parameters of this experiment with values that can
     move."""
     known = parameter_names(experiment)
-    names = (free,) if isinstance(free, str) else tuple(free)
+    names = (free,) if isinstance(free, str) else tuple(free) if isinstance(free, Iterable) else ()
     unknown = [name for name in names if name not in known]
     if "eps" in unknown and experiment.eps.ndim:
         raise ValueError(
@@ -175,7 +175,7 @@ def check_names(experiment: Experiment, free: Sequence[str]) -> tuple[str, ...]:
             "moves the law as C_W, C_b and decay together do: free those, or give the experiment one number."
         )
     if not names or unknown or len(set(names)) < len(names):
-        raise ValueError(f"Argument `free` must name different parameters among {known}, but is {names}.")
+        raise ValueError(f"Argument `free` must name different parameters among {known}, but is {names or free}.")
     values = np.asarray(get_parameters(experiment, names))
     for name, value, said in zip(names, values, said_of(experiment, names), strict=True):
         if said.positive and is_concrete(value) and not value > 0:

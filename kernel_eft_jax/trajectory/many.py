@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 from tqdm import tqdm
 
-from ..checks import check_kernel, check_kind, check_layers, check_untraced
+from ..checks import check_flag, check_kernel, check_kind, check_layers, check_untraced
 from ..closures import Closure, GOnly, HermiteTower
 from ..closures.base import COPIES
 from ..closures.pair_tower import PairTower
@@ -70,6 +70,7 @@ def solve_pairs(
     check_untraced("solve_pairs", "it is a loop on the host. Call `solve` for two inputs.", model, K0, ts, eps)
     check_kind(model, Model, "model")
     check_kind(closure, Closure, "closure")
+    check_flag(progress, "progress")
     K0 = check_kernel(K0)
     chosen = _check_quadruples(quadruples, K0.shape[0])
     steps = None if layers is None else check_layers(layers)

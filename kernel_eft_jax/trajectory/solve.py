@@ -18,7 +18,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_count, check_kernel, check_kind, check_layers, is_concrete
+from ..checks import check_count, check_flag, check_kernel, check_kind, check_layers, is_concrete
 from ..closures import Closure, HermiteTower
 from ..closures.base import COPIES, check_memory
 from ..depths import check_eps, check_times, squares
@@ -84,6 +84,8 @@ def solve(
     """
     check_kind(model, Model, "model")
     check_kind(closure, Closure, "closure")
+    check_count(max_steps, "max_steps")
+    check_flag(throw, "throw")
     for name, value, kind in (
         ("solver", solver, diffrax.AbstractSolver),
         ("adjoint", adjoint, diffrax.AbstractAdjoint),
@@ -174,7 +176,6 @@ def _checkpoints(adjoint, max_steps):
 
 def _continuum(model, K0, ts, closure, solver, adjoint, controller, dt0, max_steps):
     tolerance = 1e-8 if K0.dtype == jnp.float64 else 1e-5
-    check_count(max_steps, "max_steps")
     adjoint = adjoint or diffrax.RecursiveCheckpointAdjoint()
     run = functools.partial(
         _integrate,
