@@ -277,7 +277,9 @@ def test_derivatives_are_counted_in_the_memory(monkeypatch):
     K = jnp.eye(24)
 
     def observe(C_W):
-        return keft.solve(keft.Model(keft.Linear(), C_W), K, layers=100, eps=0.1, closure=keft.GOnly()).V4[0, 0, 1, 0, 1]
+        return keft.solve(keft.Model(keft.Linear(), C_W), K, layers=100, eps=0.1, closure=keft.GOnly()).V4[
+            0, 0, 1, 0, 1
+        ]
 
     C_W = jnp.array(1.0)
     assert np.isfinite(jax.jacfwd(observe)(C_W))
