@@ -200,10 +200,9 @@ def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
 
 def test_sensitivity_of_a_linear_network(tmp_path, capsys):
     """K0' = C_b + C_W K0 at C_b = 0: dK0/dC_W = t K0(t), dK0/dC_b = (exp(C_W t) - 1) / C_W."""
-    out = tmp_path / "slopes.npz"
-    options = "--activation linear --C_W 0.5 --T 1 --times 3 --inputs 1 --closure GOnly".split()
-    assert cli.main(["sensitivity", *options, "--out", str(out)]) == 0
-    with np.load(out) as data:
+    theory = "--activation linear --C_W 0.5 --T 1 --times 3 --inputs 1 --closure GOnly"
+    assert run(f"sensitivity {theory} --out slopes.npz") == 0
+    with np.load(tmp_path / "slopes.npz") as data:
         place, ts, slopes = data["names"].tolist().index("C_W"), data["ts"], data["dK0"]
     np.testing.assert_allclose(slopes[place, :, 0, 0], ts * 2 * np.exp(0.5 * ts), atol=1e-6)
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}

@@ -619,6 +619,6 @@ def test_a_plain_function_is_fitted_as_its_class_is():
 
 
 def test_expectations_that_are_not_accurate_are_no_theory():
+    e = experiment(keft.Smooth(jax.nn.relu), K0=K0[:1, :1])
     with pytest.raises(ValueError, match=r"values at which the theory is not accurate: .* at C_W = 1\.5"):
-        e = experiment(keft.Smooth(jax.nn.relu), K0=K0[:1, :1])
         fit(KERNELS[:, :, :1, :1], e, "C_W", closure=keft.GOnly(), progress=False)
