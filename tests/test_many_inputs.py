@@ -139,13 +139,13 @@ def test_pairs_are_saved_and_loaded(layered, tmp_path):
 def test_pairs_and_quadruples_have_the_numbers_of_the_whole():
     """K0, K1, variances and chosen entries of three inputs, at depth times: to the solver's tolerance those of the
     three inputs together."""
-    chosen = [(0, 1, 2, 2), (1, 1, 0, 0)]
+    chosen = [(0, 1, 2, 2), (1, 1, 0, 0), (0, 1, 0, 2)]
     found = keft.solve_pairs(ERF, K0, [0.5, 1.0], closure=keft.GOnly(), quadruples=chosen, progress=False)
     whole = keft.solve(ERF, K0, [0.5, 1.0], closure=keft.GOnly())
     np.testing.assert_allclose(found.K0, whole.K0, rtol=1e-5)
     np.testing.assert_allclose(found.K1, whole.K1, atol=1e-5)
     np.testing.assert_allclose(found.variance, np.einsum("tabab->tab", whole.V4), rtol=1e-5)
-    expected = np.stack([whole.V4[:, 0, 1, 2, 2], whole.V4[:, 1, 1, 0, 0]], axis=1)
+    expected = np.stack([whole.V4[:, *quadruple] for quadruple in chosen], axis=1)
     np.testing.assert_allclose(found.V4, expected, rtol=1e-5)
     assert found.K1_truncation is None
     assert found.eps is None
