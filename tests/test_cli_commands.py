@@ -89,7 +89,7 @@ def test_validity_of_linear_networks(tmp_path, capsys):
         "--C_W",
         "1",
         "--depth",
-        "3",
+        "2",
         "--eps",
         "0.5",
         "--tolerance",
@@ -104,33 +104,31 @@ def test_validity_of_linear_networks(tmp_path, capsys):
 
 
 def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
-    """400 networks of the package's own sampler, read from a file as any framework would write it: truth within 4
-    errors."""
-    K0 = np.array([[1.0, 0.3], [0.3, 1.0]])
-    G = keft.sample_kernels(
-        keft.Model(keft.Tanh(), 1.5, 0.2),
-        K0,
-        width=64,
-        depth=12,
-        eps=0.3,
-        networks=400,
-        key=jax.random.key(0),
-        save_at=[2, 6, 12],
-    )
-    np.savez(tmp_path / "kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)
+    """512 linear networks, drawn in NumPy and read from a file as any framework would write it: truth within 4 errors.
+
+    Given phi, increments are N(0, C_b + C_W G).
+    """
+    rng, width, eps = np.random.default_rng(0), 16, 0.4
+    phi, G = rng.standard_normal((512, 1, width)), []
+    for layer in range(1, 7):
+        Q = 0.2 + 1.5 * np.mean(phi**2, axis=2, keepdims=True)
+        phi = phi + eps * np.sqrt(Q) * rng.standard_normal(phi.shape)
+        if layer in (3, 6):
+            G.append(phi @ phi.swapaxes(1, 2) / width)
+    np.savez(tmp_path / "kernels.npz", G=np.stack(G, axis=1), K0=[[1.0]], layers=[3, 6], width=width, eps=eps)
     out = tmp_path / "fit.json"
-    start = ["--activation", "tanh", "--C_W", "1", "--C_b", "0.5", "--closure", "GOnly"]
+    start = ["--activation", "linear", "--C_W", "1", "--C_b", "0.5", "--closure", "GOnly"]
     assert cli.main(["fit", str(tmp_path / "kernels.npz"), *start, "--out", str(out)]) == 0
     record = json.loads(out.read_text())
     for name, truth in (("C_W", 1.5), ("C_b", 0.2)):
         assert abs(record["parameters"][name]["value"] - truth) < 4 * record["parameters"][name]["stderr"]
-    assert record["held"] == {"decay": 0.0, "eps": 0.3, "width": 64.0, "K0_scale": 1.0}
+    assert record["held"] == {"decay": 0.0, "eps": 0.4, "width": 16.0, "K0_scale": 1.0}
     printed = capsys.readouterr()
     assert "C_W = " in printed.out
     assert "steps/s" in printed.err  # the bar: not in what is piped on
     assert "steps/s" not in printed.out
     assert out.with_suffix(".png").stat().st_size > 10_000
-    more = ["--activation", "tanh", "--free", "C_W", "C_b", "eps", "--out", str(out), "--overwrite"]
+    more = [*start, "--free", "C_W", "C_b", "eps", "--out", str(out), "--overwrite"]
     assert cli.main(["fit", str(tmp_path / "kernels.npz"), *more]) == 2
     assert "eps" in capsys.readouterr().err
 
@@ -162,12 +160,13 @@ def test_fit_takes_the_steps_that_each_layer_had(key):
     _, settings, own = read_data(Path("sample.nc"))
     experiment = keft.Experiment(own, **settings)
     np.testing.assert_allclose(experiment.eps, eps)
-    theory = keft.solve(model, [[1.0]], layers=[1, 2], eps=eps)
-    np.testing.assert_allclose(keft.solve(own, [[1.0]], layers=[1, 2], eps=experiment.eps).K0, theory.K0, rtol=1e-6)
+    at = {"layers": [1, 2], "closure": keft.GOnly()}
+    theory = keft.solve(model, [[1.0]], eps=eps, **at)
+    np.testing.assert_allclose(keft.solve(own, [[1.0]], eps=experiment.eps, **at).K0, theory.K0, rtol=1e-6)
 
 
 def test_fit_refuses_other_results(capsys):
-    command = "theory --activation linear --inputs 1 --T 1 --times 2"
+    command = "theory --activation linear --inputs 1 --eps 0.5 --depth 4 --times 5 --closure GOnly"
     assert run(command) == 0
     assert cli.main(["fit", "theory.nc"]) == 2
     assert "theory.nc holds a theory, and `fit` wants sampled networks" in capsys.readouterr().err
@@ -201,10 +200,9 @@ def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
 
 def test_sensitivity_of_a_linear_network(tmp_path, capsys):
     """K0' = C_b + C_W K0 at C_b = 0: dK0/dC_W = t K0(t), dK0/dC_b = (exp(C_W t) - 1) / C_W."""
-    out = tmp_path / "slopes.npz"
-    options = ["--activation", "linear", "--C_W", "0.5", "--T", "1", "--times", "3", "--inputs", "1"]
-    assert cli.main(["sensitivity", *options, "--out", str(out)]) == 0
-    with np.load(out) as data:
+    theory = "--activation linear --C_W 0.5 --T 1 --times 3 --inputs 1 --closure GOnly"
+    assert run(f"sensitivity {theory} --out slopes.npz") == 0
+    with np.load(tmp_path / "slopes.npz") as data:
         place, ts, slopes = data["names"].tolist().index("C_W"), data["ts"], data["dK0"]
     np.testing.assert_allclose(slopes[place, :, 0, 0], ts * 2 * np.exp(0.5 * ts), atol=1e-6)
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
@@ -265,13 +263,13 @@ class TestCompare:
     @pytest.mark.parametrize(
         ("theory", "says"),
         [
-            ("--inputs 1 --eps 0.5 --depth 4 --times 5", "The theory has 1 inputs and the networks 2"),
+            ("--inputs 1 --eps 0.5 --depth 4 --times 5 --closure GOnly", "The theory has 1 inputs and the networks 2"),
             (
                 "--diagonal 1 --eps 0.5 --depth 4 --times 5",
                 "The input kernels differ: entry [0, 0] is 1 of the theory and 2",
             ),
             (
-                "--T 0.1 --times 3",
+                "--T 0.1 --times 3 --closure GOnly",
                 "no depth in common but zero: t = 0, 0.05, 0.1 there, 0, 0.25, 0.5, 0.75, ... 1 here",
             ),
         ],
@@ -286,19 +284,20 @@ class TestCompare:
         """Layer 9 of eps = 0.5 / 3 and layer 1 of eps = 0.5 are at one depth time, and are different networks."""
         model = keft.Model(keft.Linear(), 1.0)
         sampled = keft.estimate(model, [[1.0]], width=8, depth=9, eps=0.5, networks=64, key=key, progress=False)
-        theory = keft.solve(model, [[1.0]], layers=[0, 1, 9], eps=0.5 / 3)
+        at = {"layers": [0, 1, 9], "closure": keft.GOnly()}
+        theory = keft.solve(model, [[1.0]], eps=0.5 / 3, **at)
         with pytest.raises(
             ValueError, match=r"layer 1 is at t = 0\.0277778 of the theory, and at 0\.25 of the networks"
         ):
             compare(theory, sampled)
-        found = compare(keft.solve(model, [[1.0]], layers=[0, 1, 9], eps=0.5), sampled)
+        found = compare(keft.solve(model, [[1.0]], eps=0.5, **at), sampled)
         assert found.layers.tolist() == [0, 1, 9]
 
     def test_files_in_the_wrong_place(self, capsys):
         assert run(f"{self.sample} --networks 64") == 0
         assert cli.main(["compare", "sample.nc", "sample.nc"]) == 2
         assert "Arguments `theory` and `sample` name one file" in capsys.readouterr().err
-        assert run("theory --activation linear --T 1 --times 2") == 0
+        assert run("theory --activation linear --inputs 1 --eps 0.5 --depth 4 --times 5 --closure GOnly") == 0
         assert cli.main(["compare", "sample.nc", "theory.nc"]) == 2
         assert (
             "sample.nc holds sampled networks: `kernel-eft compare` wants a file of `kernel-eft theory`"

@@ -1,7 +1,7 @@
 """`fit`: parameters come back with intervals that hold, and what cannot be told is refused.
 
 Data are drawn here, in NumPy, from the exact block law: given phi, increments are N(0, C_b + C_W S). For a linear
-activation E[G] = K0 exactly at every width, so any miss is the fault of the fit.
+activation E[G] = K0 exactly at every width, so any miss is the fault of the fit, and every closure has the exact V4.
 """
 
 import equinox as eqx
@@ -14,6 +14,7 @@ from scipy import stats
 from scipy.special import erf
 
 import kernel_eft_jax as keft
+from kernel_eft_jax.activations import pair
 from kernel_eft_jax.ensemble import estimate, sample_kernels
 from kernel_eft_jax.fields import parameter
 from kernel_eft_jax.inference import Experiment, fit, fit_record, parameter_names
@@ -46,7 +47,7 @@ def linear_fits():
     rng = np.random.default_rng(1)
     data_sets = [block_law(rng, lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 100) for _ in range(100)]
     e = experiment(keft.Linear())
-    return [fit(G, e, ("C_W", "C_b"), closure=keft.HermiteTower(2), progress=False) for G in data_sets]
+    return [fit(G, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False) for G in data_sets]
 
 
 def coverage(fits, truth, level):
@@ -123,7 +124,7 @@ def test_four_parameters_from_a_far_start():
 def test_the_width_is_told_by_fluctuations():
     G = block_law(np.random.default_rng(4), lambda x: x, C_W, C_B, K0, 24, LAYERS, EPS, 500)
     e = experiment(keft.Linear(), width=50.0)
-    result = fit(G, e, ("C_W", "C_b", "width"), closure=keft.HermiteTower(2), with_V4=True, progress=False)
+    result = fit(G, e, ("C_W", "C_b", "width"), closure=keft.GOnly(), with_V4=True, progress=False)
     # Corrections of order 1/n to V4 are a few per cent of it here, and so is the width's standard error.
     assert abs(result.values[2] - 24) < 4 * result.stderr[2]
     assert result.stderr[2] < 0.06 * 24
@@ -151,13 +152,13 @@ def test_data_that_want_less_than_no_bias_are_fitted_and_judged_without_one(opti
     G = block_law(np.random.default_rng(7), lambda x: x, C_W, 0.0, K0, WIDTH, LAYERS, EPS, 4000)
     growth = (1 + EPS**2 * C_W) ** np.array(LAYERS)
     G = G - 0.05 * ((growth - 1) / C_W)[:, None, None]
-    held = fit(G, experiment(keft.Linear(), C_b=0.0), "C_W", closure=keft.HermiteTower(2), progress=False)
+    held = fit(G, experiment(keft.Linear(), C_b=0.0), "C_W", closure=keft.GOnly(), progress=False)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer and float arrays
         result = fit(
             G,
             experiment(keft.Linear()),
             ("C_W", "C_b"),
-            closure=keft.HermiteTower(2),
+            closure=keft.GOnly(),
             optimiser=optimiser,
             progress=False,
         )
@@ -184,6 +185,8 @@ def test_the_step_is_told_where_the_weights_are_known():
     np.testing.assert_allclose(told, EPS**2 * weights.values, rtol=1e-4)
 
 
+# In test_fisher the covariances between depths, which this closure remembers in its own way, meet a closed form.
+@pytest.mark.slow
 def test_the_sigma_kernel_closure_fits_too():
     G = block_law(np.random.default_rng(9), erf, C_W, C_B, K0[:1, :1], WIDTH, LAYERS, EPS, 400)
     e = experiment(keft.Erf(), C_W=1.0, C_b=0.5, K0=K0[:1, :1])
@@ -244,9 +247,10 @@ KERNELS = np.broadcast_to(K0, (32, 3, 2, 2)) + 0.01 * np.random.default_rng(0).s
             r"the data tell only `C_W` \* `eps`\^2 and `C_b` \* `eps`\^2, not each.* Hold one of them fixed",
         ),
         (("C_W", "width"), "`width` alone .*with_V4=True"),
-        (
+        pytest.param(
             ("activation.output_scale", "C_W"),
             r"only `activation.output_scale`\^2 \* `C_W`, not each .* Hold one of them fixed",
+            marks=pytest.mark.slow,
         ),
         (("activation.output_scale", "C_W", "activation.input_scale"), r"`C_W` \*.*Hold 2 of them fixed"),
         (("C_w",), "must name different parameters among .*'C_W'"),
@@ -272,7 +276,7 @@ def test_a_small_slope_is_a_start_and_the_slope_one_is_not():
     G = block_law(
         np.random.default_rng(11), lambda x: np.where(x > 0, x, 0.2 * x), C_W, C_B, K0, WIDTH, LAYERS, EPS, 1000
     )
-    names = ("C_W", "C_b", "activation.slope")
+    names = ("C_W", "C_b", "K0_scale", "activation.slope")
     small, zero = (
         fit(G, experiment(keft.LeakyReLU(slope)), names, closure=keft.GOnly(), progress=False) for slope in (0.01, 0.0)
     )
@@ -294,14 +298,6 @@ def test_data_are_checked_at_the_door(data, words):
         fit(data, experiment(keft.Erf()), ("C_W",), closure=keft.GOnly(), progress=False)
 
 
-def test_an_estimate_of_other_layers_is_refused(key):
-    model = keft.Model(keft.Erf(), C_W, C_B)
-    run = {"width": WIDTH, "depth": 4, "eps": EPS, "networks": 64, "key": key, "save_at": [2, 4]}
-    est = estimate(model, K0, **run, control=False, progress=False)
-    with pytest.raises(ValueError, match="has layers \\(2, 4\\)"):
-        fit(est, experiment(keft.Erf()), ("C_W",), progress=False)
-
-
 def test_an_estimate_of_other_networks_is_refused(key):
     """What made the data is known; free parameters may start elsewhere, and kernels alone may be fitted with
     anything."""
@@ -319,12 +315,14 @@ def test_an_estimate_of_other_networks_is_refused(key):
     )
     right = {"slope": 0.2, "C_W": C_W, "C_b": C_B}
 
-    def at(free=("C_W",), width=WIDTH, eps=EPS, **changes):
+    def at(free=("C_W",), width=WIDTH, eps=EPS, layers=LAYERS, **changes):
         values = right | changes
-        e = experiment(keft.LeakyReLU(values["slope"]), values["C_W"], values["C_b"], width=width, eps=eps)
+        settings = {"width": width, "eps": eps, "layers": layers}
+        e = experiment(keft.LeakyReLU(values["slope"]), values["C_W"], values["C_b"], **settings)
         return fit(est, e, free, closure=keft.GOnly(), progress=False)
 
     for changes, words in (
+        ({"layers": (2, 4)}, r"has layers \(1, 3, 6\) and 2 inputs, the experiment \(2, 4\)"),
         ({"width": 64}, "with width = 32, the experiment holds it at 64"),
         ({"eps": 0.3}, "with eps = 0.4, the experiment holds it at 0.3"),
         ({"C_b": 0.1}, "with C_b = 0.3, the experiment holds it at 0.1"),
@@ -335,22 +333,6 @@ def test_an_estimate_of_other_networks_is_refused(key):
     with pytest.raises(ValueError, match=r"networks of Model LeakyReLU.*, the experiment of Model Erf"):
         fit(est, experiment(keft.Erf()), ("C_W",), progress=False)
     assert abs(at(C_W=1.2).values[0] - C_W) < 0.5
-
-
-def test_starts_that_are_far_from_the_data_end_at_the_truth():
-    """Starts far from the data end at the truth. (Without care the search ended at 5675 +- 3e-9 from C_W = 1e6, and
-    asked for more networks from 1e-6.)"""
-    rng = np.random.default_rng(3)
-    data = block_law(rng, lambda x: x, C_W, 0.0, K0, WIDTH, LAYERS, EPS, 200)
-
-    def at(start):
-        return fit(data, experiment(keft.Linear(), start, 0.0), ("C_W",), closure=keft.HermiteTower(2), progress=False)
-
-    for start in (1e-6, 1e6):
-        found = at(start)
-        low, high = found.interval(0.999)[0]
-        assert found.converged, start
-        assert low < C_W < high, start
 
 
 def test_a_fit_is_not_traced():
@@ -450,15 +432,15 @@ def test_single_precision_is_fitted_in_its_own_precision():
 UNLIKE = np.array([[4.0, 0.5], [0.5, 0.3]])  # variances so unlike that erf's bend tells the variance in front of it
 
 
-def two_matrices(rng, s, C_1, C_2, decay, ratio, networks):
-    """Kernels (networks, layers, N, N) of [Dense(C_1, ratio), s, Dense(C_2)] with decay, by the exact law: hidden
-    neurons are N(0, C_1 G)."""
+def two_matrices(rng, s, C_1, C_b, C_2, decay, ratio, networks):
+    """Kernels (networks, layers, N, N) of [Dense(C_1, C_b, ratio), s, Dense(C_2)] with decay, by the exact law: hidden
+    neurons are N(0, C_b + C_1 G)."""
     skip = np.sqrt(1 - decay * EPS**2)
     phi = np.linalg.cholesky(UNLIKE) @ rng.standard_normal((networks, 2, WIDTH))
     saved = []
     for layer in range(1, LAYERS[-1] + 1):
         G = phi @ phi.swapaxes(1, 2) / WIDTH
-        u = np.linalg.cholesky(C_1 * G) @ rng.standard_normal((networks, 2, ratio * WIDTH))
+        u = np.linalg.cholesky(C_b + C_1 * G) @ rng.standard_normal((networks, 2, ratio * WIDTH))
         S = s(u) @ s(u).swapaxes(1, 2) / (ratio * WIDTH)
         phi = skip * phi + EPS * np.linalg.cholesky(C_2 * S) @ rng.standard_normal(phi.shape)
         if layer in LAYERS:
@@ -470,18 +452,36 @@ def block_experiment(branch, decay=0.0, eps=EPS):
     return Experiment(keft.Model(branch, decay=decay), UNLIKE, width=WIDTH, layers=LAYERS, eps=eps)
 
 
-def test_both_matrices_and_the_decay_of_a_block_come_back():
-    """2000 networks, hidden ratio 2: three parameters within 4 standard errors, and the theory fits. From the
-    values found, with one eps a layer, the search ends there again. (GOnly is exact for this block: test_blocks.)"""
-    truth, names = [1.3, 2.5, 0.8], ("branch[0].C_W", "branch[2].C_W", "decay")
-    G = two_matrices(np.random.default_rng(20), erf, *truth, 2, 2000)
-    start = block_experiment([keft.Dense(0.7, ratio=2), keft.Erf(), keft.Dense(4.0)], 0.2)
-    result = fit(G, start, names, closure=keft.GOnly(), progress=False)
+@pytest.mark.parametrize(
+    ("s", "truth", "free", "start"),
+    [
+        (
+            lambda u: u,
+            {"C_1": 1.3, "C_b": 2.0, "C_2": 2.5, "decay": 0.8},
+            {"branch[1].C_W": "C_2", "decay": "decay"},
+            [keft.Dense(1.3, 2.0, ratio=2), keft.Dense(4.0)],
+        ),
+        pytest.param(
+            erf,
+            {"C_1": 1.3, "C_b": 0.0, "C_2": 2.5, "decay": 0.8},
+            {"branch[2].C_W": "C_2", "decay": "decay", "branch[0].C_W": "C_1"},
+            [keft.Dense(0.7, ratio=2), keft.Erf(), keft.Dense(4.0)],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["linear", "erf"],
+)
+def test_both_matrices_and_the_decay_of_a_block_come_back(s, truth, free, start):
+    """2000 networks, hidden ratio 2: parameters within 4 standard errors, and the theory fits. From the values
+    found, with one eps a layer, the search ends there again. (GOnly is exact for these blocks: test_blocks.)"""
+    names, expected = tuple(free), np.array([truth[name] for name in free.values()])
+    G = two_matrices(np.random.default_rng(20), s, **truth, ratio=2, networks=2000)
+    result = fit(G, block_experiment(start, 0.2), names, closure=keft.GOnly(), progress=False)
     assert result.converged
-    assert np.all(np.abs(result.values - truth) < 4 * result.stderr)
-    assert np.all(result.stderr < 0.5 * np.array(truth))
+    assert np.all(np.abs(result.values - expected) < 4 * result.stderr)
+    assert np.all(result.stderr < 0.5 * expected)
     assert result.p_value > 1e-3
-    np.testing.assert_allclose(result.experiment.model.branch[2].C_W, result.values[1])
+    np.testing.assert_allclose(result.experiment.model.branch[-1].C_W, result.values[0])
     each = Experiment(result.experiment.model, UNLIKE, width=WIDTH, layers=LAYERS, eps=[EPS] * LAYERS[-1])
     again = fit(G, each, names, closure=keft.GOnly(), progress=False)
     np.testing.assert_allclose(again.values, result.values, rtol=0, atol=1e-3 * result.stderr.min())
@@ -495,10 +495,11 @@ def test_both_matrices_and_the_decay_of_a_block_come_back():
             ("branch[0].C_W", "branch[1].C_W"),
             r"the data tell only `branch\[0\].C_W` \* `branch\[1\].C_W`, not each parameter by itself. Hold one of them fixed",
         ),
-        (
-            [keft.Erf(), keft.Dense(1.5), keft.LeakyReLU(0.2), keft.Dense(2.0)],
-            ("branch[1].C_W", "branch[2].slope", "branch[3].C_W"),
+        pytest.param(
+            [keft.Dense(1.5), keft.LeakyReLU(0.2), keft.Dense(2.0)],
+            ("branch[0].C_W", "branch[1].slope", "branch[2].C_W"),
             r"the data tell only `branch\[\d\].C_W` \* `branch\[\d\].C_W`, not each",
+            marks=pytest.mark.slow,
         ),
         (
             [keft.Dense(1.5), keft.RMSNorm(), keft.Dense(2.0)],
@@ -537,10 +538,11 @@ class Gain(keft.PairActivation):
         return self.g**2 * k_ab
 
 
-def test_what_a_field_declares_of_its_parameter_is_all_that_a_fit_knows_of_it():
+def test_what_a_field_declares_of_its_parameter_is_all_that_a_fit_knows_of_it(monkeypatch):
     """The gain moves in its logarithm, as C_W does: its relative error is half that of C_W, and its interval the root
     of that interval."""
     G = block_law(np.random.default_rng(25), lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 200)
+    monkeypatch.setattr(pair, "closed_form_error", eqx.filter_jit(pair.closed_form_error))  # quicker than step by step
     gain = fit(G, experiment(Gain(jnp.array(0.5)), C_W=1.0), "activation.g", closure=keft.GOnly(), progress=False)
     weights = fit(G, experiment(keft.Linear(), C_W=0.25), "C_W", closure=keft.GOnly(), progress=False)
     np.testing.assert_allclose(gain.values**2, weights.values, rtol=1e-6)
@@ -575,7 +577,7 @@ def test_a_plain_network_is_fitted():
     phi = np.sqrt(1.7 * np.mean(phi**2, axis=2, keepdims=True)) * rng.standard_normal(phi.shape)
     G = phi @ phi.swapaxes(1, 2) / WIDTH
     e = Experiment(keft.Model(keft.Linear(), 1.0, decay=1.0), [[1.0]], width=WIDTH, layers=[1], eps=1.0)
-    result = fit(G[:, None], e, "C_W", closure=keft.HermiteTower(2), progress=False)
+    result = fit(G[:, None], e, "C_W", closure=keft.GOnly(), progress=False)
     np.testing.assert_allclose(result.values, G.mean(), rtol=1e-6)
     np.testing.assert_allclose(result.stderr, G.std(ddof=1) / np.sqrt(500), rtol=1e-6)
 
@@ -584,15 +586,17 @@ def test_a_plain_network_is_fitted():
 
 
 @pytest.mark.parametrize("start", [1e6, 1e-6])
-def test_absurd_starts_end_at_the_same_estimate(start):
-    """At C_W = 1e6 the predicted noise is so large that any step looks small beside it; at 1e-6 C_W seems of no
-    effect."""
+def test_absurd_starts_end_at_the_same_estimate_and_at_the_truth(start):
+    """At C_W = 1e6 the predicted noise is so large that any step looks small beside it; at 1e-6 C_W seems of no effect.
+    (Without care the search ended at 5675 +- 3e-9 from C_W = 1e6, and asked for more networks from 1e-6.)"""
     G = block_law(np.random.default_rng(22), erf, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
     near, far = (
         fit(G, experiment(keft.Erf(), C_W=value), "C_W", closure=keft.GOnly(), progress=False) for value in (1.0, start)
     )
     assert far.converged
     np.testing.assert_allclose(far.values, near.values, atol=0.02 * near.stderr[0])
+    low, high = far.interval(0.999)[0]
+    assert low < C_W < high
 
 
 def test_data_that_break_an_exact_relation_are_no_success():
@@ -615,5 +619,6 @@ def test_a_plain_function_is_fitted_as_its_class_is():
 
 
 def test_expectations_that_are_not_accurate_are_no_theory():
+    e = experiment(keft.Smooth(jax.nn.relu), K0=K0[:1, :1])
     with pytest.raises(ValueError, match=r"values at which the theory is not accurate: .* at C_W = 1\.5"):
-        fit(KERNELS, experiment(keft.Smooth(jax.nn.elu)), "C_W", closure=keft.GOnly(), progress=False)
+        fit(KERNELS[:, :, :1, :1], e, "C_W", closure=keft.GOnly(), progress=False)

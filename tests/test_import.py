@@ -26,13 +26,13 @@ def test_the_names_load_what_they_need_only():
 
 def test_every_public_name_is_there():
     run(
+        "from kernel_eft_jax import *\nassert solve and Model and conventions\n"
         "import kernel_eft_jax as keft\n"
+        "assert keft.inference.parameter_names\n"
         "names = dir(keft)\n"
         "assert {'Model', 'solve', 'conventions'} <= set(names)\n"
         "assert all(getattr(keft, name) is not None for name in names)"
     )
-    run("from kernel_eft_jax import *\nassert solve and Model and conventions")
-    run("import kernel_eft_jax as keft\nassert keft.inference.parameter_names")
     assert {"Model", "solve", "conventions"} <= set(keft.__all__)
     assert not {"public", "storage", "cli"} & set(keft.__all__)
     assert keft.solve is public.solve

@@ -80,13 +80,13 @@ def test_files_of_other_kinds_are_refused(tmp_path):
 
 
 def test_a_record_says_what_was_fitted_and_how():
-    closure = keft.HermiteTower(3)
+    closure = keft.HermiteTower(2)
     found = fit(GOOD["G"], EXPERIMENT, ["C_W", "width"], closure=closure, with_V4=True, progress=False)
     record = json.loads(json.dumps(fit_record(found)))
     assert record["parameters"].keys() == {"C_W", "width"}
     assert record["parameters"]["C_W"]["value"] == found.values[0]
     assert record["held"] == {"C_b": 0.0, "decay": 0.0, "eps": EPS, "K0_scale": 1.0}
-    assert record["closure"] == {"name": "HermiteTower", "degree": 3}
+    assert record["closure"] == {"name": "HermiteTower", "degree": 2}
     assert record["with V4"] is True
     assert "Linear" in json.dumps(record["model in full"])
 

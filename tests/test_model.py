@@ -50,7 +50,11 @@ def check_hess(model: keft.Model) -> None:
     np.testing.assert_allclose(model.hess(KERNEL, V), second, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["Tanh", "Erf", "Sin", "GELU", "ReLU", "LeakyReLU"])
+# The derivatives of each activation meet oracles in test_activations: here one smooth activation and one with a kink.
+@pytest.mark.parametrize(
+    "name",
+    ["Erf", "ReLU", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Tanh", "Sin", "GELU", "LeakyReLU"))],
+)
 def test_chi_and_hess_are_derivatives_of_the_kernel_map(name):
     check_chi(model(name))
     check_hess(model(name))
@@ -73,7 +77,7 @@ def test_a_wrong_derivative_is_noticed(wrong, check):
         check(wrong(keft.Erf(), C_W, C_b))
 
 
-@pytest.mark.parametrize("name", ["Tanh", "GELU"])
+@pytest.mark.parametrize("name", [pytest.param("Tanh", marks=pytest.mark.slow), "GELU"])
 def test_entries_of_chi(name):
     """dQ_ab / dK_ab = C_W E[s'_a s'_b], dQ_ab / dK_aa = 1/2 C_W E[s''_a s_b], dQ_aa / dK_aa = 1/2 C_W E[(s^2)'']."""
     case, unit = SMOOTH[name], np.eye(4)
@@ -131,7 +135,7 @@ def test_variances_enter_linearly():
     np.testing.assert_array_equal(slope[..., 1], jnp.ones((4, 4)))
 
 
-@pytest.mark.parametrize("name", ["Tanh", "ReLU", "GELU"])
+@pytest.mark.parametrize("name", ["Tanh", "ReLU", pytest.param("GELU", marks=pytest.mark.slow)])
 def test_the_next_covariance_is_positive_semi_definite(name):
     """Q of any kernel is the covariance of something: for random kernels of any rank, variances from 1e-3 to 30."""
     Q = eqx.filter_jit(model(name).Q)
