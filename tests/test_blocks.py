@@ -170,6 +170,7 @@ def test_two_matrices_in_closed_form(relu, extra):
         np.testing.assert_allclose(solution.V4.item(), V4, rtol=1e-6)
 
 
+@pytest.mark.slow  # in every run: the transformer of the table
 def test_a_norm_first_in_closed_form():
     """RMSNorm first, one input: K1 = 0 and V4 a sum over layers; s = erf, E[erf^2] = 2/pi arcsin(2 A / (1 + 2 A)) at A
     = C1."""
@@ -188,10 +189,9 @@ def test_a_norm_first_in_closed_form():
     np.testing.assert_allclose(solution.K1.item(), 0.0, atol=1e-12)
 
 
+@pytest.mark.slow  # in every run: the plain network of the table
 @pytest.mark.parametrize(
-    ("activation", "C_W", "extra"),
-    [pytest.param(ReLU(), 2.0, 5.0, marks=pytest.mark.slow), (Linear(), 1.5, 2.0)],
-    ids=["relu", "linear"],
+    ("activation", "C_W", "extra"), [(ReLU(), 2.0, 5.0), (Linear(), 1.5, 2.0)], ids=["relu", "linear"]
 )
 def test_plain_networks_in_closed_form(activation, C_W, extra):
     """A plain network multiplies E[q^2] by (gain^2)(1 + extra/n) a layer; here q0 scatters like a Wishart kernel, 2 q^2
