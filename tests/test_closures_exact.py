@@ -116,7 +116,7 @@ def test_degree_two_is_the_g_only_covariance_for_odd_activations():
 
 MODEL = keft.Model(keft.Sin(), jnp.array(1.5), jnp.array(0.2))
 THREE = np.array([[1.0, 0.4, -0.3], [0.4, 0.8, 0.2], [-0.3, 0.2, 1.5]])
-LAYERS = {"layers": [1, 2], "eps": 0.5**0.5}
+LAYERS = {"layers": [0, 1, 2], "eps": 0.5**0.5}
 TOWER, SIGMA = keft.HermiteTower(4), keft.SigmaKernel(8)
 
 
@@ -146,7 +146,39 @@ def test_inputs_do_not_depend_on_who_else_is_there(closure, inputs, parts):
         np.testing.assert_allclose(part.K1, np.asarray(together.K1)[two], rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize(("closure", "inputs"), [(TOWER, 3), (SIGMA, 2), slow(SIGMA, 3)])
+TOGETHER = pytest.mark.parametrize(("closure", "inputs"), [(TOWER, 3), (SIGMA, 2), slow(SIGMA, 3)])
+
+
+@TOGETHER
+def test_a_layer_adds_to_G_what_S_says(closure, inputs):
+    """The increments of a layer have the covariance Qhat = C_b + C_W S. At order 1/n, h = eps^2,
+
+    K1' = K1 + h C_W U1,  V4' = V4 + h C_W (V_GS + transpose) + h^2 C_W^2 V_SS + h Sigma(K0, Q) + h^2 Wick(Q).
+    """
+    s, h = whole(closure, inputs), 0.5
+    K0, V4, K1, GS, SS, U1 = (np.asarray(x) for x in (s.K0, s.V4, s.K1, s.V_GS, s.V_SS, s.U1))
+    d = h * float(MODEL.C_W)
+    for l in (0, 1):
+        Q, both = (K0[l + 1] - K0[l]) / h, GS[l] + np.einsum("abcd->cdab", GS[l])
+        np.testing.assert_allclose(K1[l + 1], K1[l] + d * U1[l], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            V4[l + 1], V4[l] + d * both + d**2 * SS[l] + h * sigma(K0[l], Q) + h**2 * wick(Q), rtol=1e-7, atol=1e-9
+        )
+
+
+@TOGETHER
+def test_the_covariance_of_G_and_S_at_the_input(closure, inputs):
+    """Cov(phi_a phi_b, F) = E[F] along the change K_ac K_bd + K_ad K_bc of K_cd (Stein), E[sin sin] = exp(-(K_cc + K_dd)
+    / 2) sinh(K_cd)."""
+    K, found = THREE[:inputs, :inputs], whole(closure, inputs).V_GS[0]
+    variances, M = np.diag(K), wick(K)
+    own = np.einsum("abcc->abc", M)
+    size = np.exp(-0.5 * (variances[:, None] + variances[None, :]))
+    expected = size * (np.cosh(K) * M - 0.5 * np.sinh(K) * (own[..., None] + own[..., None, :]))
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@TOGETHER
 def test_covariances_are_covariances(closure, inputs):
     """The joint covariance of G and S is symmetric and positive semi-definite at every depth."""
     packed = whole(closure, inputs).packed
