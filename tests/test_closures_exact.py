@@ -170,7 +170,7 @@ def test_a_layer_adds_to_G_what_S_says(closure, inputs):
 def test_the_covariance_of_G_and_S_at_the_input(closure, inputs):
     """Cov(phi_a phi_b, F) = E[F] along the change K_ac K_bd + K_ad K_bc of K_cd (Stein), E[sin sin] = exp(-(K_cc + K_dd)
     / 2) sinh(K_cd)."""
-    K, found = THREE[:inputs, :inputs], whole(closure, inputs).V_GS[0]
+    K, found = THREE[:inputs, :inputs], np.asarray(whole(closure, inputs).V_GS)[0]
     variances, M = np.diag(K), wick(K)
     own = np.einsum("abcc->abc", M)
     size = np.exp(-0.5 * (variances[:, None] + variances[None, :]))
