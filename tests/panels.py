@@ -80,15 +80,23 @@ def panels(case: Function, root: float) -> tuple[np.ndarray, np.ndarray]:
     return y, v * np.exp(-(y**2) / 2) / np.sqrt(2 * np.pi)
 
 
-def by_parts(x, y, rho, r, q):
-    """(-d/dx)^r (-d/dy)^q of the density of (x, y), divided by the density of independent ones, as a polynomial in few
-    terms of the precision matrix."""
+def by_parts(x, y, rho) -> Callable:
+    """(-d/dx)^r (-d/dy)^q of the density of (x, y), divided by the density of independent ones, as a function of r and
+    q: a polynomial in few terms of the precision matrix."""
     rest = (1 - rho) * (1 + rho)
     u, v, p = (x - rho * y) / rest, (y - rho * x) / rest, 1 / rest
     ratio = np.exp(-0.5 * rho * (rho * (x**2 + y**2) - 2 * x * y) / rest) / np.sqrt(rest)
-    polynomials = {(0, 0): 1.0, (1, 0): u, (0, 1): v, (2, 0): u**2 - p, (0, 2): v**2 - p, (1, 1): u * v + rho * p}
-    polynomials |= {(3, 0): u**3 - 3 * p * u, (0, 3): v**3 - 3 * p * v}
-    return polynomials[r, q] * ratio
+    polynomials = {
+        (0, 0): lambda: 1.0,
+        (1, 0): lambda: u,
+        (0, 1): lambda: v,
+        (2, 0): lambda: u**2 - p,
+        (0, 2): lambda: v**2 - p,
+        (1, 1): lambda: u * v + rho * p,
+        (3, 0): lambda: u**3 - 3 * p * u,
+        (0, 3): lambda: v**3 - 3 * p * v,
+    }
+    return lambda r, q: polynomials[r, q]() * ratio
 
 
 ORDERS = ((0, 0), (2, 0), (0, 2), (1, 1), (4, 0), (2, 2), (3, 1), (0, 4), (1, 3))
@@ -117,11 +125,11 @@ def true_moments(case: Function, k: float, k_ab: float) -> np.ndarray:
         case = case._replace(orders=1)  # higher derivatives on the density, where those of s are local and cancel
     s = [case.s(root * x, r) * w for r in range(case.orders + 1)]
     if abs(rho) <= 0.95:
-        density = {}
+        parts, density = by_parts(x[:, None], x[None, :], rho), {}
         for r, q in ORDERS:
             rest = max(r - case.orders, 0), max(q - case.orders, 0)
             if rest not in density:
-                density[rest] = by_parts(x[:, None], x[None, :], rho, *rest)
+                density[rest] = parts(*rest)
             value = s[min(r, case.orders)] @ density[rest] @ s[min(q, case.orders)]
             moments[r, q] = value / root ** sum(rest)
         return moments

@@ -248,6 +248,7 @@ def fourth_cumulant_shift(kappa, C_W, eps, depth, k):
     return shift
 
 
+@pytest.mark.slow  # a claim of the documentation, in which no code of the package takes part
 def test_other_weights_move_K1_by_their_fourth_cumulant(key):
     """Uniform weights (kappa = -1.2) less Gaussian ones from the same normals, 40,000 networks of 16 neurons, 3 layers,
     eps = 1.

@@ -12,6 +12,9 @@
 Tanh, Erf, Sin, GELU and SiLU stand for all activations. `make slow` runs all; a quick part is in every run.
 """
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,9 +59,15 @@ def g_only_by_hand(case, k):
 BY_HAND = {"GOnly": (1e-6, 1e-3, 0.5, 30.0, 1e3, 1e6), "SigmaKernel": (1e-3, 0.5, 2.0, 10.0)}
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("closure", BY_HAND)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Tanh" else pytest.mark.slow) for n in TRUNCATED])
+# Each closure and each dtype once in every run.
+QUICK_EXPECTATIONS = {("Tanh", "GOnly", np.float32), ("Erf", "SigmaKernel", np.float64)}
+EXPECTATIONS = itertools.product(TRUNCATED, BY_HAND, (np.float64, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "closure", "dtype"),
+    [pytest.param(*x, marks=() if x in QUICK_EXPECTATIONS else pytest.mark.slow) for x in EXPECTATIONS],
+)
 def test_the_expectation_error_of_closures_that_expand_nothing(name, closure, dtype):
     """GOnly and SigmaKernel expand nothing: the error of their numbers is below ten times
     `stats["expectation_error"]`."""
@@ -200,18 +209,32 @@ KERNELS = [
 ]
 
 
-@pytest.mark.parametrize("closure", [keft.HermiteTower, PairTower])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Sin" else pytest.mark.slow) for n in TRUNCATED])
-def test_the_truncation_bound_of_two_inputs(name, closure):
+@functools.cache
+def of_two_inputs(name):
+    """K0, V4 and K1 of three layers for each of the kernels."""
+    return [two_input_layers(SMOOTH[name], 2.0, np.array(K), 0.5, 3) for K in KERNELS]
+
+
+# In every run one degree of the tower of `solve_pairs`, whose bounds are code of its own; bounds of the other tower are
+# those of one input below.
+OF_TWO_INPUTS = [
+    pytest.param(name, closure, (2, 3, 4, 8, 16), marks=pytest.mark.slow)
+    for name in TRUNCATED
+    for closure in (keft.HermiteTower, PairTower)
+]
+
+
+@pytest.mark.parametrize(("name", "closure", "degrees"), [("Sin", PairTower, (3,)), *OF_TWO_INPUTS])
+def test_the_truncation_bound_of_two_inputs(name, closure, degrees):
     """The bound holds for every entry of V4 and K1 of two inputs, for the tower and for that of `solve_pairs`,
     correlations of 0.999, -0.99, 1 and -1 among them.
 
     Three layers of eps = 0.5 against sums over layers. To the bound rounding is added: 1e-7 of the quantity's unit for
     the oracle, and the stated error of the expectations.
     """
-    exact = [two_input_layers(SMOOTH[name], 2.0, np.array(K), 0.5, 3) for K in KERNELS]
+    exact = of_two_inputs(name)
     model, worst = keft.Model(SMOOTH[name].activation, 2.0), (0.0, "none")
-    for degree in (3, 8) if name == "Sin" else (2, 3, 4, 8, 16):
+    for degree in degrees:
 
         @jax.jit
         def solved(K, degree=degree):
@@ -284,16 +307,23 @@ def statistics(activation, K, degree: int, layers: int):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.lax.map(solved, K))
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Tanh" else pytest.mark.slow) for n in READ])
-def test_the_truncation_bound_of_all_statistics(name, dtype):
+OF_ALL_STATISTICS = [
+    pytest.param(name, dtype, (2, 3, 4, 8, 16, 30, 60), marks=pytest.mark.slow)
+    for name in READ
+    for dtype in (np.float64, np.float32)
+]
+
+
+# In every run a degree that is too low for its bounds to be small.
+@pytest.mark.parametrize(("name", "dtype", "degrees"), [("Tanh", np.float64, (3,)), *OF_ALL_STATISTICS])
+def test_the_truncation_bound_of_all_statistics(name, dtype, degrees):
     """The bound holds for V4, K1, V_GS, V_SS and U1 of one input, variances 1e-6 to 1e6, degrees 2 to 60, against
     degree 160. With kinks it holds up to a factor of ten."""
     activation = FUNCTIONS[name].activation
     k = jnp.asarray([1e-6, 1e-3, 0.5, 2.0, 10.0, 100.0, 1e4, 1e6], dtype)[:, None, None]
     high, worst = statistics(activation, k, 160, 4), (0.0, "none")
     rounding = 1e-12 if dtype == np.float64 else 2e-4
-    for degree in (2, 3, 4, 8, 16, 30, 60):
+    for degree in degrees:
         found = understated(statistics(activation, k, degree, 4), high, activation, rounding)
         worst = max(worst, (found[0], f"{found[1]}, degree {degree}"))
     print(f"{name}, {np.dtype(dtype).name}: true over stated truncation at most {worst[0]:.2g}, {worst[1]}")

@@ -11,6 +11,7 @@ K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 TS, EPS, LAYERS = np.array([0.32, 0.64]), 0.4, [2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closure", [keft.GOnly(), keft.HermiteTower(2)], ids=["two inputs", "one input"])
 def test_linear_networks_in_closed_form(closure):
     """K0' = C_b + C_W K0, so K0(t) = K e^(C_W t) + C_b (e^(C_W t) - 1) / C_W."""
@@ -58,6 +59,12 @@ def gated(values):
     return keft.Model([keft.RMSNorm(), keft.Dense(C_1, b_1, ratio=2), gate, keft.Dense(C_2, b_2)], decay=decay)
 
 
+def gate_alone(values):
+    C_1, b_1, input_scale, output_scale, C_2, b_2, decay = values
+    gate = keft.GLU(keft.Scaled(keft.Sin(), input_scale, output_scale))
+    return keft.Model([keft.Dense(C_1, b_1, ratio=2), gate, keft.Dense(C_2, b_2)], decay=decay)
+
+
 ONE = ("activation.input_scale", "activation.output_scale", "C_W", "C_b", "decay")
 GATED = (
     "branch[1].C_W",
@@ -68,20 +75,28 @@ GATED = (
     "branch[3].C_b",
     "decay",
 )
+GATE_ALONE = tuple(name.replace("[1]", "[0]").replace("[2]", "[1]").replace("[3]", "[2]") for name in GATED)
 PAIR = [1.0, 0.3, 0.6]
+
+
+def slow(*values):
+    """Parameters of a test that only `make slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     ("build", "names", "values", "closure", "eps", "kernel"),
     [
         (one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.GOnly(), None, PAIR),
-        (one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.GOnly(), EPS, PAIR),
-        (one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.HermiteTower(5), EPS, [1.0]),
-        (gated, GATED, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.GOnly(), EPS, PAIR),
-        (gated, GATED, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.HermiteTower(2), [0.3, 0.5, 0.2, 0.4], PAIR),
+        (gate_alone, GATE_ALONE, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.GOnly(), [0.3, 0.5, 0.2, 0.4], [1.0]),
+        slow(one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.GOnly(), EPS, PAIR),
+        slow(one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.HermiteTower(5), EPS, [1.0]),
+        slow(gated, GATED, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.GOnly(), EPS, PAIR),
+        slow(gated, GATED, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.HermiteTower(2), [0.3, 0.5, 0.2, 0.4], PAIR),
     ],
 )
 def test_every_derivative_is_the_limit_of_differences(build, names, values, closure, eps, kernel):
+    """By every leaf of the model, entry of the kernel and eps; in the continuum, layers, and layers of their own eps."""
     point = np.array([*values, *kernel, *([eps] if np.ndim(eps) == 0 and eps else [])])
 
     def at(point):
@@ -115,13 +130,13 @@ def test_every_derivative_is_the_limit_of_differences(build, names, values, clos
 
 def test_a_plain_network_has_no_derivative_by_its_skip():
     """decay eps^2 = 1: K0 = C_W^l K. The skip a is zero, and a itself has no derivative by decay and eps there."""
-    s = sensitivity(keft.Model(keft.Linear(), 1.5, decay=1.0), [[1.2]], layers=[3], eps=1.0)
+    s = sensitivity(keft.Model(keft.Linear(), 1.5, decay=1.0), [[1.2]], layers=[3], eps=1.0, closure=keft.GOnly())
     assert s.names == ("C_W", "C_b", "K0[0, 0]")
     np.testing.assert_allclose(s["C_W"].K0, 3 * 1.5**2 * 1.2, rtol=1e-12)
 
 
 def test_an_unknown_name_lists_those_that_exist():
-    s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], layers=LAYERS, eps=EPS)
+    s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], layers=LAYERS, eps=EPS, closure=keft.GOnly())
     with pytest.raises(KeyError, match=r"no parameter `width`; there are .*'C_W'"):
         s["width"]
 
@@ -129,7 +144,8 @@ def test_an_unknown_name_lists_those_that_exist():
 def test_sensitivities_are_drawn_where_they_matter():
     """One input's kernel does not feel the other; of a bias or an entry of zero there is no per cent: the legend says
     which."""
-    s = sensitivity(keft.Model(keft.Linear(), 1.5), np.diag([1.0, 0.6]), layers=[0, *LAYERS], eps=EPS)
+    model, depth = keft.Model(keft.Linear(), 1.5), {"layers": [0, *LAYERS], "eps": EPS}
+    s = sensitivity(model, np.diag([1.0, 0.6]), **depth, closure=keft.GOnly())
     assert s["C_b"].K0[-1, 0, 0] > 0.6  # t, and more
     figure = plot_sensitivity(s)
     panels = figure.axes
