@@ -224,7 +224,6 @@ def test_fourth_cumulant_without_control_variates(key):
     assert (0.01 * est.S.max() > plain.stderr.S).all()
 
 
-@pytest.mark.slow
 def test_control_variates_take_off_all_that_is_of_leading_order(key):
     """What is left of S - C_S and F - C_F is of order 1/n: errors of U1 and kappa4, which are n times that, do not grow
     with the width.
