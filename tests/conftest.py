@@ -78,7 +78,7 @@ def same_elements_checked(request: pytest.FixtureRequest) -> None:
 
 
 # What samples many networks runs longer than it compiles; what judges rounding errors sees those that users have.
-OPTIMISED = ("ensemble", "statistics", "sampler", "theory", "kawase", "network", "honesty", "piecewise", "activations")
+OPTIMISED = ("ensemble_sc", "statistics", "theory", "honesty", "piecewise", "activations")
 
 
 @pytest.fixture(autouse=True, scope="module")

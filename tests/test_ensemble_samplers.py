@@ -21,7 +21,8 @@ from kernel_eft_jax.model import Model
 from kernel_eft_jax.pairs import pairs
 
 NETWORKS = 3
-SHAPES = [(1, 1), (1, 7), (2, 64), (3, 9), (4, 8), (8, 65), (9, 20), (16, 23), (17, 40)]  # inputs, neurons
+SHAPES = [(1, 1), (1, 7), (2, 64), (3, 9), (9, 20), (17, 40)]  # inputs, neurons: each with a path of its own
+SHAPES += [pytest.param(*shape, marks=pytest.mark.slow) for shape in [(4, 8), (8, 65), (16, 23)]]
 MODEL = Model(Tanh(), jnp.float32(1.7), jnp.float32(0.3))
 
 
