@@ -411,6 +411,41 @@ def test_the_series_of_four_inputs_tells_its_error():
     assert off <= told <= 10 * off
 
 
+def test_the_series_of_copies_tells_its_error():
+    """Three inputs of which two are copies: the series of these two given the third misses a part of Cov(s s, s s), and
+    its stated error is that large. Two inputs alone need no such series."""
+    K, twice, model = 4 * jnp.array([[1.0, 0.5], [0.5, 1.0]]), np.array([0, 1, 1]), keft.Model(keft.ReLU(), 2.0)
+    closure = keft.SigmaKernel(6)
+    of_two = jax.jit(lambda k: closure.init(model, k))(pack(K)).V[3:, 3:]
+    start, told = jax.jit(lambda k: (closure.init(model, k), closure.error(model, k)))(pack(K[np.ix_(twice, twice)]))
+    a, b = np.triu_indices(3)
+    same = np.array([[0, 1], [1, 2]])[twice[a], twice[b]]
+    exact, sizes = np.asarray(of_two)[np.ix_(same, same)], np.sqrt(np.diagonal(of_two))[same]
+    off = np.max(np.abs(start.V[6:, 6:] - exact) / np.outer(sizes, sizes))
+    assert off > 1e-4
+    assert off <= told <= 30 * off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ReLU", "Tanh", "GELU"])
+def test_the_series_of_copies_tells_its_error_of_a_layer(name):
+    """The setting of the test above, a layer later, noise of free neurons included."""
+    K, twice, model = (
+        4 * np.array([[1.0, 0.5], [0.5, 1.0]]),
+        np.array([0, 1, 1]),
+        keft.Model(getattr(keft, name)(), 2.0),
+    )
+    two, three = (
+        keft.solve(model, kernel, layers=[1], eps=0.5, closure=keft.SigmaKernel(6), throw=False)
+        for kernel in (K, K[np.ix_(twice, twice)])
+    )
+    exact, sizes = np.asarray(two.V_SS)[0], np.sqrt(np.einsum("abab->ab", np.asarray(three.V_SS)[0]))
+    off = np.abs(np.asarray(three.V_SS)[0] - exact[np.ix_(*[twice] * 4)]) / np.multiply.outer(sizes, sizes)
+    told = float(three.stats["expectation_error"])
+    assert off.max() > 1e-4
+    assert off.max() <= told <= 30 * off.max()
+
+
 @pytest.mark.slow
 def test_a_series_of_four_inputs_that_misses_much_is_refused():
     """The setting of the test above: the solve is refused, and a high degree is right."""

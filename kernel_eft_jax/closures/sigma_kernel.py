@@ -56,8 +56,9 @@ class SigmaState(NamedTuple):
 class SigmaKernel(Closure[SigmaState]):
     """V4, K1 and the joint covariances of G and S; for odd activations V4 is right to a fraction of a per cent.
 
-    Four-point expectations are exact to about 1e-9 where an input occurs twice. Those of four different inputs are a
-    series to `degree`, whose error falls like the correlation to that power (`expectation_error` counts it). The
+    Four-point expectations of two different inputs are exact to about 1e-9. Those of three and four are series to
+    `degree`, whose errors fall like a correlation to that power: for three inputs the correlation of two given the
+    third, which is close to 1 for near copies (`expectation_error` counts both). The
     pseudo-inverse of Cov(z, z), scaled to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32):
     they belong to directions that are redundant because of a linear activation, of the diagonal, or of repeated inputs.
     Do not differentiate along a direction that separates identical or opposite inputs: the derivative lacks up to 1e-3
@@ -126,7 +127,10 @@ class SigmaKernel(Closure[SigmaState]):
     def error(self, model: Model, k) -> Float[Array, ""]:
         variances = k[triples(input_count(k.shape[0]))[:, 0]]
         nodes = jax.lax.map(lambda k: _nodes_error(model.activation, k, self.degree), variances)
-        return jnp.stack([model.error(k), products_error(model.activation, k, self.degree), jnp.max(nodes)]).max()
+        # What the regression on several inputs makes of rounding, measured for near copies.
+        rounding = jnp.asarray(jnp.finfo(k.dtype).eps ** 0.7 if k.shape[0] > 1 else 0, k.dtype)
+        errors = [model.error(k), products_error(model.activation, k, self.degree), jnp.max(nodes), rounding]
+        return jnp.max(jnp.stack(errors))
 
     def _free_field(self, activation: Activation, q, at: "Regression"):
         """The generator and the noise of free neurons' (g, y) at a kernel."""

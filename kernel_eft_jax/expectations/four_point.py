@@ -7,8 +7,8 @@ averaged over by quadrature:
 $$E[F(\phi_x) f(\phi_y) g(\phi_z)] = E_x\Big[ F(\phi_x) \sum_s f_s(\phi_x)\, g_s(\phi_x)\, r^s \Big],
   \qquad f_s = E[f(\phi_y)\, he_s \,|\, \phi_x]$$
 
-For four different inputs the expectation is a sum over the modes of `hermite_modes`, which converges geometrically
-(`products_error` bounds the rest).
+For four different inputs the expectation is a sum over the modes of `hermite_modes`. `products_error` bounds the rests
+of both series.
 """
 
 from collections import defaultdict
@@ -29,6 +29,7 @@ from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions,
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
 SECOND_ORDERS = ((2, 0), (0, 2), (1, 1))
 SECOND_WEIGHTS = np.array([1.0, 1.0, 2.0])
+CAUTION = 5.0  # the rest of the noise was found to be up to 4.6 times that of the products (ReLU, two copies)
 FourFactors = tuple[tuple[int, int], ...]
 
 
@@ -103,24 +104,52 @@ def _by_modes(activation, k, q, degree):
 
 
 def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -> Float[Array, ""]:
-    r"""The largest bound of the errors of Cov(s_a s_b, s_c s_d) of four different inputs, relative to
+    r"""The largest bound of the errors of Cov(s_a s_b, s_c s_d) of three or four different inputs, relative to
     $\sqrt{\mathrm{Var}(s_a s_b) \mathrm{Var}(s_c s_d)}$.
 
     The norm that the modes of a pair p miss is known, $\tau_p^2 = \mathrm{Var}(s_a s_b) - \sum_{m \le J} |c_m|^2$, and
-    modes of degree m of two pairs correlate by $|R|^m$ at most. So the rest of the series is below
-    $\tau_p \tau_q |R|^{J+1}$.
+    modes of degree m of two pairs correlate by $|R|^m$ at most. So the rest of the series of four inputs is below
+    $\tau_p \tau_q |R|^{J+1}$. If an input x occurs twice, the series is one of two inputs given x, and its rest is
+    below $\tau_y \tau_z |r|^{J+1}$ with $\tau_y^2 = E[s_x^2 (E[s_y^2 | x] - \sum_{s \le J} f_s^2)]$. `CAUTION` covers
+    the noise of free neurons, whose series falls more slowly.
     """
     inputs, count = input_count(k.shape[0]), k.shape[0]
-    if inputs < 4:
+    if inputs < 3:
         return jnp.zeros((), k.dtype)
-    (a, b), f = (index.tolist() for index in pairs(inputs)), frame(k)
-    squares = _Conditional(activation, k, degree)([((x, 0), (x, 0), (y, 0), (y, 0)) for x, y in zip(a, b, strict=True)])
-    variances, value = squares - activation.moments(k) ** 2, pair_functions(activation, f, degree).value
-    missing = jnp.maximum(variances - jnp.sum(value**2, axis=(1, 2)), 0)
-    share = jnp.sqrt(jnp.where(variances > 0, missing / jnp.where(variances > 0, variances, 1), 0))
-    most = jnp.minimum(jnp.linalg.norm(overlaps(k, f), ord=2, axis=(-2, -1)), 1)
-    four = np.array([[len({a[p], b[p], a[q], b[q]}) == 4 for q in range(count)] for p in range(count)])
-    return jnp.max(jnp.where(four, share[:, None] * share[None, :] * most ** (degree + 1), 0))
+    (a, b), conditional = (index.tolist() for index in pairs(inputs)), _Conditional(activation, k, degree)
+    squares = conditional([((x, 0), (x, 0), (y, 0), (y, 0)) for x, y in zip(a, b, strict=True)])
+    variances = jnp.maximum(squares - activation.moments(k) ** 2, 0)
+    size = jnp.sqrt(variances)
+    worst = _largest_share(_around(conditional.rests()), size)
+    if inputs >= 4:
+        f = frame(k)
+        value = pair_functions(activation, f, degree).value
+        missing = jnp.sqrt(jnp.maximum(variances - jnp.sum(value**2, axis=(1, 2)), 0))
+        most = jnp.minimum(jnp.linalg.norm(overlaps(k, f), ord=2, axis=(-2, -1)), 1)
+        four = np.array([[len({a[p], b[p], a[q], b[q]}) == 4 for q in range(count)] for p in range(count)])
+        rest = jnp.where(four, missing[:, None] * missing[None, :] * most ** (degree + 1), 0)
+        worst = jnp.maximum(worst, _largest_share(rest, size))
+    return CAUTION * worst
+
+
+def _largest_share(rest, size):
+    both = size[:, None] * size[None, :]
+    return jnp.max(jnp.where(both > 0, rest / jnp.where(both > 0, both, 1), 0))
+
+
+def _around(rests):
+    """The rests [x, y, z] of averages in which x occurs twice, as a matrix over pairs: at (xx, yz) and (xy, xz)."""
+    inputs = rests.shape[0]
+    a, b = pairs(inputs)
+    found = np.full((a.size, a.size, 3), -1)
+    for p, q in product(range(a.size), repeat=2):
+        four = [a[p], b[p], a[q], b[q]]
+        twice = [x for x in set(four) if four.count(x) == 2]
+        others = [x for x in four if four.count(x) == 1]
+        if len(twice) == 1 and len(others) == 2:
+            found[p, q] = twice[0], *others
+    x, y, z = np.moveaxis(found, -1, 0)
+    return jnp.where(found[..., 0] < 0, 0, rests[x, y, z])
 
 
 def _around_repeated(factors: FourFactors):
@@ -214,6 +243,18 @@ class _Conditional:
         N = left.shape[0]
         moments = jnp.einsum("ayxs,azxs->asyz", left, self._given(n), precision="highest").reshape(N, -1, N, N)
         return jnp.einsum("asyz,ayzs->ayz", moments, series, precision="highest")
+
+    def rests(self):
+        """Bounds of what the series of E[s_x^2 s_y s_z] leave out, (x, y, z)."""
+
+        def square(across, nodes, width):
+            return self.activation.smoothed_product(0, 0, across * nodes, width)
+
+        whole = jax.vmap(jax.vmap(square, in_axes=(0, None, 0)))(self.across, self.nodes, self.width)
+        beyond = jnp.maximum(whole - jnp.sum(self._given(0) ** 2, axis=-1), 0)
+        rest = jnp.sqrt(jnp.einsum("ax,ayx->ay", self._weight(0, 0), beyond, precision="highest"))
+        least = jnp.minimum(jnp.abs(self.correlation), 1) ** self.terms
+        return rest[:, :, None] * rest[:, None, :] * least
 
     def _given(self, order):
         """Hermite coefficients, given psi_x, of the `order`-th derivative of s at y: (x, y, nodes, coefficients)."""
