@@ -28,7 +28,7 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
     if not (successful and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))):
         _check_start(solution, k)
     if not successful:
-        _check_error(float(solution.closure.error(solution.model, k)))  # rates that are noise let no step succeed
+        _check_error(float(_error_at(solution.closure, solution.model, k)))  # rates that are noise let no step succeed
         raise RuntimeError(
             f"The solve stopped at depth t = {float(solution.stats['reached']):.6g} of {float(solution.ts[-1]):.6g}, "
             f"where its steps became too small or too many: {diffrax.RESULTS[solution.result]} Variances may grow "
@@ -37,6 +37,11 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
     _check_entries(solution)
     _check_error(float(solution.stats["expectation_error"]))
     return solution
+
+
+@eqx.filter_jit
+def _error_at(closure, model, k):
+    return closure.error(model, k)
 
 
 def _check_error(error):
