@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..pairs import input_count, pairs, triples
-from ..quadrature import REACH, centred_rule, normal_density
-from .base import Activation, Expansion, between_sides, centres, enough_points, rule
+from ..quadrature import REACH, centred_rule, normal_density, remaining_share
+from .base import Activation, Expansion, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 from .pair_quadrature import (
     FIRST,
     FOURTH,
@@ -97,7 +97,8 @@ def kernel_error(
     units = jnp.stack([k_aa, k_bb, jnp.sqrt(k_aa) * jnp.sqrt(k_bb)], axis=1)
     found = activation.between(k[triples(inputs)[others]])
     size = jnp.sqrt(of_each.scale[a[others]]) * jnp.sqrt(of_each.scale[b[others]])
-    rounding = jnp.max(_rounding(_size(found, units)) / jnp.where(size > 0, size, 1))
+    rounding = _rounding(_size(found, units)) + _rounding_of_kinks(activation, *k[triples(inputs)[others]].T)
+    rounding = jnp.max(rounding / jnp.where(size > 0, size, 1))
     return jnp.maximum(worst, jnp.max(of_each.between) + rounding)
 
 
@@ -108,7 +109,7 @@ def quadrature_errors(activation: Activation, k: Float[Array, "*shape"]) -> Erro
         k = floored(k)
         lines = _by_two_rules(activation, k)
         nodes = jnp.max(_beyond(lines.coarse, lines.fine, k)) + _unsure_alone(lines)
-        return _errors(CAUTION * nodes + lines.parts, CAUTION * lines.inner, lines, k)
+        return _errors(activation, CAUTION * nodes + lines.parts, CAUTION * lines.inner, lines, k)
 
     return _mapped(one, k)
 
@@ -128,7 +129,7 @@ def closed_form_errors(activation: Activation, k: Float[Array, "*shape"]) -> Err
         own = activation.single(k)
         own = jnp.stack([own.value, k * jnp.sum(own.gradient), k * (k * jnp.sum(own.hessian))])
         off = jnp.max(jnp.abs(own - lines.alone[1])) - CAUTION * _unsure_alone(lines)
-        return _errors(jnp.maximum(jnp.max(beyond), off), jnp.zeros_like(k), lines, k)
+        return _errors(activation, jnp.maximum(jnp.max(beyond), off), jnp.zeros_like(k), lines, k)
 
     return _mapped(one, k)
 
@@ -146,10 +147,11 @@ def _mapped(one, k):
     return Errors(*(jnp.reshape(x, k.shape) for x in found))
 
 
-def _errors(own, inner, lines, k):
+def _errors(activation, own, inner, lines, k):
     scale = lines.fine.value[0]
     unit = jnp.where(scale > 0, scale, 1.0)
     alone, anywhere = _rounding(jnp.max(jnp.abs(lines.alone[1]))), jnp.max(_rounding(_size(lines.fine, _units(k))))
+    anywhere = anywhere + _rounding_of_kinks(activation, k, k, jnp.zeros_like(k))
     return Errors((own + alone) / unit, (own + inner) / unit, anywhere / unit, scale)
 
 
@@ -174,6 +176,24 @@ def _size(x: Expansion, units: Float[Array, "#pairs 3"]) -> Float[Array, " pairs
 
 def _rounding(size):
     return ROUNDINGS * jnp.finfo(size.dtype).eps * size
+
+
+def _rounding_of_kinks(activation, k_aa, k_bb, k_ab):
+    r"""The error of rounding of $k_{aa} k_{bb} E[s''_a s''_b]$, in which the delta functions of several kinks cancel at
+    large variances: a few roundings of the sum of their absolute values, with a bound of the density of phi_a, phi_b at
+    both kinks."""
+    if len(activation.kinks) < 2:
+        return jnp.zeros_like(k_ab)
+    places, jumps = kink_places(activation, k_ab.dtype), jnp.abs(kink_jumps(activation, k_ab.dtype))
+
+    def at_kinks(k):
+        squares = jnp.square(places) / (4 * jnp.where(k > 0, k, 1))
+        return jnp.sum(jumps * jnp.exp(-squares))
+
+    share = remaining_share(k_aa, k_bb, k_ab)
+    width = 2 * jnp.pi * jnp.sqrt(jnp.where(share > 0, share, jnp.inf))
+    at_both = jnp.vectorize(at_kinks)(k_aa) * jnp.vectorize(at_kinks)(k_bb)
+    return 4 * jnp.finfo(k_ab.dtype).eps * jnp.sqrt(k_aa) * jnp.sqrt(k_bb) * at_both / width
 
 
 def _beyond(x: Expansion, y: Expansion, k: Float[Array, ""]) -> Float[Array, "*signs"]:
