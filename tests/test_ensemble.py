@@ -228,11 +228,11 @@ def test_control_variates_take_off_all_that_is_of_leading_order(key):
     """What is left of S - C_S and F - C_F is of order 1/n: errors of U1 and kappa4, which are n times that, do not grow
     with the width.
 
-    From 64 to 4096 neurons, few steps that are large: a table of the infinite-width path that is one layer off leaves a
+    From 16 to 1024 neurons, few steps that are large: a table of the infinite-width path that is one layer off leaves a
     part of order 1/sqrt(n), and errors grow by 8. 2048 networks tell their ratio to 10 %.
     """
     run = {"depth": 3, "eps": 0.8, "networks": 2048, "save_at": [3], "progress": False}
-    errors = [estimate(Model(Erf(), 2.0), K0, width=width, key=key, **run).stderr for width in (64, 4096)]
+    errors = [estimate(Model(Erf(), 2.0), K0, width=width, key=key, **run).stderr for width in (16, 1024)]
     for name in ("U1", "kappa4"):
         narrow, wide = (getattr(error, name)[0] for error in errors)
         assert (wide < 1.5 * narrow).all(), (name, wide / narrow)
@@ -399,8 +399,12 @@ def test_a_users_activation_and_default_layers(key):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(eqx.filter(est, eqx.is_array)))
 
 
+@pytest.mark.slow
 def test_repeated_inputs(key):
-    """Three inputs, two equal: their entries agree to rounding, control variates included."""
+    """Three inputs, two equal: their entries agree to rounding, control variates included.
+
+    In the fast tier linear units hold it: four inputs, two of them repeated, in test_ensemble_coupling.py.
+    """
     repeated = np.array([0, 1, 1])
     est = estimate(
         Model(Erf(), 2.0),

@@ -475,16 +475,16 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
     error, three standard errors, and the 10 % between two looks: false alarm 1e-3. What is told first, from 32 groups
     or more, is to 25 %: within a factor 2.5.
     """
-    monkeypatch.setattr(plan, "block_size", lambda problem, networks: 128)
-    full = small(key, networks=100_000, width=16, control=False)
+    monkeypatch.setattr(plan, "block_size", lambda problem, networks: 32)
+    full = small(key, networks=25_000, width=16, control=False)
     wanted = 2 * full.stderr.K1[-1, 0, 0]
     est = small(
-        key, networks=100_000, width=16, control=False, target=(lambda q: q.K1[-1, 0, 0], wanted), progress=True
+        key, networks=25_000, width=16, control=False, target=(lambda q: q.K1[-1, 0, 0], wanted), progress=True
     )
     assert est.stderr.K1[-1, 0, 0] <= wanted
     told = re.search(r"needs about ([\d,]+) \(to \d+%\): [\d,]+ more networks take \d", capsys.readouterr().err)
     assert told is not None
-    assert 0.6 * 25_000 < est.networks < 1.4 * 25_000
+    assert 0.6 * 6250 < est.networks < 1.4 * 6250
     assert 0.4 < est.networks / int(told[1].replace(",", "")) < 2.5
     for wanted in (1e-9, 1e-300):
         assert (
