@@ -478,9 +478,7 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
     monkeypatch.setattr(plan, "block_size", lambda problem, networks: 32)
     full = small(key, networks=25_000, width=16, control=False)
     wanted = 2 * full.stderr.K1[-1, 0, 0]
-    est = small(
-        key, networks=25_000, width=16, control=False, target=(lambda q: q.K1[-1, 0, 0], wanted), progress=True
-    )
+    est = small(key, networks=25_000, width=16, control=False, target=(lambda q: q.K1[-1, 0, 0], wanted), progress=True)
     assert est.stderr.K1[-1, 0, 0] <= wanted
     told = re.search(r"needs about ([\d,]+) \(to \d+%\): [\d,]+ more networks take \d", capsys.readouterr().err)
     assert told is not None
