@@ -112,9 +112,13 @@ def test_errors_are_smaller_than_with_the_factors_alone():
     assert np.exp(np.log(error).mean()) < 1.007 / 1.5
 
 
+@pytest.mark.slow
 def test_behind_a_norm_every_input_alone_is_known(key):
     """S_aa of the hidden neurons is that of its free copy, for each input: K1_aa = 0 to rounding where the norm comes
-    first."""
+    first.
+
+    In the fast tier a gated block holds it, in test_ensemble_blocks.py, by the run that its control variates take.
+    """
     model = Model([RMSNorm(), Dense(1.0, ratio=2), Erf(), Dense(2.0)])
     est = estimate(model, 0.6 + 1.4 * np.eye(2), **RUN | {"depth": 5, "save_at": 5, "networks": 1024}, key=key)
     for name in ("K1", "U1"):
@@ -191,7 +195,7 @@ def factor_of(dense, x):
     return features_factor(dense, gram(x), lambda: x)
 
 
-@pytest.mark.parametrize("inputs", [3, 9, 17])
+@pytest.mark.parametrize("inputs", [3, pytest.param(9, marks=pytest.mark.slow), 17])
 @pytest.mark.parametrize("C_b", [0.0, 0.4])
 def test_factors_from_features(key, inputs, C_b):
     """L L^T = C_b + C_W S in directions that are 1e-3 and 1e-4 of the inputs, to 1 and 5 %: float32 features, NumPy's

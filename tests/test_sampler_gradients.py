@@ -18,19 +18,6 @@ def few(networks):
     return jnp.arange(networks, dtype=jnp.uint32)
 
 
-def test_the_networks_are_those_of_sample_kernels(key):
-    model = keft.Model(keft.Erf(), 1.5, 0.3)
-    G = jax.jit(
-        lambda model: pathwise_kernels(model, K0, width=WIDTH, layers=LAYERS, eps=EPS, networks=few(64), key=key)
-    )(model)
-    np.testing.assert_allclose(
-        G,
-        sample_kernels(model, K0, width=WIDTH, depth=LAYERS[-1], eps=EPS, networks=64, key=key, save_at=LAYERS),
-        rtol=2e-5,
-        atol=2e-6,
-    )
-
-
 def check_of_a_block(K0, eps, key):
     """The same networks, and reverse mode against differences, in variances of every matrix, decay and an eps of each
     layer; the function, the point and its derivatives."""
@@ -70,23 +57,25 @@ def test_of_a_block_and_two_inputs(key):
 
 @pytest.mark.parametrize("activation", [keft.Erf(), pytest.param(keft.LeakyReLU(0.2), marks=pytest.mark.slow)])
 def test_both_modes_are_the_limit_of_differences_with_the_same_networks(activation, key):
+    """The networks of `sample_kernels`, and both modes against differences."""
+
+    def model(values):
+        return keft.Model(keft.Scaled(activation, values[3]), values[0], values[1])
+
     def mean(values):
-        model = keft.Model(keft.Scaled(activation, values[3]), values[0], values[1])
-        return jnp.sum(
-            jnp.mean(
-                pathwise_kernels(model, values[2] * K0, width=WIDTH, layers=LAYERS, eps=EPS, networks=few(32), key=key),
-                0,
-            )
-            ** 2
-        )
+        run = {"width": WIDTH, "layers": LAYERS, "eps": EPS, "networks": few(32), "key": key}
+        G = pathwise_kernels(model(values), values[2] * K0, **run)
+        return jnp.sum(jnp.mean(G, 0) ** 2), G
 
     point = jnp.array([1.5, 0.3, 1.1, 0.9])
-    at = jax.jit(lambda x: (jax.jacfwd(mean)(x), *jax.value_and_grad(mean)(x)))
-    forward, _, reverse = at(point)
+    at = jax.jit(lambda x: (jax.jacfwd(lambda x: mean(x)[0])(x), *jax.value_and_grad(mean, has_aux=True)(x)))
+    forward, (_, G), reverse = at(point)
+    run = {"width": WIDTH, "depth": LAYERS[-1], "eps": EPS, "networks": 32, "key": key, "save_at": LAYERS}
+    np.testing.assert_allclose(G, sample_kernels(model(point), 1.1 * K0, **run), rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(reverse, forward, rtol=1e-12)
     # A step so small that no neuron of a kinked activation crosses zero, or too few to see.
     step = 1e-6
-    differences = [(at(point + h)[1] - at(point - h)[1]) / (2 * step) for h in step * jnp.eye(4)]
+    differences = [(at(point + h)[1][0] - at(point - h)[1][0]) / (2 * step) for h in step * jnp.eye(4)]
     np.testing.assert_allclose(forward, differences, rtol=1e-6)
 
 
