@@ -161,8 +161,8 @@ LAWS = {
     ),
     # A norm and a gate, each with a response of its own.
     "gated": (
-        Model([RMSNorm(), Dense(1.2, 0.1, ratio=1.5), GLU(Erf()), Dense(2.5, 0.1)], decay=0.7),
-        lambda n: [rms_norm, Matrix(1.2, 0.1, 3 * n), gated(erf), Matrix(2.5, 0.1, n)],
+        Model([RMSNorm(), Dense(1.2, 0.1, ratio=1.5), GLU(Erf()), Dense(5.0, 0.1)], decay=0.7),
+        lambda n: [rms_norm, Matrix(1.2, 0.1, 3 * n), gated(erf), Matrix(5.0, 0.1, n)],
     ),
     # Full pre-activation: neurons before the first matrix, which the tests of plain networks have too.
     "resnet_v2": (
