@@ -33,9 +33,9 @@ def mean_square(check: keft.CoordinateCheck) -> np.ndarray:
 
 def test_plain_relu_spreads_by_a_known_factor_a_layer():
     """For ReLU at C_W = 2 a layer multiplies E[G^2] by 1 + 5/n and leaves E[G]: V4 = 2 + 5 l, and no drift."""
-    check = keft.coordinate_check(**(recipes.plain(width=100, depth=6) | ONE))
+    check = keft.coordinate_check(**(recipes.plain(width=100, depth=3) | ONE))
     np.testing.assert_allclose(mean_square(check), 1, rtol=1e-12)
-    exact = 2 + 5 * np.arange(7)
+    exact = 2 + 5 * np.arange(4)
     V4, bound = (np.asarray(m.V4)[:, 0, 0] for m in (check.theory.packed, check.theory.truncation))
     assert (np.abs(V4 - exact) <= bound * (1 + 1e-6)).all()
     np.testing.assert_allclose(
@@ -147,22 +147,21 @@ def test_networks_of_other_weights_are_seen(own):
     assert (np.abs(measured.mean - check.mean)[-1] > 4 * measured.stderr[-1]).all()
 
 
-def test_a_key_tells_from_which_width_on(key):
+def test_a_key_tells_from_which_width_on(key, check):
     """The search of `validity_window`, whose last width is the answer; without a key nothing is drawn."""
-    small = STACK | {"depth": 2}
-    check = keft.coordinate_check(**small, key=key, networks=512, tolerance=0.5, progress=False)
-    assert set(check.enough) == {"V4", "K1"}
-    assert f"From width {check.enough['V4'][-1].width} on" in str(check)
-    assert not keft.coordinate_check(**small).enough
+    found = keft.coordinate_check(**STACK, layers=LAYERS, key=key, networks=64, tolerance=1.0, progress=False)
+    assert set(found.enough) == {"V4", "K1"}
+    assert f"From width {found.enough['V4'][-1].width} on" in str(found)
+    assert not check.enough
 
 
 def test_two_inputs_have_a_cosine():
-    """K_01 / sqrt(K_00 K_11), from 0.2 on."""
-    stack = STACK | {"K0": np.array([[1.0, 0.4], [0.4, 4.0]]), "depth": 1}
-    check = keft.coordinate_check(**stack)
-    K0 = np.asarray(check.theory.K0)[1]
+    """K_01 / sqrt(K_00 K_11), from 0.2 on; linear units, whose K grows by eps^2 (C_W K + C_b)."""
+    K0 = np.array([[1.0, 0.4], [0.4, 4.0]])
+    check = keft.coordinate_check(keft.Model(keft.Linear(), 2.0, 0.3), K0, width=32, depth=1, eps=0.5)
+    K = K0 + 0.25 * (2 * K0 + 0.3)
     (_, first), (_, last) = check.rows()
-    np.testing.assert_allclose([first[3], last[3]], [0.2, K0[0, 1] / np.sqrt(K0[0, 0] * K0[1, 1])], rtol=1e-12)
+    np.testing.assert_allclose([first[3], last[3]], [0.2, K[0, 1] / np.sqrt(K[0, 0] * K[1, 1])], rtol=1e-12)
     assert "cosine 01" in str(check)
 
 

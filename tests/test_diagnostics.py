@@ -41,11 +41,15 @@ def linear():
     return keft.estimate(LINEAR, ONE, **sizes, eps=EPS, key=jax.random.key(1), save_at=[0, 1, 4], progress=False)
 
 
-def test_residual_of_a_linear_network(linear):
+@pytest.fixture(scope="module")
+def linear_residual(linear):
+    return keft.covariance_residual(linear, LINEAR)
+
+
+def test_residual_of_a_linear_network(linear_residual):
     """Every part in closed form at n = 8; 16,384 networks, standard errors near 1 %; 9 numbers within 4.5 of them:
     false alarms 6e-5."""
-    residual = keft.covariance_residual(linear, LINEAR)
-    value, stderr = residual.value, residual.stderr
+    value, stderr = linear_residual.value, linear_residual.stderr
     for i, layer in enumerate([0, 1, 4]):
         mean, V4 = linear_moments(WIDTH, layer)
         source = 4 * C_W * V4 / WIDTH  # E[Sigma] = 4 C_W E[G^2]
@@ -58,10 +62,10 @@ def test_residual_of_a_linear_network(linear):
         assert abs(value.transport[i, 0, 0, 0, 0]) < 1e-5 * V4
 
 
-def test_residual_is_what_one_layer_adds(linear):
+def test_residual_is_what_one_layer_adds(linear, linear_residual):
     """V4' - V4 over eps^2 is the equation and its residual: two sides of the same networks, apart by the noise of one
     layer."""
-    value = keft.covariance_residual(linear, LINEAR).value
+    value = linear_residual.value
     mean, _ = linear_moments(WIDTH, 0)
     equation = 2 * C_W * linear.V4[0, 0, 0, 0, 0] + 4 * mean * C_W * mean
     step, error = linear.jackknife(lambda q: (q.V4[1] - q.V4[0]).item() / DT)
@@ -69,34 +73,40 @@ def test_residual_is_what_one_layer_adds(linear):
     assert error < 0.05 * step
 
 
+DEPTHS = np.linspace(0, 1, 41)
+
+
 @pytest.fixture(scope="module")
 def tower():
-    ts = np.concatenate([[0.0], np.linspace(0.5, 0.7, 9)])
-    return keft.solve(QUADRATIC, [[1.4]], ts, closure=keft.HermiteTower(4))
+    return keft.solve(QUADRATIC, ONE, DEPTHS, closure=keft.HermiteTower(4))
+
+
+@pytest.fixture(scope="module")
+def kernel_alone():
+    return keft.solve(QUADRATIC, ONE, DEPTHS, closure=keft.GOnly())
 
 
 def test_residual_of_a_theory_is_the_rate_that_the_equation_misses(tower):
     model = QUADRATIC
     residual = keft.covariance_residual(tower)
     value, stderr = residual.value, residual.stderr
-    weights = np.array([1, -8, 0, 8, -1]) / (12 * 0.025)  # fourth-order difference around t = 0.6
-    V4, K0 = np.asarray(tower.V4), np.asarray(tower.K0)[5]
-    rate = np.tensordot(weights, V4[3:8], 1)
+    at, weights = 24, np.array([1, -8, 0, 8, -1]) / (12 * 0.025)  # fourth-order difference around t = 0.6
+    V4, K0 = np.asarray(tower.V4), np.asarray(tower.K0)[at]
+    rate = np.tensordot(weights, V4[at - 2 : at + 3], 1)
     q = np.asarray(model.Q(K0))
     sigma = np.einsum("ac,bd->abcd", K0, q)
     sigma = sigma + np.swapaxes(sigma, 2, 3)
     sigma = sigma + np.einsum("abcd->bacd", sigma)
-    chi = np.asarray(model.chi(K0, V4[5][:, :, 0, 0]))[None, None]
+    chi = np.asarray(model.chi(K0, V4[at][:, :, 0, 0]))[None, None]
     transport = np.einsum("cdab->abcd", chi)
     equation = transport + np.einsum("abcd->cdab", transport) + sigma
-    np.testing.assert_allclose(value.total[5], rate - equation, atol=1e-5 * np.abs(rate).max())
-    assert np.abs(value.total[5]).max() > 0.02 * np.abs(rate).max()
+    np.testing.assert_allclose(value.total[at], rate - equation, atol=1e-5 * np.abs(rate).max())
+    assert np.abs(value.total[at]).max() > 0.02 * np.abs(rate).max()
     np.testing.assert_array_equal(stderr.total, 0)
 
 
-def test_closures_of_the_kernel_alone_have_no_residual():
-    solution = keft.solve(QUADRATIC, ONE, np.array([0.0, 0.4]), closure=keft.GOnly())
-    np.testing.assert_array_equal(keft.covariance_residual(solution).value.total, 0)
+def test_closures_of_the_kernel_alone_have_no_residual(kernel_alone):
+    np.testing.assert_array_equal(keft.covariance_residual(kernel_alone).value.total, 0)
 
 
 TRANSFORMER = keft.Model([keft.RMSNorm(), keft.Dense(1.0, 0.1, ratio=2), keft.Erf(), keft.Dense(2.0, 0.1)], decay=0.5)
@@ -127,9 +137,13 @@ MATRIX = pytest.param("matrix", marks=pytest.mark.slow)  # a response without th
 
 @pytest.mark.parametrize("block", ["norm", MATRIX])
 def test_where_a_branch_begins_with_a_matrix_or_a_norm_the_kernel_alone_is_exact(block):
-    """The tower's V_GS, V_SS and U1 are those that the kernel alone says: no residual; and a window without end."""
+    """The tower's V_GS, V_SS and U1 are those that the kernel alone says: no residual; and a window without end, for
+    which nothing is sampled without a key."""
     check_exact(tower_of(block))
-    window = keft.validity_window(BLOCKS[block], PAIR, depth=3, eps=STEPS, tolerance=1e-6, progress=False)
+    run = {"depth": 3, "eps": STEPS, "tolerance": 1e-6, "reference": keft.HermiteTower(4)}
+    window = keft.validity_window(BLOCKS[block], PAIR, **run)
+    assert window.widths == {}
+    assert "order 1/n" not in str(window)
     assert [reach.t_star for reach in window.reach["GOnly"].values()] == [np.inf, np.inf]
     assert list(window.reach) == ["GOnly"]
 
@@ -162,8 +176,7 @@ def test_residual_in_layers_is_what_one_layer_adds_to_the_equation(block):
 
 
 def test_K1_is_driven_layer_by_layer_where_all_layers_are_saved():
-    model = keft.Model(keft.Erf(), 1.2, 0.1, decay=0.5)
-    tower = keft.solve(model, ONE, layers=[0, 1, 2, 3, 4], eps=[0.3, 0.5, 0.4, 0.2], closure=keft.HermiteTower(4))
+    tower = tower_of("one")
     np.testing.assert_allclose(keft.driven_K1(tower).value, tower.K1, rtol=1e-12, atol=1e-14)
 
 
@@ -210,21 +223,18 @@ def thinned(solution, every):
     return eqx.tree_at(lambda s: (s.ts, s.packed), solution, moments)
 
 
-def test_K1_is_driven_by_its_source(tower):
+def test_K1_is_driven_by_its_source(tower, kernel_alone):
     """`driven_K1` converges to K1 as the saved depths become dense: the error of the trapezoidal rule falls by four
     when their spacing is halved."""
-    model, ts = QUADRATIC, np.linspace(0, 1, 41)
-    solution = keft.solve(model, ONE, ts, closure=keft.HermiteTower(4))
 
     def error(every):
-        part = thinned(solution, every)
-        return abs(keft.driven_K1(part).value[-1].item() / solution.K1[-1].item() - 1)
+        return abs(keft.driven_K1(thinned(tower, every)).value[-1].item() / tower.K1[-1].item() - 1)
 
     assert error(1) < 1e-3
     assert error(4) / error(2) == pytest.approx(4, rel=0.1)
     assert error(2) / error(1) == pytest.approx(4, rel=0.1)
     with pytest.raises(ValueError, match="carries no U1"):
-        keft.driven_K1(keft.solve(model, ONE, ts, closure=keft.GOnly()))
+        keft.driven_K1(kernel_alone)
     with pytest.raises(ValueError, match="must begin at depth zero"):
         keft.driven_K1(eqx.tree_at(lambda s: s.ts, tower, tower.ts + 0.1))
 
@@ -311,14 +321,6 @@ def test_widths_where_order_1_over_n_is_enough(window):
         assert w.stderr < 0.3 * exact
 
 
-def test_without_a_key_nothing_is_sampled():
-    window = keft.validity_window(
-        LINEAR, ONE, depth=2, eps=EPS, closures={"kernel": keft.GOnly()}, reference=keft.HermiteTower(2)
-    )
-    assert window.widths == {}
-    assert "order 1/n" not in str(window)
-
-
 def test_window_in_words_and_numbers(window):
     text = str(window)
     assert "V4 of itself: everywhere" in text
@@ -333,13 +335,13 @@ def test_a_closure_that_is_off_from_the_start_holds_nowhere():
     assert validity._leaves(np.array([1.0, 2.0]), np.array([0.05, 0.15]), 0.1) == pytest.approx(1.5)
 
 
-def test_a_reference_that_is_not_exact_enough_is_refused():
-    run = {"depth": 4, "eps": EPS, "tolerance": 1e-3, "reference": keft.HermiteTower(4)}
+def test_a_reference_that_is_not_exact_enough_is_refused(window):
+    run = {"depth": 3, "eps": STEPS, "tolerance": 1e-6, "reference": keft.HermiteTower(4)}
     with pytest.raises(ValueError, match=r"`reference` is not exact enough.* such as reference=HermiteTower\(60\)"):
-        keft.validity_window(keft.Model(keft.Erf(), 2.0), 2 * ONE, **run)
+        keft.validity_window(BLOCKS["one"], PAIR, **run)
     # A reference that cannot say what it leaves out is none.
-    unknown = keft.solve(LINEAR, ONE, layers=[0, 4], eps=EPS, closure=keft.HermiteTower(2))
-    unknown = eqx.tree_at(lambda s: s.truncation.K1, unknown, np.nan * unknown.packed.K1)
+    known = window.reference
+    unknown = eqx.tree_at(lambda s: s.truncation.K1, known, np.nan * known.packed.K1)
     with pytest.raises(ValueError, match="its degree is too low to tell the truncation error of K1"):
         validity._check_reference(unknown, 0.05)
     with pytest.raises(ValueError, match="`tolerance` must be a finite number greater than zero"):

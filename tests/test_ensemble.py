@@ -79,9 +79,12 @@ def error_of_mean(V4, n, networks):
 # --- laws in closed form --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", [BlockSampler(), WeightSampler()])
+@pytest.mark.parametrize("sampler", [pytest.param(BlockSampler(), marks=pytest.mark.slow), WeightSampler()])
 def test_linear_network_at_finite_width(key, sampler):
-    """n = 6, where V4 and kappa4 are 1.5 times their values at infinite width. 80,000 networks."""
+    """n = 6, where V4 and kappa4 are 1.5 times their values at infinite width. 80,000 networks.
+
+    In the fast tier the moments of the block law are those of the next test, with control variates.
+    """
     n, depth, eps, C_W = 6, 10, 0.3, 1.5
     est = estimate(
         Model(Linear(), C_W),
@@ -112,7 +115,7 @@ def test_linear_network_at_finite_width(key, sampler):
 
 
 def test_control_variates_are_unbiased_and_better(key):
-    """Linear again: K1 = U1 = 0, and V4 at width n minus V4 at infinite width is known. 80,000 networks.
+    """Linear again: the moments of G at n = 16; K1 = U1 = 0, and V4 at width n minus V4 at infinite width is known. 80,000 networks.
 
     Over four keys errors of K1 were 0.08 to 0.13 of those without control variates, of U1 0.25 to 0.40, of V4_excess
     0.55 to 0.68 of V4's.
@@ -120,7 +123,9 @@ def test_control_variates_are_unbiased_and_better(key):
     n, depth, eps, C_W = 16, 8, 0.3, 1.5
     run = {"width": n, "depth": depth, "eps": eps, "networks": 80_000, "key": key, "save_at": depth, "progress": False}
     est = estimate(Model(Linear(), C_W), K0, **run)
-    _, V4, kappa4 = linear_moments(K0, n, depth, eps, C_W)
+    mean, V4, kappa4 = linear_moments(K0, n, depth, eps, C_W)
+    agree(est.G[0], est.stderr.G[0], mean)
+    agree(est.V4[0], est.stderr.V4[0], V4)
     exact = error_of_mean(V4, n, 80_000)
     agree(est.K1, est.stderr.K1, 0 * est.K1, scale=20 * 0.15 * exact)
     agree(est.U1, est.stderr.U1, 0 * est.U1, scale=20 * 0.48 * exact)
@@ -191,7 +196,8 @@ def check_fourth_cumulant(key, model, K0, V4, layers, eps):
 def test_fourth_cumulant_of_a_neuron(key):
     """GELU, one input, 4 layers, with V4 that NumPy sums over layers: two numbers, false alarm 1.4e-5.
 
-    What pairs of inputs add to kappa4 is held by the linear networks and by weights against the block law.
+    What pairs of inputs add to kappa4 is held by the linear networks: weights without control variates, the block law
+    with them.
     """
     V4 = one_input_layers(SMOOTH["GELU"], 1.5, 0.2, 1.0, 0.5, 4)["V4"][[0, 2, 4]]
     check_fourth_cumulant(key, Model(GELU(), 1.5, 0.2), [[1.0]], V4.reshape(3, 1, 1, 1, 1), [0, 2, 4], 0.5)
@@ -205,11 +211,14 @@ def test_fourth_cumulants_of_two_inputs(key, model):
     check_fourth_cumulant(key, model, K0, tower.V4, [0, 4, 8], 0.3)
 
 
+@pytest.mark.slow
 def test_fourth_cumulant_without_control_variates(key):
     """Weights at n = 8 against the block law with control variates: 60,000 networks each, errors below 5 %.
 
     Within 4.5 joint errors: false alarm 2e-5 for three numbers. At depth zero the cumulant is nothing, within 4.5
     errors.
+
+    In the fast tier weights are held by the linear networks, and by the law of kernels that all samplers have.
     """
     run = {"width": 8, "depth": 4, "eps": 0.5, "networks": 60_000, "save_at": [0, 4], "progress": False}
     model, keys = Model(Erf(), 2.0, 0.1), jax.random.split(key)
@@ -228,11 +237,11 @@ def test_control_variates_take_off_all_that_is_of_leading_order(key):
     """What is left of S - C_S and F - C_F is of order 1/n: errors of U1 and kappa4, which are n times that, do not grow
     with the width.
 
-    From 64 to 4096 neurons, few steps that are large: a table of the infinite-width path that is one layer off leaves a
+    From 16 to 1024 neurons, few steps that are large: a table of the infinite-width path that is one layer off leaves a
     part of order 1/sqrt(n), and errors grow by 8. 2048 networks tell their ratio to 10 %.
     """
     run = {"depth": 3, "eps": 0.8, "networks": 2048, "save_at": [3], "progress": False}
-    errors = [estimate(Model(Erf(), 2.0), K0, width=width, key=key, **run).stderr for width in (64, 4096)]
+    errors = [estimate(Model(Erf(), 2.0), K0, width=width, key=key, **run).stderr for width in (16, 1024)]
     for name in ("U1", "kappa4"):
         narrow, wide = (getattr(error, name)[0] for error in errors)
         assert (wide < 1.5 * narrow).all(), (name, wide / narrow)
@@ -399,8 +408,12 @@ def test_a_users_activation_and_default_layers(key):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(eqx.filter(est, eqx.is_array)))
 
 
+@pytest.mark.slow
 def test_repeated_inputs(key):
-    """Three inputs, two equal: their entries agree to rounding, control variates included."""
+    """Three inputs, two equal: their entries agree to rounding, control variates included.
+
+    In the fast tier linear units hold it: four inputs, two of them repeated, in test_ensemble_coupling.py.
+    """
     repeated = np.array([0, 1, 1])
     est = estimate(
         Model(Erf(), 2.0),

@@ -43,7 +43,10 @@ BOTH = [BlockSampler(), WeightSampler()]
 
 
 def slow(*values):
-    """An entry of the slow tier: another pair of sampler and law, whose code the entries beside it run too."""
+    """An entry of the slow tier: another pair of sampler and law, whose code the entries beside it run too.
+
+    Weights are held in the fast tier by the law that they share with networks in NumPy.
+    """
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -63,7 +66,7 @@ RELU, LINEAR = (ReLU(), 0.9, 5), (Linear(), 1.8, 2)
 
 @pytest.mark.parametrize(
     ("sampler", "neurons", "growth", "r"),
-    [(BOTH[0], *RELU), slow(BOTH[0], *LINEAR), slow(BOTH[1], *RELU), (BOTH[1], *LINEAR)],
+    [(BOTH[0], *RELU), slow(BOTH[0], *LINEAR), slow(BOTH[1], *RELU), slow(BOTH[1], *LINEAR)],
 )
 def test_two_matrices_at_finite_width(key, sampler, neurons, growth, r):
     """n = 6 and m = 9, three layers, 60,000 networks: mean and variance within 4.5 errors, 1 and 4 % (false alarm
@@ -118,7 +121,7 @@ def test_a_norm_in_front_takes_the_correction_away(key, sampler):
 
 @pytest.mark.parametrize(
     ("sampler", "activation", "r"),
-    [(BOTH[0], ReLU(), 5), slow(BOTH[0], Linear(), 2), slow(BOTH[1], ReLU(), 5), (BOTH[1], Linear(), 2)],
+    [(BOTH[0], ReLU(), 5), slow(BOTH[0], Linear(), 2), slow(BOTH[1], ReLU(), 5), slow(BOTH[1], Linear(), 2)],
 )
 def test_plain_networks(key, sampler, activation, r):
     """phi' = W s(phi), no skip: E[G_L^2] = K0^2 (1 + 2/n) (1 + r/n)^L for ReLU at C_W = 2 and linear units at C_W = 1;
@@ -156,10 +159,10 @@ LAWS = {
             rms_norm, Matrix(1.2, 0.1, 3 * n), gated(erf), rms_norm, Matrix(1.5, 0.2, n // 2), relu, Matrix(2.5, 0.1, n)
         ],
     ),
-    # A norm, a gate and a norm, each with a response of its own.
+    # A norm and a gate, each with a response of its own.
     "gated": (
-        Model([RMSNorm(), Dense(1.2, 0.1, ratio=1.5), GLU(Erf()), RMSNorm(), Dense(2.5, 0.1)], decay=0.7),
-        lambda n: [rms_norm, Matrix(1.2, 0.1, 3 * n), gated(erf), rms_norm, Matrix(2.5, 0.1, n)],
+        Model([RMSNorm(), Dense(1.2, 0.1, ratio=1.5), GLU(Erf()), Dense(5.0, 0.1)], decay=0.7),
+        lambda n: [rms_norm, Matrix(1.2, 0.1, 3 * n), gated(erf), Matrix(5.0, 0.1, n)],
     ),
     # Full pre-activation: neurons before the first matrix, which the tests of plain networks have too.
     "resnet_v2": (
@@ -254,6 +257,12 @@ def test_control_variates_take_off_all_that_is_of_leading_order(key, name):
     for quantity in ("K1", "U1", "kappa4"):
         small, large = (last(est, quantity)[1] for est in (narrow, wide))
         assert (large < 1.6 * small + 2e-3).all(), (quantity, large / small)
+    if name == "gated":  # behind a norm every input alone is known, by its free copy: to rounding, not in the mean only
+        for quantity in ("K1", "U1"):
+            value, error = (np.diagonal(x) for x in last(narrow, quantity))
+            assert np.abs(value).max() < 1e-3
+            assert error.max() < 1e-4
+        assert narrow.stderr.K1[-1, 0, 1] > 1e-3
     within(narrow.K1, 16 * narrow.stderr.G, 16 * (narrow.G - narrow.K0))
     within(narrow.U1, 16 * narrow.stderr.S, 16 * (narrow.S - wide.S), slack=16 * 5 * wide.stderr.S + 0.02)
 
@@ -288,8 +297,7 @@ def test_one_step_for_all_layers_is_that_step_for_each(key):
     one, each = (estimate(model, ONE, **run, eps=eps, save_at=2) for eps in (0.5, [0.5, 0.5, 0.5]))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one.sums), jax.tree.leaves(each.sums), strict=True))
     assert (each.layers, each.ts) == ([2], [0.5])
-    unequal = estimate(model, ONE, **run, eps=[0.1, 0.2, 0.3])
-    assert np.allclose(unequal.ts, [0, 0.01, 0.05, 0.14])
+    assert np.allclose(estimate(model, ONE, **run, eps=[0.1, 0.2, 0.3], save_at=2).ts, [0.05])
 
 
 def test_a_draw_depends_on_its_key_and_number_only(key):

@@ -110,17 +110,27 @@ def test_sources_alone_add_up():
 @pytest.fixture(scope="module")
 def study():
     small = {name: t._replace(inputs=2, closure=study_of.Euler()) for name, t in study_of.THEORIES.items()}
-    small[study_of.TOWER] = small[study_of.TOWER]._replace(closure=keft.HermiteTower(3))
+    small[study_of.TOWER] = small[study_of.TOWER]._replace(closure=keft.HermiteTower(20))  # of the summary
     setting = study_of.Setting(study_of.MAIN.K0[:2, :2], 64, 8, 0.5)
     return study_of.main_job(96, jax.random.key(3), setting, small, progress=False)
+
+
+@pytest.fixture(scope="module")
+def main_item(study):
+    return study_of.main_item(study)
+
+
+@pytest.fixture(scope="module")
+def equations_item(study):
+    return study_of.equations_item(study)
 
 
 def rows(item):
     return {row.quantity: row for section in item.sections for row in section.rows}
 
 
-def test_the_tables_set_ours_beside_the_published(study):
-    table, sampled = rows(study_of.main_item(study)), study.sampled
+def test_the_tables_set_ours_beside_the_published(study, main_item):
+    table, sampled = rows(main_item), study.sampled
     row = table["V4[00,00] at t = 2.0, no control variate"]
     assert (row.published.value, row.here.value) == (48.735, sampled.V4[-1, 0, 0, 0, 0])
     bias = 64 * float(study.theories[study_of.G_ONLY].K0[-1, 0, 0] - study.theories[study_of.RULE].K0[-1, 0, 0])
@@ -185,8 +195,8 @@ def test_the_page_says_what_its_tables_say():
     assert all(f"{cells[1]} ({cells[4]}" in text for cells in published if cells[5] != "agrees")
 
 
-def test_everything_is_written_and_can_be_read_again(study, tmp_path):
-    item, out = study_of.main_item(study), tmp_path / "new" / "results"
+def test_everything_is_written_and_can_be_read_again(study, main_item, tmp_path):
+    item, out = main_item, tmp_path / "new" / "results"
     paths = study_of.write_item(item, out) + study_of.write_table(item.sections, "heading", out)
     files = {path.name: path for path in paths}
     for name in ("figure-1-mean-and-covariance", "figure-3-mean-correction", "errors-of-the-theories"):
@@ -202,22 +212,22 @@ def test_everything_is_written_and_can_be_read_again(study, tmp_path):
     assert files["table.md"].read_text() == study_of.markdown(item.sections, "heading")
 
 
-def test_markdown_is_a_table(study):
-    text = study_of.markdown(study_of.main_item(study).sections, "heading")
+def test_markdown_is_a_table(main_item):
+    text = study_of.markdown(main_item.sections, "heading")
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     # The last column is there only where something has converged.
     assert [{line.count("|") for line in lines} for lines in tables] == [{7}, {7}, {6}]
     assert all(len({len(line) for line in lines}) == 1 for lines in tables)
 
 
-def test_figures_carry_the_numbers_of_the_paper(study, monkeypatch):
+def test_figures_carry_the_numbers_of_the_paper(study, main_item, equations_item, monkeypatch):
     """1: K0 and V4 together; 2: the steps at n = 256; 3: K1; 4: the source U1. What goes beyond has a name and no
     number."""
     monkeypatch.setattr(sweeps, "main_job", lambda *_, **__: study)
     numbered = {}
     for item in (
-        study_of.main_item(study),
-        study_of.equations_item(study),
+        main_item,
+        equations_item,
         study_of.sweep_item(study_of.sweep(64, jax.random.key(0))),
     ):
         numbered |= {name: list(d.panels) for name, d in item.figures.items() if name.startswith("figure")}
@@ -229,11 +239,10 @@ def test_figures_carry_the_numbers_of_the_paper(study, monkeypatch):
     assert len(numbered) == 4
 
 
-def test_residuals_and_sources_stand_beside_the_published(study):
+def test_residuals_and_sources_stand_beside_the_published(study, equations_item):
     """The numbers of the table are those of the diagnostics, which have oracles of their own; the rule's error is one
     of NumPy's."""
-    item = study_of.equations_item(study)
-    table = rows(item)
+    table = rows(equations_item)
     residual = keft.covariance_residual(study.sampled, keft.Model(keft.Tanh(), 2.0))
     value, stderr = residual.value, residual.stderr
     row = table["residual[00,00] at t = 1.95"]

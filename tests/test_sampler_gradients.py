@@ -18,76 +18,64 @@ def few(networks):
     return jnp.arange(networks, dtype=jnp.uint32)
 
 
-def test_the_networks_are_those_of_sample_kernels(key):
-    model = keft.Model(keft.Erf(), 1.5, 0.3)
-    G = jax.jit(
-        lambda model: pathwise_kernels(model, K0, width=WIDTH, layers=LAYERS, eps=EPS, networks=few(64), key=key)
-    )(model)
-    np.testing.assert_allclose(
-        G,
-        sample_kernels(model, K0, width=WIDTH, depth=LAYERS[-1], eps=EPS, networks=64, key=key, save_at=LAYERS),
-        rtol=2e-5,
-        atol=2e-6,
-    )
-
-
 def check_of_a_block(K0, eps, key):
-    """The same networks, and both modes against differences, in variances of every matrix, decay and an eps of each
-    layer."""
+    """The same networks, and reverse mode against differences, in variances of every matrix, decay and an eps of each
+    layer; the function, the point and its derivatives."""
     depth = len(eps)
 
     def model(values):
         first, last = keft.Dense(values[0], 0.1, ratio=1.5), keft.Dense(2.0, values[1])
         return keft.Model([keft.RMSNorm(), first, keft.GLU(keft.Erf()), last], decay=values[2])
 
-    def kernels(values):
+    def mean(values):
         steps = jnp.asarray(eps).at[1].set(values[3])
         run = {"width": 4, "layers": (1, depth), "eps": steps, "networks": few(16), "key": key}
-        return pathwise_kernels(model(values), K0, **run)
-
-    def mean(values):
-        G = kernels(values)
+        G = pathwise_kernels(model(values), K0, **run)
         return jnp.sum(jnp.mean(G, 0) ** 2), G
 
-    point, step = jnp.array([1.2, 0.2, 0.6, eps[1]]), 1e-6
-    (reverse, G), value = jax.jit(jax.grad(mean, has_aux=True))(point), jax.jit(lambda values: mean(values)[0])
+    point, step, at = jnp.array([1.2, 0.2, 0.6, eps[1]]), 1e-6, jax.jit(jax.value_and_grad(mean, has_aux=True))
+    (_, G), reverse = at(point)
     run = {"width": 4, "depth": depth, "eps": eps, "networks": 16, "key": key, "save_at": [1, depth]}
     np.testing.assert_allclose(G, sample_kernels(model(point), K0, **run), rtol=5e-5, atol=5e-6)
-    forward = jax.jit(jax.jacfwd(value))(point)
-    np.testing.assert_allclose(reverse, forward, rtol=1e-11)
-    differences = [(value(point + h) - value(point - h)) / (2 * step) for h in step * jnp.eye(4)]
-    np.testing.assert_allclose(forward, differences, rtol=1e-6)
+    differences = [(at(point + h)[0][0] - at(point - h)[0][0]) / (2 * step) for h in step * jnp.eye(4)]
+    np.testing.assert_allclose(reverse, differences, rtol=1e-6)
+    return lambda values: mean(values)[0], point, reverse
 
 
 def test_of_a_block(key):
-    """One input. Derivatives through the factors of several inputs are held by plain networks below."""
+    """One input. Derivatives through the factors of several inputs, and forward mode, are held by plain networks
+    below."""
     check_of_a_block(K0[:1, :1], [0.3, 0.5], key)
 
 
 @pytest.mark.slow
 def test_of_a_block_and_two_inputs(key):
-    check_of_a_block(K0, [0.3, 0.5, 0.4], key)
+    """Forward mode too."""
+    mean, point, reverse = check_of_a_block(K0, [0.3, 0.5, 0.4], key)
+    np.testing.assert_allclose(reverse, jax.jit(jax.jacfwd(mean))(point), rtol=1e-11)
 
 
 @pytest.mark.parametrize("activation", [keft.Erf(), pytest.param(keft.LeakyReLU(0.2), marks=pytest.mark.slow)])
 def test_both_modes_are_the_limit_of_differences_with_the_same_networks(activation, key):
-    @jax.jit
+    """The networks of `sample_kernels`, and both modes against differences."""
+
+    def model(values):
+        return keft.Model(keft.Scaled(activation, values[3]), values[0], values[1])
+
     def mean(values):
-        model = keft.Model(keft.Scaled(activation, values[3]), values[0], values[1])
-        return jnp.sum(
-            jnp.mean(
-                pathwise_kernels(model, values[2] * K0, width=WIDTH, layers=LAYERS, eps=EPS, networks=few(32), key=key),
-                0,
-            )
-            ** 2
-        )
+        run = {"width": WIDTH, "layers": LAYERS, "eps": EPS, "networks": few(32), "key": key}
+        G = pathwise_kernels(model(values), values[2] * K0, **run)
+        return jnp.sum(jnp.mean(G, 0) ** 2), G
 
     point = jnp.array([1.5, 0.3, 1.1, 0.9])
-    forward, reverse = jax.jit(lambda x: (jax.jacfwd(mean)(x), jax.grad(mean)(x)))(point)
+    at = jax.jit(lambda x: (jax.jacfwd(lambda x: mean(x)[0])(x), *jax.value_and_grad(mean, has_aux=True)(x)))
+    forward, (_, G), reverse = at(point)
+    run = {"width": WIDTH, "depth": LAYERS[-1], "eps": EPS, "networks": 32, "key": key, "save_at": LAYERS}
+    np.testing.assert_allclose(G, sample_kernels(model(point), 1.1 * K0, **run), rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(reverse, forward, rtol=1e-12)
     # A step so small that no neuron of a kinked activation crosses zero, or too few to see.
     step = 1e-6
-    differences = [(mean(point + h) - mean(point - h)) / (2 * step) for h in step * jnp.eye(4)]
+    differences = [(at(point + h)[1][0] - at(point - h)[1][0]) / (2 * step) for h in step * jnp.eye(4)]
     np.testing.assert_allclose(forward, differences, rtol=1e-6)
 
 
@@ -125,13 +113,17 @@ def test_the_exact_closure_has_the_derivatives_of_sampled_networks(key):
 
 
 def test_repeated_inputs_and_fewer_neurons_than_inputs_have_finite_derivatives(key):
-    def mean(C_W, K, width):
-        run = {"width": width, "layers": (2,), "eps": EPS, "networks": few(8), "key": key}
+    """Two inputs, equal or not, and one neuron: kernels of rank one."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def at(C_W, K):
+        run = {"width": 1, "layers": (2,), "eps": EPS, "networks": few(8), "key": key}
         return jnp.mean(pathwise_kernels(keft.Model(keft.Erf(), C_W), K, **run))
 
-    for K, width in ((K0[np.ix_([0, 0], [0, 0])], WIDTH), (K0, 1)):
-        at, step = jax.jit(jax.value_and_grad(lambda C_W, K=K, width=width: mean(C_W, K, width))), 1e-5
-        (value, slope), (above, _), (below, _) = (at(jnp.asarray(C_W)) for C_W in (1.5, 1.5 + step, 1.5 - step))
+    for K in (np.full((2, 2), K0[0, 0]), K0):
+        step = 1e-5
+        (value, slope), (above, _), (below, _) = (at(jnp.asarray(C_W), K) for C_W in (1.5, 1.5 + step, 1.5 - step))
         assert np.isfinite(value)
         np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-7)
 
