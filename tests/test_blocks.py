@@ -150,9 +150,16 @@ def relu_pair(kappa, first, second):
 
 
 @pytest.mark.parametrize(
-    ("relu", "extra"), [(True, 5.0), pytest.param(False, 2.0, marks=pytest.mark.slow)], ids=["relu", "linear"]
+    ("relu", "extra", "closure"),
+    [
+        (True, 5.0, HermiteTower(2)),  # in every run GOnly: the table
+        pytest.param(True, 5.0, GOnly(), marks=pytest.mark.slow),
+        pytest.param(False, 2.0, HermiteTower(2), marks=pytest.mark.slow),
+        pytest.param(False, 2.0, GOnly(), marks=pytest.mark.slow),
+    ],
+    ids=["relu", "relu of GOnly", "linear", "linear of GOnly"],
 )
-def test_two_matrices_in_closed_form(relu, extra):
+def test_two_matrices_in_closed_form(relu, extra, closure):
     """E[G^2] multiplies by 1 + 2 e2 kappa (1 + 2/n) + e2^2 kappa^2 (1 + extra/m)(1 + 2/n) a layer, exactly: its order
     1/n is V4 + 2 K0 K1."""
     C1, C2, e2, L, ratio = 1.3, 1.7, 0.16, 6, 2
@@ -163,12 +170,12 @@ def test_two_matrices_in_closed_form(relu, extra):
     growth = 1 + 2 * e2 * kappa * (1 + 2 / n) + e2**2 * kappa**2 * (1 + extra / (ratio * n)) * (1 + 2 / n)
     mean = (1 + e2 * kappa) ** L * K
     V4 = n * (growth**L * K**2 * (1 + 2 / n) - mean**2)
-    for closure in (GOnly(), HermiteTower(2)):
-        solution = keft.solve(model, [[K]], layers=L, eps=e2**0.5, closure=closure)
-        np.testing.assert_allclose(solution.K0.item(), mean, rtol=1e-12)
-        np.testing.assert_allclose(solution.K1.item(), 0.0, atol=1e-10)
-        np.testing.assert_allclose(solution.V4.item(), V4, rtol=1e-6)
-    assert solution.truncation.V4.item() < 1e-9  # the tower ends by itself behind a matrix
+    solution = keft.solve(model, [[K]], layers=L, eps=e2**0.5, closure=closure)
+    np.testing.assert_allclose(solution.K0.item(), mean, rtol=1e-12)
+    np.testing.assert_allclose(solution.K1.item(), 0.0, atol=1e-10)
+    np.testing.assert_allclose(solution.V4.item(), V4, rtol=1e-6)
+    if isinstance(closure, HermiteTower):
+        assert solution.truncation.V4.item() < 1e-9  # the hierarchy ends by itself behind a matrix
 
 
 @pytest.mark.slow  # in every run: the transformer of the table
@@ -384,23 +391,23 @@ def test_layers_of_their_own_step_are_layers_in_turn():
     np.testing.assert_allclose(equal[0].V4, equal[1].V4, rtol=1e-13)
 
 
+TWICE = [Dense(0.8, ratio=0.5), keft.Erf()]
 IN_LAYERS, IN_THE_CONTINUUM = {"layers": [1, 3], "eps": [0.6, 0.4, 0.5]}, {"ts": [0.5]}
 
 
 @pytest.mark.parametrize(
-    ("K0", "depth"),
+    ("K0", "depth", "hidden"),
     [
-        (ONE, IN_THE_CONTINUUM),  # layers of one and of two inputs are compared with numbers above
-        pytest.param(THREE, IN_LAYERS, marks=pytest.mark.slow),
-        pytest.param(THREE, IN_THE_CONTINUUM, marks=pytest.mark.slow),
+        # In every run one hidden layer, of one input: layers and two hidden layers are compared with numbers above.
+        (ONE, IN_THE_CONTINUUM, []),
+        pytest.param(THREE, IN_LAYERS, TWICE, marks=pytest.mark.slow),
+        pytest.param(THREE, IN_THE_CONTINUUM, TWICE, marks=pytest.mark.slow),
     ],
     ids=["one input, continuum", "three inputs, layers", "three inputs, continuum"],
 )
-def test_gonly_is_the_tower_where_the_branch_begins_with_a_matrix(K0, depth):
+def test_gonly_is_the_tower_where_the_branch_begins_with_a_matrix(K0, depth, hidden):
     """Two closures, one truth: unequal ratios, two hidden layers, decay, an eps of each layer; and in the continuum."""
-    model = Model(
-        [RMSNorm(), Dense(1.2, 0.1, ratio=2), Sin(), Dense(0.8, ratio=0.5), keft.Erf(), Dense(1.3)], decay=0.3
-    )
+    model = Model([RMSNorm(), Dense(1.2, 0.1, ratio=2), Sin(), *hidden, Dense(1.3)], decay=0.3)
     tower, kernel_only = (keft.solve(model, K0, closure=c, **depth) for c in (HermiteTower(2), GOnly()))
     np.testing.assert_allclose(tower.V4, kernel_only.V4, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(tower.K1, kernel_only.K1, rtol=1e-6, atol=1e-7)

@@ -309,7 +309,7 @@ def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt
     found = [float(x.ravel()[0]) for x in (solution.V4, solution.V_SS, solution.K1)]
     np.testing.assert_allclose(found, by_hand, rtol=1e-6)
     stated, rounding = float(solution.stats["expectation_error"]), 100 * float(jnp.finfo(float).eps)
-    assert 0 < stated
+    assert stated > 0
     assert np.max(np.abs(np.array(found) / by_hand - 1)) < 10 * stated + rounding
     if name == "Erf":
         exact = one_input_layers(case, 2.0, 0.0, 1.0, 1.0, 10)
