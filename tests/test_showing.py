@@ -19,7 +19,7 @@ def results():
     """One of each kind that has a figure."""
     sizes = {"width": 8, "depth": 2, "eps": 0.5, "key": jax.random.key(0), "save_at": [0, 1, 2]}
     short = {"closures": {"GOnly": keft.GOnly()}, "reference": keft.HermiteTower(2)}
-    sampled = keft.estimate(MODEL, K0, networks=80, progress=False, **sizes)
+    sampled = keft.estimate(MODEL, K0, networks=80, control=False, progress=False, **sizes)
     theory = keft.solve(MODEL, K0, layers=[0, 1, 2], eps=0.5, closure=keft.GOnly())
     kernels = {n: keft.sample_kernels(MODEL, K0, networks=40, **sizes | {"width": n}) for n in (8, 16)}
     experiment = keft.Experiment(MODEL, K0, width=8, layers=[0, 1, 2], eps=0.5)
