@@ -258,6 +258,18 @@ def test_moments_by_pairs_are_those_of_all_inputs():
     assert np.abs((found - exact) / size / size[:, None]).max() < 0.05
 
 
+def test_the_information_of_many_inputs():
+    """Nine inputs of one linear layer, which are read by pairs. With x = eps^2 C_W, E[G] = (1 + x) K0 and n Cov(G, G)
+    is ((1 + x)^2 + 2 x + x^2) times Wick(K0), and K0 Wick(K0)^-1 K0 is half the number of inputs.
+    """
+    K = np.asarray(keft.input_kernel(np.random.default_rng(3).standard_normal((9, 40)), C_W=1.5))
+    e = keft.Experiment(keft.Model(keft.Linear(), C_W=1.5), K, width=64, layers=[1], eps=0.5)
+    found = keft.fisher(e, ["C_W"], networks=100, closure=keft.HermiteTower(2))
+    x = 0.5**2 * 1.5
+    expected = 64 * 100 * 0.5**4 * (9 / 2) / ((1 + x) ** 2 + 2 * x + x**2)
+    np.testing.assert_allclose(found.matrix, [[expected]], rtol=1e-9)
+
+
 def linear_kernels(rng, K, C_W, width, eps, networks):
     """Kernels (networks, 1, N, N) of one layer of linear networks: given phi, increments are N(0, C_W G)."""
     phi = np.linalg.cholesky(K) @ rng.standard_normal((networks, len(K), width))
@@ -266,6 +278,8 @@ def linear_kernels(rng, K, C_W, width, eps, networks):
     return (phi @ phi.swapaxes(1, 2) / width)[:, None]
 
 
+# The information above is made of all that this fit reads.
+@pytest.mark.slow
 def test_a_fit_of_many_inputs():
     """Nine inputs, 45 entries, which are fitted by pairs: C_W comes back within four of its standard errors, which a
     wrong start and GOnly's weights do not spoil.
