@@ -56,10 +56,16 @@ def test_theory_by_layers_from_a_kernel_file(suffix):
 
 
 def test_theory_of_a_tower_states_its_truncation(capsys):
-    command = "theory --activation sin --inputs 1 --closure HermiteTower --degree 4 --eps 0.5 --depth 2 --times 2"
+    command = "theory --activation erf --inputs 1 --closure HermiteTower --degree 4 --eps 0.5 --depth 2 --times 2"
     assert run(command) == 0
     assert "Errors estimate what the degree leaves out" in capsys.readouterr().out
     assert load_solution("theory.nc").truncation is not None
+
+
+def test_closures_arrive():
+    for name, closure in (("SigmaKernel", keft.SigmaKernel(4)), ("HermiteTower", keft.HermiteTower(4))):
+        assert models.make_closure(read(["theory", "--closure", name, "--degree", "4"])) == closure
+    assert models.make_closure(read(["theory", "--closure", "GOnly"])) == keft.GOnly()
 
 
 @pytest.mark.parametrize(("sampler", "control"), [("block", True), ("weights", False)])
@@ -190,12 +196,12 @@ def test_a_run_that_fails_says_where(capsys):
 
 def test_a_table_as_json(capsys):
     """Numbers in full, with their errors, and nothing else on standard output."""
-    assert run("theory --activation linear --C_W 0.7 --inputs 1 --T 1 --times 2 --json") == 0
+    assert run("theory --activation linear --C_W 0.7 --inputs 1 --eps 0.5 --depth 2 --times 2 --json") == 0
     record = json.loads(capsys.readouterr().out)
     assert record["command"] == "theory"
     assert record["closure"].startswith("HermiteTower")
     assert record["model"] == "linear, C_W = 0.7, C_b = 0"
-    assert record["rows"][-1]["K0[00]"]["value"] == pytest.approx(2 * np.exp(0.7), rel=1e-6)
+    assert record["rows"][-1]["K0[00]"]["value"] == pytest.approx(2 * (1 + 0.25 * 0.7) ** 2, rel=1e-6)
     assert [file.rpartition("/")[2] for file in record["files"]] == ["theory.nc", "theory.png"]
 
 
@@ -219,7 +225,7 @@ def test_a_search_for_a_width_says_why_it_samples_unless_quiet(command, search, 
 
 
 def test_the_table_alone(tmp_path, capsys):
-    assert run("theory --activation linear --inputs 1 --T 1 --times 2 --out -") == 0
+    assert run("theory --activation linear --inputs 1 --eps 0.5 --depth 2 --times 2 --out -") == 0
     assert "closure: HermiteTower" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -227,7 +233,7 @@ def test_the_table_alone(tmp_path, capsys):
 def test_links_are_written_through(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "theory.nc").symlink_to(tmp_path / "a" / "real.nc")
-    assert run("theory --activation linear --inputs 1 --T 1 --times 2") == 0
+    assert run("theory --activation linear --inputs 1 --eps 0.5 --depth 2 --times 2") == 0
     assert (tmp_path / "theory.nc").is_symlink()
     assert load_solution("a/real.nc").K0.shape == (2, 1, 1)
 
@@ -244,7 +250,7 @@ def test_figures_in_every_format(tmp_path):
 
 def test_K1_of_GOnly_says_what_it_is(capsys):
     """In the table, in JSON and in the file; other closures say nothing of the kind."""
-    command = "theory --activation sin --inputs 1 --eps 0.5 --depth 2 --times 2 --overwrite"
+    command = "theory --activation erf --inputs 1 --eps 0.5 --depth 2 --times 2 --overwrite"
     assert cli.main([*command.split(), "--closure", "GOnly"]) == 0
     printed = capsys.readouterr().out
     assert "closure: GOnly\n" in printed
@@ -253,7 +259,7 @@ def test_K1_of_GOnly_says_what_it_is(capsys):
     with xarray.open_dataset("theory.nc", engine="h5netcdf") as file:
         assert "GOnly" in str(file.attrs["closure"])
         assert "K1_EFT" in file.attrs["notes"]
-    assert cli.main([*command.split(), "--closure", "SigmaKernel", "--degree", "4"]) == 0
+    assert cli.main([*command.split(), "--closure", "HermiteTower", "--degree", "4"]) == 0
     printed = capsys.readouterr().out
-    assert "closure: SigmaKernel of degree 4\n" in printed
+    assert "closure: HermiteTower of degree 4\n" in printed
     assert "K1_EFT" not in printed

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -212,10 +213,23 @@ def test_sensitivity_of_a_linear_network(tmp_path, capsys):
     assert float(rows["C_b"][1]) == pytest.approx((np.exp(0.5) - 1) / 0.5, rel=1e-3)
 
 
+@pytest.fixture(scope="module")
+def linear_networks(tmp_path_factory):
+    """A file of sampled networks, which the tests below share."""
+    file = tmp_path_factory.mktemp("networks") / "sample.nc"
+    sizes = "--width 64 --depth 4 --eps 0.5 --networks 4096 --times 5"
+    assert run(f"sample --activation linear --inputs 2 --C_W 1 {sizes} --out {file}") == 0
+    return file
+
+
+@pytest.fixture
+def sample(linear_networks, in_an_empty_directory):
+    shutil.copy(linear_networks, "sample.nc")
+
+
+@pytest.mark.usefixtures("sample")
 class TestCompare:
     """A theory against networks: linear units, whose moments are known at every width and depth."""
-
-    sample = "sample --activation linear --inputs 2 --C_W 1 --width 64 --depth 4 --eps 0.5 --networks 4096 --times 5"
 
     def test_the_right_theory_is_within_errors(self, capsys):
         """4 depths of 6 quantities, at most 9 entries each, mostly dependent: 5 standard errors have false alarm below
@@ -224,7 +238,6 @@ class TestCompare:
         Relative errors of order 1/n, 1.6 %, would show in V4 at 4096 networks, whose relative standard error is 2 %,
         below one.
         """
-        assert run(self.sample) == 0
         assert run("theory --activation linear --C_W 1 --eps 0.5 --depth 4 --times 5") == 0
         capsys.readouterr()
         assert run("compare theory.nc sample.nc --json") == 0
@@ -250,7 +263,6 @@ class TestCompare:
         return v / 2
 
     def test_a_wrong_theory_is_seen(self, capsys):
-        assert run(self.sample) == 0
         assert run("theory --activation linear --C_W 1.1 --eps 0.5 --depth 4 --times 5") == 0
         capsys.readouterr()
         status = run("compare theory.nc sample.nc --json")
@@ -269,13 +281,12 @@ class TestCompare:
                 "The input kernels differ: entry [0, 0] is 1 of the theory and 2",
             ),
             (
-                "--T 0.1 --times 3 --closure GOnly",
-                "no depth in common but zero: t = 0, 0.05, 0.1 there, 0, 0.25, 0.5, 0.75, ... 1 here",
+                "--eps 0.5 --depth 5 --times 2 --closure GOnly",
+                "no depth in common but zero: t = 0, 1.25 there, 0, 0.25, 0.5, 0.75, ... 1 here",
             ),
         ],
     )
     def test_what_does_not_fit_is_refused(self, theory, says, capsys):
-        assert run(f"{self.sample} --networks 64") == 0
         assert run(f"theory --activation linear --C_W 1 {theory}") == 0
         assert run("compare theory.nc sample.nc") == 2
         assert says in capsys.readouterr().err
@@ -294,7 +305,6 @@ class TestCompare:
         assert found.layers.tolist() == [0, 1, 9]
 
     def test_files_in_the_wrong_place(self, capsys):
-        assert run(f"{self.sample} --networks 64") == 0
         assert cli.main(["compare", "sample.nc", "sample.nc"]) == 2
         assert "Arguments `theory` and `sample` name one file" in capsys.readouterr().err
         assert run("theory --activation linear --inputs 1 --eps 0.5 --depth 4 --times 5 --closure GOnly") == 0

@@ -38,7 +38,7 @@ def test_the_tower_of_a_pair_is_the_tower_of_two_inputs(model):
     included."""
     full, pair = (
         keft.solve(model, K0[:2, :2], layers=[1, 3], eps=0.5, closure=closure)
-        for closure in (keft.HermiteTower(6), PairTower(6))
+        for closure in (keft.HermiteTower(4), PairTower(4))
     )
     for name in ("K0", "V4", "K1"):
         np.testing.assert_allclose(getattr(pair, name), getattr(full, name), rtol=1e-9, atol=1e-11)
@@ -109,14 +109,14 @@ def test_the_tables_of_a_pair_are_right(activation):
 
 @pytest.fixture(scope="module")
 def layered():
-    return keft.solve_pairs(ERF, K0, layers=[1, 3], eps=0.5, closure=keft.HermiteTower(6), progress=False)
+    return keft.solve_pairs(ERF, K0, layers=[1, 3], eps=0.5, closure=keft.HermiteTower(4), progress=False)
 
 
 def test_pairs_have_the_numbers_that_they_have_alone(layered):
     """K0, K1, variances and errors of the pairs of three inputs are those that `solve` gives two inputs."""
     for a, b in ((0, 1), (0, 2), (1, 2)):
         places = [a, b]
-        alone = keft.solve(ERF, K0[np.ix_(places, places)], layers=[1, 3], eps=0.5, closure=keft.HermiteTower(6))
+        alone = keft.solve(ERF, K0[np.ix_(places, places)], layers=[1, 3], eps=0.5, closure=keft.HermiteTower(4))
         expected = {"K0": alone.K0, "K1": alone.K1, "variance": np.einsum("tabab->tab", alone.V4)}
         for name, value in expected.items():
             found = getattr(layered, name)[:, places][:, :, places]
@@ -137,17 +137,33 @@ def test_pairs_are_saved_and_loaded(layered, tmp_path):
 
 
 def test_pairs_and_quadruples_have_the_numbers_of_the_whole():
-    """K0, K1, variances and chosen entries of three inputs, at depth times: to the solver's tolerance those of the
-    three inputs together."""
+    """K0, K1, variances and chosen entries of three inputs, layer by layer: those of the three inputs together."""
     chosen = [(0, 1, 2, 2), (1, 1, 0, 0), (0, 1, 0, 2)]
-    found = keft.solve_pairs(ERF, K0, [0.5, 1.0], closure=keft.GOnly(), quadruples=chosen, progress=False)
-    whole = keft.solve(ERF, K0, [0.5, 1.0], closure=keft.GOnly())
+    depth = {"layers": [1, 3], "eps": 0.5, "closure": keft.GOnly()}
+    found = keft.solve_pairs(ERF, K0, **depth, quadruples=chosen, progress=False)
+    whole = keft.solve(ERF, K0, **depth)
     np.testing.assert_allclose(found.K0, whole.K0, rtol=1e-5)
     np.testing.assert_allclose(found.K1, whole.K1, atol=1e-5)
     np.testing.assert_allclose(found.variance, np.einsum("tabab->tab", whole.V4), rtol=1e-5)
     expected = np.stack([whole.V4[:, *quadruple] for quadruple in chosen], axis=1)
     np.testing.assert_allclose(found.V4, expected, rtol=1e-5)
     assert found.K1_truncation is None
+
+
+def test_pairs_at_depth_times():
+    """Linear networks: K0 grows by exp(C_W t), and Var(G_ab) = (1 + 2 C_W t) (K_aa K_bb + K_ab^2) / n, to the solver's
+    tolerance; chosen entries likewise."""
+    found = keft.solve_pairs(
+        keft.Model(keft.Linear(), 0.7), K0, [0.5, 1.0], closure=keft.GOnly(), quadruples=[(0, 1, 0, 1)], progress=False
+    )
+    t = np.array([0.5, 1.0])[:, None, None]
+    K = np.exp(0.7 * t) * K0
+    squares = np.einsum("taa->ta", K)
+    variance = (1 + 1.4 * t) * (squares[:, :, None] * squares[:, None, :] + K**2)
+    np.testing.assert_allclose(found.K0, K, rtol=1e-5)
+    np.testing.assert_allclose(found.variance, variance, rtol=1e-5)
+    np.testing.assert_allclose(found.V4[:, 0], variance[:, 0, 1], rtol=1e-5)
+    np.testing.assert_allclose(found.ts, [0.5, 1.0])
     assert found.eps is None
 
 
@@ -233,13 +249,25 @@ def test_moments_by_pairs_are_those_of_all_inputs():
     """Means and variances pair by pair are the exact ones; covariances between entries keep their signs and sizes to a
     few per cent."""
     e = keft.Experiment(ERF, K0, width=64, layers=[1, 3], eps=0.4)
-    mean, covariance, _ = eqx.filter_jit(kernel_moments)(e, keft.HermiteTower(6))
-    by_pairs, weights, _ = eqx.filter_jit(moments_by_pairs)(e, PairTower(6))
+    mean, covariance, _ = eqx.filter_jit(kernel_moments)(e, keft.HermiteTower(4))
+    by_pairs, weights, _ = eqx.filter_jit(moments_by_pairs)(e, PairTower(4))
     np.testing.assert_allclose(by_pairs, mean, rtol=1e-9)
     exact, found = (np.asarray(C).reshape(12, 12) for C in (covariance, weights))
     np.testing.assert_allclose(np.diagonal(found), np.diagonal(exact), rtol=1e-8)
     size = np.sqrt(np.diagonal(exact))
     assert np.abs((found - exact) / size / size[:, None]).max() < 0.05
+
+
+def test_the_information_of_many_inputs():
+    """Nine inputs of one linear layer, which are read by pairs. With x = eps^2 C_W, E[G] = (1 + x) K0 and n Cov(G, G)
+    is ((1 + x)^2 + 2 x + x^2) times Wick(K0), and K0 Wick(K0)^-1 K0 is half the number of inputs.
+    """
+    K = np.asarray(keft.input_kernel(np.random.default_rng(3).standard_normal((9, 40)), C_W=1.5))
+    e = keft.Experiment(keft.Model(keft.Linear(), C_W=1.5), K, width=64, layers=[1], eps=0.5)
+    found = keft.fisher(e, ["C_W"], networks=100, closure=keft.HermiteTower(2))
+    x = 0.5**2 * 1.5
+    expected = 64 * 100 * 0.5**4 * (9 / 2) / ((1 + x) ** 2 + 2 * x + x**2)
+    np.testing.assert_allclose(found.matrix, [[expected]], rtol=1e-9)
 
 
 def linear_kernels(rng, K, C_W, width, eps, networks):
@@ -250,6 +278,8 @@ def linear_kernels(rng, K, C_W, width, eps, networks):
     return (phi @ phi.swapaxes(1, 2) / width)[:, None]
 
 
+# The information above is made of all that this fit reads.
+@pytest.mark.slow
 def test_a_fit_of_many_inputs():
     """Nine inputs, 45 entries, which are fitted by pairs: C_W comes back within four of its standard errors, which a
     wrong start and GOnly's weights do not spoil.
