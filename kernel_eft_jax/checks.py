@@ -54,13 +54,22 @@ def check_symmetric(matrix: Float[Array, "N N"], name: str) -> None:
     """Check that a matrix is symmetric to rounding."""
     if is_concrete(matrix):
         values = np.asarray(matrix, np.float64)
-        gap = np.abs(values - values.T)
-        if gap.max() > 32 * len(values) * float(jnp.finfo(matrix.dtype).eps) * np.abs(values).max():
-            a, b = np.unravel_index(gap.argmax(), gap.shape)
-            raise ValueError(
-                f"Argument `{name}` must be symmetric, but entry [{a}, {b}] is {values[a, b]} and [{b}, {a}] is "
-                f"{values[b, a]}."
-            )
+        _refuse_asymmetric(values, values / max(np.abs(values).max(), np.finfo(np.float64).tiny), matrix.dtype, name)
+
+
+def _refuse_asymmetric(values, scaled, dtype, name):
+    """Refuse a matrix that is not symmetric to rounding, judged by its entries `scaled` to one."""
+    gap = np.abs(scaled - scaled.T)
+    if gap.max() > _tolerance(len(values), dtype):
+        a, b = np.unravel_index(gap.argmax(), gap.shape)
+        raise ValueError(
+            f"Argument `{name}` must be symmetric, but entry [{a}, {b}] is {values[a, b]} and [{b}, {a}] is "
+            f"{values[b, a]}."
+        )
+
+
+def _tolerance(size, dtype):
+    return 32 * size * float(jnp.finfo(dtype).eps)
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:
@@ -104,18 +113,11 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
             "An input that is exactly zero has none: leave it out, or give the embedding a bias (C_b > 0 in "
             "input_kernel)."
         )
-    tolerance = 32 * len(values) * float(jnp.finfo(K.dtype).eps)
     deviations = np.sqrt(np.where(variances > 0, variances, 1.0))
     correlations = values / deviations[:, None] / deviations
-    gap = np.abs(correlations - correlations.T)
-    if gap.max() > tolerance:
-        a, b = np.unravel_index(gap.argmax(), gap.shape)
-        raise ValueError(
-            f"Argument `{name}` must be symmetric, but entry [{a}, {b}] is {values[a, b]} and [{b}, {a}] is "
-            f"{values[b, a]}."
-        )
+    _refuse_asymmetric(values, correlations, K.dtype, name)
     eigenvalues, vectors = np.linalg.eigh(correlations)
-    if eigenvalues[0] < -tolerance:
+    if eigenvalues[0] < -_tolerance(len(values), K.dtype):
         a, b = sorted(np.argsort(-np.abs(vectors[:, 0]), stable=True)[:2])
         raise ValueError(
             f"Argument `{name}` must be positive semi-definite, but its smallest eigenvalue is {eigenvalues[0]:.6g} "

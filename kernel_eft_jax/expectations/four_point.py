@@ -29,7 +29,7 @@ from .hermite_modes import frame, overlaps, pair_blocks_between, pair_functions,
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
 SECOND_ORDERS = ((2, 0), (0, 2), (1, 1))
 SECOND_WEIGHTS = np.array([1.0, 1.0, 2.0])
-CAUTION = 5.0  # the rest of the noise was found to be up to 4.6 times that of the products (ReLU, two copies)
+REST_OF_NOISE = 5.0  # the rest of the noise was found to be up to 4.6 times that of the products (ReLU, two copies)
 FourFactors = tuple[tuple[int, int], ...]
 
 
@@ -110,8 +110,8 @@ def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -
     The norm that the modes of a pair p miss is known, $\tau_p^2 = \mathrm{Var}(s_a s_b) - \sum_{m \le J} |c_m|^2$, and
     modes of degree m of two pairs correlate by $|R|^m$ at most. So the rest of the series of four inputs is below
     $\tau_p \tau_q |R|^{J+1}$. If an input x occurs twice, the series is one of two inputs given x, and its rest is
-    below $\tau_y \tau_z |r|^{J+1}$ with $\tau_y^2 = E[s_x^2 (E[s_y^2 | x] - \sum_{s \le J} f_s^2)]$. `CAUTION` covers
-    the noise of free neurons, whose series falls more slowly.
+    below $\tau_y \tau_z |r|^{J+1}$ with $\tau_y^2 = E[s_x^2 (E[s_y^2 | x] - \sum_{s \le J} f_s^2)]$. The factor
+    `REST_OF_NOISE` covers the noise of free neurons, whose series falls more slowly.
     """
     inputs, count = input_count(k.shape[0]), k.shape[0]
     if inputs < 3:
@@ -129,7 +129,7 @@ def products_error(activation: Activation, k: Float[Array, " P"], degree: int) -
         four = np.array([[len({a[p], b[p], a[q], b[q]}) == 4 for q in range(count)] for p in range(count)])
         rest = jnp.where(four, missing[:, None] * missing[None, :] * most ** (degree + 1), 0)
         worst = jnp.maximum(worst, _largest_share(rest, size))
-    return CAUTION * worst
+    return REST_OF_NOISE * worst
 
 
 def _largest_share(rest, size):
