@@ -6,9 +6,13 @@ shapes and threads: drawing a layer's normals alone, tanh alone, reading and wri
 of large matrix products. "of ceiling" is the rate over that of all of them in turn, each as often as a layer needs it.
 "M/core s" counts processor time instead of time: on a CPU that others use too, it is the better number, and "of
 ceiling" and "of naive" are ratios of it there. "Gop/s" and "GB/s" are that rate times the operations and bytes that a
-sample-layer needs at least (`needed`). Compile times are apart. Then one run of `estimate` at the published setting,
-with the time that it told beforehand; last, the same run on 1, 2, 4 and 8 devices: forced ones on a CPU, which share
-its cores, so that only the numbers tell. All is also written as JSON.
+sample-layer needs at least (`needed`). Compile times are apart. Before that, runs of `estimate` at the published
+setting, with the time that each told beforehand, and the same run on 1, 2, 4 and 8 devices: forced ones on a CPU, which
+share its cores, so that only the numbers tell, and on an accelerator in two processes. All is also written as JSON.
+
+On an accelerator compiling takes longer than most measurements: so the sizes there are few. Rates are given there as
+shares of the card too: of the bytes that it copies in a second, and of the float32 operations of one long loop over
+large arrays.
 """
 
 import contextlib
@@ -41,6 +45,7 @@ from kernel_eft_jax.model import Model
 
 MODEL, EPS, DEPTH = Model(Tanh(), 2.0), 0.05, 40
 GRID = [(1, 128), (4, 64), (4, 256), (16, 64), (64, 256), (64, 4096), (256, 1024)]
+GRID_OF_ACCELERATORS = GRID[:2]
 MOMENTS = 16  # second moments of the kernels of more inputs than this are larger than the networks: kernels only
 
 
@@ -162,6 +167,30 @@ def ceilings(inputs, width, blocks, workers, seconds):
     return rates | {"products": flops / (2 * inputs * width**2)}
 
 
+def card():
+    """Bytes and float32 operations a second that an accelerator reaches with large arrays."""
+    x = jax.random.normal(jax.random.key(0), (2**28,), jnp.float32)
+
+    @jax.jit
+    def chains(x):
+        sums = [x, x + 1, x + 2, x + 3]
+        for _ in range(256):
+            sums = [y * x + 0.5 for y in sums]
+        return sum(sums)
+
+    copies = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, x: x + 1, x))  # in one program, as layers are
+    return {
+        "bytes_per_s": repeat(lambda: jax.block_until_ready(copies(x)), 100 * 8 * x.size, 1, 1.0)["rate"],
+        "operations_per_s": repeat(lambda: jax.block_until_ready(chains(x)), 2048 * x.size, 1, 1.0)["rate"],
+    }
+
+
+def of_card(rate, inputs, width, route, limits):
+    """Shares of the card's bytes and operations that the least work at this rate of sample-layers takes."""
+    needs = needed(inputs, width, route)
+    return {what: rate * needs[what] / limits[f"{what}_per_s"] for what in ("bytes", "operations")}
+
+
 def least(limits, route, inputs):
     """Seconds that a sample-layer takes at the ceilings, all in turn."""
     once = 1 / limits["tanh"] + 1 / limits["copy"]
@@ -171,11 +200,15 @@ def least(limits, route, inputs):
     return copies * once + 1 / limits["normals"]
 
 
-def measure(seconds):
+def measure(seconds, limits_of_card):
     """One row for each route at each size."""
     rows, every_layer = [], range(1, DEPTH + 1)
+    print(
+        f"{'inputs':>6} {'width':>6}  {'route':22} {'M/s':>10} {'M/core s':>10} {'of ceiling':>10} {'of naive':>8} "
+        f"{'Gop/s':>8} {'GB/s':>8} {'block':>6} {'compile, s':>10}"
+    )
     workers = plan_run(prepare(MODEL, kernel(1), 1, DEPTH, EPS, BlockSampler(), [DEPTH]), 2**30).workers
-    for inputs, width in GRID:
+    for inputs, width in GRID if ON_CPU else GRID_OF_ACCELERATORS:
         problems = [
             prepare(MODEL, kernel(inputs), width, DEPTH, EPS, sampler, [DEPTH])
             for sampler in (BlockSampler(), WeightSampler())
@@ -199,12 +232,16 @@ def measure(seconds):
             row |= {"of_ceiling": row[SPEED] * least(limits, route, inputs), "of_naive": row[SPEED] / naive}
             counts = needed(inputs, width, route)
             row |= {f"{what}_per_s": number * row[SPEED] for what, number in counts.items()}
+            if limits_of_card:
+                row["of_card"] = of_card(row["rate"], inputs, width, route, limits_of_card)
             rows.append(row | {"needed": counts, "ceilings": limits})
             speed = f"{row['rate'] / 1e6:10.4f} {row['rate_core'] / 1e6:10.4f} "
             speed += f"{row['of_ceiling']:10.0%} {row['of_naive']:8.2f}"
-            work = f"{row['operations_per_s'] / 1e9:6.2f} {row['bytes_per_s'] / 1e9:6.2f}"
+            work = f"{row['operations_per_s'] / 1e9:8.2f} {row['bytes_per_s'] / 1e9:8.2f}"
+            shares = "".join(f"  {share:.0%} of {what}" for what, share in row.get("of_card", {}).items())
             print(
-                f"{inputs:6} {width:6}  {route:22} {speed} {work} {row['block']:6} {row['compile_s']:10.2f}", flush=True
+                f"{inputs:6} {width:6}  {route:22} {speed} {work} {row['block']:6} {row['compile_s']:10.2f}{shares}",
+                flush=True,
             )
         print(
             f"{'':15}ceilings (M per {'core ' if ON_CPU else ''}s): "
@@ -213,22 +250,25 @@ def measure(seconds):
     return rows
 
 
-def published(networks=20_000):
+def published(networks, limits_of_card):
     """`estimate` at the published setting, with control variates: seconds told beforehand, and taken."""
-    words = io.StringIO()
+    words, depth = io.StringIO(), 800
     with contextlib.redirect_stderr(words):
         start = time.perf_counter()
-        est = estimate(MODEL, kernel(4), width=64, depth=800, eps=EPS, networks=networks, key=jax.random.key(0))
+        est = estimate(MODEL, kernel(4), width=64, depth=depth, eps=EPS, networks=networks, key=jax.random.key(0))
         seconds = time.perf_counter() - start
     told = words.getvalue()
     told = re.search(r"need about (?:(\d+):)?(\d+):(\d+)", told)
     told = sum(int(x or 0) * 60**i for i, x in enumerate(reversed(told.groups())))
     error = est.stderr.K1[-1, 0, 0]
+    found = {"networks": networks, "seconds": seconds, "told_seconds": told, "stderr_K1": error}
+    if limits_of_card:
+        found["of_card"] = of_card(networks * depth / seconds, 4, 64, "block law, control", limits_of_card)
     print(
         f"published setting: {networks:,} networks, control variates, in {seconds:.1f} s with compilation; "
         f"{told} s told beforehand; standard error of K1[00] {error:.4f}"
     )
-    return {"networks": networks, "seconds": seconds, "told_seconds": told, "stderr_K1": error}
+    return found
 
 
 SAME = """
@@ -259,7 +299,7 @@ def digest(result):
 def devices():
     """The same ensemble on 1, 2, 4 and 8 devices: rates, and a digest of all bits."""
     rows = []
-    for count in (1, 2, 4, 8) if ON_CPU else (jax.local_device_count(),):
+    for count in (1, 2, 4, 8) if ON_CPU else 2 * (jax.local_device_count(),):
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"} if ON_CPU else {}
         place = Path(__file__).parents[1]
         out = subprocess.run(
@@ -282,39 +322,33 @@ def cpu_name():
 def main():
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
     device = jax.local_devices()[0]
-    print(
-        f"{'inputs':>6} {'width':>6}  {'route':22} {'M/s':>10} {'M/core s':>10} {'of ceiling':>10} {'of naive':>8} "
-        f"{'Gop/s':>6} {'GB/s':>6} {'block':>6} {'compile, s':>10}"
-    )
-    rows, run, same = measure(seconds), published(), devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    load = [LOAD, os.getloadavg()[0] if hasattr(os, "getloadavg") else None]
-    machine = {
-        "device": device.device_kind, "devices": jax.local_device_count(), "cpu": cpu_name(), "cores": cores,
-        "load_before_and_after": load,
-        "python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__, "depth": DEPTH,
-        "seconds_per_measurement": seconds,
+    limits_of_card = None if ON_CPU else card()
+    found = {
+        "unit": "sample-layers per second",
+        "machine": {
+            "device": device.device_kind, "devices": jax.local_device_count(), "cpu": cpu_name(), "cores": cores,
+            "python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__, "depth": DEPTH,
+            "seconds_per_measurement": seconds, "load_before": LOAD,
+        },
+        "card": limits_of_card,
     }  # fmt: skip
+    parts = {
+        "published_setting": lambda: [published(count, limits_of_card) for count in NETWORKS],
+        "devices": devices,
+        "rows": lambda: measure(seconds, limits_of_card),
+    }
     path = Path(__file__).parent / "results" / f"ensemble_{device.platform}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps(
-            {
-                "unit": "sample-layers per second",
-                "machine": machine,
-                "rows": rows,
-                "published_setting": run,
-                "devices": same,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    for name, part in parts.items():  # written after each part: a run that is cut short keeps what it has
+        found[name] = part()
+        found["machine"]["load_after"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"written to {path}")
 
 
 ON_CPU = jax.local_devices()[0].platform == "cpu"
 SPEED = "rate_core" if ON_CPU else "rate"
+NETWORKS = (20_000,) if ON_CPU else (20_000, 5_000_000)
 LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ def prepared(inputs, width, control):
 
 def compiled(function, *arguments):
     """Optimised HLO of a function for the card that its arguments lie on."""
-    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).compile().as_text()
+    (mesh,) = {x.sharding.mesh for x in jax.tree.leaves(arguments)}
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # Pallas asks it for the kind of card
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).compile().as_text()
 
 
 def program(inputs, width, networks, control):
@@ -118,8 +120,8 @@ def chip(inputs, width, networks, control):
             body = lines[labels.get(label, i) : i]
             if not any(set(re.findall(r"\bbra\S*\s+(\$\w+);", x)) & labels.keys() for x in body):
                 inner = max(inner, [x for x in body if re.match(r"\t[^.].*;", x)], key=len)
-    together = max(1, 256 // width)
-    return moved, len(inner) * 32 / together, registers(newest)
+    together = max(1, 512 // width)
+    return moved, len(inner) * 64 / together, registers(newest)
 
 
 def registers(ptx):

@@ -155,7 +155,7 @@ def _network(problem: Problem) -> int:
 
 def _block_memory() -> int:
     """Bytes of a block that fits the cache of a core, or keeps an accelerator busy."""
-    return 2**22 if _on_cpu() else min(2**30, _device_memory() // 4)
+    return 2**22 if _on_cpu() else min(2**32, _device_memory() // 8)
 
 
 def _on_cpu() -> bool:
