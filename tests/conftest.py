@@ -1,5 +1,6 @@
 """Settings that every test runs under: float64, strict dtypes, fixed random numbers, quick compilation."""
 
+import gc
 import os
 import random
 import subprocess
@@ -27,7 +28,9 @@ install_import_hook([f"kernel_eft_jax.{module}" for module in CHECKED.split()], 
 
 # Compilation costs more than anything else here, and this halves it: less polished machine code for the same formulas,
 # whose results differ by rounding. `make slow` compiles as users do, and so does XLA_FLAGS= before any command.
-QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+QUICK = (
+    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 
 def accepted(flags: str) -> bool:
@@ -62,6 +65,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Examples follow from the test, not from the clock, and nothing is remembered between runs.
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.load_profile("fixed")
+
+
+def pytest_collection_finish() -> None:
+    """Python looks for garbage after 200,000 new objects, not after 700, and not among what was there before the tests.
+
+    Tracing makes millions of small objects: a seventh of the time of the tests went into looking for circles of them.
+    """
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 untouched."""
 
 import math
+from functools import cache
 
 import diffrax
 import jax
@@ -354,10 +355,13 @@ class TestDoors:
                 lambda: keft.fit(EXPERIMENT, EXPERIMENT, ["C_W"]),
                 "`data` must be kernels of sampled networks or an Estimate",
             ),
-            (lambda: keft.width_check(TestDoors.G, SOLUTION), "`kernels` must map widths to arrays of kernels"),
-            (lambda: keft.width_check({"wide": TestDoors.G}, SOLUTION), "`width` in `kernels` must be a whole number"),
+            (lambda: keft.width_check(TestDoors.G, solution()), "`kernels` must map widths to arrays of kernels"),
+            (
+                lambda: keft.width_check({"wide": TestDoors.G}, solution()),
+                "`width` in `kernels` must be a whole number",
+            ),
             (lambda: keft.width_check({16: TestDoors.G}, TestDoors.MODEL), "`theory` must be a Solution object"),
-            (lambda: keft.diagnostics.compare(TestDoors.MODEL, SOLUTION), "`theory` must be a Solution object"),
+            (lambda: keft.diagnostics.compare(TestDoors.MODEL, solution()), "`theory` must be a Solution object"),
             (lambda: keft.coordinate_check(**STACK, own=TestDoors.G), "`own` must map widths to arrays of kernels"),
             (
                 lambda: keft.coordinate_check(**STACK, own={8: TestDoors.G}),
@@ -379,20 +383,20 @@ class TestDoors:
                 "`layers` must name a layer behind the input",
             ),
             (lambda: keft.Tanh().error(-1.0), "`k` is a variance and must not be negative"),
-            (lambda: figures.plot_fit(SOLUTION), "`fit` must be a Fit object"),
-            (lambda: figures.plot_trajectories(SOLUTION, title=""), "`results` must map labels to results"),
+            (lambda: figures.plot_fit(solution()), "`fit` must be a Fit object"),
+            (lambda: figures.plot_trajectories(solution(), title=""), "`results` must map labels to results"),
             (
-                lambda: figures.plot_trajectories({"": SOLUTION}, (3, 3), title=""),
+                lambda: figures.plot_trajectories({"": solution()}, (3, 3), title=""),
                 "`entry` must name inputs from 0 to 0",
             ),
-            (lambda: figures.plot_trajectories({"": SOLUTION}, (0,), title=""), "`entry` must name.*2 of them"),
+            (lambda: figures.plot_trajectories({"": solution()}, (0,), title=""), "`entry` must name.*2 of them"),
             (lambda: figures.plot_trajectories({}, title=""), "`results` must map labels to results.*but is empty"),
             (
                 lambda: figures.plot_trajectories({"a": "b"}, title=""),
                 "what `solve` or `estimate` gives, but 'a' is 'b'",
             ),
             (lambda: figures.plot_panels({}, title=""), "nothing to draw: give one panel or more"),
-            (lambda: SOLUTION.plot(columns=0), "`columns` must be a whole number, 1 or more"),
+            (lambda: solution().plot(columns=0), "`columns` must be a whole number, 1 or more"),
             (lambda: keft.solve(TestDoors.MODEL, GOOD, [1j]), "`ts` must be real numbers.*give its real part"),
             (lambda: keft.solve(TestDoors.MODEL, GOOD, [1.0], max_steps="many"), "`max_steps` must be a whole number"),
             (lambda: keft.solve(TestDoors.MODEL, GOOD, [1.0], throw="no"), "`throw` must be True or False"),
@@ -443,4 +447,8 @@ STACK = {"model": TestDoors.MODEL, "K0": [[1.0]], "width": 8, "depth": 2, "eps":
 WINDOW = {name: STACK[name] for name in ("model", "K0", "depth", "eps")}
 RUN = {"width": 8, "depth": 2, "eps": 0.5, "networks": 64, "key": TestDoors.KEY, "progress": False}
 EXPERIMENT = keft.Experiment(TestDoors.MODEL, [[1.0]], width=8, layers=[2], eps=0.5)
-SOLUTION = keft.solve(TestDoors.MODEL, [[1.0]], layers=[1], eps=0.5, closure=keft.GOnly())
+
+
+@cache
+def solution():
+    return keft.solve(TestDoors.MODEL, [[1.0]], layers=[1], eps=0.5, closure=keft.GOnly())
