@@ -15,6 +15,7 @@ from kernel_eft_jax.showing import rounded
 
 MAIN = "import sys; from kernel_eft_jax.cli import main; sys.exit(main())"
 THEORY = "theory --activation linear --inputs 1 --closure GOnly --T 1 --times 2 --out -"
+LAYERS = "theory --activation linear --inputs 1 --closure GOnly --depth 1 --eps 0.5 --times 2 --out -"
 
 
 def environment(tmp_path, **more):
@@ -62,7 +63,7 @@ def test_old_programs_are_removed(tmp_path):
 
 def test_a_closed_pipe_ends_quietly(tmp_path):
     """As in `kernel-eft theory | head -1`: the reader goes before anything is printed. --no-cache keeps no programs."""
-    command = [sys.executable, "-c", MAIN, *THEORY.split(), "--no-cache"]
+    command = [sys.executable, "-c", MAIN, *LAYERS.split(), "--no-cache"]
     with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         assert run.stdout is not None
         assert run.stderr is not None
@@ -88,7 +89,7 @@ def test_interrupting_the_imports_ends_quietly():
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that Linux has")
 def test_a_full_disk_is_named(tmp_path):
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", MAIN, *THEORY.split()]
+        command = [sys.executable, "-c", MAIN, *LAYERS.split()]
         run = subprocess.run(command, env=environment(tmp_path), stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
     assert run.stderr == "kernel-eft: A file or standard output: No space left on device.\n"
