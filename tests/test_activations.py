@@ -16,7 +16,7 @@ import mpmath
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from problems import ACTIVATIONS, CLOSED, KINKED, SMOOTH, expansion_from, norms, pair_moments
+from problems import ACTIVATIONS, CLOSED, KINKED, SMOOTH, expansion_from, norms, pair_moments, softplus
 from scipy.integrate import quad
 from scipy.stats import norm
 
@@ -65,6 +65,15 @@ def test_accuracy_over_variances_and_correlations(name):
     for (k_aa, k_bb, rho), found in zip(GRID, between_inputs(case.activation), strict=True):
         bound = expansion_from(np.outer(norms(case, k_aa), norms(case, k_bb)))
         assert_accurate(found, expansion_from(pair_moments(case, k_aa, k_bb, rho)), bound, (k_aa, k_bb, rho))
+
+
+@pytest.mark.parametrize("beta", [0.5, 30.0, -4.0])
+def test_the_sharpness_of_softplus_is_one_over_its_scale(beta):
+    """s'' = beta sech^2(beta x / 2) / 4 falls to 0.79 of its peak at 1 / sharpness, and to 0.42 at twice that: rules
+    lay their nodes by this scale."""
+    scale = 1 / np.asarray(keft.Softplus(beta).sharpness)
+    second = softplus(beta)(scale * np.arange(3), 2)
+    np.testing.assert_allclose(second[1:] / second[0], 1 / np.cosh([0.5, 1.0]) ** 2, rtol=1e-12)
 
 
 # Both are compared with the same oracle, above and below.

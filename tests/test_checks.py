@@ -429,6 +429,8 @@ class TestDoors:
             (lambda: keft.ResNet("plain", width=8, depth=2, eps=0.5, key=TestDoors.KEY), "`model` must be a Model"),
             (lambda: keft.LeakyReLU([0.1, 0.2]), r"`slope` of an activation must be one number, but has shape \(2,\)"),
             (lambda: keft.CELU(0.0), "`alpha` must be a finite number greater than zero, but is 0.0"),
+            (lambda: keft.Softplus("two"), "Argument `beta` must be numbers, but is 'two'"),
+            (lambda: keft.Scaled(keft.Erf(), 1j), "Argument `input_scale` must be real numbers"),
         ],
     )
     def test_the_argument_is_named_with_its_remedy(self, call, says):

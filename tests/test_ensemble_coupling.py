@@ -231,3 +231,13 @@ def test_factors_from_features(key, inputs, C_b):
     assert np.array_equal(L[1, :, 2], L[0, :, 2])
     alone = np.concatenate([x[..., :1]] * 3, axis=-1)
     assert np.array_equal(factor(alone)[..., 0], L[..., 0])
+
+
+def test_directions_that_are_tiny_beside_tiny_ones_are_found():
+    """e1, e1 + d e2 and e1 + d e2 + d^2 e3 with d = 1e-7 have the factor 1; 1, d; 1, d, d^2, by hand. The last entry,
+    1e-14 of its input, needs a second round of Gram and Schmidt: the first leaves it beside a d as large as itself
+    over d."""
+    d = 1e-7
+    L = np.array([[1.0, 0.0, 0.0], [1.0, d, 0.0], [1.0, d, d**2]])
+    found = factor_of(Dense(jnp.array(3.0), jnp.array(0.0)), jnp.asarray(L)[:, :, None])
+    np.testing.assert_allclose(np.asarray(found)[:, :, 0], L, rtol=1e-6)

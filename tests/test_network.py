@@ -131,13 +131,17 @@ def test_inputs_have_their_kernel(key):
     assert np.allclose(phi[1], phi[2], rtol=1e-12)
 
 
+factors_of = jax.jit(jax.vmap(semidefinite_cholesky))
+
+
 @pytest.mark.parametrize("inputs", [1, 3, 8, 21])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("rank", [1, 2, 30])
 def test_factor_is_exact_at_any_rank(inputs, dtype, rank):
+    """L L^T = Q to rounding, with as many columns as the rank, and NumPy's factor where the rank is full."""
     A = np.random.default_rng(inputs + rank).normal(size=(5, inputs, rank))
     Q = jnp.asarray((A @ np.swapaxes(A, 1, 2)).astype(dtype))
-    L = np.asarray(jax.jit(jax.vmap(semidefinite_cholesky))(Q))
+    L = np.asarray(factors_of(Q))
     assert L.dtype == dtype
     tolerance = 50 * inputs * np.finfo(dtype).eps * float(jnp.abs(Q).max())
     assert np.abs(L @ np.swapaxes(L, 1, 2) - Q).max() < tolerance
@@ -145,6 +149,16 @@ def test_factor_is_exact_at_any_rank(inputs, dtype, rank):
     assert (np.abs(L).max(axis=1) > np.sqrt(tolerance)).sum(axis=1).max() <= rank
     if rank >= inputs:
         assert np.allclose(L[0], np.linalg.cholesky(Q[0]), atol=100 * tolerance)
+
+
+@pytest.mark.parametrize("inputs", [8, 21])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_multiples_of_an_input_are_no_directions(inputs, dtype):
+    """Rounding leaves pivots of some 1e-16 of an input, which must not become columns of their roots, 1e-8."""
+    x = np.random.default_rng(inputs).normal(size=(5, inputs, 1)).astype(dtype)
+    L = np.asarray(factors_of(jnp.asarray(x * np.swapaxes(x, 1, 2))))
+    np.testing.assert_allclose(L[:, :, :1], x * np.sign(x[:, :1]), rtol=1e-5)
+    assert not L[:, :, 1:].any()
 
 
 def test_bad_arguments(key):

@@ -11,6 +11,7 @@ own hessian as the derivative of the gradient: so JAX never differentiates a sin
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -187,9 +188,9 @@ def enough_points(activation: Activation, terms: int = 0) -> int:
     return 44 + terms // 2 if terms else POINTS
 
 
-def array(value: Any) -> Array:
-    """A parameter as an array that gradients reach."""
-    return value if isinstance(value, jax.Array) else check_array(value, "parameter of an activation").astype(float)
+def array(name: str) -> Callable[[Any], Array]:
+    """The converter that makes the parameter of this name an array, which gradients reach."""
+    return lambda value: value if isinstance(value, jax.Array) else check_array(value, name).astype(float)
 
 
 def finite(name: str, value: Array, axes: int = 0) -> None:

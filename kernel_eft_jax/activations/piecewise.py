@@ -58,7 +58,7 @@ class Piecewise(OfFunction):
 class ELU(Summed):
     r"""$s(x) = x$ for $x > 0$, $\alpha (e^x - 1)$ else."""
 
-    alpha: Float[Array, ""] = eqx.field(converter=array, default=1.0)
+    alpha: Float[Array, ""] = eqx.field(converter=array("alpha"), default=1.0)
 
     def __check_init__(self):
         finite("alpha", self.alpha)
@@ -74,7 +74,7 @@ class ELU(Summed):
 class CELU(Summed):
     r"""$s(x) = x$ for $x > 0$, $\alpha (e^{x / \alpha} - 1)$ else, for $\alpha > 0$."""
 
-    alpha: Float[Array, ""] = eqx.field(converter=array, default=1.0, metadata=parameter(positive=True))
+    alpha: Float[Array, ""] = eqx.field(converter=array("alpha"), default=1.0, metadata=parameter(positive=True))
 
     def __check_init__(self):
         check_positive(self.alpha, "alpha")

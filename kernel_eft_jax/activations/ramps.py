@@ -89,7 +89,7 @@ class Abs(_Ramp):
 class LeakyReLU(_Ramp):
     r"""$s(x) = \max(x, 0) + \text{slope} \min(x, 0)$."""
 
-    slope: Float[Array, ""] = eqx.field(converter=array, default=0.01)
+    slope: Float[Array, ""] = eqx.field(converter=array("slope"), default=0.01)
 
     def __check_init__(self):
         finite("slope", self.slope)
@@ -101,7 +101,7 @@ class LeakyReLU(_Ramp):
 class PReLU(LeakyReLU):
     """`LeakyReLU` whose slope starts from 0.25, as PyTorch's does; a scalar, one for all neurons."""
 
-    slope: Float[Array, ""] = eqx.field(converter=array, default=0.25)
+    slope: Float[Array, ""] = eqx.field(converter=array("slope"), default=0.25)
 
 
 def _area_and_angle(k_aa, k_bb, k_ab):

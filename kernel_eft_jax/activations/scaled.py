@@ -14,8 +14,8 @@ class Scaled(Activation):
     differentiable."""
 
     activation: Activation
-    input_scale: Float[Array, ""] = eqx.field(converter=array, default=1.0)
-    output_scale: Float[Array, ""] = eqx.field(converter=array, default=1.0)
+    input_scale: Float[Array, ""] = eqx.field(converter=array("input_scale"), default=1.0)
+    output_scale: Float[Array, ""] = eqx.field(converter=array("output_scale"), default=1.0)
 
     def __check_init__(self):
         check_kind(self.activation, Activation, "activation")

@@ -67,7 +67,7 @@ class Mish(Summed):
 class Softplus(Summed):
     r"""$s(x) = \log(1 + e^{\beta x}) / \beta$, for $\beta \ne 0$."""
 
-    beta: Float[Array, ""] = eqx.field(converter=array, default=1.0)
+    beta: Float[Array, ""] = eqx.field(converter=array("beta"), default=1.0)
 
     def __check_init__(self):
         finite("beta", self.beta)
@@ -86,7 +86,7 @@ class Softplus(Summed):
 class Polynomial(Summed):
     r"""$s(x) = \sum_i c_i x^i$, degree 12 at most."""
 
-    coefficients: Float[Array, " degree_plus_one"] = eqx.field(converter=array)
+    coefficients: Float[Array, " degree_plus_one"] = eqx.field(converter=array("coefficients"))
 
     def __check_init__(self):
         shape = self.coefficients.shape
