@@ -10,6 +10,7 @@ from numpy.polynomial.legendre import leggauss
 from scipy.stats import norm
 
 import kernel_eft_jax as keft
+from kernel_eft_jax.activations.accuracy import closed_form_error
 from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions
 
 # Half of the digits, where rho = 1 is rounded: sqrt(1 - rho^2) is known no better.
@@ -164,6 +165,12 @@ def test_a_closed_form_must_name_its_kinks():
     Honest()
     with pytest.raises(ValueError, match="kinks"):
         Kinked()
+
+
+def test_a_closed_form_that_is_right_is_found_right_where_s_has_a_value_at_its_kinks():
+    """HardTanh at variance one. At its kinks s is +-1, so that E[s s''] is all delta functions: the sums that judge
+    closed forms must hold them, or its error would seem of order one."""
+    assert jax.jit(lambda k: closed_form_error(keft.HardTanh(), k))(jnp.array(1.0)) < 1e-11
 
 
 @pytest.mark.parametrize("make", [lambda: keft.Softplus(0.0), lambda: keft.LeakyReLU(jnp.nan), lambda: keft.CELU(0.0)])
