@@ -238,7 +238,7 @@ class TestCompare:
         Relative errors of order 1/n, 1.6 %, would show in V4 at 4096 networks, whose relative standard error is 2 %,
         below one.
         """
-        assert run("theory --activation linear --C_W 1 --eps 0.5 --depth 4 --times 5") == 0
+        assert run("theory --activation linear --C_W 1 --eps 0.5 --depth 4 --times 5 --degree 2") == 0
         capsys.readouterr()
         assert run("compare theory.nc sample.nc --json") == 0
         record = json.loads(capsys.readouterr().out)
@@ -263,7 +263,7 @@ class TestCompare:
         return v / 2
 
     def test_a_wrong_theory_is_seen(self, capsys):
-        assert run("theory --activation linear --C_W 1.1 --eps 0.5 --depth 4 --times 5") == 0
+        assert run("theory --activation linear --C_W 1.1 --eps 0.5 --depth 4 --times 5 --degree 2") == 0
         capsys.readouterr()
         status = run("compare theory.nc sample.nc --json")
         printed = capsys.readouterr()

@@ -240,7 +240,7 @@ def test_an_adjoint_that_cannot_says_which_can(adjoint, ask, words):
         (diffrax.RecursiveCheckpointAdjoint(), jax.grad, 1e-7),
         pytest.param(diffrax.DirectAdjoint(), jax.grad, 1e-7, marks=pytest.mark.slow),
         pytest.param(diffrax.DirectAdjoint(), jax.jacfwd, 1e-7, marks=pytest.mark.slow),
-        (diffrax.ForwardMode(), jax.jacfwd, 1e-7),
+        pytest.param(diffrax.ForwardMode(), jax.jacfwd, 1e-7, marks=pytest.mark.slow),  # in every run: `sensitivity`
         # Integrates back, with errors of its own.
         (diffrax.BacksolveAdjoint(), jax.grad, 1e-6),
     ],

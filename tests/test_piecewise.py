@@ -90,14 +90,13 @@ def test_extreme_variances():
     assert abs(tanh[1] - 1 / 3) < 1e-3  # sign at large variance: 2 / pi arcsin(1 / 2)
 
 
-# A sum, a closed form and a sum with kinks.
+# In every run a closed form, and a sum with kinks.
 @pytest.mark.parametrize(
     "activation",
     [
-        keft.Tanh(),
         keft.ReLU(),
         keft.ELU(),
-        *(pytest.param(s, marks=pytest.mark.slow) for s in (keft.Erf(), keft.GELU())),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (keft.Tanh(), keft.Erf(), keft.GELU())),
     ],
     ids=repr,
 )

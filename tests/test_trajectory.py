@@ -99,10 +99,10 @@ def differences():
 @pytest.mark.parametrize(
     ("mode", "adjoint"),
     [
-        (jax.grad, None),
-        # Below, the mean has this adjoint's derivative by the depth.
+        # In every run a linear network has this adjoint's derivatives in test_gradients.
+        pytest.param(jax.grad, None, marks=pytest.mark.slow),
+        # In every run test_sensitivity differentiates so; below, the mean has the derivative by the depth.
         pytest.param(jax.jacfwd, diffrax.ForwardMode(), marks=pytest.mark.slow),
-        # In test_gradients a linear network has this adjoint's derivatives too.
         pytest.param(jax.jacfwd, diffrax.DirectAdjoint(), marks=pytest.mark.slow),
     ],
     ids=["default-reverse", "forward", "direct"],
@@ -112,6 +112,8 @@ def test_continuum_derivatives_agree_with_central_differences(differences, mode,
     np.testing.assert_allclose(gradient, differences, atol=1e-7)
 
 
+# In every run test_gradients differentiates layers of the same closure, by every parameter and every eps.
+@pytest.mark.slow
 def test_layer_derivatives_agree_with_central_differences():
     def by_layers(p):
         return reading(p, eps=p[3])
