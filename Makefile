@@ -19,7 +19,7 @@ test: $(VENV)/installed-dev
 
 # The code of the pages, of the README and of the notebooks.
 pages: $(VENV)/installed-dev
-	$(BIN)/python $(PYTEST) --nbmake tests/pages notebooks
+	$(BIN)/python $(PYTEST) --nbmake notebooks tests/pages
 
 slow: $(VENV)/installed-dev
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow
