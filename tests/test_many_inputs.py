@@ -245,7 +245,6 @@ def test_the_drift_of_the_kernel_alone():
         np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.slow  # in every run the information below is made of them
 def test_moments_by_pairs_are_those_of_all_inputs():
     """Means and variances pair by pair are the exact ones; covariances between entries keep their signs and sizes to a
     few per cent."""
