@@ -70,14 +70,14 @@ BEYOND = {
 WINDOWS = {
     "tanh": keft.Tanh(),
     "erf": keft.Erf(),
-    "gelu": keft.GELU(),
-    "relu": keft.ReLU(),
+    "GELU": keft.GELU(),
+    "ReLU": keft.ReLU(),
 }
 STACKED = (
     *PUBLISHED,
     *BEYOND,
     "quadrature-bias",
-    *(f"validity-{name}" for name in WINDOWS),
+    *(f"validity-{name.lower()}" for name in WINDOWS),
 )
 NEXT = "Next: [Where is it valid?](validity.md), for your own network."
 MARK = "<!-- everything below is written by docs/study.py -->"
@@ -114,10 +114,10 @@ def draw_window(results: Path, name: str) -> None:
         reference=keft.HermiteTower(40),
         key=jax.random.key(0),
     )
-    title = f"{name}, C_W = 2, K0 = 1, 100 layers of eps = 0.1"
+    title = rf"{name}, $C_W = 2$, $K_0 = 1$, 100 layers of $\epsilon = 0.1$"
     for columns, suffix in ((2, ""), (1, "-stacked")):
         figure = plot_window(window, title, columns=columns)
-        figure.savefig(results / f"validity-{name}{suffix}.png", dpi=200)
+        figure.savefig(results / f"validity-{name.lower()}{suffix}.png", dpi=200)
 
 
 def main(results: Path) -> None:

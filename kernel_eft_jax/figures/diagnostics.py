@@ -1,9 +1,13 @@
 """Figures of diagnostics: validity windows, and several widths beside a theory."""
 
+from typing import Any
+
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullFormatter
 
 from ..checks import check_kind
@@ -24,6 +28,9 @@ from .style import (
 )
 
 OF_NETWORKS = [i for i in range(len(COLOURS)) if i not in CLOSURES.values()]  # styles that no closure has
+
+# Where the label of t* stands: an error grows with depth, so that its curve passes below left and above right of t*.
+BESIDE: tuple[dict[str, Any], ...] = ({"xytext": (9, -17), "ha": "left"}, {"xytext": (-9, 8), "ha": "right"})
 
 
 @styled
@@ -49,23 +56,29 @@ def _reaches(ax: Axes, window: Window, quantity: str) -> None:
     for name, reaches in window.reach.items():
         style = CURVE_STYLES[styles[name]]
         error, t_star = reaches[quantity].error, reaches[quantity].t_star
-        ax.plot(window.ts, error, label=name, **style)
+        ax.plot(*_between(window.ts, error), label=name, **style)
         if 0 < t_star < np.inf:
             ax.plot(t_star, window.tolerance, "o", color=style["color"], markersize=8)
             ax.annotate(
                 f"$t^* = {t_star:.2g}$",
                 (t_star, window.tolerance),
-                xytext=(0, -24),
                 textcoords="offset points",
-                ha=("left", "center", "right")[int(np.searchsorted((0.15, 0.8), t_star / window.ts[-1]))],
                 color=style["color"],
-                bbox={"facecolor": TOLERABLE["color"], "linewidth": 0, "pad": 1},
+                path_effects=[withStroke(linewidth=4, foreground="white")],
+                **BESIDE[bool(t_star > 0.7 * window.ts[-1])],
             )
     errors = np.concatenate([reaches[quantity].error for reaches in window.reach.values()])
     low, high = min(errors[errors > 0].min(), window.tolerance), max(errors.max(), window.tolerance)
     ax.set_yscale("log")
     ax.set_ylim(max(low, 1e-3 * window.tolerance) / 2, 2 * high)
     ax.set_xlabel(DEPTH)
+
+
+def _between(ts: Float[np.ndarray, " T"], error: Float[np.ndarray, " T"]) -> tuple[np.ndarray, np.ndarray]:
+    """The error as a straight line between saved depths, which has a curve on a logarithmic axis; zero is not drawn."""
+    fine = np.union1d(ts, np.linspace(ts[0], ts[-1], 1000))
+    line = np.interp(fine, ts, error)
+    return fine, np.where(line > 0, line, np.nan)
 
 
 def _widths(ax: Axes, window: Window) -> None:

@@ -75,6 +75,7 @@ def grid(
     rows = -(-count // columns)
     heights = [PANEL[1]] * rows if heights is None else heights
     figure = Figure(figsize=(PANEL[0] * columns, sum(heights) + 0.9), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)  # inches: a heading keeps away from the axis label above it
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights, **options).ravel()
     for ax in axes[count:]:
@@ -128,11 +129,11 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> list[Path]:
 
 
 def _broken(title: str, columns: int) -> str:
-    """The title in lines that fit over so many panels; a formula is never broken."""
+    """The title in lines that fit over so many panels; formulas and what stands around " = " are never broken."""
     lines = []
     for line in title.split("\n"):
         lines.append("")
-        for word in re.findall(r"(?:\$[^$]*\$|[^ $])+", line):
+        for word in re.findall(r"(?:\$[^$]*\$| = |[^ $])+", line):
             if lines[-1] and _letters(lines[-1] + word) > 9 * PANEL[0] * columns:
                 lines.append("")
             lines[-1] += f"{word} "

@@ -138,7 +138,7 @@ def _residual_figure(study, found, tower):
     panels["all"][PUBLISHED_NETWORKS] = tuple(
         np.array(x) for x in (list(RESIDUAL), list(RESIDUAL.values()), list(noise.values()))
     )
-    title = f"Residual of the published equation for $V_{{4;00,00}}$\n{study.setting}"
+    title = f"Residual of the published equation for $V_{{4;00,00}}$\n{study.setting.symbols}"
     return Drawing(title, panels, ylabel=r"$dV_4/dt$ less the equation")
 
 
@@ -161,7 +161,7 @@ def _source_figure(study):
             fed: (ts, sampled.closure[:, a, b]),
             "mismatch at $t = 0$": (np.zeros(2), np.array([0, jump])),
         }
-    title = f"What drives $K_1$: $U_1 = n\\,(E[S] - E_{{K_0}}[\\sigma\\sigma])$\n{study.setting}"
+    title = f"What drives $K_1$: $U_1 = n\\,(E[S] - E_{{K_0}}[\\sigma\\sigma])$\n{study.setting.symbols}"
     return Drawing(title, panels)
 
 
@@ -169,5 +169,5 @@ def _kurtosis_figure(study):
     measured = keft.kurtosis(study.sampled)
     lines = {NETWORKS: (measured.value[:, 0], measured.stderr[:, 0])}
     lines |= {name: (keft.kurtosis(study.theories[name]).value[:, 0],) for name in (TOWER, G_ONLY, SIGMA)}
-    title = f"Excess kurtosis of one neuron, times n\n{study.setting}"
+    title = f"Excess kurtosis of one neuron, times $n$\n{study.setting.symbols}"
     return Drawing(title, {r"$n\,\kappa_4 / K_0^2$": {k: (study.sampled.ts, *line) for k, line in lines.items()}})

@@ -7,6 +7,7 @@ the tables has the same theory with converged expectations.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, SOURCE, TO
 
 PUBLISHED = json.loads(files("kernel_eft_jax.studies.kawase_ota").joinpath("published.json").read_text())
 MAIN_NETWORKS, SWEEP_NETWORKS = (PUBLISHED["settings"][part]["networks"] for part in ("main", "sweeps"))
+SYMBOLS = {"K0": "K_0", "eps": r"\epsilon"}
 C_W = 2.0
 TANH, RULE_32 = keft.Tanh(), GaussHermite(keft.Tanh())
 MODEL, RULE_MODEL = keft.Model(TANH, C_W), keft.Model(RULE_32, C_W)
@@ -39,6 +41,11 @@ class Setting(NamedTuple):
     def __str__(self) -> str:
         K0 = f"{self.K0[0, 0]:g}" + (f" / {self.K0[0, 1]:g}" if len(self.K0) > 1 else "")
         return f"tanh, C_W = {C_W:g}, C_b = 0, K0 = {K0}, n = {self.width}, eps = {self.eps:g}, {self.depth} layers"
+
+    @property
+    def symbols(self) -> str:
+        """The same for the title of a figure."""
+        return re.sub(r"(\w+) = ([^,]+)", lambda found: f"${SYMBOLS.get(found[1], found[1])} = {found[2]}$", str(self))
 
 
 MAIN = Setting(0.6 + 1.4 * np.eye(4), 64, 800, 0.05)
@@ -222,9 +229,9 @@ def _figures(study):
         }
     mic = PUBLISHED["K1_00_T2_n64"]
     K1["$K_{1;00}$"][PUBLISHED_NETWORKS] = (ts[-1:], [mic["microscopic"]], [mic["standard_error"]])
-    setting = f"{study.setting}, {sampled.networks:,} networks"
+    setting = f"{study.setting.symbols}, {sampled.networks:,} networks"
     return {
         "figure-1-mean-and-covariance": Drawing(f"Mean and covariance of the kernel\n{setting}", K0 | covariance),
-        "figure-3-mean-correction": Drawing(f"Correction of the mean kernel, times n\n{setting}", K1),
+        "figure-3-mean-correction": Drawing(f"Correction of the mean kernel, times $n$\n{setting}", K1),
         "errors-of-the-theories": Drawing(f"Covariance of the kernel: errors of the theories\n{setting}", errors),
     }

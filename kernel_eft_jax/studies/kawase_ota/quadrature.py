@@ -75,4 +75,4 @@ def _figure(study, squares, solutions):
             NETWORKS: (ts, 0 * ts, 100 * stderr / V4),
         },
     }
-    return Drawing(f"What a quadrature rule does to $V_4$\n{study.setting}", panels)
+    return Drawing(f"What a quadrature rule does to $V_4$\n{study.setting.symbols}", panels)

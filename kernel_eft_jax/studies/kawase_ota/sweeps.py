@@ -134,7 +134,7 @@ def _figure_2(studies):
         errors[label] = (ts, 100 * error, 100 * stderr)
     fine = studies[WIDE, FINE]
     values |= {name: (fine.sampled.ts, first(fine.theories[name].V4)) for name in (RULE, G_ONLY)}
-    headings = "(a)  $V_{4;00,00}$", "(b)  theory / networks $-$ 1 (%), 32-point rule"
+    headings = "(a)  $V_{4;00,00}$", "(b)  32-point rule / networks $-$ 1 (%)"
     title = f"tanh, $C_W = 2$, $K_0 = 2$, $n = {WIDE}$, {fine.sampled.networks:,} networks for each step"
     return Drawing(title, dict(zip(headings, (values, errors), strict=True)))
 
