@@ -2,6 +2,7 @@ r"""Formulas as MathML at build time: the site needs no script and no network to
 
 A Python-Markdown extension. It takes what `pymdownx.arithmatex` (generic) found, in pages and docstrings alike. A
 display is set in pieces, split in front of its relations, sums and \qquad, so that a narrow screen can break it there.
+A formula in a line keeps the comma or bracket that touches it (`whole` keeps numbers).
 """
 
 import html
@@ -11,8 +12,11 @@ from markdown import Extension, Markdown
 from markdown.postprocessors import Postprocessor
 from math_core import LatexError, LatexToMathML
 
+from .whole import keep_whole
+
 FOUND = re.compile(
-    r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL
+    r'([^\s<>]*)<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\2>([^\s<>]*)',
+    re.DOTALL,
 )
 TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
 OPENING = {"{", "(", "[", r"\{", r"\left", r"\begin"}
@@ -55,7 +59,7 @@ def convert(source: str, whole: str, display: bool) -> str:
         formula = CONVERTER.convert_with_local_state(source, displaystyle=display)
     except LatexError as error:
         raise ValueError(f"The formula {whole!r} cannot be set: {error}") from error
-    if source.lstrip().startswith(SIGNS):
+    if display and source.lstrip().startswith(SIGNS):
         formula = LEADING.sub('<mo form="infix">', formula, count=1)
     for found, better in REPLACED.items():
         formula = formula.replace(found, better)
@@ -64,23 +68,26 @@ def convert(source: str, whole: str, display: bool) -> str:
 
 def to_mathml(found: re.Match) -> str:
     """One formula of a page."""
-    source = html.unescape(found[2]).strip()
-    if found[1] == "span":
-        return f'<span class="formula">{convert(source, source, False)}</span>'
+    before, kind, source, after = found.groups()
+    source = html.unescape(source).strip()
+    if kind == "span":
+        formula = convert(source, source, display=False)
+        return f'<span class="whole">{before}{formula}{after}</span>'
     parts = (
         "<wbr>".join(
-            convert(piece, source, True) for piece in part if piece.strip()
+            convert(piece, source, display=True) for piece in part if piece.strip()
         )
         for part in pieces(source)
     )
-    return f'<div class="formula">{" ".join(f"<span>{part}</span>" for part in parts)}</div>'
+    display = " ".join(f"<span>{part}</span>" for part in parts)
+    return f'{before}<div class="formula">{display}</div>{after}'
 
 
 class Formulas(Postprocessor):
-    """Replaces every formula of a finished page."""
+    """Replaces every formula of a finished page, and keeps numbers whole."""
 
     def run(self, text: str) -> str:
-        return FOUND.sub(to_mathml, text)
+        return keep_whole(FOUND.sub(to_mathml, text))
 
 
 class MathML(Extension):

@@ -1,6 +1,7 @@
 """Pages are complete and well formed, and every public name is described. (The code of the pages runs in
 tests/pages.)"""
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -102,6 +103,27 @@ def test_displays_stand_apart():
     site."""
     for path in (*run.pages(), *(ROOT / "kernel_eft_jax").rglob("*.py")):
         assert not re.search(r"\S\$\$\n[ \t]*\$\$\S", path.read_text()), path
+
+
+def test_numbers_and_options_stay_in_one_line():
+    """A number keeps its name, error, unit and exponent, and an option its dashes; tags, formulas and blocks of code,
+    which people copy, stay as they are."""
+    keep_whole = runpy.run_path(str(DOCS / "whole.py"))["keep_whole"]
+    for text in ("t = 2", "± 0.02", "5e-13", "12 %", "5.3 s", "--out-of"):
+        assert keep_whole(f"<td>{text}</td>") == f'<td><span class="whole">{text}</span></td>'
+    for text in ("<pre><code>x --json 5e-13</code></pre>", "<math><mn>5e-13</mn></math>", '<a href="t = 2">s</a>'):
+        assert keep_whole(text) == text
+    for text in ("test_2 and v1.2e-3x", "a - 2", "2604.15742", "well-known", "10 seconds"):
+        assert keep_whole(text) == text
+
+
+def test_no_asterisk_of_a_docstring_is_read_as_emphasis():
+    """The site reads docstrings as Markdown: "up to t*, or from n* on" would lose its asterisks and be slanted."""
+    for path in (ROOT / "kernel_eft_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = re.sub(r"`[^`]*`|\$\$.*?\$\$|\$[^$]*\$", "", ast.get_docstring(node) or "", flags=re.DOTALL)
+                assert not re.search(r"\w\*(?!\w)", text), f"{path}: {text}"
 
 
 def test_citations_name_the_version():

@@ -73,7 +73,7 @@ class _Ramp(PairActivation):
 
 
 class ReLU(_Ramp):
-    """$s(x) = max(x, 0)$."""
+    r"""$s(x) = \max(x, 0)$."""
 
     def _below(self, dtype):
         return jnp.zeros((), dtype)

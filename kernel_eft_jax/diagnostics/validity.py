@@ -61,12 +61,12 @@ class Width(eqx.Module):
 
 
 class Window(Shown):
-    """Where the theories hold to one tolerance: closures up to depths t*, order 1/n from widths n* on.
+    """Where the theories hold to one tolerance: closures up to depths $t^*$, order 1/n from widths $n^*$ on.
 
     `reach[closure][quantity]` holds the depths. `widths[quantity]` holds the sampled widths: the pilot, then the width
     that the pilot asked for. If networks of this width deviate too much (narrow networks, where the next order
-    matters), they ask for a larger width in turn. The last width is n*, if it `confirms`; if not, three attempts were
-    not enough. Without a key nothing is sampled.
+    matters), they ask for a larger width in turn. The last width is $n^*$, if it `confirms`; if not, three attempts
+    were not enough. Without a key nothing is sampled.
     """
 
     ts: Float[np.ndarray, " T-1"]
@@ -81,7 +81,7 @@ class Window(Shown):
         return float(self.reference.stats["expectation_error"])
 
     def record(self) -> dict[str, Any]:
-        """The window as plain numbers, lists and dictionaries, as a JSON file holds them; no t* is null."""
+        """The window as plain numbers, lists and dictionaries, as a JSON file holds them; no $t^*$ is null."""
         return {
             "tolerance": self.tolerance,
             "expectation_error": self.expectation_error,
@@ -139,14 +139,14 @@ def validity_window(
     reference: Closure = REFERENCE,
     progress: bool = True,
 ) -> Window:
-    r"""The depth t* up to which closures stay within a relative tolerance of exact order 1/n, and the width n* from
-    which that is enough.
+    r"""The depth $t^*$ up to which closures stay within a relative tolerance of exact order 1/n, and the width $n^*$
+    from which that is enough.
 
-    t* is the depth at which the error of a closure first leaves the tolerance; between saved layers the error is a
+    $t^*$ is the depth at which the error of a closure first leaves the tolerance; between saved layers the error is a
     straight line. With a `key`, a pilot ensemble of `networks` networks of `pilot_width` measures the deviation d from
-    order 1/n at the last depth, and n* = pilot_width d / tolerance. An ensemble of this width confirms n*, or asks for
-    a larger one, at most three times. If the branch begins with a matrix or a norm, `GOnly` is exact, and its t* is
-    infinite. Do not use it for tolerances below the sampling error, `Width.stderr`.
+    order 1/n at the last depth, and $n^*$ is pilot_width times d / tolerance. An ensemble of this width confirms $n^*$,
+    or asks for a larger one, at most three times. If the branch begins with a matrix or a norm, `GOnly` is exact, and
+    its $t^*$ is infinite. Do not use it for tolerances below the sampling error, `Width.stderr`.
 
     Args:
         model: The block.

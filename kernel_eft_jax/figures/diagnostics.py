@@ -82,7 +82,7 @@ def _between(ts: Float[np.ndarray, " T"], error: Float[np.ndarray, " T"]) -> tup
 
 
 def _widths(ax: Axes, window: Window) -> None:
-    """Sampled deviations from order 1/n, the 1/n law through the pilot, and n*."""
+    """Sampled deviations from order 1/n, the 1/n law through the pilot, and `n*`."""
     for i, (quantity, widths) in zip(OF_NETWORKS, window.widths.items(), strict=False):
         style, points = CURVE_STYLES[i], POINT_STYLES[i]
         n, d, error = (np.array([getattr(w, name) for w in widths], float) for name in ("width", "deviation", "stderr"))
