@@ -45,6 +45,7 @@ CLOSURES = {"HermiteTower": 1, "GOnly": 2, "SigmaKernel": 4}
 TOLERABLE: dict[str, Any] = {"color": "0.92", "linewidth": 0}
 # A panel is as wide as a phone shows 13-point type at its natural size.
 PANEL = 4.9, 3.6  # inches
+LINE = 0.25  # inches, a line of the title or of the legend: the more lines, the taller is the figure
 
 styled = rc_context(
     {
@@ -74,7 +75,9 @@ def grid(
     columns = min(check_count(columns, "columns"), count)
     rows = -(-count // columns)
     heights = [PANEL[1]] * rows if heights is None else heights
-    figure = Figure(figsize=(PANEL[0] * columns, sum(heights) + 0.9), layout="constrained")
+    title = _broken(title, columns)
+    height = sum(heights) + 2 * LINE + LINE * (1 + title.count("\n"))
+    figure = Figure(figsize=(PANEL[0] * columns, height), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1)  # inches: a heading keeps away from the axis label above it
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights, **options).ravel()
@@ -82,7 +85,7 @@ def grid(
         ax.set_visible(False)
     for ax in axes[:count]:
         ax.locator_params(nbins=6)
-    figure.suptitle(_broken(title, columns), fontsize=14)
+    figure.suptitle(title, fontsize=14)
     return figure, list(axes[:count])
 
 
@@ -93,6 +96,8 @@ def legend(figure: Figure, axes: Sequence[Axes], extra: dict[str, Artist] | None
     fitting = max(1, int(figure.get_figwidth() / (0.8 + 0.095 * max(map(_letters, handles)))))
     rows = -(-len(handles) // fitting)
     columns = -(-len(handles) // rows)
+    lines = sum(1 + text.count("\n") for text in handles)
+    figure.set_figheight(figure.get_figheight() + LINE * -(-lines // columns))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
 
 

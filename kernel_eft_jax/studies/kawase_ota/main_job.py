@@ -24,7 +24,7 @@ from .names import G_ONLY, NETWORKS, PUBLISHED_NETWORKS, RULE, SIGMA, SOURCE, TO
 
 PUBLISHED = json.loads(files("kernel_eft_jax.studies.kawase_ota").joinpath("published.json").read_text())
 MAIN_NETWORKS, SWEEP_NETWORKS = (PUBLISHED["settings"][part]["networks"] for part in ("main", "sweeps"))
-SYMBOLS = {"K0": "K_0", "eps": r"\epsilon"}
+SYMBOLS = {"K0[00]": "K_{0;00}", "K0[01]": "K_{0;01}", "eps": r"\epsilon"}
 C_W = 2.0
 TANH, RULE_32 = keft.Tanh(), GaussHermite(keft.Tanh())
 MODEL, RULE_MODEL = keft.Model(TANH, C_W), keft.Model(RULE_32, C_W)
@@ -39,13 +39,13 @@ class Setting(NamedTuple):
     eps: float
 
     def __str__(self) -> str:
-        K0 = f"{self.K0[0, 0]:g}" + (f" / {self.K0[0, 1]:g}" if len(self.K0) > 1 else "")
-        return f"tanh, C_W = {C_W:g}, C_b = 0, K0 = {K0}, n = {self.width}, eps = {self.eps:g}, {self.depth} layers"
+        K0 = f"K0[00] = {self.K0[0, 0]:g}" + (f", K0[01] = {self.K0[0, 1]:g}" if len(self.K0) > 1 else "")
+        return f"tanh, C_W = {C_W:g}, C_b = 0, {K0}, n = {self.width}, eps = {self.eps:g}, {self.depth} layers"
 
     @property
     def symbols(self) -> str:
         """The same for the title of a figure."""
-        return re.sub(r"(\w+) = ([^,]+)", lambda found: f"${SYMBOLS.get(found[1], found[1])} = {found[2]}$", str(self))
+        return re.sub(r"(\S+) = ([^,]+)", lambda found: f"${SYMBOLS.get(found[1], found[1])} = {found[2]}$", str(self))
 
 
 MAIN = Setting(0.6 + 1.4 * np.eye(4), 64, 800, 0.05)
