@@ -456,7 +456,7 @@ def test_window_figure_marks_depths_and_widths(window):
     assert any(text.get_text() == f"$t^* = {t_star:.2g}$" for text in first.texts)
     labels = widths.get_legend_handles_labels()[1]
     assert labels[0] == f"$V_4$ of networks: $n^* = {window.widths['V4'][-1].width}$"
-    t, error = first.lines[0].get_data()
+    t, error = map(np.asarray, first.lines[0].get_data())
     np.testing.assert_array_equal(error[np.isin(t, window.ts)], window.reach["kernel"]["V4"].error)
     assert np.interp(t_star, t, error) == pytest.approx(window.tolerance)
 
@@ -465,7 +465,8 @@ def test_window_figure_draws_no_error_that_is_zero(window):
     """Zero is nowhere on a logarithmic axis: a line that ended there would be a vertical one at the wrong depth."""
     grows = np.arange(window.ts.size, dtype=float)
     figure = figures.plot_window(eqx.tree_at(lambda w: w.reach["kernel"]["V4"].error, window, grows))
-    t, error = next(line for line in figure.axes[0].lines if line.get_label() == "kernel").get_data()
+    line = next(line for line in figure.axes[0].lines if line.get_label() == "kernel")
+    t, error = map(np.asarray, line.get_data())
     assert np.isnan(error[0])
     np.testing.assert_allclose(error[1:], np.interp(t[1:], window.ts, grows))
 

@@ -16,6 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..checks import check_count
 
@@ -77,8 +78,8 @@ def grid(
     heights = [PANEL[1]] * rows if heights is None else heights
     title = _broken(title, columns)
     height = sum(heights) + 2 * LINE + LINE * (1 + title.count("\n"))
-    figure = Figure(figsize=(PANEL[0] * columns, height), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1)  # inches: a heading keeps away from the axis label above it
+    # A heading keeps away from the axis label above it, by inches.
+    figure = Figure(figsize=(PANEL[0] * columns, height), layout=ConstrainedLayoutEngine(h_pad=0.1))
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights, **options).ravel()
     for ax in axes[count:]:
