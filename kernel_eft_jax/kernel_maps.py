@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from .activations import Activation, Expansion
 from .checks import check_array, is_concrete
+from .expectations.conditional import Conditional
 from .expectations.four_point import products
 from .fields import parameter
 from .pairs import input_count, pairs, triples, unpack, wick
@@ -214,7 +215,7 @@ class GLU(eqx.Module):
 
     def products(self, k: Float[Array, " P"]) -> Float[Array, "P P"]:
         """E[f_a f_b f_c f_d] of all pairs ab, cd."""
-        return (k[:, None] * k[None, :] + wick(k)) * products(self.activation, k, SERIES)
+        return (k[:, None] * k[None, :] + wick(k)) * products(Conditional(self.activation, k, SERIES))
 
 
 class Fresh(KernelMap):
@@ -234,7 +235,7 @@ class Fresh(KernelMap):
     def response(self, k):
         value, gradient, hessian = self.neurons.expansion(k)
         neurons = self.neurons
-        fourth = neurons.products(k) if isinstance(neurons, GLU) else products(neurons, k, SERIES)
+        fourth = neurons.products(k) if isinstance(neurons, GLU) else products(Conditional(neurons, k, SERIES))
         return Local(value, gradient, hessian, (fourth - value[:, None] * value[None, :]) / self.ratio)
 
 

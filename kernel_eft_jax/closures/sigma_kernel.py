@@ -32,7 +32,8 @@ from jaxtyping import Array, Float
 from ..activations import Activation
 from ..activations.base import enough_points, rule
 from ..checks import check_count, is_concrete
-from ..expectations.four_point import local_products, products_and_noise, products_error
+from ..expectations.conditional import Conditional
+from ..expectations.four_point import local_products, products, products_and_noise, products_error
 from ..kernel_maps import apply_gradient, contract_hessian
 from ..linear import matmul
 from ..model import Model
@@ -85,27 +86,29 @@ class SigmaKernel(Closure[SigmaState]):
         # Inside jit no decay can be looked at: one that is not zero gives NaN, not the numbers of another network.
         k = jnp.where(model.decay == 0, k, jnp.nan)
         value, gradient, _ = activation.expansion(k)
-        products, _ = products_and_noise(activation, k, value, self.degree)
-        V = _joint_covariance(k, gradient, products - value[:, None] * value[None, :])
+        fourth = products(Conditional(activation, k, self.degree))
+        V = _joint_covariance(k, gradient, fourth - value[:, None] * value[None, :])
         return SigmaState(k, V, jnp.zeros_like(k), jnp.zeros_like(k))
 
     def step(self, model: Model, state: SigmaState, dt) -> SigmaState:
         k, q = state.k, model.q(state.k)
-        middle, end = (_regression(model.activation, k + share * dt * q, self.degree) for share in (0.5, 1.0))
-        return self._layer(model, state, dt, q, middle, end)
+        middle, end = (Conditional(model.activation, k + share * dt * q, self.degree) for share in (0.5, 1.0))
+        return self._layer(model, state, dt, q, _free_field(middle, _regression(middle), q), _regression(end))
 
     def drift(self, model: Model, state: SigmaState) -> SigmaState:
         # The place in the layer at which expectations are taken matters at second order only: here they are taken once,
         # and not differentiated.
-        q, here = model.q(state.k), _regression(model.activation, state.k, self.degree)
-        zero = jnp.zeros((), state.k.dtype)
-        return jax.jvp(lambda dt: self._layer(model, state, dt, q, here, here), (zero,), (jnp.ones_like(zero),))[1]
+        given = Conditional(model.activation, state.k, self.degree)
+        here = _regression(given)
+        q = model.last.value(here.value)
+        field, zero = _free_field(given, here, q), jnp.zeros((), state.k.dtype)
+        return jax.jvp(lambda dt: self._layer(model, state, dt, q, field, here), (zero,), (jnp.ones_like(zero),))[1]
 
-    def _layer(self, model: Model, state: SigmaState, dt, q, middle: "Regression", end: "Regression") -> SigmaState:
-        """`step`, from expectations at the kernels in the middle of the layer and at its end."""
+    def _layer(self, model: Model, state: SigmaState, dt, q, field, end: "Regression") -> SigmaState:
+        """`step`, from the field of free neurons in the middle of the layer and expectations at its end."""
         k, V, K1, m_S = state
-        P, drive = k.shape[0], dt * model.C_W.astype(k.dtype)
-        free, noise = _flow(*self._free_field(model.activation, q, middle), dt)
+        P, drive, (generator, noise) = k.shape[0], dt * model.C_W.astype(k.dtype), field
+        free, noise = _flow(generator, noise, dt)
         free = jnp.eye(2 * P, dtype=k.dtype) + free
         # (g, y) respond at the next kernel, since the covariance of the layer's increments has moved by `drive` times
         # y.
@@ -129,18 +132,13 @@ class SigmaKernel(Closure[SigmaState]):
         nodes = jax.lax.map(lambda k: _nodes_error(model.activation, k, self.degree), variances)
         # What the regression on several inputs makes of rounding, measured for near copies.
         rounding = jnp.asarray(jnp.finfo(k.dtype).eps ** 0.7 if k.shape[0] > 1 else 0, k.dtype)
-        errors = [model.error(k), products_error(model.activation, k, self.degree), jnp.max(nodes), rounding]
+        errors = [
+            model.error(k),
+            products_error(Conditional(model.activation, k, self.degree)),
+            jnp.max(nodes),
+            rounding,
+        ]
         return jnp.max(jnp.stack(errors))
-
-    def _free_field(self, activation: Activation, q, at: "Regression"):
-        """The generator and the noise of free neurons' (g, y) at a kernel."""
-        P, k, gradient = q.shape[0], at.k, at.gradient
-        _, noise_y = products_and_noise(activation, k, q, self.degree)
-        R = 0.5 * jnp.einsum("pt,ptz->pz", q[triples(input_count(P))], at.projection, precision="highest")
-        free = jnp.zeros((2 * P, 2 * P), k.dtype).at[np.arange(P)[:, None] + P, _local(P)].add(R)
-        noise_g = sigma_product(k, q)
-        cross = apply_gradient(gradient, noise_g)
-        return free, jnp.block([[noise_g, cross.T], [cross, noise_y]])
 
     def moments(self, model: Model, state: SigmaState) -> Moments:
         P = state.k.shape[0]
@@ -172,23 +170,23 @@ class SigmaKernel(Closure[SigmaState]):
 
 
 class Regression(NamedTuple):
-    """At a kernel k: derivatives of E[s s], and the regression of the second derivatives of s_a s_b on the local z."""
+    """At a kernel: E[s s] with its derivatives, and the regression of the second derivatives of s_a s_b (by aa, bb, and
+    ab twice) on the local z."""
 
-    k: Float[Array, " P"]
+    value: Float[Array, " P"]
     gradient: Float[Array, "P 3"]
     hessian: Float[Array, "P 3 3"]
     projection: Float[Array, "P 3 6"]
 
 
-def _regression(activation: Activation, k, degree: int) -> Regression:
-    """E[s s] with its derivatives, and the regression (P, 3, 6) of the second derivatives of s_a s_b (by aa, bb, and ab
-    twice) on the local z."""
+def _regression(given: Conditional) -> Regression:
+    k = given.k
     triple = triples(input_count(k.shape[0]))
-    value, gradient, hessian = activation.expansion(k)
+    value, gradient, hessian = given.activation.expansion(k)
     # The mean of each second derivative is twice a gradient (Price), and Cov(f, phi phi) is how it moves with K.
     local_wick = wick(k)[triple[:, :, None], triple[:, None, :]]
     with_g = 2 * jnp.einsum("ptu,puv->ptv", hessian, local_wick, precision="highest")
-    second, ss = local_products(activation, k, degree)
+    second, ss = local_products(given)
     # For one input with itself only the sum of the three second derivatives has a meaning: each place holds a third.
     a, b = pairs(input_count(k.shape[0]))
     second = jnp.where((a == b)[:, None, None], jnp.mean(second, axis=1, keepdims=True), second)
@@ -198,7 +196,18 @@ def _regression(activation: Activation, k, degree: int) -> Regression:
     C = jnp.concatenate([jnp.concatenate([local_wick, jnp.swapaxes(sp, 1, 2)], 2), jnp.concatenate([sp, ss], 2)], 1)
     inverse = _pseudo_inverse(C)
     projection = jnp.matmul(jnp.concatenate([with_g, with_y], axis=-1), inverse, precision="highest")
-    return Regression(k, gradient, hessian, projection)
+    return Regression(value, gradient, hessian, projection)
+
+
+def _free_field(given: Conditional, at: Regression, q):
+    """The generator and the noise of free neurons' (g, y) at a kernel."""
+    P, k = q.shape[0], given.k
+    _, noise_y = products_and_noise(given, q)
+    R = 0.5 * jnp.einsum("pt,ptz->pz", q[triples(input_count(P))], at.projection, precision="highest")
+    free = jnp.zeros((2 * P, 2 * P), k.dtype).at[np.arange(P)[:, None] + P, _local(P)].add(R)
+    noise_g = sigma_product(k, q)
+    cross = apply_gradient(at.gradient, noise_g)
+    return free, jnp.block([[noise_g, cross.T], [cross, noise_y]])
 
 
 def _nodes_error(activation: Activation, k: Float[Array, ""], degree: int) -> Float[Array, ""]:

@@ -2,8 +2,7 @@ r"""The expectations that one pair of inputs needs of an activation, in one pass
 
 With (phi_a, phi_b) = L psi, phi_a follows from psi_1 alone, so that one table of s(phi_b) over the nodes of (psi_1,
 psi_2) gives all: its projections on Hermite polynomials are two matrix products. Nodes of psi_1 are those of
-`outer_rule`. For psi_2 they are equidistant, the same for every psi_1: the trapezoidal rule converges like
-$e^{-2 \pi d / h}$, d the distance of the nearest pole in psi_2.
+`outer_rule`. For psi_2 they are equidistant, the same for every psi_1.
 """
 
 from typing import NamedTuple
@@ -17,10 +16,8 @@ from ..activations import Activation, Expansion
 from ..activations.base import along, rule
 from ..activations.pair_quadrature import assemble, by_parts, factors, on_line, outer_rule
 from ..linear import matmul
-from ..quadrature import hermite_polynomials, normal_density, powers
+from ..quadrature import even_rule, hermite_polynomials, powers
 from .hermite_modes import Frame, frame, modes, pair_functions
-
-PSI_2_REACH = 10.5
 
 
 class PairRead(NamedTuple):
@@ -123,8 +120,7 @@ def _log_factorials(degree):
 def _on_plane(activation, k, f, degree, nodes):
     (k_aa, k_ab, k_bb), L = k, f.L[1]
     x, w = outer_rule(activation, (L[0, 0], jnp.sqrt(k_bb)), L[1, 0], L[1, 1], nodes[0])
-    y = jnp.linspace(-PSI_2_REACH, PSI_2_REACH, nodes[1], dtype=k.dtype)
-    v = normal_density(y) * (y[1] - y[0])
+    y, v = even_rule(nodes[1], k.dtype)
     parts = by_parts(activation, k_aa), by_parts(activation, k_bb)
     a = factors(activation, L[0, 0] * x, parts[0])
     b = factors(activation, L[1, 0] * x[:, None] + L[1, 1] * y[None], parts[1])
