@@ -5,16 +5,9 @@ the average is a Mehler series in r, or one sum if both are the same input. Then
 
 $$E[F(\phi_x) f(\phi_y) g(\phi_z)] = E_x\Big[ F(\phi_x) \sum_s f_s(\phi_x)\, g_s(\phi_x)\, r^s \Big],
   \qquad f_s = E[f(\phi_y)\, he_s \,|\, \phi_x]$$
-
-Given $\phi_x = \sqrt{k_{xx}}\, \psi$ there is $\phi_y = \mathrm{across}\, \psi + \mathrm{width}\, z$. Nodes of z are
-equidistant, the same for all pairs and all psi, so that all f_s are one matrix product. The trapezoidal rule on these
-nodes is exact to rounding for smooth functions, until the function becomes too steep in z. This shows in every second
-node alone, whose error is the root of that of all nodes: where both disagree, `Activation.smoothed_orders` averages by
-nodes that crowd where the function is steep. It does so for kinks too.
 """
 
 from collections import defaultdict
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,18 +22,14 @@ from ..quadrature import (
     centred_rule,
     derivative,
     derivatives,
-    even_rule,
     hermite_polynomials,
     powers,
     remaining_scale,
     steepness,
 )
+from .averages import averages
 from .hermite_modes import modes
 
-# Enough for tanh as long as the variance of phi_y given phi_x is below 4, for GELU below 12.
-EVEN_NODES = 160
-# Where every second node averages s''^2 to this accuracy, all nodes average s, s', s'' with he_j to 1e-11 or better.
-COARSE = 1e-3
 PRODUCTS = ((0, 0), (1, 0))  # orders of two factors at one input
 FourFactors = tuple[tuple[int, int], ...]
 
@@ -95,29 +84,9 @@ class Conditional:
         """E[s^(m) he_j | psi_x], (x, j, m, d, nodes), and E[s s | psi_x], E[s s' | psi_x], (x, 2, d, nodes)."""
         activation, terms = self.activation, self.degree + 1
 
-        def by_crowded_nodes(mean, width):
-            orders = jax.vmap(lambda mean, width: activation.smoothed_orders(mean, width, terms))(mean, width)
-            products = [jax.vmap(partial(activation.smoothed_product, m, n))(mean, width) for m, n in PRODUCTS]
-            return orders.transpose(3, 1, 0, 2), jnp.stack(products)
-
-        z, v = even_rule(EVEN_NODES, self.k.dtype)
-        table = hermite_polynomials(z, terms) * v[None]
-        coarse = jnp.stack([v, v * np.resize([1, -1], z.size).astype(z.dtype)])
-
-        def by_even_nodes(mean, width, weights):
-            s, ds, dds = derivatives(activation, 2)(mean[:, :, None] + width[:, None, None] * z[None, None])
-            orders = jnp.einsum("jz,mdxz->jmdx", table, jnp.stack([s, ds, dds]), precision="highest")
-            squares = jnp.stack([s * s, s * ds, dds * dds])
-            found, change = jnp.einsum("cz,mdxz->cmdx", coarse, squares, precision="highest")
-            missed, all_there = (jnp.matmul(x, weights, precision="highest") for x in (jnp.abs(change[2]), found[2]))
-            fine = jnp.all(missed <= COARSE * all_there)
-            return jax.lax.cond(fine, lambda: (orders, found[:2]), lambda: by_crowded_nodes(mean, width))
-
         def given(across, width, root, nodes, weights):
             mean = across[:, None] * nodes[None, :]
-            orders, products = (
-                by_crowded_nodes(mean, width) if activation.kinks else by_even_nodes(mean, width, weights)
-            )
+            orders, products = averages(activation, mean, width, weights, terms, PRODUCTS)
             s, ds, dds = derivatives(activation, 2)(root * nodes)
             sharp = jnp.pad(jnp.stack([s, ds, dds])[None, :, None], ((0, terms - 1), *3 * ((0, 0),)))
             squares = jnp.stack([s * s, s * ds])[:, None]

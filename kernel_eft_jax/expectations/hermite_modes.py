@@ -12,7 +12,6 @@ replaces the zero scale in divisions, so that values stay right and derivatives 
 does not exist: its rows of L and M are zero.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,10 +20,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..activations import Activation
-from ..activations.base import enough_points
+from ..activations.base import enough_points, rule
 from ..activations.pair_quadrature import outer_rule
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
+from .averages import averages
 
 KINKS = 3.0  # a bound of sum m c_m^2 / (J sum c_m^2), sums over m > J, for the coefficients of |x|, which fall slowest
 
@@ -125,55 +125,67 @@ def mode_covariances(k: Float[Array, " P"], f: Frame, value: Float[Array, "P J S
 def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctions:
     r"""Hermite coefficients of $s_a s_b$, $s''_a s_b$, $s_a s''_b$ and $2 s'_a s'_b$ for every pair.
 
-    The activation averages over psi_2 (`smoothed_orders`), and the rest is a sum over psi_1. The first of the second
+    The average over psi_2 comes first (`averages`), and the rest is a sum over psi_1. The first of the second
     derivatives is integrated by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink needs
-    no delta function. The tails follow from the exact norms, $E[s_a^2 s_b^2]$ and so on, less the squares of all
-    coefficients. The second derivatives of a function with kinks have no norm: their tails are estimated as that of the
-    function times the ratio of both sets of coefficients in the upper half of the degrees.
+    no delta function. One input with itself has no psi_2, and its three second derivatives are one function,
+    $(s^2)''$: each place holds a third. The tails follow from the exact norms, $E[s_a^2 s_b^2]$ and so on, less the
+    squares of all coefficients. The second derivatives of a function with kinks have no norm: their tails are estimated
+    as that of the function times the ratio of both sets of coefficients in the upper half of the degrees.
     """
     inputs = input_count(f.L.shape[0])
     m, s = modes(degree, inputs)
     r, exists = np.maximum(m - s, 0), m >= s
-    points, root = enough_points(activation, degree + 2), np.sqrt(np.arange(1, degree + 2)).astype(f.L.dtype)[:, None]
+    points, root = enough_points(activation, degree + 2), np.sqrt(np.arange(1, degree + 2)).astype(f.L.dtype)
 
-    def between(L, same):
+    def alone(k):
+        x, w = rule(activation, jnp.zeros_like(k), k, points)
+        he = hermite_polynomials(x, degree + 2)
+        s_a, ds_a, dds_a = derivatives(activation, 2)(k * x)
+        value, slope = jnp.matmul(jnp.stack([s_a * s_a, s_a * ds_a]) * w[None], he.T, precision="highest")
+        third = 2 / 3 * root * slope[1:] / k
+        norms = jnp.stack([s_a**4, (2 * (ds_a**2 + s_a * dds_a) / 3) ** 2])
+        norms = jnp.matmul(norms, w, precision="highest")
+        each = np.array([0, 1, 1, 1])
+        found = jnp.stack([value[:-1], third])[each]
+        functions = jnp.pad(found[:, 1:, None], ((0, 0), (0, 0), (0, s.size - 1)))
+        return functions, tails(norms[each], functions, found[:, 0])
+
+    def between(L):
         second = jnp.sqrt(L[1, 0] ** 2 + L[1, 1] ** 2)
         x, w = outer_rule(activation, (L[0, 0], second), L[1, 0], L[1, 1], points)
-        table, phi_a, phi_b = hermite_polynomials(x, degree + 2) * w[None], L[0, 0] * x, L[1, 0] * x
-        s_a, ds_a, dds_a = derivatives(activation, 2)(phi_a)
-        sharp = jnp.stack([s_a, ds_a, jnp.zeros_like(s_a)])
-        alone = jnp.pad(sharp[:, :, None], ((0, 0), (0, 0), (0, s.size - 1)))
-        s_b, ds_b, dds_b = alone
-        if inputs > 1:
-            averages = partial(activation.smoothed_orders, phi_b, L[1, 1], s.size)
-            s_b, ds_b, dds_b = jax.lax.cond(same, lambda: alone, averages)
+        table = hermite_polynomials(x, degree + 2) * w[None]
+        s_a, ds_a, dds_a = derivatives(activation, 2)(L[0, 0] * x)
+        over, squares = averages(activation, L[1, 0] * x[None], L[1, 1][None], w, s.size, ((0, 0), (1, 1), (2, 2)))
+        s_b, ds_b, dds_b = jnp.moveaxis(over[:, :, 0], 1, 0)
 
         def project(u, v):
-            return jnp.matmul(table * u[None], v, precision="highest")
+            return jnp.matmul(table * u[None], v.T, precision="highest")
 
         first = project(ds_a, ds_b)
-        second_aa = (root * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0]
-        # One input with itself has no psi_2 over which a delta function could be averaged.
-        second_bb = jnp.where(same, second_aa, project(s_a, dds_b)[:-1])
-        everything = jnp.stack([project(s_a, s_b)[:-1], second_aa, second_bb, 2 * first[:-1]])
-        places = jnp.where(exists[None], everything[:, r, s], 0)
-        # On the diagonal the three second derivatives are one function.
-        functions = jnp.where(same, places.at[1:].set(jnp.sum(places[1:], axis=0) / 3), places)
-        means = jnp.where(same, everything[:, 0, 0].at[1:].set(jnp.sum(everything[1:, 0, 0]) / 3), everything[:, 0, 0])
+        second_aa = (root[:, None] * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0]
+        everything = jnp.stack([project(s_a, s_b)[:-1], second_aa, project(s_a, dds_b)[:-1], 2 * first[:-1]])
+        functions = jnp.where(exists[None], everything[:, r, s], 0)
+        of_b = squares[:, 0]
+        norms = jnp.stack([s_a**2 * of_b[0], dds_a**2 * of_b[0], s_a**2 * of_b[2], 4 * ds_a**2 * of_b[1]])
+        return functions, tails(jnp.matmul(norms, w, precision="highest"), functions, everything[:, 0, 0])
+
+    def tails(norms, functions, means):
         held = jnp.sum(functions**2, axis=(1, 2)) + means**2
-        squares = [activation.smoothed_product(i, i, phi_b, L[1, 1]) for i in range(3)]
-        norms = jnp.stack([s_a**2 * squares[0], dds_a**2 * squares[0], s_a**2 * squares[2], 4 * ds_a**2 * squares[1]])
-        whole = (2 * (ds_a**2 + s_a * dds_a) / 3) ** 2
-        norms = jnp.matmul(jnp.where(same, norms.at[1:].set(whole[None]), norms), w, precision="highest")
         beyond = jnp.maximum(norms - held, 8 * jnp.finfo(norms.dtype).eps * norms)
-        tails = jnp.where(beyond > 0, jnp.sqrt(jnp.where(beyond > 0, beyond, 1.0)), 0.0)
+        found = jnp.where(beyond > 0, jnp.sqrt(jnp.where(beyond > 0, beyond, 1.0)), 0.0)
         if activation.kinks:
             upper = jnp.sum(jnp.where(m > degree // 2, functions**2, 0), axis=(1, 2))
-            tails = tails.at[1:].set(KINKS * jnp.sqrt(upper[1:] / (upper[0] + jnp.finfo(upper.dtype).tiny)) * tails[0])
-        return PairFunctions(places[0], places[1:], tails[0], tails[1:])
+            found = found.at[1:].set(KINKS * jnp.sqrt(upper[1:] / (upper[0] + jnp.finfo(upper.dtype).tiny)) * found[0])
+        return found
 
     a, b = pairs(inputs)
-    return jax.lax.map(lambda pair: between(*pair), (f.L, jnp.asarray(a == b)))
+    same, others = np.flatnonzero(a == b), np.flatnonzero(a != b)
+    functions, beyond = jax.vmap(alone)(f.L[same, 0, 0])
+    if inputs > 1:
+        order = np.argsort(np.concatenate([same, others]))
+        apart = jax.lax.map(between, f.L[others])
+        functions, beyond = (jnp.concatenate(x)[order] for x in zip((functions, beyond), apart, strict=True))
+    return PairFunctions(functions[:, 0], functions[:, 1:], beyond[:, 0], beyond[:, 1:])
 
 
 def without(functions: PairFunctions, degree: Int[Array, ""], activation: Activation) -> PairFunctions:

@@ -1,0 +1,54 @@
+r"""Averages of an activation over z of mean + width z, z standard normal, at many means at once.
+
+Nodes of z are equidistant, the same for all means and widths, so that the coefficients of all Hermite polynomials are
+one matrix product. The trapezoidal rule on these nodes is exact to rounding for smooth functions, until the function
+becomes too steep in z. This shows in every second node alone, whose error is the root of that of all nodes: where both
+disagree, `Activation.smoothed_orders` averages by nodes that crowd where the function is steep. It does so for kinks
+too.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..activations import Activation
+from ..quadrature import derivatives, even_rule, hermite_polynomials
+
+# Enough for tanh as long as width^2 is below 4, for GELU below 12.
+EVEN_NODES = 160
+# Where every second node averages s''^2 to this accuracy, all nodes average s, s', s'' with he_j to 1e-11 or better.
+COARSE = 1e-3
+Orders = tuple[tuple[int, int], ...]
+
+
+def averages(
+    activation: Activation,
+    mean: Float[Array, "B X"],
+    width: Float[Array, " B"],
+    weights: Float[Array, " X"],
+    terms: int,
+    products: Orders,
+) -> tuple[Float[Array, "terms 3 B X"], Float[Array, "products B X"]]:
+    """E[s^(m) he_j], m = 0, 1, 2 and j < terms, and E[s^(m) s^(n)] for each (m, n) of `products`.
+
+    `weights` say how much each mean counts where the accuracy is judged.
+    """
+
+    def by_crowded_nodes():
+        orders = jax.vmap(lambda mean, width: activation.smoothed_orders(mean, width, terms))(mean, width)
+        squares = [jax.vmap(partial(activation.smoothed_product, m, n))(mean, width) for m, n in products]
+        return orders.transpose(3, 1, 0, 2), jnp.stack(squares)
+
+    if activation.kinks:
+        return by_crowded_nodes()
+    z, v = even_rule(EVEN_NODES, mean.dtype)
+    s = derivatives(activation, 2)(mean[:, :, None] + width[:, None, None] * z[None, None])
+    orders = jnp.einsum("jz,mbxz->jmbx", hermite_polynomials(z, terms) * v[None], jnp.stack(s), precision="highest")
+    squares = jnp.stack([s[2] * s[2]] + [s[m] * s[n] for m, n in products])
+    signs = np.resize([1, -1], z.size).astype(z.dtype)
+    found, change = jnp.einsum("cz,pbxz->cpbx", jnp.stack([v, v * signs]), squares, precision="highest")
+    missed, whole = (jnp.matmul(x, weights, precision="highest") for x in (jnp.abs(change[0]), found[0]))
+    return jax.lax.cond(jnp.all(missed <= COARSE * whole), lambda: (orders, found[1:]), by_crowded_nodes)
