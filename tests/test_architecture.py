@@ -17,7 +17,7 @@ FLOORS = (
     {"machine", "linear"},
     {"checks", "fields", "writing"},
     {"storage", "showing"},
-    {"pairs", "quadrature", "directions", "cholesky"},
+    {"pairs", "quadrature", "directions", "cholesky", "compiling"},
     {"activations"},
     {"expectations", "depths"},
     {"kernel_maps"},

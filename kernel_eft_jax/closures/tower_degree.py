@@ -7,7 +7,6 @@ is smaller) at every depth. This is tried for one input alone, at the least and 
 import math
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ..activations import Activation, Linear, Polynomial
 from ..activations.base import enough_points, rule
+from ..compiling import compiled_soon
 from ..expectations.hermite_modes import without
 from ..model import Model
 from ..pairs import input_count, triples
@@ -55,7 +55,7 @@ def enough_degree(
     return next((d for d, share in zip(degrees, shares, strict=True) if share <= 1), degrees[-1])
 
 
-@eqx.filter_jit
+@compiled_soon
 def _shares(
     tower: Closure[TowerState],
     model: Model,

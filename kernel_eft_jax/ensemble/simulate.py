@@ -4,7 +4,6 @@ Arrays are (inputs, neurons, networks), float32, networks innermost.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
+from ..compiling import compiled_with
 from ..model import Model
 from ..network import shapes
 from .control_variates import Control, Limits, advance, differences, start
@@ -97,16 +97,9 @@ def computed_once(always: Bool[Array, ""], function: Callable, *arguments: Any) 
     return jax.lax.cond(always, lambda: function(*arguments), lambda: zeros)
 
 
-@cache
 def compiled(function: Callable) -> Callable:
-    """`function` by `eqx.filter_jit`, with vectors of 512 bits where the processor has AVX-512: XLA's default is
-    256."""
-    options = {"xla_cpu_prefer_vector_width": "512"}
-    try:
-        jax.jit(jnp.negative, compiler_options=options)(1.0)
-    except jax.errors.JaxRuntimeError:  # another release of XLA may not know the option
-        options = None
-    return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
+    """`function`, compiled with vectors of 512 bits where the processor has AVX-512: XLA's default is 256."""
+    return compiled_with(function, xla_cpu_prefer_vector_width="512")
 
 
 def kernels_of_networks(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"]) -> Float[Array, "T P B"]:

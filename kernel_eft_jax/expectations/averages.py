@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..activations import Activation
-from ..quadrature import derivatives, even_rule, hermite_polynomials
+from ..activations.base import rule
+from ..quadrature import derivatives, even_rule, hermite_means, hermite_polynomials
 
 # Enough for tanh as long as width^2 is below 4, for GELU below 12.
 EVEN_NODES = 160
@@ -37,13 +38,17 @@ def averages(
     `weights` say how much each mean counts where the accuracy is judged.
     """
 
-    def by_crowded_nodes():
+    if activation.kinks:
         orders = jax.vmap(lambda mean, width: activation.smoothed_orders(mean, width, terms))(mean, width)
         squares = [jax.vmap(partial(activation.smoothed_product, m, n))(mean, width) for m, n in products]
         return orders.transpose(3, 1, 0, 2), jnp.stack(squares)
 
-    if activation.kinks:
-        return by_crowded_nodes()
+    def by_crowded_nodes():
+        y, w = rule(activation, mean, width[:, None])
+        s = jnp.stack(derivatives(activation, 2)(mean[:, :, None] + width[:, None, None] * y))
+        orders = jax.vmap(partial(hermite_means, terms=terms), in_axes=(1, 0))(s * w[None], y)
+        return orders.transpose(3, 1, 0, 2), jnp.stack([jnp.sum(s[m] * s[n] * w, axis=-1) for m, n in products])
+
     z, v = even_rule(EVEN_NODES, mean.dtype)
     s = derivatives(activation, 2)(mean[:, :, None] + width[:, None, None] * z[None, None])
     orders = jnp.einsum("jz,mbxz->jmbx", hermite_polynomials(z, terms) * v[None], jnp.stack(s), precision="highest")

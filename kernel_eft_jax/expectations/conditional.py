@@ -85,11 +85,13 @@ class Conditional:
         activation, terms = self.activation, self.degree + 1
 
         def given(across, width, root, nodes, weights):
-            mean = across[:, None] * nodes[None, :]
-            orders, products = averages(activation, mean, width, weights, terms, PRODUCTS)
             s, ds, dds = derivatives(activation, 2)(root * nodes)
             sharp = jnp.pad(jnp.stack([s, ds, dds])[None, :, None], ((0, terms - 1), *3 * ((0, 0),)))
             squares = jnp.stack([s * s, s * ds])[:, None]
+            if across.size == 0:  # one input has no others
+                return sharp, squares
+            mean = across[:, None] * nodes[None, :]
+            orders, products = averages(activation, mean, width, weights, terms, PRODUCTS)
             return jnp.concatenate([sharp, orders], axis=2), jnp.concatenate([squares, products], axis=1)
 
         # One input x at a time: the arrays of all may be larger than the memory.

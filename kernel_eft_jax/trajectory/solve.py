@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Float
 from ..checks import check_count, check_flag, check_kernel, check_kind, check_layers, is_concrete
 from ..closures import Closure, HermiteTower
 from ..closures.base import COPIES, check_memory
+from ..compiling import compiled_soon
 from ..depths import check_eps, check_times, squares
 from ..directions import forward_only, reverse_only, when_reversed
 from ..model import Model
@@ -207,7 +208,7 @@ def _guarded(run, adjoint, closure, model, k, ts):
     return solution
 
 
-@eqx.filter_jit
+@compiled_soon
 def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_steps):
     parameters, drift, read = _traced_once(closure, model)
     # The state is one vector in units of its own size. So a rescaled problem takes the same steps and has the rescaled
@@ -247,7 +248,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
     return Solution(ts, moments, truncation, stats, out.result, model, closure, None, None)
 
 
-@eqx.filter_jit
+@compiled_soon
 def _layers(closure, model, k, eps, layers):
     stride, (parameters, _, read) = max(math.gcd(*layers), 1), _traced_once(closure, model)
     dt = squares(eps, layers[-1], k.dtype)
