@@ -165,3 +165,33 @@ def alone(case: Function, k: float) -> np.ndarray:
         )
         @ w
     )
+
+
+def two_inputs(case: Function, k: float, rho: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (phi_a, phi_b) of two inputs of variance k, and weights: panels of phi_a, and for each node panels of phi_b
+    that halve towards its kinks. At a correlation of one or minus one phi_b follows phi_a."""
+    root, rest = np.sqrt(k), np.sqrt((1 - rho) * (1 + rho))
+    x, w = crowded(case.kinks, root, min(1 / (case.sharpness * root), rest or 1.0), np.zeros(1))
+    x, w = x[0], w[0]
+    if rest == 0:
+        return root * np.stack([x, rho * x]), w
+    y, v = crowded(case.kinks, root * rest, 1 / (case.sharpness * root * rest), root * rho * x)
+    weights = v * w[:, None]
+    keep = weights > 1e-40
+    a = np.broadcast_to(x[:, None], y.shape)
+    return root * np.stack([a, rho * a + rest * y])[:, keep], weights[keep]
+
+
+def crowded(kinks, width, scale, means) -> tuple[np.ndarray, np.ndarray]:
+    """For each mean nodes and weights of a standard normal y and functions of mean + width y: panels of 20 points that
+    are at most 1 wide and halve towards each kink, down to half of `scale`."""
+    sizes = 0.5 * scale * 2.0 ** np.arange(60)
+    steps = np.append(0, sizes[sizes < 18])
+    steps = np.concatenate([-steps, steps])
+    edges = [np.broadcast_to(np.arange(-9.0, 10), (means.size, 19))]
+    edges += [(kink - means[:, None]) / width + steps for kink in kinks]
+    edges = np.sort(np.clip(np.concatenate(edges, axis=1), -9, 9), axis=1)
+    x, w = leggauss(20)
+    half = 0.5 * np.diff(edges, axis=1)[:, :, None]
+    y, v = (edges[:, :-1, None] + half * (x + 1)).reshape(means.size, -1), (half * w).reshape(means.size, -1)
+    return y, v * np.exp(-(y**2) / 2) / np.sqrt(2 * np.pi)
