@@ -57,7 +57,7 @@ class SigmaState(NamedTuple):
 class SigmaKernel(Closure[SigmaState]):
     """V4, K1 and the joint covariances of G and S; for odd activations V4 is right to a fraction of a per cent.
 
-    Four-point expectations of two different inputs are exact to about 1e-9. Those of three and four are series to
+    Four-point expectations of two different inputs are exact to about 1e-11. Those of three and four are series to
     `degree`, whose errors fall like a correlation to that power: for three inputs the correlation of two given the
     third, which is close to 1 for near copies (`expectation_error` counts both). The
     pseudo-inverse of Cov(z, z), scaled to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32):
