@@ -6,8 +6,11 @@ carries all structure: it lists for every pair ab the places of (aa, bb, ab), so
 serves the whole kernel and the diagonal is no special case.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -47,17 +50,31 @@ def input_count(pair_count: int) -> int:
     return inputs
 
 
+def _one_program(function: Callable[[A], A]) -> Callable[[A], A]:
+    """`function`, compiled as one program for arrays of JAX, which would compile each of its operations otherwise."""
+    compiled = jax.jit(function, inline=True)
+
+    @wraps(function)
+    def call(x: A) -> A:
+        return function(x) if isinstance(x, np.ndarray) else compiled(x)
+
+    return call
+
+
+@_one_program
 def pack(K: Float[A, "*batch N N"]) -> Float[A, "*batch P"]:
     """A symmetric matrix as its P independent entries; derivatives are spread over both halves alike."""
     a, b = pairs(K.shape[-1])
     return 0.5 * (K[..., a, b] + K[..., b, a])
 
 
+@_one_program
 def unpack(k: Float[A, "*batch P"]) -> Float[A, "*batch N N"]:
     """The symmetric matrix of P packed entries."""
     return k[..., pair_table(input_count(k.shape[-1]))]
 
 
+@_one_program
 def unpack_covariance(V: Float[A, "*batch P P"]) -> Float[A, "*batch N N N N"]:
     """V_ab,cd from its packed P x P matrix."""
     table = pair_table(input_count(V.shape[-1]))

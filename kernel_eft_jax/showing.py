@@ -62,7 +62,7 @@ def shown(value: Any) -> str:
         return repr(value)
     if isinstance(value, tuple | list):
         return f"[{', '.join(shown(part) for part in value)}]"
-    if isinstance(value, jax.Array | np.ndarray):
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
         if not is_concrete(value) or value.size > 12 or value.dtype.kind not in "biuf":
             return f"{value.dtype}{list(value.shape)}"
         return f"{float(value):.6g}" if value.ndim == 0 else str(np.asarray(value).round(6).tolist())

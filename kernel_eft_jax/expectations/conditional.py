@@ -50,7 +50,7 @@ class Conditional:
         across = K / self.roots[:, None]
         covariance = K[None] - across[:, :, None] * across[:, None, :]  # of the rests of y and z given x
         left = jnp.diagonal(covariance, axis1=1, axis2=2)
-        # A rest below rounding is none: y is a multiple of x, and a width of its own would smooth s where nothing varies.
+        # A rest below rounding is none: y is a multiple of x. A width of its own would smooth s where nothing varies.
         some = ~own & (left > 8 * jnp.finfo(K.dtype).eps * jnp.diagonal(K)[None])
         width = jnp.where(some, jnp.sqrt(jnp.where(some, left, 1.0)), 0.0)
         inverse = jnp.where(some, 1 / jnp.where(some, width, 1.0), 0.0)

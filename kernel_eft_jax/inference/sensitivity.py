@@ -67,7 +67,7 @@ class Sensitivity(Shown):
             jnp.einsum("tabab->tab", self.solution.V4),
             rounding.relative_rate(K0, self.solution.K0),
         )
-        return Derivatives(K0, rounding.significant(V4, *size), rounding.significant(K1, *size))
+        return Derivatives(K0, *(jnp.asarray(rounding.significant(d, *size)) for d in (V4, K1)))
 
     def elasticity(self, name: str) -> Derivatives:
         r"""Relative derivatives $\partial \ln y / \partial \ln \theta$: per cent of change for one per cent of the

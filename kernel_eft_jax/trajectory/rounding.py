@@ -1,7 +1,7 @@
 """Which numbers of a trajectory are rounding alone: what is shown of them is zero."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+from jaxtyping import ArrayLike, Float
 
 NOISE = 100  # units in the last place
 
@@ -11,7 +11,7 @@ def significant(
     K0: Float[ArrayLike, "T N N"],
     variance: Float[ArrayLike, "T N N"],
     rate: Float[ArrayLike, " T"] | float = 1.0,
-) -> Array:
+) -> np.ndarray:
     r"""K1 or V4, with zero in place of entries that rounding alone may leave.
 
     K1_ab is a sum of terms of size $k_{ab} (1 + v)$, $k_{ab} = \sqrt{K_{0;aa} K_{0;bb}}$ and v the largest
@@ -24,17 +24,17 @@ def significant(
         variance: V4_ab,ab.
         rate: For a derivative, the relative change of the kernel by the parameter.
     """
-    values, K0, variance = map(jnp.asarray, (values, K0, variance))
-    square = jnp.diagonal(K0, axis1=1, axis2=2)
-    size = jnp.sqrt(square[:, :, None] * square[:, None, :])
-    terms = 1 + jnp.max(jnp.diagonal(variance, axis1=1, axis2=2) / square**2, axis=1)
-    least = (NOISE * jnp.finfo(values.dtype).eps * terms * rate)[:, None, None] * size
+    values, K0, variance = map(np.asarray, (values, K0, variance))
+    square = np.diagonal(K0, axis1=1, axis2=2)
+    size = np.sqrt(square[:, :, None] * square[:, None, :])
+    terms = 1 + np.max(np.diagonal(variance, axis1=1, axis2=2) / square**2, axis=1)
+    least = (NOISE * np.finfo(values.dtype).eps * terms * rate)[:, None, None] * size
     if values.ndim == 5:
         least = least[:, :, :, None, None] * size[:, None, None, :, :]
-    return jnp.where(jnp.abs(values) <= least, 0, values)  # not a number stays so
+    return np.where(np.abs(values) <= least, 0, values)  # not a number stays so
 
 
-def relative_rate(derivative: Float[ArrayLike, "T N N"], K0: Float[ArrayLike, "T N N"]) -> Float[Array, " T"]:
+def relative_rate(derivative: Float[ArrayLike, "T N N"], K0: Float[ArrayLike, "T N N"]) -> Float[np.ndarray, " T"]:
     """The largest change of an entry of K0 by a parameter, relative to the size of the entry."""
-    square = jnp.diagonal(jnp.asarray(K0), axis1=1, axis2=2)
-    return jnp.max(jnp.abs(derivative) / jnp.sqrt(square[:, :, None] * square[:, None, :]), axis=(1, 2))
+    square = np.diagonal(np.asarray(K0), axis1=1, axis2=2)
+    return np.max(np.abs(derivative) / np.sqrt(square[:, :, None] * square[:, None, :]), axis=(1, 2))

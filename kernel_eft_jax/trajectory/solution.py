@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -58,16 +57,14 @@ class Solution(Shown, Result):
                 lines.append(f"  {name}[{entry}] = {value:.6g} at the last depth{bound}")
         return "\n".join(lines)
 
-    def significant(self, name: str) -> tuple[Array, Array]:
+    def significant(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """V4 or K1 in full, and its truncation error, with zero in place of what is rounding alone; K0 as it is."""
-        values, missing = getattr(self, name), getattr(self.truncation, name, None)
-        if missing is None or name == "K0":
-            errors = jnp.zeros_like(values)
-        else:
-            errors = unpack(missing) if name == "K1" else unpack_covariance(missing)
+        whole = unpack_covariance if name == "V4" else unpack
+        values, missing = getattr(self.packed, name), getattr(self.truncation, name, None)
+        values, errors = (whole(np.asarray(x)) for x in (values, np.zeros_like(values) if missing is None else missing))
         if name == "K0":
-            return values, errors
-        variance = jnp.einsum("tabab->tab", self.V4)
+            return values, np.zeros_like(values)
+        variance = np.einsum("tabab->tab", unpack_covariance(np.asarray(self.packed.V4)))
         return rounding.significant(values, self.K0, variance), rounding.significant(errors, self.K0, variance)
 
     @property
