@@ -187,9 +187,11 @@ def averages_by_hand(case, k, rho, Q):
     return fourth, noise, (second * w) @ products[[0, 2, 1]].T
 
 
-# In every run: copies and opposite inputs where the function is steep, and nearly equal inputs.
-QUICK_AVERAGES = [(30.0, 1.0), (30.0, -1.0), (0.5, 0.7), (4.0, 1 - 1e-7)]
-AVERAGES = list(itertools.product((1e-3, 0.5, 4.0, 30.0, 1e3), (0.7, -0.99, 0.9999, 1 - 1e-7, 1 - 1e-12, 1.0, -1.0)))
+# In every run: copies, opposite and uncorrelated inputs where the function is steep, and nearly equal inputs.
+QUICK_AVERAGES = [(30.0, 1.0), (30.0, -1.0), (30.0, 0.0), (0.5, 0.7), (4.0, 1 - 1e-7)]
+AVERAGES = list(
+    itertools.product((1e-3, 0.5, 4.0, 30.0, 1e3), (0.0, 0.7, -0.99, 0.9999, 1 - 1e-7, 1 - 1e-12, 1.0, -1.0))
+)
 NO_SINE = [name for name, case in FUNCTIONS.items() if not case.frequency]
 
 
@@ -206,8 +208,9 @@ NO_SINE = [name for name, case in FUNCTIONS.items() if not case.frequency]
 )
 def test_the_averages_of_the_sigma_kernel_of_two_inputs(name, dtype, settings):
     """Products of four features, the noise of free neurons and the averages behind the regression are off by less than
-    ten times the error that `SigmaKernel` states, in units of the largest entry of each, second derivatives at
-    least of E[s^4] / k; variances 1e-3 to 1e3, correlations to 1 and -1. A width of its own for an input that follows from the other one is seen."""
+    ten times the error that `SigmaKernel` states, in units of the largest entry of each, second derivatives at least of
+    E[s^4] / k; variances 1e-3 to 1e3, correlations to 1 and -1. A width of its own for an input that follows from the
+    other one is seen; without correlation, so are nodes too coarse for an even function of the other input."""
     case, Q = FUNCTIONS[name], np.array([[1.0, 0.3], [0.3, 1.2]]).astype(dtype)
     model = keft.Model(case.activation, jnp.asarray(2.0, dtype))
 
