@@ -6,7 +6,7 @@ sums stay in registers; random numbers are made where they are used, from the co
 chip is a column of sums for each network at each saved depth. The law is that of `simulate` with `BlockSampler`,
 written down once more: arrays are (neurons, networks), for each input on its own, and matrices of inputs are lists.
 
-On an H100 it is five to seven times as fast as `estimate` (results/gpu_kernel.json, results/ensemble_gpu.json), and it
+On an H100 it is four to five times as fast as `estimate` (results/gpu_kernel.json, results/ensemble_gpu.json), and it
 agrees with `simulate` to float32 rounding there and, interpreted, on a CPU (tests/test_gpu_kernel.py). `estimate` does
 not use it: with control variates it takes over a minute to compile, in which `estimate` does five million networks of
 the published setting; and JAX has announced the end of the compiler it is written for (Triton behind Pallas).

@@ -22,7 +22,7 @@ from ..quadrature import derivatives, even_rule, hermite_means, hermite_polynomi
 # node.
 EVEN_NODES = 161
 # Where thirds of the nodes average s''^2 to this accuracy, all nodes average s, s', s'' with he_j to 1e-11 or better.
-COARSE = 0.02
+COARSE = 0.05
 Orders = tuple[tuple[int, int], ...]
 
 
@@ -55,10 +55,11 @@ def averages(
     orders = jnp.einsum("jz,mbxz->jmbx", hermite_polynomials(z, terms) * v[None], jnp.stack(s), precision="highest")
     squares = jnp.stack([s[m] * s[n] for m, n in products])
     squares = jnp.einsum("z,pbxz->pbx", v, squares, precision="highest")
-    # A wave over three nodes is zero if all thirds agree. Cosine and sine: one of them sees a function wherever it lies.
-    # Halves would not do: of an even function both have the same mean, right or wrong, if the nodes lie around zero.
+    # A wave over three nodes has mean zero if the thirds agree. Its cosine or its sine sees a function wherever the
+    # function lies. Halves would not do: both have the same mean of an even function, right or wrong, where zero lies
+    # between two nodes.
     turn = 2 * np.pi / 3 * np.arange(z.size)
     waves = np.stack([np.ones_like(turn), np.cos(turn), np.sin(turn)]).astype(z.dtype)
-    whole, *missed = jnp.einsum("cz,bxz->cbx", waves * v[None], s[2] * s[2], precision="highest")
-    whole, missed = (jnp.matmul(x, weights, precision="highest") for x in (whole, sum(map(jnp.abs, missed))))
+    whole, *waves = jnp.einsum("cz,bxz->cbx", waves * v[None], s[2] * s[2], precision="highest")
+    whole, missed = (jnp.matmul(x, weights, precision="highest") for x in (whole, sum(map(jnp.abs, waves))))
     return jax.lax.cond(jnp.all(missed <= COARSE * whole), lambda: (orders, squares), by_crowded_nodes)
