@@ -133,21 +133,14 @@ class Activation(eqx.Module):
         """s'(x), elementwise."""
         return derivative(self, 1)(x)
 
-    def smoothed(
-        self, order: int, mean: Float[Array, " X"], width: Float[Array, ""], terms: int
-    ) -> Float[Array, "X terms"]:
-        r"""$E[s^{(\mathrm{order})}(\mathrm{mean} + \mathrm{width}\, y)\, he_j(y)]$, y standard normal, j < terms; width
-        may be zero."""
-        return self.smoothed_orders(mean, width, terms)[order]
-
     def smoothed_orders(
         self, mean: Float[Array, " X"], width: Float[Array, ""], terms: int
     ) -> Float[Array, "3 X terms"]:
-        """`smoothed` of the orders 0, 1, 2, which share all but the last step."""
+        r"""$E[s^{(m)}(\mathrm{mean} + \mathrm{width}\, y)\, he_j(y)]$ of an s with kinks, y standard normal, m = 0, 1,
+        2 and j < terms; width may be zero."""
         y, w = rule(self, mean, width, enough_points(self, terms))
         values = jnp.stack(derivatives(self, 2)(mean[:, None] + width * y)) * w[None]
-        result = hermite_means(values, y, terms)
-        return result.at[2].add(self._at_kinks(mean, width, terms)) if self.kinks else result
+        return hermite_means(values, y, terms).at[2].add(self._at_kinks(mean, width, terms))
 
     def smoothed_product(
         self, m: int, n: int, mean: Float[Array, "*shape"], width: Float[Array, ""]

@@ -43,9 +43,6 @@ class Linear(PairActivation):
     def gradient(self, k_aa, k_bb, k_ab):
         return jnp.stack([0 * k_aa, 0 * k_bb, 1 + 0 * k_ab])
 
-    def smoothed_orders(self, mean, width, terms):
-        return jnp.stack([smoothed_line(order, mean, width, terms) for order in range(3)])
-
 
 class Erf(PairActivation):
     r"""$s(x) = \mathrm{erf}(x)$, $m = \frac{2}{\pi} \arcsin \frac{2 k_{ab}}{\sqrt{A B}}$, $A = 1 + 2 k_{aa}$ (Williams
@@ -143,7 +140,7 @@ class GELU(PairActivation):
 
 
 def smoothed_line(order, mean, width, terms):
-    """`Activation.smoothed` of s(x) = x."""
+    """`Activation.smoothed_orders` of s(x) = x, one order."""
     lowest = (mean, jnp.ones_like(mean), jnp.zeros_like(mean))[order]
     next_one = jnp.full_like(mean, width) if order == 0 else jnp.zeros_like(mean)
     columns = jnp.stack([lowest, next_one], -1)[:, :terms]

@@ -121,8 +121,8 @@ def _ratio(x, k):
 
 
 def _smoothed_ramp(order, mean, width, terms):
-    r"""`Activation.smoothed` of max(x, 0), by parts: $E[s^{(j)}(\mu + w y)]$ are derivatives of a normal distribution
-    function."""
+    r"""`Activation.smoothed_orders` of max(x, 0), one order, by parts: $E[s^{(j)}(\mu + w y)]$ are derivatives of a
+    normal distribution function."""
     exists = width > 0
     w = jnp.where(exists, width, 1.0)
     z = mean / w
