@@ -109,6 +109,12 @@ def test_a_formula_is_not_broken():
     assert all(line.count("$") % 2 == 0 for line in lines)
 
 
+def test_no_word_of_a_title_stands_alone():
+    """Seven words of six letters over a panel, in which six have room, make lines of four and three."""
+    figure = figures.plot_panels({"p": {"one": ONE}}, title=" ".join(["letter"] * 7), columns=1)
+    assert sorted(line.count("letter") for line in figure.get_suptitle().split("\n")) == [3, 4]
+
+
 def test_styles_tell_curves_and_points_apart_without_colour():
     assert len({str(curve["linestyle"]) for curve in style.CURVE_STYLES}) == len(style.CURVE_STYLES) == 7
     assert len({points["marker"] for points in style.POINT_STYLES}) == 7

@@ -135,15 +135,26 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> list[Path]:
 
 
 def _broken(title: str, columns: int) -> str:
-    """The title in lines that fit over so many panels; formulas and what stands around " = " are never broken."""
-    lines = []
-    for line in title.split("\n"):
-        lines.append("")
-        for word in re.findall(r"(?:\$[^$]*\$| = |[^ $])+", line):
-            if lines[-1] and _letters(lines[-1] + word) > 9 * PANEL[0] * columns:
-                lines.append("")
-            lines[-1] += f"{word} "
-    return "\n".join(line.rstrip() for line in lines)
+    """The title in as few lines as fit over so many panels, about equally long; formulas and what stands around " = "
+    are never broken."""
+    return "\n".join("\n".join(_balanced(line, 9 * PANEL[0] * columns)) for line in title.split("\n"))
+
+
+def _balanced(line: str, width: float) -> list[str]:
+    lines = _filled(line, width)
+    while width > 1 and len(narrower := _filled(line, width - 1)) == len(lines):
+        lines, width = narrower, width - 1
+    return lines
+
+
+def _filled(line: str, width: float) -> list[str]:
+    """As many words as fit in each line."""
+    lines = [""]
+    for word in re.findall(r"(?:\$[^$]*\$| = |[^ $])+", line):
+        if lines[-1] and _letters(lines[-1] + word) > width:
+            lines.append("")
+        lines[-1] += f"{word} "
+    return [line.rstrip() for line in lines]
 
 
 def _letters(text: str) -> int:
