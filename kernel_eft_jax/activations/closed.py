@@ -137,11 +137,3 @@ class GELU(PairActivation):
         slope = jnp.arctan2(root, -k) + k / root * (2 / D + (3 + k) * q**2)
         bend = (6 * q**3 + 18 * p * q**2 + 11 * p**2 * q - 5 * p**3) / (D**2 * root)
         return along(self.moment(k, k, k), slope / (2 * jnp.pi), bend / (2 * jnp.pi))
-
-
-def smoothed_line(order, mean, width, terms):
-    """`Activation.smoothed_orders` of s(x) = x, one order."""
-    lowest = (mean, jnp.ones_like(mean), jnp.zeros_like(mean))[order]
-    next_one = jnp.full_like(mean, width) if order == 0 else jnp.zeros_like(mean)
-    columns = jnp.stack([lowest, next_one], -1)[:, :terms]
-    return jnp.pad(columns, ((0, 0), (0, max(terms - 2, 0))))

@@ -21,7 +21,6 @@ from jaxtyping import Array, Float
 
 from ..quadrature import remaining_share
 from .base import array, finite
-from .closed import smoothed_line
 from .pair import PairActivation
 
 
@@ -68,7 +67,7 @@ class _Ramp(PairActivation):
 
     def smoothed_orders(self, mean, width, terms):
         below = self._below(mean.dtype)
-        line, ramp = (jnp.stack([f(r, mean, width, terms) for r in range(3)]) for f in (smoothed_line, _smoothed_ramp))
+        line, ramp = (jnp.stack([f(r, mean, width, terms) for r in range(3)]) for f in (_smoothed_line, _smoothed_ramp))
         return below * line + (1 - below) * ramp
 
 
@@ -118,6 +117,14 @@ def _area_and_angle(k_aa, k_bb, k_ab):
 def _ratio(x, k):
     """x / k, zero where the variance is zero."""
     return jnp.where(k > 0, x / jnp.where(k > 0, k, 1.0), 0.0)
+
+
+def _smoothed_line(order, mean, width, terms):
+    """`Activation.smoothed_orders` of s(x) = x, one order."""
+    lowest = (mean, jnp.ones_like(mean), jnp.zeros_like(mean))[order]
+    next_one = jnp.full_like(mean, width) if order == 0 else jnp.zeros_like(mean)
+    columns = jnp.stack([lowest, next_one], -1)[:, :terms]
+    return jnp.pad(columns, ((0, 0), (0, max(terms - 2, 0))))
 
 
 def _smoothed_ramp(order, mean, width, terms):
