@@ -42,7 +42,8 @@ lowest: $(VENV)/installed-dev
 
 # The documentation, into site/. It is made of files that need no server and no network, search included.
 docs: $(VENV)/installed-docs
-	$(BIN)/python -m zensical build --clean --strict
+	@rm -rf site; find .cache -maxdepth 1 -type f -delete 2>/dev/null || true  # the tests' programs in .cache/jax stay
+	$(BIN)/python -m zensical build --strict
 	@rm -f site/404.html  # a page for web servers: its links are wrong in a folder of files
 	@echo "To read it, open site/index.html in a browser, or type: make serve"
 
