@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from ..closures import Closure, GOnly, HermiteTower
 from ..closures.base import check_memory
 from ..closures.pair_tower import PairTower
+from ..compiling import compiled_soon
 from ..depths import squares
 from ..pairs import pack, pair_table, pairs
 from ..trajectory.solve import settled
@@ -59,7 +60,7 @@ def settle(experiment: Experiment, names: tuple[str, ...], closure: Closure, wit
     return closure
 
 
-@eqx.filter_jit
+@compiled_soon
 def predict(
     experiment: Experiment,
     names: tuple[str, ...],

@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 from ..checks import check_kernel, check_layers
 from ..closures import Closure, Moments
 from ..closures.base import check_memory
+from ..compiling import compiled_soon
 from ..model import Model
 from ..pairs import pack, pairs, unpack, unpack_covariance
 from ..showing import Shown, shown
@@ -152,7 +153,7 @@ def sensitivity(
     return Sensitivity(solution, tuple(names), ravel_pytree(values)[0], derivatives)
 
 
-@eqx.filter_jit
+@compiled_soon
 def _derivatives(model, names, values, depth, closure, options):
     """Jacobians of the packed moments by `values`: parameters of the model, K0, and eps or None; parameters last."""
 

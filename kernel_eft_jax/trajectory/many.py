@@ -22,6 +22,7 @@ from ..checks import check_flag, check_kernel, check_kind, check_layers, check_u
 from ..closures import Closure, GOnly, HermiteTower
 from ..closures.base import COPIES
 from ..closures.pair_tower import PairTower
+from ..compiling import compiled_soon
 from ..depths import check_times, squares, times_of_layers
 from ..machine import cores, host_memory
 from ..model import Model
@@ -147,7 +148,7 @@ class _Run:
         )
 
 
-@eqx.filter_jit
+@compiled_soon
 def _block(model, kernels, ts, eps, closure, layers, stepsize_controller):
     def one(K):
         solution = solve(

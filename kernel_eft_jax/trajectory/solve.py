@@ -280,7 +280,7 @@ def _traced_once(closure, model):
     """The model's arrays, and drift and readings as functions of them and of a state.
 
     Both are compiled functions inside a compiled function: diffrax and derivatives call them many times in Python, and
-    JAX traces them once.
+    JAX traces them once. Reverse mode recomputes readings: to keep what they need would compile them once more.
     """
     parameters, static = eqx.partition(model, eqx.is_array)
 
@@ -291,7 +291,7 @@ def _traced_once(closure, model):
     def drift(parameters, state):
         return closure.drift(eqx.combine(parameters, static), state)
 
-    return parameters, jax.jit(drift), jax.jit(read)
+    return parameters, jax.jit(drift), jax.checkpoint(jax.jit(read))
 
 
 def _expectation_error(closure, model, moments):
