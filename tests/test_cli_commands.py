@@ -6,7 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import in_an_empty_directory as in_an_empty_directory
@@ -303,6 +305,21 @@ class TestCompare:
             compare(theory, sampled)
         found = compare(keft.solve(model, [[1.0]], eps=0.5, **at), sampled)
         assert found.layers.tolist() == [0, 1, 9]
+
+    def test_networks_that_differ_between_the_saved_depths_are_refused(self, key):
+        """Steps in another order end at one depth time, and inputs of another kernel show at every depth, saved or
+        not; the precision of the two makes no difference."""
+        model = keft.Model(keft.Linear(), 1.0)
+        sizes = {"width": 8, "depth": 3, "networks": 64, "key": key, "progress": False, "save_at": [2]}
+        sampled = keft.estimate(model, np.ones((1, 1), np.float32), eps=[0.3, 0.6, 0.1], **sizes)
+        at = {"layers": [2], "closure": keft.GOnly()}
+        with pytest.raises(ValueError, match=r"layer 1 has eps = 0\.6 in the theory and 0\.3 in the networks"):
+            compare(keft.solve(model, [[1.0]], eps=[0.6, 0.3], **at), sampled)
+        with pytest.raises(ValueError, match=r"kernels at layer 2 differ: entry \[0, 0\] is 2\.96"):
+            compare(keft.solve(model, [[2.0]], eps=[0.3, 0.6], **at), sampled)
+        right = keft.solve(model, [[1.0]], eps=[0.3, 0.6], **at)
+        single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
+        assert compare(eqx.tree_at(lambda s: s.model, right, single), sampled).layers.tolist() == [2]
 
     def test_files_in_the_wrong_place(self, capsys):
         assert cli.main(["compare", "sample.nc", "sample.nc"]) == 2

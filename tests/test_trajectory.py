@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.closures import base
+from kernel_eft_jax.closures import base, tower_degree
 
 PUBLISHED_K0 = 0.6 + 1.4 * np.eye(4)
 CUBE = keft.Model(
@@ -70,6 +70,15 @@ ACCURATE = {"stepsize_controller": diffrax.PIDController(rtol=1e-10, atol=1e-10)
 
 
 WEIGHTS = np.array([0.7, -0.3, 0.2, 0.5])
+
+
+def test_the_input_alone_is_a_depth(monkeypatch):
+    """At layer 0 no layer has acted: G is a Wishart matrix, and without a layer the lowest degree is enough."""
+    K = np.array([[1.2, 0.4], [0.4, 0.8]])
+    solution = keft.solve(keft.Model(keft.Linear(), 1.0), K, layers=[0], eps=0.5, closure=keft.GOnly())
+    np.testing.assert_allclose(solution.V4[0], np.einsum("ac,bd->abcd", K, K) + np.einsum("ad,bc->abcd", K, K))
+    monkeypatch.setattr(tower_degree, "_shares", lambda tower, model, k, dt, degrees: np.zeros(len(degrees)) + dt.sum())
+    assert keft.HermiteTower().settled(keft.Model(keft.Tanh(), 1.0), jnp.ones(1), jnp.zeros(0)).degree == 4
 
 
 def reading(point, **options):

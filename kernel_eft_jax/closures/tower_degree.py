@@ -48,7 +48,7 @@ def enough_degree(
     variances = np.asarray(k)[triples(input_count(k.shape[0]))[:, 0]]
     extremes = jnp.asarray([variances.min(), variances.max()], k.dtype)
     # Layers of dt = 0 change nothing, and few lengths compile few programs.
-    length = 64 * 4 ** math.ceil(max(math.log(dt.shape[0] / 64, 4), 0))
+    length = 64 * 4 ** math.ceil(math.log(max(dt.shape[0], 64) / 64, 4))
     shares = np.asarray(_shares(tower, model, extremes, jnp.pad(dt, (0, length - dt.shape[0])), tuple(degrees)))
     if not np.isfinite(shares[-1]):
         return UNDECIDED

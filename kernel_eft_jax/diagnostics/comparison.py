@@ -8,6 +8,7 @@ errors of order 1/n.
 from collections.abc import Mapping
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -16,6 +17,7 @@ from ..ensemble import Estimate
 from ..trajectory import Solution
 
 COMPARED_QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
+ROUNDING = 1e-4  # of kernels of infinite width that float32 and float64 carried through many layers
 
 
 class Compared(eqx.Module):
@@ -44,13 +46,15 @@ class Comparison(eqx.Module):
 def compare(theory: Solution, sampled: Estimate) -> Comparison:
     """Compare a theory with an ensemble of the same model and input kernel.
 
-    Raises ValueError if the two have other inputs, input kernels, models or step sizes, or no depth in common. A theory
-    of the continuum has no step size, and differs from layers by terms of order eps^2.
+    Raises ValueError if the two have other inputs, input kernels, models or step sizes, or no depth in common. Where
+    the input kernels were not saved, the kernels of infinite width at the common layers tell them apart. A theory of
+    the continuum has no step size, and differs from layers by terms of order eps^2.
     """
     check_kind(theory, Solution, "theory")
     check_kind(sampled, Estimate, "sampled")
     _check_comparable(theory, sampled)
     here, there = _common(theory, sampled)
+    _check_kernels(theory, sampled, here, there)
     quantities = {}
     for name in COMPARED_QUANTITIES:
         values = theory.K0 + theory.K1 / sampled.width if name == "G" else getattr(theory, name)
@@ -80,7 +84,22 @@ def _common(theory, sampled):
             f"The step sizes differ: layer {sampled.layers[here][i]} is at t = {times[there][i]:.6g} of the theory, "
             f"and at {sampled.ts[here][i]:.6g} of the networks. Solve with the eps that was sampled."
         )
+    if theory.layers is not None:
+        _check_steps(theory, sampled, int(sampled.layers[here[-1]]))
     return here, there
+
+
+def _check_steps(theory, sampled, layers):
+    """Check that each of the first `layers` layers has one eps: other steps may add up to the same depth time."""
+    own, other = (np.asarray(x.eps, np.float64) for x in (theory, sampled))
+    own, other = (np.full(layers, eps) if eps.ndim == 0 else eps[:layers] for eps in (own, other))
+    wrong = np.flatnonzero(~np.isclose(own, other, rtol=1e-6, atol=0))
+    if wrong.size:
+        i = wrong[0]
+        raise ValueError(
+            f"The step sizes differ: layer {i + 1} has eps = {own[i]:.6g} in the theory and {other[i]:.6g} in the "
+            "networks. Solve with the eps that was sampled."
+        )
 
 
 def _check_comparable(theory, sampled):
@@ -90,15 +109,31 @@ def _check_comparable(theory, sampled):
             f"The theory has {inputs} inputs and the networks {others}: compare results of the same inputs."
         )
     own = getattr(sampled, "model", None)
-    if own is not None and theory.model is not None and not eqx.tree_equal(own, theory.model, rtol=1e-6):
+    if own is None or theory.model is None:
+        return
+    ours, others = (jax.tree.map(_wide, m) for m in (theory.model, own))  # a model in float32 is the same model
+    if not eqx.tree_equal(ours, others, rtol=1e-6):
         models = " and ".join(eqx.tree_pformat(m, width=10**6, short_arrays=False) for m in (theory.model, own))
         raise ValueError(f"The models of theory and networks differ: {models}.")
-    if theory.ts[0] == 0 and sampled.ts[0] == 0 and not np.allclose(theory.K0[0], sampled.K0[0], rtol=1e-6, atol=0):
-        gap = np.abs(np.asarray(theory.K0[0]) - sampled.K0[0])
-        a, b = np.unravel_index(gap.argmax(), gap.shape)
+
+
+def _wide(x):
+    return np.asarray(x, np.float64) if eqx.is_inexact_array(x) else x
+
+
+def _check_kernels(theory, sampled, here, there):
+    """Check that the kernels of infinite width agree at the common depths, in the continuum at depth zero alone."""
+    K0, own = np.asarray(theory.K0, np.float64)[there], sampled.K0[here]
+    inputs = sampled.ts[here] == 0
+    allowed = np.where(inputs, 1e-6, ROUNDING if theory.layers is not None else np.inf)[:, None, None]
+    size = np.sqrt(np.einsum("taa,tbb->tab", own, own))
+    wrong = np.argwhere(np.abs(K0 - own) > allowed * size)
+    if wrong.size:
+        i, a, b = wrong[0]
+        where = "The input kernels differ" if inputs[i] else f"The kernels at layer {sampled.layers[here][i]} differ"
         raise ValueError(
-            f"The input kernels differ: entry [{a}, {b}] is {float(theory.K0[0, a, b]):.6g} of the theory and "
-            f"{sampled.K0[0, a, b]:.6g} of the networks."
+            f"{where}: entry [{a}, {b}] is {K0[i, a, b]:.6g} of the theory and {own[i, a, b]:.6g} of the networks. "
+            "Solve from the input kernel that was sampled."
         )
 
 
