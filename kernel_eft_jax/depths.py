@@ -57,6 +57,12 @@ def squares(eps: Float[ArrayLike, "..."], depth: int, dtype: Any) -> Float[Array
     return jnp.broadcast_to(jnp.asarray(eps, dtype) ** 2, (depth,))
 
 
+def first_steps(eps: Float[ArrayLike, "..."], layers: int) -> Float[np.ndarray, " layers"]:
+    """eps of each of the first `layers` layers, from one number or one for each of them and more."""
+    eps = np.asarray(eps, np.float64)
+    return np.full(layers, eps) if eps.ndim == 0 else eps[:layers]
+
+
 def times_of_layers(
     layers: Sequence[int] | Int[np.ndarray, " T"], eps: Float[ArrayLike, "..."]
 ) -> Float[np.ndarray, " T"]:

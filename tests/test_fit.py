@@ -308,16 +308,18 @@ def test_an_estimate_of_other_networks_is_refused(estimated):
     anything."""
     right = {"slope": 0.2, "C_W": C_W, "C_b": C_B}
 
-    def at(free=("C_W", "C_b"), width=WIDTH, eps=EPS, layers=LAYERS, **changes):
+    def at(free=("C_W", "C_b"), width=WIDTH, eps=EPS, layers=LAYERS, K0=K0, **changes):
         values = right | changes
-        settings = {"width": width, "eps": eps, "layers": layers}
+        settings = {"width": width, "eps": eps, "layers": layers, "K0": K0}
         e = experiment(keft.LeakyReLU(values["slope"]), values["C_W"], values["C_b"], **settings)
         return fit(estimated, e, free, closure=keft.GOnly(), progress=False)
 
     for changes, words in (
         ({"layers": (2, 4)}, r"has layers \(1, 3, 6\) and 2 inputs, the experiment \(2, 4\)"),
         ({"width": 64}, "with width = 32, the experiment holds it at 64"),
-        ({"eps": 0.3}, "with eps = 0.4, the experiment holds it at 0.3"),
+        ({"eps": 0.3}, r"with eps = 0\.4 in layer 1, the experiment holds it at 0\.3"),
+        ({"eps": [0.4] * 5 + [0.5]}, r"with eps = 0\.4 in layer 6, the experiment holds it at 0\.5"),
+        ({"K0": 1.1 * K0}, r"infinite width at layer 1 has entry \[0, 0\] = .*, and the experiment's K0 gives"),
         ({"C_b": 0.1, "free": ("C_W",)}, "with C_b = 0.3, the experiment holds it at 0.1"),
         ({"slope": 0.0}, r"with activation\.slope = 0.2, the experiment holds it at 0"),
     ):

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..checks import check_kind
+from ..depths import first_steps
 from ..ensemble import Estimate
 from ..trajectory import Solution
 
@@ -91,8 +92,7 @@ def _common(theory, sampled):
 
 def _check_steps(theory, sampled, layers):
     """Check that each of the first `layers` layers has one eps: other steps may add up to the same depth time."""
-    own, other = (np.asarray(x.eps, np.float64) for x in (theory, sampled))
-    own, other = (np.full(layers, eps) if eps.ndim == 0 else eps[:layers] for eps in (own, other))
+    own, other = (first_steps(x.eps, layers) for x in (theory, sampled))
     wrong = np.flatnonzero(~np.isclose(own, other, rtol=1e-6, atol=0))
     if wrong.size:
         i = wrong[0]

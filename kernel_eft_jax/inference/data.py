@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ..checks import LEAST_NETWORKS, to_numpy
+from ..depths import first_steps
 from ..ensemble import Estimate, observables
-from ..pairs import pairs
+from ..pairs import pack, pairs, unpack
 from .parameters import Experiment, get_parameters, places
 
 
@@ -110,7 +111,7 @@ def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) 
     To fit an experiment that is known to differ from the networks, give their kernels by `sample_kernels`.
     """
     model, remedy = estimate.model, "Give the experiment what the data were made with, or fit it as a free parameter."
-    there = {"width": estimate.width} | ({"eps": estimate.eps} if estimate.eps.ndim == 0 else {})
+    there = {"width": estimate.width}
     if model is not None:
         if _kinds(model) != _kinds(experiment.model):
             raise ValueError(
@@ -127,6 +128,52 @@ def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) 
                 f"The Estimate is of networks with {name} = {float(value):.6g}, the experiment holds it at "
                 f"{here:.6g}. {remedy}"
             )
+    _check_steps(estimate, experiment, free)
+    _check_inputs(estimate, experiment, free)
+
+
+def _check_steps(estimate, experiment, free):
+    """Check that every layer has one eps in both, or one and the same eps in all layers of the data where eps is
+    free."""
+    last = experiment.layers[-1]
+    own, here = (first_steps(x.eps, last) for x in (estimate, experiment))
+    here = np.full(last, own[0]) if "eps" in free else here
+    wrong = np.flatnonzero(~np.isclose(own, here, rtol=1e-5, atol=0))
+    if wrong.size:
+        i, one = wrong[0], "has one eps in all layers" if "eps" in free else f"holds it at {here[wrong[0]]:.6g}"
+        raise ValueError(
+            f"The Estimate is of networks with eps = {own[i]:.6g} in layer {i + 1}, the experiment {one}. Give "
+            "the experiment the eps that the data were made with."
+        )
+
+
+def _check_inputs(estimate, experiment, free):
+    """Check that both have one input kernel, up to a factor where K0_scale is free: by the kernel at depth zero if that
+    was saved, else by what the estimate's model makes of the experiment's kernel."""
+    at_zero, model = estimate.layers[0] == 0, estimate.model
+    if not at_zero and (model is None or "K0_scale" in free):
+        return
+    layer = int(estimate.layers[0])
+    here, own = np.asarray(experiment.K0_scale * experiment.K0, np.float64), estimate.K0[0]
+    if "K0_scale" in free:
+        here = here * (np.trace(own) / np.trace(here))
+    if not at_zero:
+        here = np.asarray(unpack(_infinite_width(model, pack(here), first_steps(estimate.eps, layer) ** 2)))
+    deviations = np.sqrt(np.diagonal(own))
+    gap = np.abs(here - own) / deviations[:, None] / deviations
+    if gap.max() > 1e-4:
+        a, b = np.unravel_index(gap.argmax(), gap.shape)
+        raise ValueError(
+            f"The Estimate is of inputs whose kernel of infinite width at layer {layer} has entry [{a}, {b}] = "
+            f"{own[a, b]:.6g}, and the experiment's K0 gives {here[a, b]:.6g}. Give the experiment the input kernel "
+            "that the data were made with."
+        )
+
+
+@eqx.filter_jit
+def _infinite_width(model, k, dt):
+    """The kernel of infinite width behind layers of steps dt."""
+    return jax.lax.scan(lambda k, dt: (model.shrink(dt) * k + dt * model.q(k), None), k, dt)[0]
 
 
 def _kinds(module):

@@ -213,9 +213,9 @@ def fit(
         )
     names = check_names(experiment, free)
     check_theory_has(names, closure)
+    observed = observe(data, experiment, with_V4)
     if isinstance(data, Estimate):
         check_same(data, experiment, names)
-    observed = observe(data, experiment, with_V4)
     closure = settle(experiment, names, closure, with_V4)
     x = np.asarray(to_coordinates(experiment, names, get_parameters(experiment, names)), np.float64)
 
