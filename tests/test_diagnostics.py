@@ -425,12 +425,16 @@ def test_networks_of_another_law_are_seen(wishart_theory, quantity, scale):
 
 
 def test_bad_kernels_are_refused(wishart_theory):
-    good = np.ones((20, 1, 2, 2))
+    good = wisharts(np.random.default_rng(5), (4,), 20)[4]
+    half = np.where(np.eye(2) > 0, 1, [[1, 2], [1, 1]])
     for kernels, message in (
         ({}, "must map widths to arrays of kernels, .*, but is empty"),
         ({4: good[:, 0]}, r"arrays of shape .* = \(networks, 1, 2, 2\)"),
         ({4: good[:10]}, "needs 16 networks or more to show their scatter, but width 4 has 10"),
-        ({4: np.nan * good}, "must be finite, but for width 4 it is not"),
+        ({4: np.nan * good}, r"must be finite, but G\[0, 0\] of network 0 of width 4 at layer 0 is nan"),
+        ({4: -good}, r"must be kernels with variances on their diagonal, but G\[0, 0\] of network 0 of width 4"),
+        ({4: half * good}, r"must be symmetric, but G\[0, 1\] of network 0 of width 4 at layer 0 is"),
+        ({4: good[[0] * 20]}, "must hold the kernels of different networks, but of its 20 networks of width 4 only 1"),
     ):
         with pytest.raises(ValueError, match=message):
             keft.width_check(kernels, wishart_theory)
@@ -438,6 +442,15 @@ def test_bad_kernels_are_refused(wishart_theory):
         keft.width_check(wisharts(np.random.default_rng(3), (4, 8), 20), wishart_theory).p_value("K0")
     with pytest.raises(ValueError, match="two widths or more"):
         keft.width_check(wisharts(np.random.default_rng(3), (4,), 20), wishart_theory).p_value()
+
+
+def test_an_entry_without_scatter_is_not_that_of_the_theory(wishart_theory):
+    """Streams that were normalised have a mean square of one in every network: no noise excuses a difference then."""
+    kernels = wisharts(np.random.default_rng(6), (4, 8), 20)
+    kernels = {n: G / np.sqrt(np.einsum("btaa,btcc->btac", G, G)) for n, G in kernels.items()}
+    kernels = {n: np.where(np.eye(2) > 0, 1.0, G) for n, G in kernels.items()}
+    check = keft.width_check(kernels, wishart_theory)
+    assert (check.p_value("V4"), check.p_value("K1")) == (0.0, 0.0)
 
 
 def test_a_check_in_words(wishart_theory):

@@ -21,7 +21,7 @@ from ..ensemble.estimate import LEAST_NETWORKS
 from ..model import Model
 from ..trajectory import Solution, solve
 from .validity import Width, validity_window
-from .widths import WidthCheck, kernels_by_width, width_check
+from .widths import WidthCheck, kernels_by_width, layer_names, width_check
 
 DEFAULT_DEPTHS = 24  # so many layers behind the input, if the caller names none
 COLUMNS = ("mean square", "seed to seed", "drift", "cosine 01")
@@ -224,7 +224,7 @@ def _check_own(own, layers, shape):
     """Kernels of the user's networks by their width. If their layers are others, the error names the argument
     `layers`."""
     try:
-        return kernels_by_width(own, (len(layers), *shape), "own")
+        return kernels_by_width(own, (len(layers), *shape), layer_names(layers), "own")
     except ValueError as error:
         if "shape" not in str(error):
             raise

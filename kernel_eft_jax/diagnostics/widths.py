@@ -5,14 +5,15 @@ describes the networks, the differences fall like 1/n: one coefficient for each 
 chi-square tests this. The networks may come from any framework, as arrays of kernels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from ..checks import LEAST_NETWORKS, check_array, check_count, check_kind
+from ..checks import LEAST_NETWORKS, check_count, check_kind, to_numpy
+from ..ensemble.own_kernels import check_networks
 from ..ensemble.statistics import interval, least_V4_error
 from ..showing import Shown, rounded
 from ..trajectory import Solution
@@ -52,7 +53,10 @@ class WidthCheck(AtWidths, Shown):
                 "Argument `kernels` must hold two widths or more to find a difference that falls like 1/n."
             )
         check_quantity(quantity)
-        gap, error = self._stable_V4() if quantity == "V4" else self._packed_K1()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gap, error = self._stable_V4() if quantity == "V4" else self._packed_K1()
+        if not (error > 0).all():  # an entry without scatter, which no network of the theory has
+            return 0.0
         shape = 1 / (self.widths[:, None] * error)
         shape = shape / np.linalg.norm(shape, axis=0)
         gap = gap / error
@@ -123,21 +127,32 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
         V4 and K1 at each width with their errors, and p-values.
 
     Raises:
-        ValueError: If shapes do not fit, kernels are not finite, or networks are fewer than 16.
+        ValueError: If shapes do not fit, if kernels are not finite or no kernels, and if networks are fewer than 16 or
+            repeat each other.
     """
     check_kind(theory, Solution, "theory")
     K0 = np.asarray(theory.K0, np.float64)
+    depths = [f"t = {t:.6g}" for t in theory.ts] if theory.layers is None else layer_names(theory.layers)
     columns: list[Any] = [
-        (width, len(G), *_moments(G, K0, width)) for width, G in kernels_by_width(kernels, K0.shape).items()
+        (width, len(G), *_moments(G, K0, width)) for width, G in kernels_by_width(kernels, K0.shape, depths).items()
     ]
     widths, networks, V4, V4_stderr, K1, K1_stderr = (np.stack(column) for column in zip(*columns, strict=True))
     return WidthCheck(V4, K1, AtWidths(V4_stderr, K1_stderr), theory, widths, networks)
 
 
+def layer_names(layers: Sequence[int]) -> list[str]:
+    """Layers as messages name them."""
+    return [f"layer {layer}" for layer in layers]
+
+
 def kernels_by_width(
-    kernels: Mapping[int, Float[ArrayLike, "B T N N"]], shape: tuple[int, ...], name: str = "kernels"
+    kernels: Mapping[int, Float[ArrayLike, "B T N N"]],
+    shape: tuple[int, ...],
+    depths: Sequence[str],
+    name: str = "kernels",
 ) -> dict[int, Float[np.ndarray, "B T N N"]]:
-    """Kernels of networks by their width, narrow ones first, in float64; `shape` is that of one network, (T, N, N)."""
+    """Kernels of networks by their width, narrow ones first, in float64; `shape` is that of one network, (T, N, N), and
+    `depths` are the names of its depths."""
     law = f"Argument `{name}` must map widths to arrays of kernels, {{64: G}} for networks of 64 neurons"
     if not isinstance(kernels, Mapping):
         raise ValueError(f"{law}, but is a {type(kernels).__name__}.")
@@ -145,7 +160,7 @@ def kernels_by_width(
         raise ValueError(f"{law}, but is empty.")
     checked = {}
     for width, value in sorted((check_count(width, f"width` in `{name}"), value) for width, value in kernels.items()):
-        G = np.asarray(check_array(value, name), np.float64)
+        G = to_numpy(value, name)
         if G.ndim != 4 or G.shape[1:] != shape:
             raise ValueError(
                 f"Argument `{name}` must hold arrays of shape (networks, layers, inputs, inputs) = (networks, "
@@ -156,9 +171,7 @@ def kernels_by_width(
                 f"Argument `{name}` needs {LEAST_NETWORKS} networks or more to show their scatter, but width {width} "
                 f"has {len(G)}."
             )
-        if not np.isfinite(G).all():
-            raise ValueError(f"Argument `{name}` must be finite, but for width {width} it is not.")
-        checked[width] = G
+        checked[width] = check_networks(G, name, width, depths, f" of width {width}", zeros=True)
     return checked
 
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from ..checks import LEAST_NETWORKS, to_numpy
 from ..depths import first_steps
 from ..ensemble import Estimate, observables
+from ..ensemble.own_kernels import check_networks
 from ..pairs import pack, pairs, unpack
 from .parameters import Experiment, get_parameters, places
 
@@ -51,18 +51,12 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
             f"Argument `data` must be kernels of shape (networks, layers, inputs, inputs) = (networks, {layers}, "
             f"{inputs}, {inputs}), or an Estimate, but has shape {G.shape}."
         )
-    G = _check_values(G, experiment)
     B = len(G)
     if B < LEAST_NETWORKS:
         raise ValueError(
             f"Argument `data` must hold {LEAST_NETWORKS} networks or more to show their scatter, but holds {B}."
         )
-    different = len({network.tobytes() for network in G})
-    if different < LEAST_NETWORKS or different <= B / 2:
-        raise ValueError(
-            f"Argument `data` must hold the kernels of different networks, but of its {B} networks only {different} "
-            "differ: draw each with weights of its own, and give each once."
-        )
+    G = check_networks(G, "data", experiment.width.item(), [f"layer {layer}" for layer in experiment.layers])
     a, b = pairs(inputs)
     g = 0.5 * (G[..., a, b] + G[..., b, a])
     y = g.reshape(B, -1)
@@ -71,37 +65,6 @@ def observe(data: Estimate | Float[np.ndarray, "B T N N"], experiment: Experimen
         d = g - g.mean(axis=0)
         y = np.concatenate([y, (d[..., p] * d[..., q] * (B / (B - 1))).reshape(B, -1)], axis=1)
     return Observed(y.mean(axis=0), y, np.full(B, 1 / B), B)
-
-
-def _check_values(G, experiment):
-    """The kernels in float64, after a check that they are finite and symmetric with positive variances."""
-    if not jnp.issubdtype(G.dtype, jnp.floating) and not jnp.issubdtype(G.dtype, jnp.integer):
-        raise ValueError(f"Argument `data` must be real numbers, but has dtype {G.dtype}: give kernels as floats.")
-    # The rounding allowed is that of float32, since programs that compute in float32 often store in float64.
-    eps = max(float(jnp.finfo(d).eps) for d in (jnp.float32, G.dtype) if jnp.issubdtype(d, jnp.floating))
-    G = G.astype(np.float64)
-
-    def refuse(wrong, law, remedy):
-        if wrong.any():
-            i, layer, a, b = np.argwhere(wrong)[0]
-            transpose = f" and G[{b}, {a}] is {G[i, layer, b, a]:.6g}" if a != b else ""
-            raise ValueError(
-                f"Argument `data` must be {law}, but G[{a}, {b}] of network {i} at layer {experiment.layers[layer]} is "
-                f"{G[i, layer, a, b]:.6g}{transpose}. {remedy}"
-            )
-
-    remedy = "Fit only the layers before kernels overflow, or leave out a network that is damaged."
-    refuse(~np.isfinite(G), "finite", remedy)
-    remedy = "Give the kernels phi @ phi.T / width themselves, not their deviations from a mean."
-    refuse(np.eye(G.shape[-1], dtype=bool) & (G < 0), "kernels with variances on their diagonal", remedy)
-    remedy = "No neuron was active, or these entries were filled in: leave such networks or inputs out."
-    refuse(np.eye(G.shape[-1], dtype=bool) & (G == 0), "kernels with positive variances", remedy)
-    # In thousands of kernels the sums over n neurons in two orders differed by 0.7 eps sqrt(n) at most.
-    variance = np.diagonal(G, axis1=2, axis2=3)
-    rounding = 8 * eps * np.sqrt(experiment.width.item() * variance[..., :, None] * variance[..., None, :])
-    remedy = "Check the order of its axes; if this is rounding, give the mean of G and its transpose."
-    refuse(np.abs(G - G.swapaxes(2, 3)) > rounding, "symmetric", remedy)
-    return G
 
 
 def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) -> None:
