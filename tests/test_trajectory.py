@@ -251,6 +251,16 @@ def test_a_run_that_blows_up_says_where(model, options, says):
     assert not np.isfinite(partial.K0[2]).all()
 
 
+@pytest.mark.parametrize("block", [keft.ReLU(), keft.RMSNorm()], ids=["relu", "norm"])
+def test_squares_below_the_smallest_number_are_refused(block):
+    """V4 is of the size of K0^2: for K0 = 1e-20 float32 has no such number but zero, and float64 has one."""
+    model, at = keft.Model([block, keft.Dense(2.0)]), {"layers": [1], "eps": 0.5, "closure": keft.GOnly()}
+    small = np.full((1, 1), 1e-20, np.float32)
+    with pytest.raises(RuntimeError, match=r"at K0\[0, 0\] = .*, at .*, that is below the smallest number of float32"):
+        keft.solve(jax.tree.map(lambda x: x.astype(jnp.float32), model), small, **at)
+    assert keft.solve(model, small.astype(np.float64), **at).V4[0, 0, 0, 0, 0] > 0
+
+
 def test_a_run_that_blows_up_under_jit_raises():
     model = keft.Model(keft.Linear(), C_W=1e20)
     with pytest.raises(Exception, match="no longer finite"):

@@ -1,5 +1,7 @@
 """Errors of a trajectory that fails: they name the quantity, the entry, the depth and the remedy."""
 
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import is_concrete
-from ..pairs import input_count, pairs, unpack
+from ..pairs import input_count, pair_table, pairs, unpack
 from .solution import Solution
 
 LARGEST_ERROR = 0.01  # of the estimated relative error of the Gaussian expectations
@@ -24,6 +26,7 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
         return _checked_inside_jit(solution)
     if not np.isfinite(np.asarray(k)).all():
         raise RuntimeError("The input kernel is not finite.")
+    _check_squares(solution, k)
     successful = bool(solution.result == diffrax.RESULTS.successful)
     if not (successful and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))):
         _check_start(solution, k)
@@ -55,9 +58,39 @@ def _check_error(error):
         )
 
 
+def underflows(K0: Float[Array | np.ndarray, "*batch P"], V4: Float[Array | np.ndarray, "*batch P P"]) -> Any:
+    """Whether V4_aa,aa, of the size of K0_aa^2, is below the smallest number of its dtype, (*batch, inputs)."""
+    own = np.diagonal(pair_table(input_count(K0.shape[-1])))
+    return (K0[..., own] > 0) & (V4[..., own, own] < float(jnp.finfo(V4.dtype).tiny))
+
+
+def _check_squares(solution, k):
+    """Check that no V4_aa,aa is lost to underflow, nor K0_aa^2 at the start where the solve is not finite."""
+    K0, V4 = np.asarray(solution.packed.K0), np.asarray(solution.packed.V4)
+    finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))
+    lost = np.asarray(underflows(K0, V4))
+    if finite and not lost.any():
+        return
+    start = np.asarray(unpack(k)).diagonal()
+    if lost.any():
+        i, a = np.argwhere(lost)[0]
+        variance, where = unpack(K0)[i, a, a], f"t = {solution.ts[i]:.6g}"
+    else:
+        a = int(start.argmin())
+        variance, where = start[a], "depth zero"
+        if float(variance) ** 2 >= float(jnp.finfo(k.dtype).tiny):
+            return
+    raise RuntimeError(
+        f"V4 is of the size of K0^2, and at K0[{a}, {a}] = {variance:.6g}, at {where}, that is below the smallest "
+        f"number of {k.dtype}. Take float64, or multiply the inputs by a number that brings their variances nearer to "
+        "one, or look at smaller depths where variances shrink."
+    )
+
+
 def _checked_inside_jit(solution):
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(solution.packed)]
     bad = ~jnp.stack(finite).all() | (solution.result != diffrax.RESULTS.successful)
+    bad = bad | underflows(solution.packed.K0, solution.packed.V4).any()
     bad = bad | ~(solution.stats["expectation_error"] <= LARGEST_ERROR)
     packed = eqx.error_if(
         solution.packed,

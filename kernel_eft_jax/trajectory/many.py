@@ -27,7 +27,7 @@ from ..depths import check_times, squares, times_of_layers
 from ..machine import cores, host_memory
 from ..model import Model
 from ..pairs import pack, pair_table
-from .failures import LARGEST_ERROR
+from .failures import LARGEST_ERROR, underflows
 from .pair_solution import PairSolution
 from .solve import EXACT, continuum_steps, solve
 
@@ -133,7 +133,8 @@ class _Run:
 
     def _check(self, members, entries):
         finite = np.all([np.isfinite(x).reshape(len(members), -1).all(1) for x in entries.moments], axis=0)
-        good = finite & entries.good & (entries.expectation_error <= LARGEST_ERROR)
+        lost = underflows(*entries.moments[:2]).reshape(len(members), -1).any(1)
+        good = finite & ~lost & entries.good & (entries.expectation_error <= LARGEST_ERROR)
         if good.all():
             return
         worst = members[np.argmin(good)]
