@@ -148,8 +148,9 @@ class RMSNorm(KernelMap):
 
     $$S_{ab} \to S_{ab} / \sqrt{S_{aa} S_{bb}}$$
 
-    LayerNorm, which also removes the mean over the features, is the same at order 1/n. Gains of a norm belong to the
-    C_W of the matrix behind it.
+    LayerNorm, which also removes the mean over the features, is the same at order 1/n on the stream, behind a matrix
+    and behind a GLU, where features have mean zero. Behind an activation it is another map. Gains of a norm belong to
+    the C_W of the matrix behind it.
     """
 
     def __call__(self, x: Float[Array, "N m *batch"]) -> Float[Array, "N m *batch"]:

@@ -143,6 +143,7 @@ def test_decay_and_variances_go_into_the_model():
         ("dense:-1,gelu,dense:2", "C_W` is a variance and must be finite and not negative"),
         ("dense:1,glu,dense:2", "A GLU needs its activation, as in glu:silu"),
         ("rmsnorm:2,dense:1", "A norm has no parameters"),
+        ("relu,layernorm,dense:1", "layernorm behind ReLU() removes the mean of its features"),
         ("rmsnorm,gelu,dense:2", "put a dense:C_W between them"),
         ("dense:1,gelu", "add dense:C_W at its end"),
         ("dense:1,glue,dense:2", "Unknown layer 'glue'. Did you mean gelu?"),

@@ -72,6 +72,13 @@ def test_streams_behind_a_norm_grow_as_their_rule_says(stack, growth):
     np.testing.assert_allclose(theory.K0[:, 0, 0], start + growth, rtol=1e-9)
 
 
+def test_the_first_blocks_of_a_stack_are_those_of_a_shorter_one():
+    """Networks with a step for each block can be looked at before their last block."""
+    sizes = {"width": 4, "depth": 3, "eps": [0.5, 0.3, 0.1]}
+    check = keft.coordinate_check(keft.Model(keft.Linear(), 1.0), [[1.0]], **sizes, layers=[1, 2])
+    np.testing.assert_allclose(check.mean[:, 0], [1.25, 1.25 * 1.09], rtol=1e-12)
+
+
 def test_gpt2_starts_as_its_embeddings():
     """Tokens of standard deviation 0.02 plus positions of 0.01, two tokens at one position."""
     np.testing.assert_allclose(recipes.gpt2(width=8, depth=1)["K0"], [[5e-4, 1e-4], [1e-4, 5e-4]])

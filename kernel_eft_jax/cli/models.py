@@ -84,7 +84,7 @@ def make_model(arguments: argparse.Namespace, own: Model | None = None) -> Model
     else of the paper."""
     model = Model(activations.Tanh(), 2.0) if own is None else own
     if arguments.block is not None:
-        model = Model([make_part(layer) for layer in parse_block(arguments.block)], decay=model.decay)
+        model = Model(make_parts(arguments.block), decay=model.decay)
     elif arguments.activation is not None:
         activation = make_activation(parse_layer(arguments.activation))
         model = Model(activation, model.C_W, model.C_b, decay=model.decay)
@@ -95,12 +95,30 @@ def make_model(arguments: argparse.Namespace, own: Model | None = None) -> Model
     return model
 
 
+def make_parts(text: str) -> list[Part]:
+    """The parts of a block. A layernorm is an RMSNorm where what it reads has mean zero: not behind an activation."""
+    layers = parse_block(text)
+    parts = [make_part(layer) for layer in layers]
+    for layer, before in zip(layers[1:], parts, strict=False):
+        if _plain_name(layer) == "layernorm" and isinstance(before, Activation):
+            raise ValueError(
+                f"The layernorm behind {before!r} removes the mean of its features over neurons, which is no map of "
+                "kernels that this package has: write rmsnorm, which keeps the mean and is another network unless the "
+                "activation is odd."
+            )
+    return parts
+
+
+def _plain_name(layer):
+    return re.sub(r"[-_ ]", "", layer.name.lower())
+
+
 def make_part(layer: Layer) -> Part:
     """One part of a block: dense:C_W:ratio=R:C_b=B, rmsnorm, glu:ACTIVATION, or an activation."""
-    name = re.sub(r"[-_ ]", "", layer.name.lower())
+    name = _plain_name(layer)
     if name == "dense":
         return _dense(layer)
-    if name in ("rmsnorm", "layernorm"):  # the same at order 1/n
+    if name in ("rmsnorm", "layernorm"):  # the same at order 1/n, but for `make_parts`
         if layer.plain or layer.parameters:
             raise ValueError(
                 f"A norm has no parameters, but {layer.text!r} gives some: gains belong to the dense behind it."

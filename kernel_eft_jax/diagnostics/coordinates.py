@@ -16,7 +16,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from ..checks import check_count, check_flag, check_kernel, check_key, check_layers, check_positive
+from ..checks import check_count, check_flag, check_kernel, check_key, check_kind, check_layers, check_positive
+from ..depths import check_eps
 from ..ensemble.estimate import LEAST_NETWORKS
 from ..model import Model
 from ..trajectory import Solution, solve
@@ -201,6 +202,7 @@ def coordinate_check(
     Raises ValueError for arguments that make no sense, and what `solve` raises. The check does not cover attention or
     trained networks: `NOT_COVERED` and the printed check list what is left out.
     """
+    check_kind(model, Model, "model")
     width, depth = check_count(width, "width"), check_count(depth, "depth")
     evenly = np.unique(np.round(np.linspace(0, depth, DEFAULT_DEPTHS + 1))).astype(int).tolist()
     saved = check_layers(evenly if layers is None else layers, "layers", depth)
@@ -211,7 +213,8 @@ def coordinate_check(
     if key is not None:
         check_key(key)
     kernels = None if own is None else _check_own(own, saved, K0.shape)  # before the work
-    theory = solve(model, K0, layers=saved, eps=eps)
+    eps = check_eps(eps, model.decay, depth)
+    theory = solve(model, K0, layers=saved, eps=eps if eps.ndim == 0 else eps[: saved[-1]])
     own_check = None if kernels is None else width_check(kernels, theory)
     window = None
     if key is not None:

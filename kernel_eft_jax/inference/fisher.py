@@ -180,6 +180,12 @@ def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction:
     values = np.asarray(get_parameters(experiment, names), np.float64)
     where = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True))
     if not all(np.isfinite(np.asarray(x)).all() for x in prediction):
+        least = float(experiment.K0_scale) * float(jnp.diagonal(experiment.K0).min())
+        if least**2 < float(jnp.finfo(experiment.K0.dtype).tiny):
+            raise ValueError(
+                f"Argument `experiment` has an input of variance {least:.6g}, whose square is below the smallest "
+                f"number of {experiment.K0.dtype}: take float64, or multiply the inputs by a number."
+            )
         raise ValueError(
             "Argument `experiment` has values at which the theory is not finite: kernels grow without bound by layer "
             f"{experiment.layers[-1]} at {where}. Take smaller variances, eps or layers."
