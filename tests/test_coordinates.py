@@ -228,7 +228,13 @@ class TestCommand:
         [
             (["network"], "Name a recipe (gpt2, pre-norm"),
             (["network", "gpt2", "--eps", "0.1"], "The recipe gpt2 defines block and steps itself: leave out --eps"),
-            (["network", "plain", "--own", "own.npz"], "the networks have eps = 0.5, but plain of depth 4 has 1"),
+            (
+                ["network", "plain", "--own", "own.npz"],
+                "the networks have eps = 0.5 in block 1, but plain of depth 4 has 1",
+            ),
+            (["network", "ln-scaling", "--own", "own.npz"], "but ln-scaling of depth 4 has 1. Give their block"),
+            (["network", "--block", "tanh,dense:2", "--own", "own.npz", "--eps", "0.3"], "but `--eps` says 0.3. Leave"),
+            (["network", "--block", "tanh,dense:2", "--own", "own.npz", "--inputs", "3"], "another input kernel than"),
         ],
     )
     def test_contradictions_are_refused(self, words, sentence, own, capsys):

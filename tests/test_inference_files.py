@@ -42,6 +42,10 @@ def test_kernels_come_from_a_file(tmp_path):
     ("changes", "words"),
     [
         ({"width": [64, 64]}, r"width in .*kernels\.npz must be one number, but has shape \(2,\)"),
+        (
+            {"eps": [[0.1]] * 2},
+            r"eps in .*kernels\.npz must be one number, or one for each layer, but has shape \(2, 1\)",
+        ),
         ({"eps": "small"}, r"eps in .*kernels\.npz has dtype <U5: save it as float64"),
         ({"G": draw() + 0j}, r"G in .*kernels\.npz has dtype complex128: save it as float64"),
         (

@@ -21,9 +21,9 @@ NEEDED = ("G", "K0", "layers", "width", "eps")
 def read_kernels(path: str | os.PathLike) -> tuple[Float[np.ndarray, "B T N N"], dict[str, Any]]:
     """Kernels G and the settings of their `Experiment` from an .npz file with arrays G, K0, layers, width and eps.
 
-    From any framework: `np.savez("kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)`. Raises ValueError
-    for other files, and for arrays that are missing, of another kind, or of several numbers instead of one; `fit`
-    checks the values.
+    From any framework: `np.savez("kernels.npz", G=G, K0=K0, layers=[2, 6, 12], width=64, eps=0.3)`; eps may be one
+    number for each layer. Raises ValueError for other files, and for arrays that are missing, of another kind, or of
+    several numbers instead of one; `fit` checks the values.
     """
     try:
         with open(path, "rb") as stream:
@@ -46,10 +46,12 @@ def read_kernels(path: str | os.PathLike) -> tuple[Float[np.ndarray, "B T N N"],
         kinds, remedy = ("iu", "integers") if name == "layers" else ("fiu", "float64")
         if array.dtype.kind not in kinds:  # bfloat16 comes back as raw bytes, |V2
             raise ValueError(f"{name} in {os.fspath(path)} has dtype {array.dtype}: save it as {remedy}.")
-        if name in ("width", "eps") and array.size != 1:
-            raise ValueError(f"{name} in {os.fspath(path)} must be one number, but has shape {array.shape}.")
+        if array.size != 1 and (name == "width" or (name == "eps" and array.ndim != 1)):
+            more = ", or one for each layer" if name == "eps" else ""
+            raise ValueError(f"{name} in {os.fspath(path)} must be one number{more}, but has shape {array.shape}.")
+    eps = arrays["eps"]
     settings = {"K0": arrays["K0"], "layers": np.atleast_1d(arrays["layers"]).tolist()}
-    return arrays["G"], settings | {name: arrays[name].item() for name in ("width", "eps")}
+    return arrays["G"], settings | {"width": arrays["width"].item(), "eps": eps.item() if eps.size == 1 else eps}
 
 
 def fit_record(fit: Fit) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ... import recipes
+from ...depths import check_eps, first_steps
 from ...diagnostics import CoordinateCheck, coordinate_check
 from ...diagnostics.coordinates import COLUMNS
 from ...inference.files import read_kernels
@@ -43,26 +44,44 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_stack(arguments: argparse.Namespace, settings: dict[str, Any]) -> recipes.Stack:
-    """The network of a recipe or of the options. Width, depth, eps and K0 are those of the user's own networks unless
-    an option gives another value."""
+    """The network of a recipe or of the options. Width, depth, eps and K0 are those of the user's own networks; an
+    option may give another width and depth."""
     width = arguments.width or settings.get("width", 512)
     depth = arguments.depth or (settings["layers"][-1] if settings else 24)
     if arguments.recipe is None:
-        eps = arguments.eps or settings.get("eps", 1.0)
+        eps = settings.get("eps", 1.0) if arguments.eps is None else arguments.eps
         stack = recipes.Stack(model=make_model(arguments), K0=make_kernel(arguments), width=width, depth=depth, eps=eps)
     else:
         stack = getattr(recipes, arguments.recipe.replace("-", "_"))(width=width, depth=depth)
-        if settings and np.ndim(stack["eps"]) == 0 and not np.isclose(stack["eps"], settings["eps"]):
-            raise ValueError(
-                f"Argument `--own`: the networks have eps = {settings['eps']:.6g}, but {arguments.recipe} of depth "
-                f"{depth} has {stack['eps']:.6g}. Give their block with --block and --eps instead."
-            )
     given = [getattr(arguments, name) for name in ("K0", "inputs", "diagonal", "off_diagonal")]
     if any(value is not None for value in given):
         stack["K0"] = make_kernel(arguments)
     elif settings:
         stack["K0"] = settings["K0"]
+    if settings:
+        check_settings(arguments, stack, settings)
     return stack
+
+
+def check_settings(arguments: argparse.Namespace, stack: recipes.Stack, settings: dict[str, Any]) -> None:
+    """Check that the user's own networks have the steps and the input kernel of the prediction."""
+    check_eps(settings["eps"], 0.0, settings["layers"][-1])
+    last = min(stack["depth"], settings["layers"][-1])
+    own, here = (first_steps(x["eps"], last) for x in (settings, stack))
+    wrong = np.flatnonzero(~np.isclose(own, here))
+    if wrong.size:
+        i = wrong[0]
+        name = f"{arguments.recipe} of depth {stack['depth']} has" if arguments.recipe else "`--eps` says"
+        remedy = "Give their block with --block instead." if arguments.recipe else "Leave `--eps` to the file."
+        raise ValueError(
+            f"Argument `--own`: the networks have eps = {own[i]:.6g} in block {i + 1}, but {name} {here[i]:.6g}. "
+            f"{remedy}"
+        )
+    if np.shape(stack["K0"]) != np.shape(settings["K0"]) or not np.allclose(stack["K0"], settings["K0"], rtol=1e-6):
+        raise ValueError(
+            "Argument `--own`: the networks have another input kernel than the options say: leave out --K0, --inputs, "
+            "--diagonal and --off-diagonal, which the file replaces."
+        )
 
 
 def read_own(files: list) -> tuple[dict[int, np.ndarray], list[int] | None, dict[str, Any]]:
