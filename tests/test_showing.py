@@ -43,12 +43,13 @@ def results():
 
 @pytest.mark.parametrize("name", ["Solution", "Estimate", "Sensitivity", "Fit", "Window", "WidthCheck"])
 def test_every_result_shows_itself(results, name):
-    """A class of this name; at most some lines of text, each line in the table of a notebook with what HTML forbids
-    escaped; a figure."""
+    """A class of this name; at most some lines of text, which name the theory, each line in the table of a notebook
+    with what HTML forbids escaped; a figure."""
     result = results[name]
     assert type(result).__name__ == name
     lines = repr(result).split("\n")
     assert len(lines) < 12
+    assert ("GOnly" in repr(result)) == (name != "Estimate")
     page = result._repr_html_()
     assert page.count("<tr>") == len(lines)
     assert "<lambda>" not in page

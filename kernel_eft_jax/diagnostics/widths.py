@@ -109,7 +109,7 @@ class WidthCheck(AtWidths, Shown):
         V4, K1 = float(self.theory.V4[-1, 0, 0, 0, 0]), float(self.theory.K1[-1, 0, 0])
         theory = f"{'theory':>8} {'':>10} {V4:>20.5g} {K1:>20.4g}"
         verdict = [f"p = {self.p_value(q):.2g} for {q}" for q in ("V4", "K1")] if len(self.widths) > 1 else []
-        return "\n".join([head, *rows, theory, *verdict])
+        return "\n".join([head, *rows, theory, *verdict, f"theory: {self.theory.closure!r}"])
 
     def __repr__(self) -> str:
         return str(self)

@@ -49,8 +49,11 @@ def read_kernels(path: str | os.PathLike) -> tuple[Float[np.ndarray, "B T N N"],
         if array.size != 1 and (name == "width" or (name == "eps" and array.ndim != 1)):
             more = ", or one for each layer" if name == "eps" else ""
             raise ValueError(f"{name} in {os.fspath(path)} must be one number{more}, but has shape {array.shape}.")
-    eps = arrays["eps"]
-    settings = {"K0": arrays["K0"], "layers": np.atleast_1d(arrays["layers"]).tolist()}
+    eps, layers = arrays["eps"], np.atleast_1d(arrays["layers"]).tolist()
+    last = max(layers, default=0)
+    if eps.size not in (1, last):
+        raise ValueError(f"eps in {os.fspath(path)} must be one number, or {last} of them, but holds {eps.size}.")
+    settings = {"K0": arrays["K0"], "layers": layers}
     return arrays["G"], settings | {"width": arrays["width"].item(), "eps": eps.item() if eps.size == 1 else eps}
 
 

@@ -138,7 +138,7 @@ class Fit(Shown):
             f"   95 %: {low:.4g} to {high:.4g}"
             for name, v, e, (low, high) in rows
         ]
-        chi2 = f"chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom"
+        chi2 = f"By {self.closure!r}: chi2 = {self.chi2:.4g} for {self.dof} degrees of freedom"
         chi2 += f", p = {self.p_value:.2g}" if self.dof else ""
         if self.p_value < 1e-3:
             chi2 += ": the theory does not describe these data, and the intervals mislead"

@@ -48,7 +48,8 @@ class Sensitivity(Shown):
     packed: Moments
 
     def __repr__(self) -> str:
-        lines = [f"Sensitivity of K0, V4 and K1 to {len(self.names)} parameters, for {self.solution.model!r}"]
+        of, by = f"Sensitivity of K0, V4 and K1 to {len(self.names)} parameters", self.solution.closure
+        lines = [f"{of} by {by!r}, for {self.solution.model!r}"]
         for name, value in zip(self.names, self.values, strict=True):
             K0, V4, K1 = (shown(d[-1].ravel()[0]) for d in self.significant(name))
             lines.append(f"  {name} = {shown(value)}: d K0[00], V4[00,00], K1[00] = {K0}, {V4}, {K1} at the last depth")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ... import recipes
-from ...depths import check_eps, first_steps
+from ...depths import first_steps
 from ...diagnostics import CoordinateCheck, coordinate_check
 from ...diagnostics.coordinates import COLUMNS
 from ...inference.files import read_kernels
@@ -65,7 +65,6 @@ def make_stack(arguments: argparse.Namespace, settings: dict[str, Any]) -> recip
 
 def check_settings(arguments: argparse.Namespace, stack: recipes.Stack, settings: dict[str, Any]) -> None:
     """Check that the user's own networks have the steps and the input kernel of the prediction."""
-    check_eps(settings["eps"], 0.0, settings["layers"][-1])
     last = min(stack["depth"], settings["layers"][-1])
     own, here = (first_steps(x["eps"], last) for x in (settings, stack))
     wrong = np.flatnonzero(~np.isclose(own, here))
