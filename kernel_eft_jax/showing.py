@@ -39,8 +39,10 @@ class Shown(eqx.Module):
 def rounded(value: float, error: float | None = None) -> str:
     """1.234 ± 0.005: both to the first digit of the error, or the second where the first is a one.
 
-    An error that six digits do not show is left out.
+    An error that six digits do not show is left out, and one that is not known or has no bound is said.
     """
+    if error is not None and math.isfinite(value) and not math.isfinite(error):
+        return f"{value:.6g} ± {'?' if math.isnan(error) else 'inf'}"
     if error is None or not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return f"{value:.6g}"
     size = math.floor(math.log10(max(abs(value), error)))

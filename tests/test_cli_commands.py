@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import types
 from pathlib import Path
 
 import equinox as eqx
@@ -17,6 +18,7 @@ from commands import run
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli
 from kernel_eft_jax.cli.commands.fit import read_data
+from kernel_eft_jax.cli.results import accuracy_notes
 from kernel_eft_jax.diagnostics import compare
 from kernel_eft_jax.studies import kawase_ota
 
@@ -229,6 +231,16 @@ def sample(linear_networks, in_an_empty_directory):
     shutil.copy(linear_networks, "sample.nc")
 
 
+def test_an_error_that_is_not_known_is_said():
+    """Of a kinked activation a low degree cannot tell what it leaves out of K1: that bound is NaN."""
+    bounds = types.SimpleNamespace(V4=np.array([0.0, 0.6]), K1=np.full(2, np.nan))
+    *said, _ = accuracy_notes(types.SimpleNamespace(truncation=bounds, stats={"expectation_error": 0.0}))  # pyright: ignore
+    assert said == [
+        "Errors estimate what the degree leaves out: over all entries and depths 0.6 of V4.",
+        "The degree is too low to tell what it leaves out of K1.",
+    ]
+
+
 @pytest.mark.usefixtures("sample")
 class TestCompare:
     """A theory against networks: linear units, whose moments are known at every width and depth."""
@@ -245,6 +257,7 @@ class TestCompare:
         assert run("compare theory.nc sample.nc --json") == 0
         record = json.loads(capsys.readouterr().out)
         assert {row["quantity"] for row in record["rows"]} == {"G", "K1", "V4", "U1", "V_GS", "V_SS"}
+        assert any("what the degree leaves out" in note for note in record["notes"])
         assert all(abs(float(row["largest"])) < 5 for row in record["rows"])
         assert all(abs(float(row["difference"])) <= abs(float(row["largest"])) for row in record["rows"])
         last = [row for row in record["rows"] if row["quantity"] == "V4"][-1]

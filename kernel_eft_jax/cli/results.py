@@ -30,3 +30,16 @@ def value(result: Solution | Estimate, name: str, depth: int) -> Value:
         else result.significant(name)
     )
     return Value(*(float(np.asarray(number)[depth].ravel()[0]) for number in numbers))
+
+
+def accuracy_notes(solution: Solution) -> list[str]:
+    """How accurate the numbers of a theory are, in sentences."""
+    sentences = []
+    if solution.truncation is not None:
+        worst = {name: float(np.max(getattr(solution.truncation, name))) for name in ("V4", "K1")}
+        known = ", ".join(f"{error:.2g} of {name}" for name, error in worst.items() if np.isfinite(error))
+        unknown = " and ".join(name for name, error in worst.items() if not np.isfinite(error))
+        sentences = [f"Errors estimate what the degree leaves out: over all entries and depths {known}."] * bool(known)
+        sentences += [f"The degree is too low to tell what it leaves out of {unknown}."] * bool(unknown)
+    expectation = float(solution.stats["expectation_error"])
+    return [*sentences, f"Estimated relative error of the Gaussian expectations: {expectation:.1e}."]

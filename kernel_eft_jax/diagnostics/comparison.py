@@ -59,6 +59,7 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
     quantities = {}
     for name in COMPARED_QUANTITIES:
         values = theory.K0 + theory.K1 / sampled.width if name == "G" else getattr(theory, name)
+        values = theory.significant(name)[0] if name in ("K1", "V4") else values
         if values is not None:
             own, stderr = getattr(sampled, name), getattr(sampled.stderr, name)
             quantities[name] = Compared(np.asarray(values)[there], np.asarray(own)[here], np.asarray(stderr)[here])

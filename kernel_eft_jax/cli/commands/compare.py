@@ -13,6 +13,7 @@ from ...ensemble import Estimate
 from ...trajectory import Solution
 from ..models import describe_closure, remarks
 from ..printing import Table, Value, show
+from ..results import accuracy_notes
 
 Kind = TypeVar("Kind", Solution, Estimate)
 COMPARED_DEPTHS = 4  # depths of each quantity
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     notes = remarks(theory.model, theory.closure)
     if theory.layers is None:
         notes.append("The theory is of the continuum: layers differ from it by terms of order eps^2.")
+    notes += accuracy_notes(theory)
     notes += [
         "Differences are sampled less theory in standard errors: of the entry shown, and the largest of all entries.",
         f"The theory leaves out the next order: relative errors of a few times 1/n = {1 / sampled.width:.2g}, more "

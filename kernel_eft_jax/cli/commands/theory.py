@@ -2,14 +2,12 @@
 
 import argparse
 
-import numpy as np
-
 from ... import storage
-from ...trajectory import Solution, solve
+from ...trajectory import solve
 from ..depths import at_depths, describe_depths
 from ..models import describe_closure, describe_model, make_closure, make_kernel, make_model, remarks
 from ..printing import Table, show
-from ..results import result_columns, result_rows
+from ..results import accuracy_notes, result_columns, result_rows
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -30,15 +28,3 @@ def run(arguments: argparse.Namespace) -> None:
         Table(title, result_columns(solution, bool(notes)), result_rows(solution), [*notes, *accuracy_notes(solution)]),
         arguments,
     )
-
-
-def accuracy_notes(solution: Solution) -> list[str]:
-    """How accurate the numbers are, in sentences."""
-    sentences = []
-    if solution.truncation is not None:
-        V4, K1 = (float(np.max(values)) for values in (solution.truncation.V4, solution.truncation.K1))
-        sentences = [
-            f"Errors estimate what the degree leaves out: over all entries and depths {V4:.2g} of V4, {K1:.2g} of K1."
-        ]
-    expectation = float(solution.stats["expectation_error"])
-    return [*sentences, f"Estimated relative error of the Gaussian expectations: {expectation:.1e}."]
