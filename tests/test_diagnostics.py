@@ -258,6 +258,8 @@ def test_kurtosis_of_a_linear_network(linear):
 def test_kernels_of_the_wrong_shape_are_refused(linear):
     with pytest.raises(ValueError, match=r"`K0` must hold a kernel for each saved depth, shape \(3, 1, 1\)"):
         keft.covariance_residual(linear, LINEAR, np.ones((2, 1, 1)))
+    with pytest.raises(ValueError, match="`model` must be a Model object, but is 'tanh'"):
+        keft.covariance_residual(linear, "tanh")
 
 
 # ---------------------------------------------------------------------------------------------------------------- validity window

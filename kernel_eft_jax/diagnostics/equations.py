@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ..checks import check_kind
 from ..depths import times_of_layers
 from ..ensemble import Estimate
 from ..kernel_maps import apply_all, carry_all
@@ -210,6 +211,7 @@ def _model_of(result: Estimate | Solution, model: Model | None) -> Model:
     model = result.model if model is None else model
     if model is None:
         raise ValueError("Argument `model` is missing, and this result comes from a file that does not hold it.")
+    check_kind(model, Model, "model")
     return model
 
 
