@@ -101,6 +101,15 @@ def test_a_linear_network_has_the_exact_derivatives_at_every_width(key):
     assert sampled.stderr.derivative[0, -1, 0, 0] < 0.05 / 4.5 * exact[0][-1, 0, 0]
 
 
+def test_decay_has_a_derivative_where_each_layer_has_its_own_step(key):
+    """Linear units of one input: E[G] is the product of 1 + (C_W - c) eps_l^2, at every width."""
+    e = Experiment(keft.Model(keft.Linear(), 1.5, decay=0.4), np.eye(1), width=4, layers=(2,), eps=[0.5, 0.3])
+    sampled = pathwise_sensitivity(e, "decay", networks=256, key=key)
+    first, second = 1 + 1.1 * 0.25, 1 + 1.1 * 0.09
+    assert abs(sampled.derivative.item() + 0.25 * second + 0.09 * first) < 4.5 * sampled.stderr.derivative.item()
+    assert sampled.stderr.derivative.item() < 0.05
+
+
 @pytest.mark.slow
 def test_the_exact_closure_has_the_derivatives_of_sampled_networks(key):
     """tanh, width 32, 40,000 networks: to 4.5 standard errors, which see the 1/n part (K1 / n shifts dG/dC_W by two of

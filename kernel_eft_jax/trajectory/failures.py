@@ -82,8 +82,8 @@ def _check_squares(solution, k):
             return
     raise RuntimeError(
         f"V4 is of the size of K0^2, and at K0[{a}, {a}] = {variance:.6g}, at {where}, that is below the smallest "
-        f"number of {k.dtype}. Take float64, or multiply the inputs by a number that brings their variances nearer to "
-        "one, or look at smaller depths where variances shrink."
+        f"number of {k.dtype}. {'Take float64, or multiply' if k.dtype == jnp.float32 else 'Multiply'} the inputs by a "
+        "number that brings their variances nearer to one, or look at smaller depths where variances shrink."
     )
 
 
