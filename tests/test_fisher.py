@@ -51,6 +51,9 @@ def test_information_grows_with_networks_and_adds_up():
     assert f"{100 * error:.2g} %" in once.describe()
     with pytest.raises(ValueError, match="at one point in the same parameters"):
         _ = once + fisher(e, ("C_W",), networks=100, closure=closure)
+    assert "by GOnly()" in repr(once + once)
+    with pytest.raises(ValueError, match=r"by GOnly\(\) and by HermiteTower"):
+        _ = once + eqx.tree_at(lambda i: i.closure, once, keft.HermiteTower(2))
 
 
 def test_a_lost_direction_is_named():

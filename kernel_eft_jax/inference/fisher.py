@@ -44,6 +44,7 @@ class Information(eqx.Module):
         scales: The scale of each parameter, the size of a change that matters.
         matrix: The information matrix.
         expectation_error: Estimated relative error of the Gaussian expectations behind the information.
+        closure: The theory; for a sum, that of its first term.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -51,6 +52,7 @@ class Information(eqx.Module):
     scales: Float[np.ndarray, " parameters"]
     matrix: Float[np.ndarray, "parameters parameters"]
     expectation_error: float
+    closure: Closure
 
     def __add__(self, other: "Information") -> "Information":
         if self.names != other.names or not np.array_equal(self.values, other.values):
@@ -58,8 +60,13 @@ class Information(eqx.Module):
                 f"Informations add up at one point in the same parameters, but these are {self.names} at "
                 f"{self.values} and {other.names} at {other.values}: give `fisher` the same `free` and the same values."
             )
+        if type(self.closure) is not type(other.closure):
+            raise ValueError(
+                f"Informations add up within one theory, but these are by {self.closure!r} and by {other.closure!r}: "
+                "give `fisher` the same `closure`."
+            )
         error = max(self.expectation_error, other.expectation_error)
-        return Information(self.names, self.values, self.scales, self.matrix + other.matrix, error)
+        return Information(self.names, self.values, self.scales, self.matrix + other.matrix, error, self.closure)
 
     @property
     def covariance(self) -> Float[np.ndarray, "parameters parameters"]:
@@ -109,7 +116,7 @@ class Information(eqx.Module):
         return f"{in_words(self.names, direction, self.scales)} is known to {100 * error:.2g} % of its size."
 
     def __repr__(self) -> str:
-        return f"Information about {', '.join(self.names)}. {self.describe()}"
+        return f"Information about {', '.join(self.names)} by {self.closure!r}. {self.describe()}"
 
     @property
     def _relative(self):
@@ -159,20 +166,25 @@ def fisher(
     check_theory_has(names, closure)
     check_count(networks, "networks", 2)
     coordinates = to_coordinates(experiment, names, get_parameters(experiment, names))
-    prediction = predict(experiment, names, coordinates, settle(experiment, names, closure, with_V4), with_V4)
+    closure = settle(experiment, names, closure, with_V4)
+    prediction = predict(experiment, names, coordinates, closure, with_V4)
     check_prediction(experiment, names, prediction)
     W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
-    return information(experiment, names, prediction, W)
+    return information(experiment, names, prediction, W, closure)
 
 
 def information(
-    experiment: Experiment, names: tuple[str, ...], prediction: Prediction, W: Float[np.ndarray, "rank M"]
+    experiment: Experiment,
+    names: tuple[str, ...],
+    prediction: Prediction,
+    W: Float[np.ndarray, "rank M"],
+    closure: Closure,
 ) -> Information:
     """The information in a prediction made at the experiment's own values, for a whitening matrix W."""
     values = np.asarray(get_parameters(experiment, names), np.float64)
     J = W @ np.asarray(prediction.jacobian, np.float64) / coordinate_derivatives(experiment, names, values)
     scales = typical_scales(experiment, names)
-    return Information(names, values, scales, J.T @ J, float(prediction.expectation_error))
+    return Information(names, values, scales, J.T @ J, float(prediction.expectation_error), closure)
 
 
 def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction: Prediction) -> None:

@@ -233,7 +233,7 @@ def fit(
         )
         search = least_squares if optimiser is None else gradient_steps(optimiser)
         W = problem.weigh(prediction)
-        start = information(experiment, names, prediction, W)
+        start = information(experiment, names, prediction, W, closure)
         refuse_lost(start, with_V4)
         for _ in range(ROUNDS):
             before, (x, settled, message) = x, search(problem, x, prediction, W)
@@ -265,7 +265,7 @@ def _result(experiment, names, problem, x, prediction, closure, settled, message
     observed, with_V4 = problem.observed, problem.with_V4
     best, values = _at(experiment, names, x)
     W = problem.weigh(prediction)
-    info = information(best, names, prediction, W)
+    info = information(best, names, prediction, W, closure)
     refuse_lost(info, with_V4)
     J = W @ prediction.jacobian / coordinate_derivatives(experiment, names, values)
     covariance = observed.scatter(np.linalg.pinv(J) @ W)
