@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .checks import check_function, check_kernel
+from .selecting import selected
 
 POINTS = 64  # nodes of half a cell
 EVEN_REACH = 10.5  # of nodes that are equidistant
@@ -163,6 +164,7 @@ def hermite_polynomials(x: Float[Array, " M"], terms: int) -> Float[Array, "term
 
 def derivative(f: Function, order: int) -> Function:
     """The elementwise derivative of an elementwise function."""
+    f = selected(f) if order else f
     for _ in range(order):
         f = partial(lambda f, x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1], f)
     return f
@@ -170,14 +172,15 @@ def derivative(f: Function, order: int) -> Function:
 
 def derivatives(f: Function, order: int) -> Callable[[Array], list[Array]]:
     """f and its elementwise derivatives up to an order, each computed once."""
-    if order == 0:
-        return lambda x: [f(x)]
+    all_orders = partial(lambda f, x: [f(x)], selected(f))
+    for _ in range(order):
+        all_orders = partial(_one_more, all_orders)
+    return all_orders
 
-    def one_more(x):
-        lower, last = jax.jvp(derivatives(f, order - 1), (x,), (jnp.ones_like(x),))
-        return [*lower, last[-1]]
 
-    return one_more
+def _one_more(lower, x):
+    found, slopes = jax.jvp(lower, (x,), (jnp.ones_like(x),))
+    return [*found, slopes[-1]]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

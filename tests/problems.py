@@ -23,7 +23,6 @@ import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.polynomial.legendre import leggauss
 from scipy.integrate import quad
-from scipy.linalg import expm
 from scipy.special import erf, expit
 
 import kernel_eft_jax as keft
@@ -405,39 +404,6 @@ def _pair_response(case, K):
     values[0, 1] = values[1, 0] = both.value
     chi[1], hess[1] = both.gradient[order], both.hessian[np.ix_(order, order)]
     return values, chi, hess
-
-
-def sigma_kernel_layers(case, C_W, k, dt, layers):
-    """V4, V_SS, K1, K0 of the closure for one input, its layer written out by hand for z = (phi^2, s^2) and a
-    trapezoidal rule."""
-    x, w = line(1 / 24)
-
-    def under(k):
-        """Covariance, regression of (s^2)'' on z, noise per Q, and first and second response of E[s^2], under N(0,
-        k)."""
-        s = [case.s(np.sqrt(k) * x, r) for r in range(3)]
-        f, slope, bend = s[0] ** 2, 2 * s[0] * s[1], 2 * (s[1] ** 2 + s[0] * s[2])
-        z = np.stack([k * x**2, f])
-        z = z - (z @ w)[:, None]
-        C, gradient = (z * w) @ z.T, np.stack([2 * np.sqrt(k) * x, slope])
-        chi, hess = (f * (x**2 - 1)) @ w / (2 * k), (f * (x**4 - 6 * x**2 + 3)) @ w / (4 * k**2)
-        return C, np.linalg.solve(C, (z * w) @ bend), (gradient * w) @ gradient.T, chi, hess, f @ w
-
-    V, mean = under(k)[0], np.zeros(2)
-    for _ in range(layers):
-        q = C_W * under(k)[-1]
-        _, bend, noise, *_ = under(k + dt * q / 2)
-        generator = dt * np.array([[0, 0], 0.5 * q * bend])
-        # Van Loan: the flow and the noise of a linear system, from one exponential.
-        both = expm(np.block([[-generator, dt * q * noise], [np.zeros((2, 2)), generator.T]]))
-        F = both[2:, 2:].T
-        k = k + dt * q
-        _, bend, _, chi, hess, _ = under(k)
-        layer = F + dt * C_W * np.array([[0, 1], [0, chi]])
-        source = 0.5 * dt * C_W * bend @ (F @ V[:, 1]) + 0.5 * (dt * C_W) ** 2 * hess * V[1, 1]
-        mean = layer @ mean + np.array([0, source])
-        V = layer @ V @ layer.T + F @ both[:2, 2:]
-    return V[0, 0], V[1, 1], mean[0], k
 
 
 def layers(name: str, C_W: float, C_b: float, k: float, eps: float, count: int) -> Problem:

@@ -14,7 +14,7 @@ import kernel_eft_jax as keft
 
 PACKAGE = Path(keft.__file__).parent
 FLOORS = (
-    {"machine", "linear"},
+    {"machine", "linear", "selecting"},
     {"checks", "fields", "writing"},
     {"storage", "showing"},
     {"pairs", "quadrature", "directions", "cholesky", "compiling"},

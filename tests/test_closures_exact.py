@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from panels import FUNCTIONS, sigma_kernel_layers
 from problems import (
     PROBLEMS,
     SMOOTH,
@@ -18,7 +19,6 @@ from problems import (
     one_input_layers,
     select,
     sigma,
-    sigma_kernel_layers,
     two_input_layers,
     wick,
 )
@@ -304,7 +304,7 @@ def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt
     """At any eps, by hand in plain NumPy. What is left of erf at eps = 1, K1 = -1.39 where -1.68 is right, is the
     closure itself."""
     case = SMOOTH[name]
-    *by_hand, _ = sigma_kernel_layers(case, 2.0, 1.0, dt, layers)
+    *by_hand, _ = sigma_kernel_layers(FUNCTIONS[name], 2.0, 1.0, dt, layers)
     model = keft.Model(case.activation, jnp.array(2.0))
     solution = keft.solve(model, [[1.0]], layers=layers, eps=dt**0.5, closure=keft.SigmaKernel())
     found = [float(x.ravel()[0]) for x in (solution.V4, solution.V_SS, solution.K1)]

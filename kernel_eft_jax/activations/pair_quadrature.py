@@ -216,9 +216,8 @@ def _kink_moments(activation, roots, k, regular):
     k_aa, k_bb, k_ab = k
     c, deltas = kink_places(activation, k_ab.dtype), [kink_deltas(activation, root) for root in roots]
     (across, rest), (back, back_rest) = remaining(k_aa, k_bb, k_ab, regular), remaining(k_bb, k_aa, k_ab, regular)
-    parts = jnp.ones((), bool)
-    given_a = averages(activation, across * (c / roots[0]), rest, parts)
-    given_b = averages(activation, back * (c / roots[1]), back_rest, parts)
+    given_a = _on_both_sides(activation, across * (c / roots[0]), rest)
+    given_b = _on_both_sides(activation, back * (c / roots[1]), back_rest)
     apart = (rest / roots[1]) ** 2 > 64 * jnp.finfo(rest.dtype).eps
     safe = jnp.where(apart, rest, 1.0)
     gap = (c[None, :] - across * (c / roots[0])[:, None]) / safe
@@ -226,6 +225,14 @@ def _kink_moments(activation, roots, k, regular):
     both = jnp.einsum("i,ij,j->", deltas[0][SECOND], density, kink_jumps(activation, k_ab.dtype), precision="highest")
     moments = _product(deltas[0], given_a) + _product(given_b, deltas[1])
     return moments.at[SECOND, SECOND].add(both)
+
+
+def _on_both_sides(activation, mean, width):
+    """`averages` where the mean may lie at a kink and the width be zero, as for inputs that repeat: the mean over both
+    sides, since the product of s' and a delta function at its jump is that of the mean of s'."""
+    step = 8 * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
+    below, above = (averages(activation, x, width, jnp.ones((), bool)) for x in (mean - step, mean + step))
+    return 0.5 * (below + above)
 
 
 def assemble(

@@ -64,7 +64,7 @@ class ELU(Summed):
         finite("alpha", self.alpha)
 
     def __call__(self, x):
-        return jnp.where(x > 0, x, self.alpha.astype(x.dtype) * jnp.expm1(jnp.minimum(x, 0)))
+        return jnp.where(x > 0, x, self.alpha.astype(x.dtype) * jnp.expm1(jnp.where(x > 0, 0, x)))
 
     @property
     def kinks(self):
@@ -81,7 +81,7 @@ class CELU(Summed):
 
     def __call__(self, x):
         alpha = self.alpha.astype(x.dtype)
-        return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0) / alpha))
+        return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x) / alpha))
 
     @property
     def kinks(self):
@@ -116,7 +116,7 @@ class HardTanh(_Kinked):
     places = (-1.0, 1.0)
 
     def __call__(self, x):
-        return jnp.clip(x, -1, 1)
+        return jnp.where(jnp.abs(x) < 1, x, jnp.sign(x))
 
 
 class ReLU6(_Kinked):
@@ -125,7 +125,7 @@ class ReLU6(_Kinked):
     places = (0.0, 6.0)
 
     def __call__(self, x):
-        return jnp.clip(x, 0, 6)
+        return jnp.where(x > 0, jnp.where(x < 6, x, 6), 0)
 
 
 class HardSwish(_Kinked):
@@ -134,7 +134,7 @@ class HardSwish(_Kinked):
     places = (-3.0, 3.0)
 
     def __call__(self, x):
-        return x * jnp.clip(x + 3, 0, 6) / 6
+        return jnp.where(jnp.abs(x) < 3, x * (x + 3) / 6, jnp.where(x > 0, x, 0))
 
 
 class Softsign(_Kinked):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import check_function, check_variances, is_concrete
+from ..selecting import selected
 from ..showing import shown
 from .accuracy import kernel_error, quadrature_error, quadrature_errors
 from .base import Activation, array, finite
@@ -132,7 +133,7 @@ class OfFunction(Summed):
         return eqx.combine(self.fn, jax.tree.unflatten(structure, leaves))
 
     def __call__(self, x):
-        return self.function(x)
+        return selected(self.function)(x)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({shown(self.function)})"
