@@ -34,7 +34,7 @@ from ..kernel_maps import Response, apply_all, carry_all
 from ..model import Model
 from ..pairs import input_count, pair_count, triples, wick
 from .base import COPIES, Closure, Moments, pair_units
-from .tower_bounds import KINKED_DEGREE, bound_units, decayed, decaying, next_bounds, no_bounds, read_errors
+from .tower_bounds import bound_units, decayed, decaying, next_bounds, no_bounds, read_errors
 from .tower_degree import DEGREES, DEGREES_OF_ONE, UNDECIDED, enough_degree, last_degree, rule_error
 from .tower_state import TowerRead, TowerState, contract_modes, frame_turn, product_modes, read_in_modes
 
@@ -70,11 +70,10 @@ class HermiteTower(Closure[TowerState]):
     settings degree 20 is right to 2e-4 in V4 and degree 40 to 1e-5. ReLU converges like a power of the degree: 10 is
     right to 1e-4, 40 to 1e-6 (one input). Where the branch reads the stream with a matrix or a norm, or with a
     polynomial, the hierarchy ends by itself, at twice the degree of the polynomial, and nothing is computed beyond.
-    `Solution.truncation` bounds what is missing, from the exact norms of the functions that are expanded. The bound is
-    an estimate for K1 and U1 of a kinked activation, and NaN below degree 6, which is too low to tell. In the
-    continuum the V4 of degree 2 is that of `GOnly` for odd activations; for others it also depends on the mean of phi,
-    degree 1. The state grows as N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd needs
-    a, b, c, d alone.
+    `Solution.truncation` bounds what is missing, from the exact norms of the functions that are expanded, kinks or not.
+    In the continuum the V4 of degree 2 is that of `GOnly` for odd activations; for others it also depends on the mean
+    of phi, degree 1. The state grows as N^4 degree^2: for more than a few inputs solve sub-kernels, since V4_ab,cd
+    needs a, b, c, d alone.
     """
 
     degree: int | None = eqx.field(static=True, default=None)
@@ -143,7 +142,7 @@ class HermiteTower(Closure[TowerState]):
     def readings(self, model: Model, state: TowerState) -> tuple[Moments, Moments]:
         read = self._read(model.read, state)
         to_S = model.responses_of_read(read.response.value)[:-1]
-        return self._moments(state, read, to_S), self._moment_bounds(model.read, state, read, to_S)
+        return self._moments(state, read, to_S), self._moment_bounds(state, read, to_S)
 
     def _moments(self, state: TowerState, read: TowerRead, to_S: list[Response]) -> Moments:
         y = read_covariances(state, read)
@@ -153,15 +152,11 @@ class HermiteTower(Closure[TowerState]):
         V4 = wick(state.k) + response + response.T + state.v
         return Moments(state.k, V4, state.K1, apply_all(to_S, cross).T, with_S, mean)
 
-    def _moment_bounds(self, read: Activation, state: TowerState, at: TowerRead, to_S: list[Response]) -> Moments:
+    def _moment_bounds(self, state: TowerState, at: TowerRead, to_S: list[Response]) -> Moments:
         errors, bounds = read_errors(state.bounds, at.response, at.functions), [r.absolute() for r in to_S]
         mean, with_S = carry_all(bounds, errors.mean, errors.with_y)
         cross = apply_all(bounds, errors.with_h).T
-        # The second derivatives of a kinked function have no norm. Their tails are extrapolated, for which a few
-        # degrees are not enough.
-        known = jnp.nan if read.kinks and self._degree(read) < KINKED_DEGREE else 1.0
-        zero = jnp.zeros_like(state.k)
-        return Moments(zero, state.bounds.v, known * state.bounds.K1, cross, with_S, known * mean)
+        return Moments(jnp.zeros_like(state.k), state.bounds.v, state.bounds.K1, cross, with_S, mean)
 
     def units(self, model: Model, k) -> TowerState:
         unit = pair_units(k)

@@ -21,7 +21,7 @@ from ..model import Model
 from ..pairs import triples, wick
 from .base import Closure, Moments, pair_units
 from .hermite_tower import HermiteTower
-from .tower_bounds import KINKED_DEGREE, Bounds, bound_units, decayed, decaying, next_bounds, no_bounds
+from .tower_bounds import Bounds, bound_units, decayed, decaying, next_bounds, no_bounds
 from .tower_degree import last_degree
 from .tower_state import frame_turn
 
@@ -102,8 +102,7 @@ class PairTower(Closure[PairState]):
         return Moments(state.k, wick(state.k) + response + response.T + state.v, state.K1)
 
     def truncation(self, model: Model, state: PairState) -> Moments:
-        known = jnp.nan if model.read.kinks and self._degree(model) < KINKED_DEGREE else 1.0
-        return Moments(jnp.zeros_like(state.k), state.bounds.v, known * state.bounds.K1)
+        return Moments(jnp.zeros_like(state.k), state.bounds.v, state.bounds.K1)
 
     def units(self, model: Model, k) -> PairState:
         unit = pair_units(k)

@@ -16,16 +16,17 @@ from ..expectations.two_inputs import PairRead
 from ..kernel_maps import Response, apply_all, carry_all
 from ..pairs import input_count, pairs, triples
 
-KINKED_DEGREE = 6  # of a kinked activation the lowest degree that bounds the errors of K1 and U1
 BOUNDS = 1e4  # the tolerance for bounds of errors, relative to that for the numbers themselves
 Functions = PairFunctions | PairRead
 
 
 class Bounds(NamedTuple):
     """`tail` bounds the norm of Cov(h_p, xi(W)) over all W beyond the degree in the frame of the pair q (second axis);
-    `v` and `K1` bound the errors of v and K1."""
+    `steep` that of the same times sqrt(m), m the degree of W, if the activation has kinks, and else equals `tail`
+    (`PairFunctions`); `v` and `K1` bound the errors of v and K1."""
 
     tail: Float[Array, "P P"]
+    steep: Float[Array, "P P"]
     v: Float[Array, "P P"]
     K1: Float[Array, " P"]
 
@@ -34,6 +35,7 @@ class ReadErrors(NamedTuple):
     """Bounds of the errors of `ReadCovariances`; for the modes beyond the degree a bound of their norm."""
 
     with_modes: Float[Array, "P P"]
+    with_steep: Float[Array, "P P"]
     with_h: Float[Array, "P P"]
     with_y: Float[Array, "P P"]
     mean: Float[Array, " P"]
@@ -42,13 +44,13 @@ class ReadErrors(NamedTuple):
 def no_bounds(k: Float[Array, " P"]) -> Bounds:
     """The bounds at depth zero, where nothing is missing yet."""
     square = jnp.zeros((k.shape[0], k.shape[0]), k.dtype)
-    return Bounds(square, square, jnp.zeros_like(k))
+    return Bounds(square, square, square, jnp.zeros_like(k))
 
 
 def bound_units(unit: Float[Array, " P"]) -> Bounds:
     """The size of each bound where `unit` is that of the kernel; the tolerance for bounds is wide."""
     square = BOUNDS * unit[:, None] * unit[None, :]
-    return Bounds(BOUNDS * unit[:, None], square, BOUNDS * unit)
+    return Bounds(BOUNDS * unit[:, None], BOUNDS * unit[:, None], square, BOUNDS * unit)
 
 
 def read_errors(bounds: Bounds, read: Response, beyond: Functions) -> ReadErrors:
@@ -60,9 +62,10 @@ def read_errors(bounds: Bounds, read: Response, beyond: Functions) -> ReadErrors
     with_y = beyond.value_tail[:, None] * beyond.value_tail[None, :] + read.apply(with_h.T).T + read.apply(X.T)
     mean, _ = read.carry(bounds.K1, bounds.v)
     triple = triples(input_count(beyond.value_tail.shape[0]))
-    second = beyond.second_tail * bounds.tail[triple, jnp.arange(triple.shape[0])[:, None]]
+    second = beyond.second_tail * bounds.steep[triple, jnp.arange(triple.shape[0])[:, None]]
     with_modes = beyond.value_tail[:, None] + read.apply(bounds.tail)
-    return ReadErrors(with_modes, with_h, with_y, mean + 0.5 * jnp.sum(second, axis=1))
+    with_steep = beyond.steep_tail[:, None] + read.apply(bounds.steep)
+    return ReadErrors(with_modes, with_steep, with_h, with_y, mean + 0.5 * jnp.sum(second, axis=1))
 
 
 def next_bounds(
@@ -73,12 +76,13 @@ def next_bounds(
     shrink: Float[Array, ""],
     dt: Float[Array, ""],
 ) -> Bounds:
-    """The bounds one layer on, the tail without its decay."""
+    """The bounds one layer on, the tails without their decay."""
     errors, rest = read_errors(bounds, read, beyond), [r.absolute() for r in responses]
     transport = apply_all(rest, errors.with_h)
     m_Q, C_Q = carry_all(rest, errors.mean, errors.with_y)
     return Bounds(
         shrink * bounds.tail + dt * apply_all(rest, errors.with_modes),
+        shrink * bounds.steep + dt * apply_all(rest, errors.with_steep),
         shrink**2 * bounds.v + shrink * dt * (transport + transport.T) + dt**2 * C_Q,
         shrink * bounds.K1 + dt * m_Q,
     )
@@ -86,12 +90,14 @@ def next_bounds(
 
 def decayed(bounds: Bounds, turn: Float[Array, "P 2 2"], degree: Float[Array, ""] | int) -> Bounds:
     """The bounds after a layer that turns the frames."""
-    return bounds._replace(tail=slowest(turn)[None, :] ** (degree + 1) * bounds.tail)
+    decay = slowest(turn)[None, :] ** (degree + 1)
+    return bounds._replace(tail=decay * bounds.tail, steep=decay * bounds.steep)
 
 
 def decaying(rate: Bounds, bounds: Bounds, d_turn: Float[Array, "P 2 2"], degree: int) -> Bounds:
     """The rate of change of the bounds, with that of the decay added, where the frames turn at the rate `d_turn`."""
-    return rate._replace(tail=rate.tail + (degree + 1) * slowest_rate(d_turn)[None, :] * bounds.tail)
+    decay = (degree + 1) * slowest_rate(d_turn)[None, :]
+    return rate._replace(tail=rate.tail + decay * bounds.tail, steep=rate.steep + decay * bounds.steep)
 
 
 def slowest(turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:

@@ -19,7 +19,7 @@ from ..expectations.hermite_modes import without
 from ..model import Model
 from ..pairs import input_count, triples
 from .base import Closure
-from .tower_bounds import KINKED_DEGREE, decayed, next_bounds
+from .tower_bounds import decayed, next_bounds
 from .tower_state import TowerState, frame_turn, read_in_modes
 
 DEGREES = (4, 8, 12, 16, 24, 32, 48, 64)  # few, so that a sweep over parameters compiles few programs
@@ -69,7 +69,6 @@ def _shares(
     One tower of the highest degree is enough: a lower degree misses those of its modes that lie beyond.
     """
     each = jnp.asarray(degrees)
-    too_low = jnp.where((each < KINKED_DEGREE) & bool(model.read.kinks), jnp.inf, 0.0).astype(dt.dtype)
 
     def layer(carry, dt):
         state, bounds, worst = carry
@@ -91,7 +90,7 @@ def _shares(
     def alone(variance):
         state = tower.init(model, variance[None])
         bounds = jax.tree.map(lambda b: jnp.zeros((each.size, *b.shape), b.dtype), state.bounds)
-        (_, _, worst), _ = jax.lax.scan(layer, (state, bounds, too_low), dt)
+        (_, _, worst), _ = jax.lax.scan(layer, (state, bounds, jnp.zeros(each.size, dt.dtype)), dt)
         return worst
 
     return jnp.max(jax.lax.map(alone, variances), axis=0)

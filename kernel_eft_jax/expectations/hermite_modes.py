@@ -26,8 +26,6 @@ from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
 from .averages import averages
 
-KINKS = 3.0  # a bound of sum m c_m^2 / (J sum c_m^2), sums over m > J, for the coefficients of |x|, which fall slowest
-
 
 class Frame(NamedTuple):
     """Cholesky factor L of each pair's kernel and its inverse M, lower triangular; zero where psi_2 does not exist."""
@@ -39,13 +37,17 @@ class Frame(NamedTuple):
 class PairFunctions(NamedTuple):
     """Hermite coefficients of s_a s_b and of its second derivatives by (aa, bb, ab), the last counted twice.
 
-    `value_tail` and `second_tail` are the norms of what these functions have beyond the degree.
+    `value_tail` and `second_tail` bound the norms of what these functions have beyond the degree. Second derivatives of
+    a function with kinks have no norm: there `second_tail` is that of the coefficients divided by sqrt(m), m their
+    degree, and `steep_tail` that of the coefficients of s_a s_b times sqrt(m). Without kinks `steep_tail` is
+    `value_tail`. In both cases the tails bound what a sum over products of both leaves out.
     """
 
     value: Float[Array, "P J S"]
     second: Float[Array, "P 3 J S"]
     value_tail: Float[Array, " P"]
     second_tail: Float[Array, "P 3"]
+    steep_tail: Float[Array, " P"]
 
 
 def modes(degree: int, inputs: int) -> tuple[Int[np.ndarray, "J 1"], Int[np.ndarray, " S"]]:
@@ -129,8 +131,9 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
     derivatives is integrated by parts, $\partial_a = (\partial_1 - L_{21} \partial_b) / L_{11}$, so that a kink needs
     no delta function. One input with itself has no psi_2, and its three second derivatives are one function,
     $(s^2)''$: each place holds a third. The tails follow from the exact norms, $E[s_a^2 s_b^2]$ and so on, less the
-    squares of all coefficients. The second derivatives of a function with kinks have no norm: their tails are estimated
-    as that of the function times the ratio of both sets of coefficients in the upper half of the degrees.
+    squares of all coefficients. With kinks those of F = s_a s_b times sqrt(m) follow from E[|grad F|^2], and those of
+    the second derivatives divided by sqrt(m) from the norms of first derivatives: the derivative along a direction of
+    length one makes of a mode of degree m + 1 one of degree m, times sqrt(m + 1) at most.
     """
     inputs = input_count(f.L.shape[0])
     m, s = modes(degree, inputs)
@@ -148,14 +151,19 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         each = np.array([0, 1, 1, 1])
         found = jnp.stack([value[:-1], third])[each]
         functions = jnp.pad(found[:, 1:, None], ((0, 0), (0, 0), (0, s.size - 1)))
-        return functions, tails(norms[each], functions, found[:, 0])
+        beyond = tails(norms[each], functions, found[:, 0])
+        if not activation.kinks:
+            return functions, beyond, beyond[0]
+        steep = steep_tail(4 * k**2 * jnp.sum(s_a**2 * ds_a**2 * w), functions[0])
+        return functions, beyond.at[1:].set(lowered * steep / (3 * k**2)), steep
 
     def between(L):
         second = jnp.sqrt(L[1, 0] ** 2 + L[1, 1] ** 2)
         x, w = outer_rule(activation, (L[0, 0], second), L[1, 0], L[1, 1], points)
         table = hermite_polynomials(x, degree + 2) * w[None]
         s_a, ds_a, dds_a = derivatives(activation, 2)(L[0, 0] * x)
-        over, squares = averages(activation, L[1, 0] * x[None], L[1, 1][None], w, s.size, ((0, 0), (1, 1), (2, 2)))
+        of_b = ((0, 0), (1, 1), (1, 0) if activation.kinks else (2, 2))
+        over, squares = averages(activation, L[1, 0] * x[None], L[1, 1][None], w, s.size, of_b)
         s_b, ds_b, dds_b = jnp.moveaxis(over[:, :, 0], 1, 0)
 
         def project(u, v):
@@ -167,25 +175,43 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         functions = jnp.where(exists[None], everything[:, r, s], 0)
         of_b = squares[:, 0]
         norms = jnp.stack([s_a**2 * of_b[0], dds_a**2 * of_b[0], s_a**2 * of_b[2], 4 * ds_a**2 * of_b[1]])
-        return functions, tails(jnp.matmul(norms, w, precision="highest"), functions, everything[:, 0, 0])
+        beyond = tails(jnp.matmul(norms, w, precision="highest"), functions, everything[:, 0, 0])
+        if not activation.kinks:
+            return functions, beyond, beyond[0]
+        slopes = jnp.stack([project(ds_a, s_b)[:-1], project(s_a, ds_b)[:-1]])
+        norms = jnp.stack([ds_a**2 * of_b[0], s_a**2 * of_b[1], s_a * ds_a * of_b[2]])
+        *norms, mixed = jnp.matmul(norms, w, precision="highest")
+        by_a, by_b = tails(jnp.stack(norms), jnp.where(exists[None], slopes[:, r, s], 0), slopes[:, 0, 0])
+        by_both = 0.5 * beyond[3] / np.sqrt(degree + 1).astype(beyond.dtype)
+        second_aa = (lowered * by_a + jnp.abs(L[1, 0]) * by_both) / L[0, 0]
+        second_bb = (lowered * by_b + jnp.abs(L[1, 0]) * L[0, 0] / second * by_both) / second
+        gradient = L[0, 0] ** 2 * norms[0] + 2 * L[0, 0] * L[1, 0] * mixed + second**2 * norms[1]
+        second_tails = jnp.stack([second_aa, second_bb, 2 * by_both])
+        return functions, beyond.at[1:].set(second_tails), steep_tail(gradient, functions[0])
+
+    lowered = np.sqrt((degree + 2) / (degree + 1)).astype(f.L.dtype)
 
     def tails(norms, functions, means):
-        held = jnp.sum(functions**2, axis=(1, 2)) + means**2
-        beyond = jnp.maximum(norms - held, 8 * jnp.finfo(norms.dtype).eps * norms)
-        found = jnp.where(beyond > 0, jnp.sqrt(jnp.where(beyond > 0, beyond, 1.0)), 0.0)
-        if activation.kinks:
-            upper = jnp.sum(jnp.where(m > degree // 2, functions**2, 0), axis=(1, 2))
-            found = found.at[1:].set(KINKS * jnp.sqrt(upper[1:] / (upper[0] + jnp.finfo(upper.dtype).tiny)) * found[0])
-        return found
+        return _root_of_rest(norms, jnp.sum(functions**2, axis=(1, 2)) + means**2)
+
+    def steep_tail(norm, functions):
+        return _root_of_rest(norm, jnp.sum(m.astype(norm.dtype) * functions**2))
 
     a, b = pairs(inputs)
     same, others = np.flatnonzero(a == b), np.flatnonzero(a != b)
-    functions, beyond = jax.vmap(alone)(f.L[same, 0, 0])
+    functions, beyond, steep = jax.vmap(alone)(f.L[same, 0, 0])
     if inputs > 1:
         order = np.argsort(np.concatenate([same, others]))
         apart = jax.lax.map(between, f.L[others])
-        functions, beyond = (jnp.concatenate(x)[order] for x in zip((functions, beyond), apart, strict=True))
-    return PairFunctions(functions[:, 0], functions[:, 1:], beyond[:, 0], beyond[:, 1:])
+        both = zip((functions, beyond, steep), apart, strict=True)
+        functions, beyond, steep = (jnp.concatenate(x)[order] for x in both)
+    return PairFunctions(functions[:, 0], functions[:, 1:], beyond[:, 0], beyond[:, 1:], steep)
+
+
+def _root_of_rest(norm, held):
+    """The root of what a norm has beyond the part that is held, which is no less than rounding."""
+    beyond = jnp.maximum(norm - held, 8 * jnp.finfo(norm.dtype).eps * norm)
+    return jnp.where(beyond > 0, jnp.sqrt(jnp.where(beyond > 0, beyond, 1.0)), 0.0)
 
 
 def without(functions: PairFunctions, degree: Int[Array, ""], activation: Activation) -> PairFunctions:
@@ -193,19 +219,17 @@ def without(functions: PairFunctions, degree: Int[Array, ""], activation: Activa
     tails."""
     m = jnp.arange(1, functions.value.shape[-2] + 1)[:, None]
 
-    def squares(coefficients, where):
-        return jnp.sum(jnp.where(where, coefficients**2, 0), axis=(-2, -1))
+    left = m > degree
+    steepness = (m if activation.kinks else jnp.ones_like(m)).astype(functions.value.dtype)
 
-    value_tail = jnp.sqrt(functions.value_tail**2 + squares(functions.value, m > degree))
-    second_tail = jnp.sqrt(functions.second_tail**2 + squares(functions.second, m > degree))
-    if activation.kinks:
-        upper = (m > degree // 2) & (m <= degree)
-        ratio = (
-            squares(functions.second, upper)
-            / (squares(functions.value, upper) + jnp.finfo(value_tail.dtype).tiny)[:, None]
-        )
-        second_tail = KINKS * jnp.sqrt(ratio) * value_tail[:, None]
-    kept = m <= degree
-    return PairFunctions(
-        jnp.where(kept, functions.value, 0), jnp.where(kept, functions.second, 0), value_tail, second_tail
+    def norm(tail, coefficients, weight):
+        beyond = jnp.where(left, weight, 0)
+        return jnp.sqrt(tail**2 + jnp.einsum("...ms,mz->...", coefficients**2, beyond, precision="highest"))
+
+    value_tail = norm(functions.value_tail, functions.value, jnp.ones_like(steepness))
+    steep_tail = norm(functions.steep_tail, functions.value, steepness)
+    second_tail = norm(functions.second_tail, functions.second, 1 / steepness)
+    value, second = (
+        jnp.where(jnp.expand_dims(left, range(x.ndim - 2)), 0, x) for x in (functions.value, functions.second)
     )
+    return PairFunctions(value, second, value_tail, second_tail, steep_tail)

@@ -24,8 +24,8 @@ class PairRead(NamedTuple):
     """E[s s] of the pairs (aa, ab, bb) with its derivatives, and the functions behind it in the modes of ab.
 
     `value` holds the coefficients of s s, `second` those of its second derivatives by (aa, bb, ab), the last counted
-    twice. A diagonal pair has one second derivative: each of its three places holds a third of it. The tails are the
-    norms of the parts beyond the degree.
+    twice. A diagonal pair has one second derivative: each of its three places holds a third of it. The tails are those
+    of `PairFunctions`.
     """
 
     expansion: Expansion
@@ -33,6 +33,7 @@ class PairRead(NamedTuple):
     second: Float[Array, "3 3 J S"]
     value_tail: Float[Array, " 3"]
     second_tail: Float[Array, "3 3"]
+    steep_tail: Float[Array, " 3"]
 
 
 class _Functions(NamedTuple):
@@ -53,7 +54,7 @@ def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes:
         own = pair_functions(activation, f, degree)
         coefficients = jnp.concatenate([own.value[:, None], own.second], axis=1)
         tails = jnp.concatenate([own.value_tail[:, None], own.second_tail], axis=1)
-        expansion = activation.expansion(k)
+        expansion, steep = activation.expansion(k), own.steep_tail
         line = coefficients[:, :, :, 0]
     else:
         between, functions = _on_plane(activation, k, f, degree, nodes)
@@ -62,9 +63,10 @@ def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes:
         line = jnp.stack([ends.coefficients[0], ends.coefficients[0], ends.coefficients[1]])
         coefficients = jnp.broadcast_to(functions.coefficients, (3, *functions.coefficients.shape))
         tails = jnp.stack([ends.tails[0], functions.tails, ends.tails[1]])
+        steep = tails[:, 0]
     of_a = jnp.zeros_like(coefficients[0]).at[:, :, 0].set(line[0])
     everything = jnp.stack([of_a, coefficients[1], line[2][:, :, None] * lifted(f, degree)[None]])
-    return PairRead(expansion, everything[:, 0], everything[:, 1:], tails[:, 0], tails[:, 1:])
+    return PairRead(expansion, everything[:, 0], everything[:, 1:], tails[:, 0], tails[:, 1:], steep)
 
 
 def lifted(f: Frame, degree: int) -> Float[Array, "J S"]:
