@@ -102,6 +102,24 @@ def kernel_error(
     return jnp.maximum(worst, jnp.max(of_each.between) + rounding)
 
 
+def rounding_of_entries(activation: Activation, k: Float[Array, " P"]) -> Float[Array, ""]:
+    """What a rounding of each entry of a packed kernel changes, relative to E[s^2]: where inputs are nearly equal, the
+    expansion changes as 1 - rho^2 does. Inputs that repeat do so after rounding too."""
+    inputs = input_count(k.shape[0])
+    others = triples(inputs)[np.flatnonzero(np.not_equal(*pairs(inputs)))]
+    if inputs == 1:
+        return jnp.zeros((), k.dtype)
+    k_aa, k_bb, k_ab = k[others].T
+    size = _size(activation.between(k[others]), jnp.stack([k_aa, k_bb, jnp.sqrt(k_aa) * jnp.sqrt(k_bb)], axis=1))
+    share = remaining_share(k_aa, k_bb, k_ab)
+    scale = jnp.sqrt(
+        jax.lax.map(lambda pair: activation.single(pair[0]).value * activation.single(pair[1]).value, k[others])
+    )
+    known = (share > 0) & (scale > 0)
+    change = 2 * jnp.finfo(k.dtype).eps * size / jnp.where(known, share * scale, 1)
+    return jnp.max(jnp.where(known, change, 0))
+
+
 def quadrature_errors(activation: Activation, k: Float[Array, "*shape"]) -> Errors:
     """The parts of `quadrature_error`."""
 

@@ -6,12 +6,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import check_kind, check_variances, is_concrete
+from .accuracy import rounding_of_entries
 from .base import Activation, Expansion, array, finite
 
 
 class Scaled(Activation):
     r"""$s(x) = \text{output\_scale} \cdot \text{activation}(\text{input\_scale} \cdot x)$, both scales
-    differentiable."""
+    differentiable.
+
+    The product of a kernel and the squared scale is rounded. For nearly equal inputs this adds to the error, which
+    `kernel_error` counts and `error`, which knows variances alone, does not.
+    """
 
     activation: Activation
     input_scale: Float[Array, ""] = eqx.field(converter=array("input_scale"), default=1.0)
@@ -47,7 +52,8 @@ class Scaled(Activation):
         return self.activation.error(self._squares(k)[0] * k)
 
     def kernel_error(self, k):
-        return self.activation.kernel_error(self._squares(k)[0] * k)
+        k = self._squares(k)[0] * k
+        return self.activation.kernel_error(k) + rounding_of_entries(self.activation, k)
 
     @property
     def kinks(self):
