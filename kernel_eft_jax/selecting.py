@@ -50,7 +50,9 @@ def _evaluate(jaxpr, consts, arguments):
         elif primitive.name in SELECTIONS:
             found = [SELECTIONS[primitive.name](*inputs)]
         else:
-            found = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
+            bound = primitive.get_bind_params(equation.params)
+            functions, options = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older JAX
+            found = primitive.bind(*functions, *inputs, **options)
             found = found if primitive.multiple_results else [found]
         values.update(zip(equation.outvars, found, strict=True))
     return [x.val if isinstance(x, Literal) else values[x] for x in jaxpr.outvars]

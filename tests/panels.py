@@ -419,7 +419,9 @@ def sigma_kernel_layers(case, C_W, k, dt, layers):
         z = z - (z @ w)[:, None]
         C, gradient = (z * w) @ z.T, np.stack([2 * np.sqrt(k) * x, slope])
         chi, hess = (f * (x**2 - 1)) @ w / (2 * k), (f * (x**4 - 6 * x**2 + 3)) @ w / (4 * k**2)
-        return C, np.linalg.solve(C, (z * w) @ bend + bend_of_z), (gradient * w) @ gradient.T, chi, hess, f @ w
+        scale = np.sqrt(np.diagonal(C))  # s may be linear, so that both directions are one
+        inverse = np.linalg.pinv(C / np.outer(scale, scale), rcond=1e-12, hermitian=True) / np.outer(scale, scale)
+        return C, inverse @ ((z * w) @ bend + bend_of_z), (gradient * w) @ gradient.T, chi, hess, f @ w
 
     V, mean = under(k)[0], np.zeros(2)
     for _ in range(layers):

@@ -1,16 +1,18 @@
-"""The errors that a solve states of itself against the true ones: sums over layers in plain NumPy, two to four layers.
+"""The errors that a solve states of itself against the true ones, for every activation of `panels.FUNCTIONS`.
 
-* `stats["expectation_error"]` of GOnly (variances 1e-6 to 1e6; one input, and two of any correlation) and SigmaKernel
-  (1e-3 to 10, one input), both dtypes: the true error is below ten times the stated one; for two inputs of any
-  correlation the averages that SigmaKernel is made of, 1e-3 to 1e3;
-* `truncation` of HermiteTower, degrees 2 to 60, variances 1e-6 to 100, V4 and K1 of one input, both dtypes: a bound;
-* `truncation` of HermiteTower for V4, K1, V_GS, V_SS and U1, against a tower of a much higher degree, a bound: one
-  input, degrees 2 to 60, variances 1e-6 to 1e6, both dtypes; two inputs, degrees 2 to 16, correlations to 1 and -1;
-  activations with kinks too, for which the true error is below ten times the bound;
-* `truncation` of HermiteTower and of the tower of `solve_pairs` for all V4 and K1 of two inputs, degrees 2 to 16,
-  variances 1e-3 to 10, correlations to 1 and -1: a bound.
+* `stats["expectation_error"]` of GOnly and SigmaKernel, one input, variances 1e-6 to 1e6, both dtypes: the true error
+  after two layers is below ten times the stated one; for GOnly of two inputs too, correlations to 1 and -1;
+* for two inputs of any correlation the averages that SigmaKernel is made of, 1e-3 to 1e3: likewise;
+* `truncation` of HermiteTower for V4, K1, V_GS, V_SS and U1 of one input, degrees 2 to 60, variances 1e-6 to 1e6, both
+  dtypes, against sums over layers: a bound;
+* the same for two inputs, degrees 2 to 16, correlations to 1 and -1, against a tower of a higher degree: sums over
+  layers are integrals in four variables there, which panels cannot resolve at every variance;
+* `truncation` of HermiteTower and of the tower of `solve_pairs` for all V4 and K1 of two inputs, against those integrals
+  by trapezoidal rules, variances 1e-3 to 10: a bound. The rules need smooth functions whose poles are far: Tanh, Erf,
+  Sin, GELU and SiLU.
 
-Tanh, Erf, Sin, GELU and SiLU stand for all activations. `make slow` runs all; a quick part is in every run.
+The cubic `Polynomial` is tried at variances up to 2: its kernel grows like the third power. `make slow` runs all and
+prints the worst ratios; a quick part is in every run.
 """
 
 import functools
@@ -99,7 +101,7 @@ def test_the_expectation_error_of_closures_that_expand_nothing(name, closure, dt
     ratio = np.where(known, off / np.where(known, stated, 1), 0)
     i = int(ratio.argmax())
     print(f"{closure}, {name}: true over stated {ratio[i]:.2g} at variance {ks[i]:g}, stated {stated[i]:.2g}")
-    assert known[ks < 100].all() or name in NOT_FOR_SMOOTH
+    assert known[ks * max(case.sharpness, case.frequency) ** 2 < 100].all() or name in NOT_FOR_SMOOTH
     assert ratio[i] < 10
 
 

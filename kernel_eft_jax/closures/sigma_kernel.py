@@ -130,14 +130,11 @@ class SigmaKernel(Closure[SigmaState]):
     def error(self, model: Model, k) -> Float[Array, ""]:
         variances = k[triples(input_count(k.shape[0]))[:, 0]]
         nodes = jax.lax.map(lambda k: _nodes_error(model.activation, k, self.degree), variances)
+        given = Conditional(model.activation, k, self.degree)
+        regression = _regression_error(jax.lax.stop_gradient(_local_moments(given)[-1]))
         # What the regression on several inputs makes of rounding, measured for near copies.
-        rounding = jnp.asarray(jnp.finfo(k.dtype).eps ** 0.7 if k.shape[0] > 1 else 0, k.dtype)
-        errors = [
-            model.error(k),
-            products_error(Conditional(model.activation, k, self.degree)),
-            jnp.max(nodes),
-            rounding,
-        ]
+        copies = jnp.asarray(jnp.finfo(k.dtype).eps ** 0.7 if k.shape[0] > 1 else 0, k.dtype)
+        errors = [model.error(k), products_error(given), jnp.max(nodes), regression, copies]
         return jnp.max(jnp.stack(errors))
 
     def moments(self, model: Model, state: SigmaState) -> Moments:
@@ -180,6 +177,12 @@ class Regression(NamedTuple):
 
 
 def _regression(given: Conditional) -> Regression:
+    expansion, cross, C = _local_moments(given)
+    return Regression(*expansion, jnp.matmul(cross, _pseudo_inverse(C), precision="highest"))
+
+
+def _local_moments(given: Conditional):
+    """The expansion, the covariances of the second derivatives with the local z, and those of z."""
     k = given.k
     triple = triples(input_count(k.shape[0]))
     value, gradient, hessian = given.activation.expansion(k)
@@ -194,9 +197,7 @@ def _regression(given: Conditional) -> Regression:
     sp = apply_gradient(gradient, wick(k))[triple[:, :, None], triple[:, None, :]]
     ss = ss - value[triple][:, :, None] * value[triple][:, None, :]
     C = jnp.concatenate([jnp.concatenate([local_wick, jnp.swapaxes(sp, 1, 2)], 2), jnp.concatenate([sp, ss], 2)], 1)
-    inverse = _pseudo_inverse(C)
-    projection = jnp.matmul(jnp.concatenate([with_g, with_y], axis=-1), inverse, precision="highest")
-    return Regression(value, gradient, hessian, projection)
+    return (value, gradient, hessian), jnp.concatenate([with_g, with_y], axis=-1), C
 
 
 def _free_field(given: Conditional, at: Regression, q):
@@ -269,8 +270,27 @@ def _joint_covariance(
 
 
 def _pseudo_inverse(C):
-    threshold = 1e-9 if C.dtype == jnp.float64 else 1e-4
+    scale = _unit_diagonal(C)
+    return jnp.linalg.pinv(C * scale, rtol=_threshold(C), hermitian=True) * scale
+
+
+def _regression_error(C):
+    """What `_pseudo_inverse` makes of rounding, one over the least eigenvalue that it keeps; and what it leaves out:
+    functions have a correlation of at most sqrt(share) with a direction of so small a share of the variance. Shares of
+    ten roundings or less are those of directions that do not exist."""
+    eigenvalues, eps = jnp.linalg.eigvalsh(C * _unit_diagonal(C)), jnp.finfo(C.dtype).eps
+    shares = eigenvalues / jnp.max(eigenvalues, axis=-1, keepdims=True)
+    kept = shares > _threshold(C)
+    dropped = jnp.max(jnp.where(kept | (shares < 10 * eps), 0, shares))
+    return jnp.maximum(eps / jnp.min(jnp.where(kept, shares, 1)), jnp.sqrt(dropped))
+
+
+def _threshold(C):
+    return 1e-9 if C.dtype == jnp.float64 else 1e-4
+
+
+def _unit_diagonal(C):
+    """Factors that scale the diagonal to one."""
     scale = jnp.sqrt(jnp.diagonal(C, axis1=-2, axis2=-1))
     scale = 1 / jnp.where(scale > 0, scale, 1.0)
-    both = scale[..., :, None] * scale[..., None, :]
-    return jnp.linalg.pinv(C * both, rtol=threshold, hermitian=True) * both
+    return scale[..., :, None] * scale[..., None, :]
