@@ -13,7 +13,6 @@ import numpy as np
 from numpy.polynomial.hermite_e import HermiteE
 from numpy.polynomial.legendre import leggauss
 from problems import SMOOTH, error_function, logistic, polynomial, softplus, tanh, times_x
-from scipy.linalg import expm
 
 import kernel_eft_jax as keft
 
@@ -380,7 +379,7 @@ def one_input(case: Function, k: float, dt: float, layers: int, C_W: float = 2.0
     """All statistics of the real network after some layers at order 1/n, by the sums over layers at the head of
     `problems`: S is E[s s] and h, the covariance of the increments, and its free field, as V4 is of phi phi."""
     h, increments, r, curved = dt * C_W, [], np.zeros(0), np.zeros(0)
-    FF, K1, ks = np.zeros((layers + 1, layers + 1)), 0.0, [k]
+    FF, K1, ks, found = np.zeros((layers + 1, layers + 1)), 0.0, [k], {}
     for l in range(layers + 1):
         square, slope, bend = alone(case, ks[l])
         chi, hess = slope / ks[l], bend / ks[l] ** 2
@@ -401,6 +400,18 @@ def one_input(case: Function, k: float, dt: float, layers: int, C_W: float = 2.0
         ks.append(ks[l] + increments[l])
         K1, r = K1 + h * U1, np.append((1 + h * chi) * r, h)
     return found
+
+
+def flow(a, b) -> tuple[np.ndarray, np.ndarray]:
+    """exp(x (0 0; a b)) at nodes x and at last at x = 1, and the weights of the nodes: panels halve towards zero, since
+    rates may be of any size."""
+    edges = np.append(0, 2.0 ** np.arange(-60, 1))
+    t, w = leggauss(20)
+    half = 0.5 * np.diff(edges)[:, None]
+    x = np.append(edges[:-1, None] + half * (t + 1), 1)
+    flows = np.zeros((x.size, 2, 2))
+    flows[:, 0, 0], flows[:, 1, 0], flows[:, 1, 1] = 1, a * (np.expm1(b * x) / b if b else x), np.exp(b * x)
+    return flows, (half * w).ravel()
 
 
 def sigma_kernel_layers(case, C_W, k, dt, layers):
@@ -427,14 +438,12 @@ def sigma_kernel_layers(case, C_W, k, dt, layers):
     for _ in range(layers):
         q = C_W * under(k)[-1]
         _, bend, noise, *_ = under(k + dt * q / 2)
-        generator = dt * np.array([[0, 0], 0.5 * q * bend])
-        # Van Loan: the flow and the noise of a linear system, from one exponential.
-        both = expm(np.block([[-generator, dt * q * noise], [np.zeros((2, 2)), generator.T]]))
-        F = both[2:, 2:].T
+        flows, weights = flow(*(0.5 * dt * q * bend))
+        F, noise = flows[-1], np.einsum("x,xij,jk,xlk->il", weights, flows[:-1], dt * q * noise, flows[:-1])
         k = k + dt * q
         _, bend, _, chi, hess, _ = under(k)
         layer = F + dt * C_W * np.array([[0, 1], [0, chi]])
         source = 0.5 * dt * C_W * bend @ (F @ V[:, 1]) + 0.5 * (dt * C_W) ** 2 * hess * V[1, 1]
         mean = layer @ mean + np.array([0, source])
-        V = layer @ V @ layer.T + F @ both[:2, 2:]
+        V = layer @ V @ layer.T + noise
     return V[0, 0], V[1, 1], mean[0], k

@@ -308,6 +308,12 @@ def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt
         np.testing.assert_allclose([exact["V4"][-1], exact["K1"][-1]], [550.06, -1.683], rtol=1e-3)
 
 
+def test_inputs_that_repeat_are_refused_where_the_sigma_kernel_loses_a_kink():
+    """Averages given an input lack the delta function of s'' of its copy: products with s at the kink are missing."""
+    with pytest.raises(RuntimeError, match="estimated relative error of 1"):
+        keft.solve(keft.Model(keft.HardTanh(), 2.0), np.ones((2, 2)), layers=[1], eps=0.5, closure=keft.SigmaKernel())
+
+
 @pytest.mark.slow
 def test_stiff_directions_of_the_sigma_kernel():
     """For nearly equal inputs of ReLU the difference decays within a layer: V4_01,01 and K1_01 approach those of one

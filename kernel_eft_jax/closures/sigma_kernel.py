@@ -27,10 +27,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..activations import Activation
-from ..activations.base import enough_points, rule
+from ..activations.base import enough_points, kink_jumps, kink_places, rule
 from ..checks import check_count, is_concrete
 from ..expectations.conditional import Conditional
 from ..expectations.four_point import local_products, products, products_and_noise, products_error
@@ -38,7 +38,7 @@ from ..kernel_maps import apply_gradient, contract_hessian
 from ..linear import matmul
 from ..model import Model
 from ..pairs import input_count, pair_count, pairs, sigma_product, triples, wick
-from ..quadrature import derivatives
+from ..quadrature import derivatives, remaining_share
 from .base import COPIES, Closure, Moments, pair_units
 
 # A layer is cut into 2^24 parts: rates of up to 10^7 a layer are stable, and those of order one exact to rounding.
@@ -62,6 +62,7 @@ class SigmaKernel(Closure[SigmaState]):
     third, which is close to 1 for near copies (`expectation_error` counts both). The
     pseudo-inverse of Cov(z, z), scaled to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32):
     they belong to directions that are redundant because of a linear activation, of the diagonal, or of repeated inputs.
+    Inputs that repeat, or opposite ones, are refused if s has a kink where s is not zero (HardTanh, ReLU6, HardSwish).
     Do not differentiate along a direction that separates identical or opposite inputs: the derivative lacks up to 1e-3
     of V4 and all of K1_ab. For GELU, SiLU and ReLU at t = 1 V4 is right to 2 % and K1 to 20 %, because S depends on the
     mean of phi, which this closure does not carry. K1 is less accurate where a layer adds as much as the stream holds:
@@ -134,7 +135,8 @@ class SigmaKernel(Closure[SigmaState]):
         regression = _regression_error(jax.lax.stop_gradient(_local_moments(given)[-1]))
         # What the regression on several inputs makes of rounding, measured for near copies.
         copies = jnp.asarray(jnp.finfo(k.dtype).eps ** 0.7 if k.shape[0] > 1 else 0, k.dtype)
-        errors = [model.error(k), products_error(given), jnp.max(nodes), regression, copies]
+        lost = jnp.where(_loses_kinks(model.activation, k), 1.0, 0.0).astype(k.dtype)
+        errors = [model.error(k), products_error(given), jnp.max(nodes), regression, copies, lost]
         return jnp.max(jnp.stack(errors))
 
     def moments(self, model: Model, state: SigmaState) -> Moments:
@@ -223,6 +225,21 @@ def _nodes_error(activation: Activation, k: Float[Array, ""], degree: int) -> Fl
     points = enough_points(activation, degree + 1)
     finer = means(3 * points // 2)
     return jnp.max(jnp.abs(means(points) - finer)) / jnp.where(finer[0] > 0, finer[0], 1)
+
+
+def _loses_kinks(activation: Activation, k: Float[Array, " P"]) -> Bool[Array, ""]:
+    """Whether an input repeats another one, or its opposite, to rounding, and s has a kink where s is not zero.
+
+    Averages given an input lack the delta function of s'' of an input that follows from it.
+    """
+    inputs = input_count(k.shape[0])
+    if inputs == 1 or not activation.kinks:
+        return jnp.zeros((), bool)
+    others = triples(inputs)[np.flatnonzero(np.not_equal(*pairs(inputs)))]
+    share = remaining_share(*k[others].T)
+    at_kinks = activation(kink_places(activation, k.dtype)) * kink_jumps(activation, k.dtype)
+    scale = jnp.sqrt(jnp.max(activation.moments(k)))
+    return jnp.any(share <= jnp.finfo(k.dtype).eps ** 0.7) & (jnp.max(jnp.abs(at_kinks)) > 1e-3 * scale)
 
 
 def _one_matrix(model: Model) -> Activation:
