@@ -45,7 +45,13 @@ def times_x(f: Callable) -> Callable:
 
 
 tanh = chain(np.tanh, Polynomial([1, 0, -1]))
-logistic = chain(expit, Polynomial([0, 1, -1]))
+_falling = chain(expit, Polynomial([0, 1, -1]))
+
+
+def logistic(x, r: int):
+    """1 / (1 + e^-x); its derivatives are odd or even and are taken where the function is small, so that none
+    cancels."""
+    return expit(x) if r == 0 else np.where(x > 0, (-1) ** (r + 1), 1) * _falling(-np.abs(x), r)
 
 
 def softplus(beta: float) -> Callable:
