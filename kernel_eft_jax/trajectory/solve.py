@@ -244,7 +244,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
     states, (reached,) = (out.ys, ts[-1:]) if backsolve else out.ys
     moments, truncation = jax.lax.map(lambda y: read(parameters, as_state(units * y)), states)
     stats = {"num_steps": out.stats["num_steps"], "reached": jax.lax.stop_gradient(reached)}
-    stats |= _expectation_error(closure, model, moments)
+    stats |= _expectation_error(closure, model, k, moments)
     return Solution(ts, moments, truncation, stats, out.result, model, closure, None, None)
 
 
@@ -270,7 +270,7 @@ def _layers(closure, model, k, eps, layers):
     first, dts = first[skip:], dts[skip:]
     _, saved = jax.lax.scan(segment, closure.init(model, k), (first, dts))
     moments, truncation = jax.tree.map(lambda ys: ys[np.asarray(layers) // stride - skip], saved)
-    stats = {"num_steps": jnp.asarray(layers[-1])} | _expectation_error(closure, model, moments)
+    stats = {"num_steps": jnp.asarray(layers[-1])} | _expectation_error(closure, model, k, moments)
     ts = jnp.concatenate([jnp.zeros(1, dt.dtype), jnp.cumsum(dt)])[np.asarray(layers)]
     success = diffrax.RESULTS.successful
     return Solution(ts, moments, truncation, stats, success, model, closure, eps, layers)
@@ -294,7 +294,9 @@ def _traced_once(closure, model):
     return parameters, jax.jit(drift), jax.checkpoint(jax.jit(read))
 
 
-def _expectation_error(closure, model, moments):
-    # One depth after another: the four-input series takes much memory.
-    errors = jax.lax.map(lambda k: closure.error(model, k), jax.lax.stop_gradient(moments.K0))
+def _expectation_error(closure, model, k, moments):
+    # One depth after another: the four-input series takes much memory. The input kernel counts too: expectations may be
+    # right at all saved depths and wrong before.
+    kernels = jax.lax.stop_gradient(jnp.concatenate([k[None], moments.K0]))
+    errors = jax.lax.map(lambda k: closure.error(model, k), kernels)
     return {"expectation_error": jnp.max(errors)}
