@@ -152,3 +152,11 @@ def test_covariances_between_depths_of_linear_networks_by_hand(closure):
     factor = growth ** (layers[:, None] + layers) * (1 + first * (1 - growth**-2.0)) / 128
     np.testing.assert_allclose(mean[:, 0], 0.6 * growth**layers, rtol=1e-12)
     np.testing.assert_allclose(covariance[:, 0, :, 0], factor * 2 * 0.6**2, rtol=1e-9)
+
+
+def test_the_expectations_at_the_input_kernel_count():
+    """An information is refused where the expectations are right at the observed layer and wrong at the input kernel,
+    as those of a Smooth function whose second derivative jumps."""
+    e = Experiment(keft.Model(keft.Smooth(jax.nn.elu), 2.0), [[0.5]], width=64, layers=(4,), eps=0.5)
+    with pytest.raises(ValueError, match="expectations"):
+        fisher(e, ("C_W",), networks=100, closure=keft.GOnly())
