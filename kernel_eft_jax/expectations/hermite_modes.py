@@ -162,8 +162,8 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         x, w = outer_rule(activation, (L[0, 0], second), L[1, 0], L[1, 1], points)
         table = hermite_polynomials(x, degree + 2) * w[None]
         s_a, ds_a, dds_a = derivatives(activation, 2)(L[0, 0] * x)
-        of_b = ((0, 0), (1, 1), (1, 0) if activation.kinks else (2, 2))
-        over, squares = averages(activation, L[1, 0] * x[None], L[1, 1][None], w, s.size, of_b)
+        products = ((0, 0), (1, 1), (1, 0) if activation.kinks else (2, 2))
+        over, squares = averages(activation, L[1, 0] * x[None], L[1, 1][None], w, s.size, products)
         s_b, ds_b, dds_b = jnp.moveaxis(over[:, :, 0], 1, 0)
 
         def project(u, v):
