@@ -17,6 +17,7 @@ prints the worst ratios; a quick part is in every run.
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -451,3 +452,20 @@ def test_the_expectation_error_counts_the_way_to_the_saved_depth():
     refused."""
     with pytest.raises(RuntimeError, match="expectations"):
         keft.solve(keft.Model(keft.Smooth(jax.nn.elu), 2.0), [[0.5]], layers=[4], eps=0.5, closure=keft.GOnly())
+
+
+class WrongOnTheWay(keft.GOnly):
+    """A closure whose expectations are right where a solve starts and ends."""
+
+    def error(self, model, k):
+        assert k.shape == (3,)
+        return jnp.where((k[0] > 1.3) & (k[0] < 2.1), 1.0, 1e-12)
+
+
+def test_the_expectation_error_counts_the_way_between_the_saved_depths():
+    """K_00 grows from 1 to 4 over the window in which the closure's expectations are wrong; whatever few depths are
+    saved, the solve is refused."""
+    model, K = keft.Model(keft.Linear(), 1.0), [[1.0, -0.5], [-0.5, 1.0]]
+    for depths in ({"ts": [math.log(4.0)]}, {"ts": [0.0, math.log(4.0)]}, {"layers": [6], "eps": 0.5}):
+        with pytest.raises(RuntimeError, match="expectations"):
+            keft.solve(model, K, **depths, closure=WrongOnTheWay())

@@ -21,6 +21,7 @@ from ..showing import shown_fields
 
 State = TypeVar("State")
 COPIES = 16  # of the state, in the stages of a solver and the intermediate results of a step
+LOOKS = 8  # at the expectations on the way to the last depth, or at all saved depths if they are more
 SAVED = 6  # covariances of G and S at each depth, and their errors
 
 
@@ -135,6 +136,28 @@ def check_memory(
             f"are {there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: "
             f"`solve_pairs` solves for pairs and chosen quadruples of inputs{lower}."
         )
+
+
+def error_along(closure: Closure, model: Model, kernels: Float[Array, "T P"]) -> Float[Array, ""]:
+    """The largest `closure.error` on the way through depth: at the input kernel, which is first, at the kernels of the
+    saved depths, and between them where few are saved. Expectations may be right where a solve starts and where it ends
+    and wrong on the way.
+
+    Between two kernels the variances move geometrically and the correlations linearly.
+    """
+    kernels = jax.lax.stop_gradient(kernels)
+    units = jax.vmap(pair_units)(kernels)
+    correlations = kernels / units
+
+    def between(share):
+        along = units[:-1] ** (1 - share) * units[1:] ** share
+        return along * ((1 - share) * correlations[:-1] + share * correlations[1:])
+
+    parts = max(LOOKS // max(len(kernels) - 1, 1), 1)
+    shares = jnp.arange(1, parts, dtype=kernels.dtype) / parts
+    way = jnp.concatenate([kernels, jax.vmap(between)(shares).reshape(-1, kernels.shape[1])])
+    # One kernel after another: the four-input series takes much memory.
+    return jnp.max(jax.lax.map(lambda k: closure.error(model, k), way))
 
 
 def pair_units(k: Float[Array, " P"]) -> Float[Array, " P"]:

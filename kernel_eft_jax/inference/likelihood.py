@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..closures import Closure, GOnly, HermiteTower
-from ..closures.base import check_memory
+from ..closures.base import check_memory, error_along
 from ..closures.pair_tower import PairTower
 from ..compiling import compiled_soon
 from ..depths import squares
@@ -90,8 +90,8 @@ def kernel_moments(
 ) -> tuple[Float[Array, "T P"], Float[Array, "T P T P"], Float[Array, ""]]:
     """Mean and covariance, within and between the observed layers, of one network's packed kernels, to order 1/n.
 
-    The last result is the estimated relative error of the Gaussian expectations, the largest at the input kernel and at
-    those layers.
+    The last result is the estimated relative error of the Gaussian expectations, the largest from the input kernel to
+    the last of those layers.
     """
     model, observed = e.model, np.asarray(e.layers)
     # The scan has one more layer behind the last observed one, which nothing reads.
@@ -113,8 +113,7 @@ def kernel_moments(
     nothing = jax.tree.map(lambda m: jnp.zeros((observed.size, *m.shape), m.dtype), closure.remember(model, start))
     _, saved = jax.lax.scan(layer, (start, jax.lax.stop_gradient(nothing)), (jnp.arange(dt.size), dt))
     K0, K1, V4, across = (y[observed] for y in saved)
-    kernels = jax.lax.stop_gradient(jnp.concatenate([e.K0_scale * pack(e.K0)[None], K0]))
-    error = jnp.max(jax.lax.map(lambda k: closure.error(fixed, k), kernels))
+    error = error_along(closure, fixed, jnp.concatenate([e.K0_scale * pack(e.K0)[None], K0]))
     return K0 + K1 / e.width, _join(V4, across) / e.width, error
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import check_count, check_flag, check_kernel, check_kind, check_layers, is_concrete
 from ..closures import Closure, HermiteTower
-from ..closures.base import COPIES, check_memory
+from ..closures.base import COPIES, check_memory, error_along
 from ..compiling import compiled_soon
 from ..depths import check_eps, check_times, squares
 from ..directions import forward_only, reverse_only, when_reversed
@@ -295,8 +295,4 @@ def _traced_once(closure, model):
 
 
 def _expectation_error(closure, model, k, moments):
-    # One depth after another: the four-input series takes much memory. The input kernel counts too: expectations may be
-    # right at all saved depths and wrong before.
-    kernels = jax.lax.stop_gradient(jnp.concatenate([k[None], moments.K0]))
-    errors = jax.lax.map(lambda k: closure.error(model, k), kernels)
-    return {"expectation_error": jnp.max(errors)}
+    return {"expectation_error": error_along(closure, model, jnp.concatenate([k[None], moments.K0]))}
