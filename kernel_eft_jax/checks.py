@@ -116,8 +116,19 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
     deviations = np.sqrt(np.where(variances > 0, variances, 1.0))
     correlations = values / deviations[:, None] / deviations
     _refuse_asymmetric(values, correlations, K.dtype, name)
-    eigenvalues, vectors = np.linalg.eigh(correlations)
-    if eigenvalues[0] < -_tolerance(len(values), K.dtype):
+    _refuse_indefinite(values, correlations, K.dtype, name)
+    return K
+
+
+def _refuse_indefinite(values, correlations, dtype, name):
+    """Refuse a matrix whose correlations have a negative eigenvalue, beyond rounding."""
+    allowed = _tolerance(len(values), dtype)
+    try:  # a twentieth of the time of the eigenvalues
+        np.linalg.cholesky(correlations + allowed * np.eye(len(values)))
+        return
+    except np.linalg.LinAlgError:
+        eigenvalues, vectors = np.linalg.eigh(correlations)
+    if eigenvalues[0] < -allowed:
         a, b = sorted(np.argsort(-np.abs(vectors[:, 0]), stable=True)[:2])
         raise ValueError(
             f"Argument `{name}` must be positive semi-definite, but its smallest eigenvalue is {eigenvalues[0]:.6g} "
@@ -125,7 +136,6 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
             f"{values[b, b]:.6g} and {values[a, b]:.6g}. No set of inputs has such a kernel: check that the "
             "off-diagonal entries are covariances, not correlations."
         )
-    return K
 
 
 def check_variances(k: Float[ArrayLike, "*shape"], name: str = "k") -> Float[Array, "*shape"]:

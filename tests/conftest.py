@@ -17,11 +17,12 @@ from jaxtyping import Array, install_import_hook
 # What signatures state of shapes, dtypes and types is checked at every call of these modules, in which arrays meet
 # arrays. Left out are the doors of the package (model, network, trajectory, diagnostics, ensemble.estimate, fit,
 # fisher, conventions, recipes): they take lists, integers and half precision, and answer what is wrong with sentences
-# of their own, which the tests must see. Left out too are files, figures and the command line, where no formula is.
+# of their own, which the tests must see. Left out too are files, figures and the command line, where no formula is, and
+# the observables, in which a jackknife makes a hundred thousand small calls.
 CHECKED = (
     "checks depths fields linear pairs quadrature kernel_maps directions activations expectations closures "
     "ensemble.factors ensemble.normals ensemble.statistics ensemble.samplers ensemble.simulate "
-    "ensemble.control_variates ensemble.observables ensemble.processes ensemble.plan ensemble.run ensemble.result ensemble.checkpoint "
+    "ensemble.control_variates ensemble.processes ensemble.plan ensemble.run ensemble.result ensemble.checkpoint "
     "inference.parameters inference.data inference.likelihood inference.search inference.pathwise inference.sensitivity"
 )
 install_import_hook([f"kernel_eft_jax.{module}" for module in CHECKED.split()], "checker.typechecked")
@@ -56,6 +57,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update(name, value)
 
 jax.config.update("jax_enable_x64", True)
+# Where each operation of a program was written stays out of the program: this is a twentieth of the time.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+jax.config.update("jax_include_full_tracebacks_in_locations", False)
 # Mixed dtypes are errors: a float32 ensemble must not turn into float64 half way, nor the other way round.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Broadcasts are written out: a vector meets a matrix along the axis that the formula names, not along the one that is
@@ -102,3 +106,12 @@ def programs(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def programs_of_large_tables(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs of a slow test are dropped after the test. Linux grants a process 65,530 pieces of memory, of which a
+    program takes hundreds: the large tables of one file need more, and XLA then ends the process."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()

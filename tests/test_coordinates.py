@@ -174,7 +174,7 @@ def test_two_inputs_have_a_cosine():
 
 def test_the_check_says_what_it_found_and_what_it_leaves_out(check):
     text = str(check)
-    assert "Stream of 4 blocks of width 32" in text
+    assert "Stream of 4 blocks of width 32 by HermiteTower(" in text
     assert "Your 400 networks of width 16" in text
     assert "attention" in text
     assert "training" in text

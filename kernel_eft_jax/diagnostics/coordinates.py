@@ -92,7 +92,8 @@ class CoordinateCheck(eqx.Module):
 
     def __str__(self) -> str:
         two = self.theory.K0.shape[-1] > 1
-        lines = [f"Stream of {self.layers[-1]} blocks of width {self.width}: {self.theory.model!r}"]
+        depth, theory = self.layers[-1], self.theory
+        lines = [f"Stream of {depth} blocks of width {self.width} by {theory.closure!r}: {theory.model!r}"]
         table = [["layer", *COLUMNS[: 3 + two]]]
         for i, (mean, spread, drift, *cosine) in self.rows():
             cells = f"{mean:.5g}", f"± {spread:.3g} %", f"{drift:+.2g} %", *(f"{c:.4f}" for c in cosine)
@@ -126,7 +127,24 @@ class CoordinateCheck(eqx.Module):
             "Seed to seed: one standard deviation of the mean square. Drift: what this width changes of the mean at "
             "infinite width." + " Cosine 01: of the angle between inputs 0 and 1." * (self.mean.shape[1] > 1)
         ]
-        return [*growth, *meaning, *self._enough(), *self._own(), NOT_COVERED]
+        return [*growth, *meaning, *self._left_out(), *self._enough(), *self._own(), NOT_COVERED]
+
+    def _left_out(self):
+        V4, of_V4 = map(_variances, self.theory.significant("V4"))
+        spread = float(np.max(of_V4 / np.where(V4 > 0, V4, 1))) / 2
+        drift = float(np.max(_diagonal(self.theory.significant("K1")[1]) / self.width / self.mean))
+        if spread == drift == 0:
+            yield "The theory is exact at order 1/n: its degree leaves nothing out."
+        elif np.isfinite(spread + drift):
+            yield (
+                f"The degree of the theory leaves out at most {100 * spread:.1g} % of the spread, and "
+                f"{100 * drift:.1g} % of the mean square in the drift."
+            )
+        else:
+            yield "The degree of the theory is too low to tell what it leaves out of spread or drift."
+        expectations = float(self.theory.stats["expectation_error"])
+        if expectations > 1e-6:
+            yield f"The theory's Gaussian expectations are right to {100 * expectations:.1g} %."
 
     def _enough(self):
         worst = " of the worst pair of inputs" if self.mean.shape[1] > 1 else ""
@@ -242,5 +260,10 @@ def _diagonal(K):
     return np.einsum("taa->ta", np.asarray(K, np.float64))
 
 
+def _variances(V4):
+    """Entries aa,aa for each layer."""
+    return np.einsum("taaaa->ta", np.asarray(V4, np.float64))
+
+
 def _spread(V4, width):
-    return np.sqrt(np.einsum("taaaa->ta", np.asarray(V4, np.float64)) / width)
+    return np.sqrt(_variances(V4) / width)
