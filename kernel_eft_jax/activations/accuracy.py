@@ -284,7 +284,7 @@ def _expansions(activation, k, here, weights, means):
         delta = delta + delta.T
         means = means + jnp.sum(kink_deltas(activation, jnp.sqrt(k)), axis=-1)[:, None]
     product = partial(jnp.einsum, "fm,gm,rm->rfg", precision="highest")
-    moments = [product(here, here, weights) + delta[None], jnp.einsum("fr,gr->rfg", means, means)]
+    moments = [product(here, here, weights) + delta[None], jnp.einsum("fr,gr->rfg", means, means, precision="highest")]
     if not activation.kinks:  # nodes are symmetric: their two halves change places
         opposite = jnp.reshape(jnp.flip(jnp.reshape(here, (5, 2, -1)), axis=1), here.shape)
         moments.append(product(here, opposite, weights))

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from ..activations import Activation
 from ..expectations.hermite_modes import PairFunctions, frame, pair_functions
 from ..kernel_maps import Local
+from ..linear import matmul
 from .tower_bounds import Bounds
 
 
@@ -37,7 +38,7 @@ def read_in_modes(activation: Activation, k: Float[Array, " P"], degree: int) ->
 def frame_turn(k: Float[Array, " P"], k_next: Float[Array, " P"], shrink: Float[Array, ""]) -> Float[Array, "P 2 2"]:
     """The turn of each pair's frame in a layer that takes the kernel k to k_next and multiplies the stream by a, a^2 =
     `shrink`."""
-    return frame(k_next).M @ (root(shrink) * frame(k).L)
+    return matmul(frame(k_next).M, root(shrink) * frame(k).L)
 
 
 def root(shrink: Float[Array, ""]) -> Float[Array, ""]:
