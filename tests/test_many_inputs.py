@@ -150,6 +150,14 @@ def test_pairs_and_quadruples_have_the_numbers_of_the_whole():
     assert found.K1_truncation is None
 
 
+def test_pairs_in_single_precision():
+    """Every number has the dtype of the kernel, the entries of chosen quadruples too."""
+    depth = {"layers": [1], "eps": 0.5, "closure": keft.GOnly(), "progress": False}
+    found = keft.solve_pairs(ERF, K0.astype(np.float32), **depth, quadruples=[(0, 1, 2, 2)])
+    numbers = (found.ts, found.K0, found.K1, found.variance, found.V4, found.expectation_error)
+    assert {x.dtype for x in numbers} == {jnp.dtype("float32")}
+
+
 def test_pairs_at_depth_times():
     """Linear networks: K0 grows by exp(C_W t), and Var(G_ab) = (1 + 2 C_W t) (K_aa K_bb + K_ab^2) / n, to the solver's
     tolerance; chosen entries likewise."""

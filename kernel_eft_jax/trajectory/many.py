@@ -256,7 +256,8 @@ def _assemble(model, K0, ts, eps, layers, closure, chosen, found):
 
 def _chosen(chosen, found, times, read):
     """V4_ab,cd of the chosen quadruples, (T, quadruples)."""
-    values = np.zeros((times, len(chosen)))
+    dtype = next(iter(found.values()))[1].moments[1].dtype
+    values = np.zeros((times, len(chosen)), dtype)
     for (size, purpose), (members, entries) in found.items():
         if purpose == "quadruples":
             place = {tuple(row.tolist()): i for i, row in enumerate(members)}
