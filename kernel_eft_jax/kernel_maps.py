@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .activations import Activation, Expansion
-from .checks import check_array, is_concrete
+from .activations.base import array
+from .checks import is_concrete
 from .expectations.conditional import Conditional
 from .expectations.four_point import products
 from .fields import parameter
@@ -258,7 +259,7 @@ def mean_variance(k: Float[Array, " P"]) -> Float[Array, ""]:
 
 def variance_leaf(name: str, value: Real[ArrayLike, ""]) -> Float[Array, ""]:
     """A variance as an array leaf, if it is one number, finite and not negative."""
-    value = value if isinstance(value, jax.Array) else check_array(value, name).astype(float)
+    value = array(name)(value)
     if value.shape != ():
         raise ValueError(f"Argument `{name}` must be one number, but has shape {value.shape}.")
     if is_concrete(value) and not (np.isfinite(value) and value >= 0):

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .activations import Activation, Linear
+from .activations.base import array
 from .checks import (
-    check_array,
     check_features,
     check_kernel,
     check_shape,
@@ -101,16 +101,15 @@ class Model(eqx.Module):
         if isinstance(branch, Activation):
             if C_W is None:
                 raise ValueError("Argument `C_W` is missing: the variance of the matrix behind the activation.")
-            branch = (branch, Dense(C_W, 0.0 if C_b is None else C_b))
-        elif check_branch(branch) and not (C_W is None and C_b is None):
-            raise ValueError(
-                "Arguments `C_W` and `C_b` go with a single activation. In a list of parts the matrices hold them: "
-                "end it in Dense(C_W, C_b)."
-            )
-        self.branch = check_branch(branch)
-        self.decay = (
-            check_array(decay, "decay") if hasattr(decay, "dtype") else check_array(decay, "decay").astype(float)
-        )
+            self.branch = branch, Dense(C_W, 0.0 if C_b is None else C_b)
+        else:
+            self.branch = check_branch(branch)
+            if C_W is not None or C_b is not None:
+                raise ValueError(
+                    "Arguments `C_W` and `C_b` go with a single activation. In a list of parts the matrices hold them: "
+                    "end it in Dense(C_W, C_b)."
+                )
+        self.decay = array("decay")(decay)
         if self.decay.shape != () or (is_concrete(self.decay) and not np.isfinite(self.decay)):
             raise ValueError(f"Argument `decay` must be one finite number, but is {decay}.")
 

@@ -339,6 +339,16 @@ def test_parts_are_checked_when_they_are_made():
             make()
 
 
+def test_integer_parameters_are_reached_by_gradients():
+    """A parameter given as an integer of JAX or NumPy is a floating-point leaf: Q = C_W E[s^2] + C_b, s = max(x, 0) +
+    slope min(x, 0), so that dQ / dC_W = (1 + slope^2) / 2 at K = 1."""
+    for number in (jnp.asarray, np.asarray):
+        model = Model(keft.LeakyReLU(number(3)), number(2), number(1), decay=number(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(float)}
+        slopes = jax.grad(lambda m: m.Q(np.eye(1))[0, 0])(model)
+        np.testing.assert_allclose([slopes.C_W, slopes.C_b], [5.0, 1.0], rtol=1e-12)
+
+
 def test_a_decay_that_cannot_be_looked_at_gives_no_numbers_of_another_network():
     """SigmaKernel inside jit: NaN for a decay, and for none V4 of a linear layer, (1 + h)^2 V4 + (2 h + h^2) 2 K0^2."""
 

@@ -182,8 +182,14 @@ def enough_points(activation: Activation, terms: int = 0) -> int:
 
 
 def array(name: str) -> Callable[[Any], Array]:
-    """The converter that makes the parameter of this name an array, which gradients reach."""
-    return lambda value: value if isinstance(value, jax.Array) else check_array(value, name).astype(float)
+    """The converter that makes the parameter of this name a floating-point array, which gradients reach. Arrays of JAX
+    keep their precision; other numbers get the default one."""
+
+    def convert(value: Any) -> Array:
+        checked = check_array(value, name)
+        return checked if isinstance(value, jax.Array) else checked.astype(float)
+
+    return convert
 
 
 def finite(name: str, value: Array, axes: int = 0) -> None:
