@@ -39,7 +39,7 @@ from .kernel_maps import (
     mean_variance,
     variance_leaf,
 )
-from .pairs import pack, unpack
+from .pairs import pack, pack_covariance, unpack
 from .showing import shown_fields
 
 Part = Activation | GLU | RMSNorm | Dense
@@ -276,8 +276,7 @@ def _chi(model, K, h):
 
 @eqx.filter_jit
 def _hess(model, K, V):
-    a, b = np.triu_indices(K.shape[-1])
-    packed = V[a[:, None], b[:, None], a, b]
+    packed = pack_covariance(V)
     packed = 0.5 * (packed + packed.T)
     responses = model.responses(pack(K))
     quiet = [r._replace(noise=jnp.zeros((), K.dtype)) if isinstance(r, Local) else r for r in responses]

@@ -81,6 +81,13 @@ def unpack_covariance(V: Float[A, "*batch P P"]) -> Float[A, "*batch N N N N"]:
     return V[..., table[:, :, None, None], table[None, None, :, :]]
 
 
+@_one_program
+def pack_covariance(V: Float[A, "*batch N N N N"]) -> Float[A, "*batch P P"]:
+    """The packed P x P matrix of V_ab,cd: its entries with a <= b and c <= d."""
+    a, b = pairs(V.shape[-1])
+    return V[..., a[:, None], b[:, None], a, b]
+
+
 def sigma_product(G: Float[A, "*batch P"], Q: Float[A, "*batch P"]) -> Float[A, "*batch P P"]:
     r"""Covariance of one layer's kernel increments, packed.
 

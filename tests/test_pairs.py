@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kernel_eft_jax.pairs import (
     input_count,
     pack,
+    pack_covariance,
     pair_table,
     pairs,
     sigma_product,
@@ -54,6 +55,8 @@ def test_pack_and_unpack_are_inverse(N, seed):
     np.testing.assert_array_equal(unpack(pack(K)), K)
     k = jnp.arange(N * (N + 1) / 2)
     np.testing.assert_array_equal(pack(unpack(k)), k)
+    V = jnp.arange(k.size**2.0).reshape(k.size, k.size)
+    np.testing.assert_array_equal(pack_covariance(unpack_covariance(V)), V)
 
 
 def test_batch_axes_pass_through():

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..pairs import input_count
 from ..quadrature import derivatives, hermite_polynomials, powers
 from .base import Activation, Expansion, differentiable, rule
 from .pair_quadrature import assemble
@@ -51,7 +52,7 @@ def _between_jvp(static, primals, tangents):
 
 def by_series(activation: Activation, k: Float[Array, "M 3"]) -> tuple[Expansion, Float[Array, " M"]]:
     """The expansion of each pair, and a bound of what the series leaves out, in units of each quantity's own size."""
-    inputs = round((1 + (1 + 8 * k.shape[0]) ** 0.5) / 2)
+    inputs = input_count(k.shape[0]) + 1  # N(N - 1)/2 pairs of different inputs
     (a, b), k_ab = np.triu_indices(inputs, 1), k[:, 2]
     variances = jnp.concatenate([k[:1, 0], k[: inputs - 1, 1]])  # of the pairs 01, 02, ...
     alpha, left, size = jax.vmap(partial(_coefficients, activation))(variances)

@@ -31,12 +31,13 @@ from ..depths import times_of_layers
 from ..ensemble import Estimate
 from ..kernel_maps import apply_all, carry_all
 from ..model import Model
-from ..pairs import input_count, pack, pair_table, pairs, sigma_product, unpack, unpack_covariance
+from ..pairs import input_count, pack, pack_covariance, pair_table, pairs, sigma_product, unpack, unpack_covariance
 from ..trajectory import Solution
 
 Diagnostic = TypeVar("Diagnostic")
 # The functions of pair space, typed for NumPy arrays.
 _pack: Callable[[Any], Any] = pack
+_pack_covariance: Callable[[Any], Any] = pack_covariance
 _unpack: Callable[[Any], Any] = unpack
 _unpack_covariance: Callable[[Any], Any] = unpack_covariance
 _sigma: Callable[[Any, Any], Any] = sigma_product
@@ -245,11 +246,6 @@ def _packed_kernels(result, K0) -> Any:
             f"Argument `K0` must hold a kernel for each saved depth, shape {own.shape}, but has shape {K0.shape}."
         )
     return _pack(K0)
-
-
-def _pack_covariance(V: Any) -> Any:
-    a, b = pairs(V.shape[-1])
-    return V[..., a[:, None], b[:, None], a, b]
 
 
 def _exchange(V: Any, *, both: bool) -> Any:

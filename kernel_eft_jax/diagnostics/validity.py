@@ -21,7 +21,7 @@ from ..depths import check_eps
 from ..ensemble import Estimate, estimate
 from ..ensemble.estimate import LEAST_NETWORKS
 from ..model import Model
-from ..pairs import pairs
+from ..pairs import pack_covariance
 from ..showing import Shown
 from ..trajectory import Solution, solve
 
@@ -262,8 +262,7 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
                 "an activation: take HermiteTower()."
             )
         return
-    a, b = pairs(exact.K0.shape[-1])
-    units = {"V4": unit(exact, "V4")[:, a[:, None], b[:, None], a, b], "K1": unit(exact, "K1")[..., 0]}
+    units = {"V4": pack_covariance(unit(exact, "V4")), "K1": unit(exact, "K1")[..., 0]}
     worst = {
         q: float(np.max(np.abs(np.asarray(getattr(exact.truncation, q))[1:]) / units[q][1:])) for q in WINDOW_QUANTITIES
     }

@@ -15,6 +15,7 @@ from jaxtyping import ArrayLike, Float, Int
 from ..checks import LEAST_NETWORKS, check_count, check_kind, to_numpy
 from ..ensemble.own_kernels import check_networks
 from ..ensemble.statistics import interval, least_V4_error
+from ..pairs import pack_covariance
 from ..showing import Shown, rounded
 from ..trajectory import Solution
 
@@ -84,12 +85,12 @@ class WidthCheck(AtWidths, Shown):
         errors of the two variances. Correlations of one, as of repeated inputs, are left out: they hold no more
         information.
         """
-        a, b = np.triu_indices(self.K1.shape[-1])
-        p, q = np.triu_indices(a.size, 1)
-        place = np.s_[..., a[:, None], b[:, None], a, b]
-        V, theory = self.V4[:, -1][place], np.asarray(self.theory.V4, np.float64)[-1][place]
+        V, stderr, theory = map(
+            pack_covariance, (self.V4[:, -1], self.stderr.V4[:, -1], np.asarray(self.theory.V4, np.float64)[-1])
+        )
+        p, q = np.triu_indices(len(theory), 1)
         variances, right = np.einsum("wpp->wp", V), np.diagonal(theory)
-        error = np.einsum("wpp->wp", self.stderr.V4[:, -1][place]) / variances
+        error = np.einsum("wpp->wp", stderr) / variances
         k = np.maximum((self.networks[:, None] * error**2 - 2) / 3, 0)
         correlations = V[:, p, q] / np.sqrt(variances[:, p] * variances[:, q])
         expected = theory[p, q] / np.sqrt(right[p] * right[q])

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 
 from ..machine import cores, host_memory
-from ..pairs import pairs
+from ..pairs import pair_count
 from .observables import lengths
 from .samplers import WeightSampler
 from .simulate import Problem
@@ -84,7 +84,7 @@ def check_run(problem: Problem, networks: int, depth: int, control: bool) -> Non
     planned = eqx.tree_at(lambda p: p.path, problem, () if control else None, is_leaf=lambda x: x is None)
     plan_run(planned, networks)
     inputs = problem.factor.shape[0]
-    layer = 5 * len(pairs(inputs)[0]) + 2 * inputs**2
+    layer = 5 * pair_count(inputs) + 2 * inputs**2
     needed, limit = (depth + 1) * layer * (12 if control else 8), min(host_memory(), _device_memory())
     if needed > limit:
         raise MemoryError(
@@ -101,10 +101,9 @@ def sample_size(problem: Problem, networks: int) -> int:
     run at once, and the draws must not.
     """
     inputs, depths = problem.factor.shape[0], problem.layers.size
-    pair_count = len(pairs(inputs)[0])
-    one = _network(problem) + 4 * depths * pair_count
+    one = _network(problem) + 4 * depths * pair_count(inputs)
     size = power_of_two(_block_memory() // one)
-    kernels = 4 * depths * networks * (inputs**2 + pair_count)
+    kernels = 4 * depths * networks * (inputs**2 + pair_count(inputs))
     for where, simulation, output, limit in (
         ("host", size * one if _on_cpu() else 0, kernels, host_memory()),
         ("device", size * one, 0, _device_memory()),
@@ -143,7 +142,7 @@ def part_count(problem: Problem, size: int) -> int:
 
 
 def _lengths(problem):
-    return lengths(len(pairs(problem.factor.shape[0])[0]), problem.control)
+    return lengths(pair_count(problem.factor.shape[0]), problem.control)
 
 
 def _network(problem: Problem) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ..pairs import input_count, pair_table, pairs, triples
 from .conditional import Conditional
-from .hermite_modes import frame, overlaps, pair_blocks_between, rotate
+from .hermite_modes import frame, overlaps, rotate
 
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
 SECOND_ORDERS = ((2, 0), (0, 2), (1, 1))
@@ -92,12 +92,11 @@ def _by_modes(given, q):
     k = given.k
     (P, R), (p, r) = _four_different(input_count(k.shape[0]))
     f, value, means = frame(k), given.pair_modes(), given.activation.moments(k)
-    along = jnp.einsum("pij,pqjk,qlk->pqil", f.M, pair_blocks_between(q), f.M, precision="highest")
 
     def products(overlap):
         return jnp.einsum("ems,ems->e", rotate(overlap, value[p]), value[r], precision="highest")
 
-    covariance, noise = jax.jvp(products, (overlaps(k, f)[R, P],), (along[R, P],))
+    covariance, noise = jax.jvp(products, (overlaps(k, f)[R, P],), (overlaps(q, f)[R, P],))
     zero = jnp.zeros((k.shape[0], k.shape[0]), k.dtype)
     return tuple(zero.at[P, R].set(found).at[R, P].set(found) for found in (covariance + means[P] * means[R], noise))
 

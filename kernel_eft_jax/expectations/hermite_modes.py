@@ -80,16 +80,12 @@ def frame(k: Float[Array, " P"]) -> Frame:
     return Frame(stack(first, across, second), stack(1 / first, -across / first * inverse, inverse))
 
 
-def pair_blocks_between(k: Float[Array, " P"]) -> Float[Array, "P P 2 2"]:
-    """The 2 x 2 block of a packed kernel between the inputs of one pair and those of another."""
+def overlaps(k: Float[Array, " P"], f: Frame) -> Float[Array, "P P 2 2"]:
+    r"""$R_{pq} = E[\psi^p \psi^{q\,T}]$ for all pairs p, q; linear in k."""
     inputs = input_count(k.shape[-1])
     members = np.stack(pairs(inputs), axis=1)
-    return k[pair_table(inputs)[members[:, None, :, None], members[None, :, None, :]]]
-
-
-def overlaps(k: Float[Array, " P"], f: Frame) -> Float[Array, "P P 2 2"]:
-    r"""$R_{pq} = E[\psi^p \psi^{q\,T}]$ for all pairs p, q."""
-    return jnp.einsum("pij,pqjk,qlk->pqil", f.M, pair_blocks_between(k), f.M, precision="highest")
+    blocks = k[pair_table(inputs)[members[:, None, :, None], members[None, :, None, :]]]  # inputs of p by those of q
+    return jnp.einsum("pij,pqjk,qlk->pqil", f.M, blocks, f.M, precision="highest")
 
 
 def rotate(R: Float[Array, "*#batch 2 2"], w: Float[Array, "*#batch J S"]) -> Float[Array, "*batch J S"]:

@@ -17,7 +17,7 @@ from ..checks import LEAST_NETWORKS, to_numpy
 from ..depths import first_steps
 from ..ensemble import Estimate, observables
 from ..ensemble.own_kernels import check_networks
-from ..pairs import pack, pairs, unpack
+from ..pairs import pack, pair_count, pairs, unpack
 from .parameters import Experiment, get_parameters, places
 
 
@@ -146,7 +146,7 @@ def _kinds(module):
 
 
 def _observe_estimate(data, experiment, with_V4):
-    P = pairs(experiment.K0.shape[0])[0].size
+    P = pair_count(experiment.K0.shape[0])
     of_G = observables.slice_of(observables.G, P, data.control)
     layers = tuple(np.asarray(data.layers).tolist())
     if layers != experiment.layers or data.K0.shape[-1] != experiment.K0.shape[0]:

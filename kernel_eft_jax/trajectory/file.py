@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..closures import Moments
-from ..pairs import pairs, unpack, unpack_covariance
+from ..pairs import pack, pack_covariance, unpack, unpack_covariance
 from ..storage import attribute, axes, dataset, labelled, read_origin
 
 if TYPE_CHECKING:
@@ -42,13 +42,12 @@ def to_xarray(solution: Any) -> "xr.Dataset":
 
 def from_xarray(cls: Any, data: "xr.Dataset") -> Any:
     """The Solution that `to_xarray` gave."""
-    a, b = pairs(data.sizes["a"])
-    corners = {3: np.s_[:, a, b], 5: np.s_[:, a[:, None], b[:, None], a, b]}
+    packed = {3: pack, 5: pack_covariance}
 
     def moments(suffix):
         present = [name for name in Moments._fields if name + suffix in data]
         full = {name: axes(data, name + suffix, "t a b c d" if name[0] == "V" else "t a b") for name in present}
-        return Moments(**{name: jnp.asarray(values[corners[values.ndim]]) for name, values in full.items()})
+        return Moments(**{name: jnp.asarray(packed[values.ndim](values)) for name, values in full.items()})
 
     return cls(
         ts=jnp.asarray(axes(data, "t", "t")),

@@ -26,7 +26,7 @@ from ..compiling import compiled_soon
 from ..depths import check_times, squares, times_of_layers
 from ..machine import cores, host_memory
 from ..model import Model
-from ..pairs import pack, pair_table
+from ..pairs import pack, pair_count, pair_table
 from .failures import LARGEST_ERROR, underflows
 from .pair_solution import PairSolution
 from .solve import EXACT, continuum_steps, solve
@@ -204,7 +204,7 @@ def _memory(closure, inputs, times, groups, itemsize):
     they do not fit."""
     need, workers = 8 * itemsize * times * inputs**2, cores()
     for (size, _), members in groups.items():
-        P = size * (size + 1) // 2
+        P = pair_count(size)
         need += itemsize * len(members) * (times * (2 * P * P + 3 * P) + size**2)
         work, at_once = P * P, BATCH if size < 3 else 1
         if isinstance(closure, HermiteTower):

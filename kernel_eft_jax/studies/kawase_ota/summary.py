@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.pairs import unpack
+from kernel_eft_jax.pairs import pack_covariance, unpack
 
 from .item import Chapter, Row, WithError
 from .main_job import MAIN_NETWORKS, MODEL, PUBLISHED, TANH, Study, Theory, V4_error
@@ -76,10 +76,9 @@ def published_noise(
     study: Study,
 ) -> tuple[Float[np.ndarray, "draws T N N"], Float[np.ndarray, "draws T N N"]]:
     """n times the noise of the published mean kernel, X, and its sources M alone, at the saved depths."""
-    rng, a, b = np.random.default_rng(0), *np.triu_indices(len(study.setting.K0))
-    sources = np.asarray(study.theories[SOURCE].V4)[:, a[:, None], b[:, None], a, b]
+    rng, sources = np.random.default_rng(0), pack_covariance(np.asarray(study.theories[SOURCE].V4))
     new = np.diff(sources, axis=0, prepend=np.zeros_like(sources[:1])) * study.setting.width / MAIN_NETWORKS
-    packed = [rng.multivariate_normal(np.zeros(len(a)), C, DRAWS) for C in new]
+    packed = [rng.multivariate_normal(np.zeros(len(C)), C, DRAWS) for C in new]
     drawn = np.asarray(unpack(jnp.asarray(np.stack(packed, axis=1))))
     chi: Callable = jax.jit(jax.vmap(MODEL.chi, (None, 0)))
     K0, ts = np.asarray(study.theories[G_ONLY].K0), study.sampled.ts
