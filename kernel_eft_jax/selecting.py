@@ -1,8 +1,9 @@
-"""Maxima and minima as selections, whose derivatives rounding does not touch.
+"""Maxima, minima, roots and ratios as selections, whose derivatives rounding and zeros do not touch.
 
 JAX takes the derivative of max(x, y) by x where x equals the maximum. XLA may compute x twice, once with a fused
 multiply-add and once without, and then x differs from its own maximum in the last digit: the derivative is zero at
-nodes that lie far from the kink. A selection asks on which side of the kink x lies.
+nodes that lie far from the kink. A selection asks on which side of the kink x lies. A root or a ratio at zero would
+make derivatives infinite, and 0 times infinity is not a number: the selection is zero there, and so is its derivative.
 """
 
 from collections.abc import Callable
@@ -11,13 +12,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 SELECTIONS = {
     "max": lambda x, y: jnp.where(x > y, x, y),
     "min": lambda x, y: jnp.where(x < y, x, y),
     "clamp": lambda low, x, high: jnp.where(x > low, jnp.where(x < high, x, high), low),
 }
+
+
+def safe_root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The square root of x where x is greater than zero, and zero elsewhere."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
+
+
+def safe_ratio(x: Float[Array, "*shape"], y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x / y where y is greater than zero, and zero elsewhere."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
 
 
 def selected(f: Callable[[Array], Array]) -> Callable[[Array], Array]:

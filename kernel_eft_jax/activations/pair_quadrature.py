@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..quadrature import centred_rule, derivatives, normal_density, remaining_share, steepness
+from ..selecting import safe_root
 from .base import (
     Activation,
     Expansion,
@@ -101,7 +102,7 @@ def outer_rule(
 
 
 def remaining(
-    k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], regular: bool = False
+    k_aa: Float[Array, ""], k_bb: Float[Array, ""], k_ab: Float[Array, ""], regular: bool
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The numbers `across` and `rest` of phi_b = across x + rest y given phi_a = sqrt(k_aa) x. If `regular`, rest stays
     above its rounding error, so that it can be differentiated."""
@@ -110,8 +111,7 @@ def remaining(
     if regular:
         x = jax.lax.stop_gradient(share / least)
         share = share + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x)
-    root = jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1.0)), 0.0)
-    return k_ab / jnp.sqrt(k_aa), jnp.sqrt(k_bb) * root
+    return k_ab / jnp.sqrt(k_aa), jnp.sqrt(k_bb) * safe_root(share)
 
 
 def pair_by_quadrature(

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..quadrature import remaining_share
+from ..quadrature import normal_density, remaining_share
+from ..selecting import safe_ratio, safe_root
 from .base import array, finite
 from .pair import PairActivation
 
@@ -50,16 +51,16 @@ class _Ramp(PairActivation):
     def gradient(self, k_aa, k_bb, k_ab):
         below = self._below(k_ab.dtype)
         r, angle = _area_and_angle(k_aa, k_bb, k_ab)
-        kinked = jnp.stack([0.5 * _ratio(r, k_aa), 0.5 * _ratio(r, k_bb), angle]) / (2 * jnp.pi)
+        kinked = jnp.stack([0.5 * safe_ratio(r, k_aa), 0.5 * safe_ratio(r, k_bb), angle]) / (2 * jnp.pi)
         return (1 - below) ** 2 * kinked + below * jnp.asarray([0, 0, 1], k_ab.dtype)
 
     def hessian(self, k_aa, k_bb, k_ab):
         r, _ = _area_and_angle(k_aa, k_bb, k_ab)
         regular = remaining_share(k_aa, k_bb, k_ab) > 64 * jnp.finfo(r.dtype).eps
         inverse = jnp.where(regular, 1 / jnp.where(regular, r, 1.0), 0.0)
-        p, q = _ratio(k_ab, k_aa), _ratio(k_ab, k_bb)
-        aa = 0.25 * _ratio(k_bb, k_aa) * inverse - 0.5 * _ratio(_ratio(r, k_aa), k_aa)
-        bb = 0.25 * _ratio(k_aa, k_bb) * inverse - 0.5 * _ratio(_ratio(r, k_bb), k_bb)
+        p, q = safe_ratio(k_ab, k_aa), safe_ratio(k_ab, k_bb)
+        aa = 0.25 * safe_ratio(k_bb, k_aa) * inverse - 0.5 * safe_ratio(safe_ratio(r, k_aa), k_aa)
+        bb = 0.25 * safe_ratio(k_aa, k_bb) * inverse - 0.5 * safe_ratio(safe_ratio(r, k_bb), k_bb)
         aa_ab, bb_ab, aa_bb = -0.5 * p * inverse, -0.5 * q * inverse, 0.25 * inverse
         rows = [[aa, aa_bb, aa_ab], [aa_bb, bb, bb_ab], [aa_ab, bb_ab, inverse]]
         scale = (1 - self._below(r.dtype)) ** 2 / (2 * jnp.pi)
@@ -109,14 +110,9 @@ def _area_and_angle(k_aa, k_bb, k_ab):
     # A share that is zero to rounding is set to zero: then two inputs that are multiples of each other have the moments
     # of one input.
     share = jnp.where(share > 4 * jnp.finfo(share.dtype).eps, share, 0.0)
-    root = jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1.0)), 0.0)
+    sine = safe_root(share)
     size = jnp.sqrt(k_aa) * jnp.sqrt(k_bb)
-    return size * root, jnp.pi - jnp.arctan2(root, _ratio(k_ab, size))
-
-
-def _ratio(x, k):
-    """x / k, zero where the variance is zero."""
-    return jnp.where(k > 0, x / jnp.where(k > 0, k, 1.0), 0.0)
+    return size * sine, jnp.pi - jnp.arctan2(sine, safe_ratio(k_ab, size))
 
 
 def _smoothed_line(order, mean, width, terms):
@@ -133,7 +129,7 @@ def _smoothed_ramp(order, mean, width, terms):
     exists = width > 0
     w = jnp.where(exists, width, 1.0)
     z = mean / w
-    bell = jnp.exp(-0.5 * z**2) / jnp.sqrt(2 * jnp.pi).astype(z.dtype)
+    bell = normal_density(z)
 
     def raise_degree(last_two, j):
         older, old = last_two

@@ -15,6 +15,7 @@ from ..expectations.hermite_modes import PairFunctions
 from ..expectations.two_inputs import PairRead
 from ..kernel_maps import Response, apply_all, carry_all
 from ..pairs import input_count, pairs, triples
+from ..selecting import safe_root
 
 BOUNDS = 1e4  # the tolerance for bounds of errors, relative to that for the numbers themselves
 Functions = PairFunctions | PairRead
@@ -124,5 +125,4 @@ def slowest_rate(d_turn: Float[Array, "P 2 2"]) -> Float[Array, " P"]:
 
 
 def _hypotenuse(x, y):
-    square = x**2 + y**2
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return safe_root(x**2 + y**2)

@@ -9,6 +9,7 @@ from ..activations import Activation
 from ..expectations.hermite_modes import PairFunctions, frame, pair_functions
 from ..kernel_maps import Local
 from ..linear import matmul
+from ..selecting import safe_root
 from .tower_bounds import Bounds
 
 
@@ -37,13 +38,8 @@ def read_in_modes(activation: Activation, k: Float[Array, " P"], degree: int) ->
 
 def frame_turn(k: Float[Array, " P"], k_next: Float[Array, " P"], shrink: Float[Array, ""]) -> Float[Array, "P 2 2"]:
     """The turn of each pair's frame in a layer that takes the kernel k to k_next and multiplies the stream by a, a^2 =
-    `shrink`."""
-    return matmul(frame(k_next).M, root(shrink) * frame(k).L)
-
-
-def root(shrink: Float[Array, ""]) -> Float[Array, ""]:
-    """a from a^2, with a finite derivative at a = 0, since plain networks are differentiated too."""
-    return jnp.where(shrink > 0, jnp.sqrt(jnp.where(shrink > 0, shrink, 1.0)), 0.0)
+    `shrink`; its derivative is finite at a = 0, since plain networks are differentiated too."""
+    return matmul(frame(k_next).M, safe_root(shrink) * frame(k).L)
 
 
 def contract_modes(functions: Float[Array, "P J S"], modes: Float[Array, "P P J S"]) -> Float[Array, "P P"]:

@@ -42,6 +42,7 @@ from ..kernel_maps import Affine, Local, Response
 from ..model import Model
 from ..network import shapes
 from ..pairs import input_count, pair_table, triples, unpack
+from ..selecting import safe_ratio
 from .factors import gram, lower_inverse, mix, near_factor, unit_rows
 from .samplers import BlockRead, as_rows
 
@@ -245,11 +246,6 @@ def differences(
             parts[i] = parts[i] + sum(w * gain[place] for w, place in zip(weights, inputs, strict=True))
     C_S, R, C_F = parts
     return Differences(G - C_G, G - C_alone, S - C_S, R, F - C_F)
-
-
-def safe_ratio(x: Float[Array, "P 1"], y: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
-    """x / y, and zero where y is zero."""
-    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
 
 
 def uses(free: Free, path: InfiniteLayers) -> tuple[Float[Array, "P B"], ...]:

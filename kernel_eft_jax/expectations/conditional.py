@@ -26,6 +26,7 @@ from ..quadrature import (
     powers,
     steepness,
 )
+from ..selecting import safe_ratio, safe_root
 from .averages import averages
 from .hermite_modes import modes
 
@@ -52,8 +53,8 @@ class Conditional:
         left = jnp.diagonal(covariance, axis1=1, axis2=2)
         # A rest below rounding is none: y is a multiple of x. A width of its own would smooth s where nothing varies.
         some = ~own & (left > 8 * jnp.finfo(K.dtype).eps * jnp.diagonal(K)[None])
-        width = jnp.where(some, jnp.sqrt(jnp.where(some, left, 1.0)), 0.0)
-        inverse = jnp.where(some, 1 / jnp.where(some, width, 1.0), 0.0)
+        width = safe_root(jnp.where(some, left, 0.0))
+        inverse = safe_ratio(jnp.ones_like(width), width)
         correlation = covariance * inverse[:, :, None] * inverse[:, None, :]
         self.nodes, self.weights = self._rules(K, across, inverse)
         x = np.arange(inputs)[:, None]

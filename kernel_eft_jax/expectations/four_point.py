@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..pairs import input_count, pair_table, pairs, triples
+from ..selecting import safe_ratio
 from .conditional import Conditional
 from .hermite_modes import frame, overlaps, rotate
 
@@ -119,19 +120,15 @@ def products_error(given: Conditional) -> Float[Array, ""]:
     squares = given.expect([((x, 0), (x, 0), (y, 0), (y, 0)) for x, y in zip(a, b, strict=True)])
     variances = jnp.maximum(squares - given.activation.moments(k) ** 2, 0)
     size = jnp.sqrt(variances)
-    worst = _largest_share(_around(given.rests()), size[:, None] * size[None, :])
+    worst = jnp.max(safe_ratio(_around(given.rests()), size[:, None] * size[None, :]))
     if inputs >= 4:
         (P, R), (p, r) = _four_different(inputs)
         held = jnp.sum(given.pair_modes() ** 2, axis=(1, 2))
         missing = jnp.sqrt(jnp.maximum(variances[pair_table(inputs)[np.triu_indices(inputs, 1)]] - held, 0))
         most = jnp.minimum(jnp.linalg.norm(overlaps(k, frame(k))[P, R], ord=2, axis=(-2, -1)), 1)
         rest = missing[p] * missing[r] * most ** (given.degree + 1)
-        worst = jnp.maximum(worst, _largest_share(rest, size[P] * size[R]))
+        worst = jnp.maximum(worst, jnp.max(safe_ratio(rest, size[P] * size[R])))
     return REST_OF_NOISE * worst
-
-
-def _largest_share(rest, both):
-    return jnp.max(jnp.where(both > 0, rest / jnp.where(both > 0, both, 1), 0))
 
 
 def _around(rests):

@@ -24,6 +24,7 @@ from ..activations.base import enough_points, rule
 from ..activations.pair_quadrature import outer_rule
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
+from ..selecting import safe_root
 from .averages import averages
 
 
@@ -134,14 +135,14 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
     inputs = input_count(f.L.shape[0])
     m, s = modes(degree, inputs)
     r, exists = np.maximum(m - s, 0), m >= s
-    points, root = enough_points(activation, degree + 2), np.sqrt(np.arange(1, degree + 2)).astype(f.L.dtype)
+    points, roots = enough_points(activation, degree + 2), np.sqrt(np.arange(1, degree + 2)).astype(f.L.dtype)
 
     def alone(k):
         x, w = rule(activation, jnp.zeros_like(k), k, points)
         he = hermite_polynomials(x, degree + 2)
         s_a, ds_a, dds_a = derivatives(activation, 2)(k * x)
         value, slope = jnp.matmul(jnp.stack([s_a * s_a, s_a * ds_a]) * w[None], he.T, precision="highest")
-        third = 2 / 3 * root * slope[1:] / k
+        third = 2 / 3 * roots * slope[1:] / k
         norms = jnp.stack([s_a**4, (2 * (ds_a**2 + s_a * dds_a) / 3) ** 2])
         norms = jnp.matmul(norms, w, precision="highest")
         each = np.array([0, 1, 1, 1])
@@ -166,7 +167,7 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
             return jnp.matmul(table * u[None], v.T, precision="highest")
 
         first = project(ds_a, ds_b)
-        second_aa = (root[:, None] * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0]
+        second_aa = (roots[:, None] * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0]
         everything = jnp.stack([project(s_a, s_b)[:-1], second_aa, project(s_a, dds_b)[:-1], 2 * first[:-1]])
         functions = jnp.where(exists[None], everything[:, r, s], 0)
         of_b = squares[:, 0]
@@ -206,8 +207,7 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
 
 def _root_of_rest(norm, held):
     """The root of what a norm has beyond the part that is held, which is no less than rounding."""
-    beyond = jnp.maximum(norm - held, 8 * jnp.finfo(norm.dtype).eps * norm)
-    return jnp.where(beyond > 0, jnp.sqrt(jnp.where(beyond > 0, beyond, 1.0)), 0.0)
+    return safe_root(jnp.maximum(norm - held, 8 * jnp.finfo(norm.dtype).eps * norm))
 
 
 def without(functions: PairFunctions, degree: Int[Array, ""], activation: Activation) -> PairFunctions:
