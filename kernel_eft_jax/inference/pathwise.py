@@ -131,12 +131,6 @@ def pathwise_sensitivity(
             "Start from C_b > 0, leave out the dependent inputs, or take `sensitivity`, whose mean kernels have "
             "a derivative."
         )
-    if {"eps", "decay"} & set(names) and not (skip(experiment.model, jnp.asarray(experiment.eps)) > 0).all():
-        raise ValueError(
-            "Argument `free` names eps or decay where decay eps^2 = 1 and there is no skip: a = sqrt(1 - decay "
-            "eps^2) has no derivative there. Leave them out, or take `sensitivity`, whose mean kernels have a "
-            "derivative."
-        )
     first, second = np.zeros(()), np.zeros(())
     for start in range(0, networks, NETWORKS_AT_ONCE):
         members = jnp.arange(start, min(start + NETWORKS_AT_ONCE, networks), dtype=jnp.uint32)
