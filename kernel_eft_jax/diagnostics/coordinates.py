@@ -18,7 +18,7 @@ from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from ..checks import check_count, check_flag, check_kernel, check_key, check_kind, check_layers, check_positive
 from ..depths import check_eps
-from ..ensemble.estimate import LEAST_NETWORKS
+from ..ensemble.estimate import LEAST_ENSEMBLE
 from ..model import Model
 from ..trajectory import Solution, solve
 from .validity import Width, validity_window
@@ -91,19 +91,22 @@ class CoordinateCheck(eqx.Module):
         return MeasuredStream(width, networks, mean, spread / np.sqrt(networks), spread)
 
     def __str__(self) -> str:
-        two = self.theory.K0.shape[-1] > 1
-        depth, theory = self.layers[-1], self.theory
+        depth, theory, table = self.layers[-1], self.theory, self.table()
         lines = [f"Stream of {depth} blocks of width {self.width} by {theory.closure!r}: {theory.model!r}"]
-        table = [["layer", *COLUMNS[: 3 + two]]]
-        for i, (mean, spread, drift, *cosine) in self.rows():
-            cells = f"{mean:.5g}", f"± {spread:.3g} %", f"{drift:+.2g} %", *(f"{c:.4f}" for c in cosine)
-            table.append([str(self.layers[i]), *cells])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
         return "\n".join([*lines, *self.sentences()])
 
     def __repr__(self) -> str:
         return str(self)
+
+    def table(self) -> list[list[str]]:
+        """`rows` as text, under a heading."""
+        text = [
+            [str(self.layers[i]), f"{mean:.5g}", f"± {spread:.3g} %", f"{drift:+.2g} %", *(f"{c:.4f}" for c in cosine)]
+            for i, (mean, spread, drift, *cosine) in self.rows()
+        ]
+        return [["layer", *COLUMNS[: len(text[0]) - 1]], *text]
 
     def rows(self) -> list[tuple[int, tuple[float, ...]]]:
         """For up to nine saved layers: the layer's place; mean square, spread and drift of input 0 (the last two in per
@@ -227,18 +230,18 @@ def coordinate_check(
     K0 = check_kernel(K0)
     check_positive(tolerance, "tolerance")
     check_flag(progress, "progress")
-    check_count(networks, "networks", least=LEAST_NETWORKS)
+    check_count(networks, "networks", least=LEAST_ENSEMBLE)
     if key is not None:
         check_key(key)
     kernels = None if own is None else _check_own(own, saved, K0.shape)  # before the work
     eps = check_eps(eps, model.decay, depth)
     theory = solve(model, K0, layers=saved, eps=eps if eps.ndim == 0 else eps[: saved[-1]])
     own_check = None if kernels is None else width_check(kernels, theory)
-    window = None
+    enough = {}
     if key is not None:
         choices = {"tolerance": tolerance, "networks": networks, "progress": progress}
-        window = validity_window(model, K0, depth=depth, eps=eps, key=key, closures={}, **choices)
-    return CoordinateCheck(theory, width, tolerance, {} if window is None else window.widths, own_check)
+        enough = validity_window(model, K0, depth=depth, eps=eps, key=key, closures={}, **choices).widths
+    return CoordinateCheck(theory, width, tolerance, enough, own_check)
 
 
 def _check_own(own, layers, shape):

@@ -19,7 +19,7 @@ from ..checks import check_count, check_flag, check_key, check_kind, check_posit
 from ..closures import Closure, GOnly, HermiteTower, SigmaKernel
 from ..depths import check_eps
 from ..ensemble import Estimate, estimate
-from ..ensemble.estimate import LEAST_NETWORKS
+from ..ensemble.estimate import LEAST_ENSEMBLE
 from ..model import Model
 from ..pairs import pack_covariance
 from ..showing import Shown
@@ -58,6 +58,11 @@ class Width(eqx.Module):
     def resolves(self, tolerance: float) -> bool:
         """Whether the standard error is at most half of the tolerance; only then is `confirms` conclusive."""
         return self.stderr <= tolerance / 2
+
+    def where(self, tolerance: float) -> str:
+        """The widths from which order 1/n is right to the tolerance, in words."""
+        enough = "from" if self.resolves(tolerance) else "perhaps (take more networks to be sure) from"
+        return f"{enough if self.confirms(tolerance) else 'not yet at'} n* = {self.width}"
 
 
 class Window(Shown):
@@ -109,10 +114,7 @@ class Window(Shown):
                 lines.append(f"  {quantity} of {closure}: {reach.where} (at the last depth {reach.error[-1]:.2g})")
         for quantity, sampled in self.widths.items():
             seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
-            last = sampled[-1]
-            enough = "from" if last.resolves(self.tolerance) else "perhaps (take more networks to be sure) from"
-            found = enough if last.confirms(self.tolerance) else "not yet at"
-            lines.append(f"  {quantity} to order 1/n: {found} n* = {last.width} (sampled deviations: {seen})")
+            lines.append(f"  {quantity} to order 1/n: {sampled[-1].where(self.tolerance)} (sampled deviations: {seen})")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -181,7 +183,7 @@ def validity_window(
         check_kind(closure, Closure, f"closures[{name!r}]")
     check_kind(reference, Closure, "reference")
     check_flag(progress, "progress")
-    check_count(networks, "networks", least=LEAST_NETWORKS)
+    check_count(networks, "networks", least=LEAST_ENSEMBLE)
     check_count(pilot_width, "pilot_width")
     check_count(depth, "depth")
     eps = check_eps(eps, model.decay, depth)

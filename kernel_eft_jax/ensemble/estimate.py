@@ -45,7 +45,7 @@ from .simulate import Problem, compiled, kernels_of_networks
 from .statistics import GROUPS, Group
 
 BLOCK_LAW = BlockSampler()
-LEAST_NETWORKS = 2 * GROUPS  # in each group two
+LEAST_ENSEMBLE = 2 * GROUPS  # networks, two in each group
 
 
 @together
@@ -103,7 +103,7 @@ def estimate(
     check_arguments("estimate", model, K0, eps, key, sampler)
     check_flag(control, "control")
     check_flag(progress, "progress")
-    networks = check_count(networks, "networks", least=LEAST_NETWORKS)
+    networks = check_count(networks, "networks", least=LEAST_ENSEMBLE)
     if control and not isinstance(sampler, BlockSampler):
         raise ValueError(
             "Argument `control` must be False for this sampler: control variates reuse the normals of the block law, "

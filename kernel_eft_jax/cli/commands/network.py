@@ -10,7 +10,6 @@ import numpy as np
 from ... import recipes
 from ...depths import first_steps
 from ...diagnostics import CoordinateCheck, coordinate_check
-from ...diagnostics.coordinates import COLUMNS
 from ...inference.files import read_kernels
 from ..models import describe_model, make_kernel, make_model
 from ..outputs import write
@@ -30,7 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
         "model": name + describe_model(stack["model"]),
         "network": f"{stack['depth']} blocks, width {stack['width']}",
     }
-    table = Table(title, ["layer", *COLUMNS[: 3 + (len(stack["K0"]) > 1)]], rows(check), check.sentences())
+    columns, *rows = check.table()
+    table = Table(title, columns, rows, check.sentences())
     figure, beside = arguments.files
     if figure is not None:
         from ...figures import plot_coordinate_check
@@ -97,14 +97,6 @@ def read_own(files: list) -> tuple[dict[int, np.ndarray], list[int] | None, dict
             raise ValueError(f"Argument `--own`: two files hold networks of width {settings['width']}: join them.")
         kernels[int(settings["width"])] = G
     return kernels, (first["layers"] if first else None), first
-
-
-def rows(check: CoordinateCheck) -> list[list]:
-    """The table of a check, as text, since its errors are columns of their own."""
-    return [
-        [str(check.layers[i]), f"{mean:.5g}", f"± {spread:.3g} %", f"{drift:+.2g} %", *(f"{c:.4f}" for c in cosine)]
-        for i, (mean, spread, drift, *cosine) in check.rows()
-    ]
 
 
 def record(check: CoordinateCheck) -> dict[str, Any]:

@@ -58,7 +58,5 @@ def rows(window: Window) -> list[list]:
             table.append([quantity, closure, reach.where, f"{reach.error[-1]:.2g}"])
     for quantity, sampled in window.widths.items():
         last = sampled[-1]
-        enough = "from" if last.resolves(window.tolerance) else "perhaps (take more networks to be sure) from"
-        found = enough if last.confirms(window.tolerance) else "not yet at"
-        table.append([quantity, "order 1/n", f"{found} n* = {last.width}", Value(last.deviation, last.stderr)])
+        table.append([quantity, "order 1/n", last.where(window.tolerance), Value(last.deviation, last.stderr)])
     return table
