@@ -55,7 +55,17 @@ class Piecewise(OfFunction):
         return self.places
 
 
-class ELU(Summed):
+class _Kinked(Summed):
+    """A function with kinks that do not depend on its parameters."""
+
+    places: ClassVar[tuple[float, ...]] = (0.0,)
+
+    @property
+    def kinks(self):
+        return self.places
+
+
+class ELU(_Kinked):
     r"""$s(x) = x$ for $x > 0$, $\alpha (e^x - 1)$ else."""
 
     alpha: Float[Array, ""] = eqx.field(converter=array("alpha"), default=1.0)
@@ -66,12 +76,8 @@ class ELU(Summed):
     def __call__(self, x):
         return jnp.where(x > 0, x, self.alpha.astype(x.dtype) * jnp.expm1(jnp.where(x > 0, 0, x)))
 
-    @property
-    def kinks(self):
-        return (0.0,)
 
-
-class CELU(Summed):
+class CELU(_Kinked):
     r"""$s(x) = x$ for $x > 0$, $\alpha (e^{x / \alpha} - 1)$ else, for $\alpha > 0$."""
 
     alpha: Float[Array, ""] = eqx.field(converter=array("alpha"), default=1.0, metadata=parameter(positive=True))
@@ -84,22 +90,8 @@ class CELU(Summed):
         return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x) / alpha))
 
     @property
-    def kinks(self):
-        return (0.0,)
-
-    @property
     def sharpness(self):
         return 1 / self.alpha
-
-
-class _Kinked(Summed):
-    """A function without parameters and its kinks."""
-
-    places: ClassVar[tuple[float, ...]] = (0.0,)
-
-    @property
-    def kinks(self):
-        return self.places
 
 
 class SELU(_Kinked):

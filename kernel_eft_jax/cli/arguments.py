@@ -80,9 +80,8 @@ def _parse(top, parsers, words):
     return arguments
 
 
-def parser(parsers: dict[str, Parser] | None = None) -> Parser:
+def parser(parsers: dict[str, Parser]) -> Parser:
     """The parser of the command line; those of its commands go into `parsers`."""
-    parsers = {} if parsers is None else parsers
     top = Parser(
         prog="kernel-eft",
         description="Statistics of finite-width residual networks at initialisation: theory and sampled networks. "

@@ -78,11 +78,7 @@ class PairTower(Closure[PairState]):
     def _unturned(self, model, state, dt):
         """The state one layer on, u still in the modes of the layer's beginning and bounds not yet decayed; and the
         turn of these modes into those of its end."""
-        read, shrink = self._read(model, state.k), model.shrink(dt)
-        response, responses = (
-            Local(*read.expansion, jnp.zeros((), dt.dtype)),
-            model.responses_of_read(read.expansion.value),
-        )
+        (read, response, responses), shrink = self._read(model, state.k), model.shrink(dt)
         with_modes, with_h, with_y, mean = _covariances(state, read, response)
         transport = apply_all(responses, with_h)
         m_Q, C_Q = carry_all(responses, mean, with_y)
@@ -114,11 +110,7 @@ class PairTower(Closure[PairState]):
         return PairMemory(state.u + product, state.v + _inner_products(state.u, product))
 
     def follow(self, model: Model, state: PairState, memory: PairMemory, dt) -> PairMemory:
-        read, shrink = self._read(model, state.k), model.shrink(dt)
-        response, responses = (
-            Local(*read.expansion, jnp.zeros((), dt.dtype)),
-            model.responses_of_read(read.expansion.value),
-        )
+        (read, response, responses), shrink = self._read(model, state.k), model.shrink(dt)
         with_y = _inner_products(read.value, memory.modes) + response.apply(memory.response)
         k = shrink * state.k + dt * responses[-1].value
         turn = frame_turn(state.k, k, shrink)[1]
@@ -145,7 +137,9 @@ class PairTower(Closure[PairState]):
         return int(min(self.degree, last_degree(model.read)))
 
     def _read(self, model, k):
-        return read_pair(model.read, k, self._degree(model), self.nodes)
+        """What the branch reads, the response of E[s s], and the responses of all maps behind it."""
+        read = read_pair(model.read, k, self._degree(model), self.nodes)
+        return read, Local(*read.expansion, jnp.zeros((), k.dtype)), model.responses_of_read(read.expansion.value)
 
 
 def _covariances(state, read, response):

@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
+from scipy.special import fdtrc
 
 from ..checks import LEAST_NETWORKS, check_count, check_kind, to_numpy
 from ..ensemble.own_kernels import check_networks
@@ -47,8 +48,6 @@ class WidthCheck(AtWidths, Shown):
         $\operatorname{artanh} \rho$, whose noise hardly depends on their values: so the probability holds from 16
         networks a width on. Raises ValueError for fewer than two widths.
         """
-        from scipy import special  # loads for a tenth of a second
-
         if len(self.widths) < 2:
             raise ValueError(
                 "Argument `kernels` must hold two widths or more to find a difference that falls like 1/n."
@@ -62,7 +61,7 @@ class WidthCheck(AtWidths, Shown):
         shape = shape / np.linalg.norm(shape, axis=0)
         gap = gap / error
         chi2, free = np.sum(gap**2, axis=0) - np.sum(shape * gap, axis=0) ** 2, len(self.widths) - 1
-        return float(min(1.0, chi2.size * special.fdtrc(free, self.networks.min() - 1, chi2.max() / free)))
+        return float(min(1.0, chi2.size * fdtrc(free, self.networks.min() - 1, chi2.max() / free)))
 
     def interval(self, quantity: str = "V4", level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of confidence intervals, of the shape of the quantity: symmetric, for variances in V4 in

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from scipy.special import chdtrc, stdtrit
 from tqdm import tqdm
 
 from ..checks import check_flag, check_kind, check_untraced
@@ -104,18 +105,14 @@ class Fit(Shown):
     def p_value(self) -> float:
         """Probability of a larger chi2 if the theory is right; if it is small, the theory is wrong and the intervals
         mislead."""
-        from scipy import special
-
-        return float(special.chdtrc(self.dof, self.chi2)) if self.dof else float("nan")
+        return float(chdtrc(self.dof, self.chi2)) if self.dof else float("nan")
 
     def interval(self, level: float = 0.95) -> Float[np.ndarray, "parameters 2"]:
         """Confidence intervals: symmetric in the logarithm of positive parameters; not below zero for variances of
         biases."""
         if not 0 < level < 1:
             raise ValueError(f"Argument `level` must lie between 0 and 1, but is {level}.")
-        from scipy import special
-
-        reach = special.stdtrit(len(self.observed.shares) - 1, 0.5 + 0.5 * level) * np.array([-1, 1])
+        reach = stdtrit(len(self.observed.shares) - 1, 0.5 + 0.5 * level) * np.array([-1, 1])
         rows = []
         every = said_of(self.experiment, self.names)
         for said, value, error in zip(every, self.values, self.stderr, strict=True):

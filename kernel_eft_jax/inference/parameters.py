@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_kernel, check_layers, check_positive, is_concrete
+from ..checks import check_kernel, check_kind, check_layers, check_positive, is_concrete
 from ..closures import Closure
 from ..depths import check_eps
 from ..fields import Parameter, declared, parameter
@@ -65,8 +65,7 @@ class Experiment(eqx.Module):
         eps: Float[ArrayLike, "..."] = 1.0,
         K0_scale: Float[ArrayLike, ""] = 1.0,
     ):
-        if not isinstance(model, Model):
-            raise ValueError(f"Argument `model` must be a Model, but is {model!r}.")
+        check_kind(model, Model, "model")
         for name, value in (("width", width), ("K0_scale", K0_scale)):
             check_positive(value, name)
         self.layers = check_layers(layers)

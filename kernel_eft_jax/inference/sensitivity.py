@@ -127,9 +127,8 @@ def sensitivity(
     solution = solve(model, K0, ts, layers=layers, eps=eps, closure=closure, **options)
     K0 = check_kernel(K0)
     names = list(places(model))
-    moving_eps = eps is not None and np.ndim(eps) == 0
     skips = eps is None or not no_skip(model, jnp.asarray(eps))
-    moving_eps = moving_eps and skips
+    moving_eps = skips and eps is not None and np.ndim(eps) == 0
     if not (skips and closure.has_decay):
         names.remove("decay")
     if eps is None:
