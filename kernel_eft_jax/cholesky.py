@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .linear import matmul
+
 UNROLLED = 8  # up to this many inputs, N x N algebra is written out; beyond, it is a loop or a batched product
 
 
@@ -28,7 +30,7 @@ def semidefinite_cholesky(Q: Float[Array, "N N"]) -> Float[Array, "N N"]:
 
     def panel(first, width, L):
         done = jax.lax.dynamic_slice_in_dim(L, first, width, axis=0)
-        rest = jax.lax.dynamic_slice_in_dim(Q, first, width, axis=1) - jnp.matmul(L, done.T, precision="highest")
+        rest = jax.lax.dynamic_slice_in_dim(Q, first, width, axis=1) - matmul(L, done.T)
         columns = eliminate([rest[:, j] for j in range(width)], first)
         return jax.lax.dynamic_update_slice_in_dim(L, columns, first, axis=1)
 

@@ -5,5 +5,5 @@ from jaxtyping import Array, Float
 
 
 def matmul(x: Float[Array, "*x k"], y: Float[Array, "*y"]) -> Float[Array, "*xy"]:
-    """x y for matrices, for stacks of them, or for a matrix and a vector."""
+    """x y for matrices, for stacks of them, for a matrix and a vector, or for two vectors."""
     return jnp.matmul(x, y, precision="highest")

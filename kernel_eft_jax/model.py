@@ -39,6 +39,7 @@ from .kernel_maps import (
     mean_variance,
     variance_leaf,
 )
+from .linear import matmul
 from .pairs import pack, pack_covariance, unpack
 from .showing import shown_fields
 
@@ -331,5 +332,5 @@ def input_kernel(
 ) -> Float[Array, "N N"]:
     r"""Kernel of a random linear embedding of data, $K_{ab} = C_b + C_W\, x_a \cdot x_b / d$."""
     x = check_features(x)
-    gram = jnp.matmul(x, x.T, precision="highest") / x.shape[1]
+    gram = matmul(x, x.T) / x.shape[1]
     return variance_leaf("C_b", C_b).astype(gram.dtype) + variance_leaf("C_W", C_W).astype(gram.dtype) * gram

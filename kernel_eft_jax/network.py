@@ -17,6 +17,7 @@ from .checks import check_count, check_features, check_kernel, check_key, check_
 from .cholesky import semidefinite_cholesky
 from .depths import check_eps
 from .kernel_maps import GLU
+from .linear import matmul
 from .model import Model
 
 
@@ -103,7 +104,7 @@ class ResNet(eqx.Module):
     def _layer(self, phi, eps, weights, biases):
         x = phi
         for section, W, b in zip(self.model.sections, weights, biases, strict=True):
-            x = jnp.matmul(section.features(x), W.T, precision="highest") + b[None]
+            x = matmul(section.features(x), W.T) + b[None]
         return skip(self.model, eps) * phi + eps * x
 
     def _check(self, phi0):
@@ -117,7 +118,7 @@ class ResNet(eqx.Module):
 def empirical_kernel(phi: Float[ArrayLike, "*batch N n"]) -> Float[Array, "*batch N N"]:
     r"""$G_{ab} = \frac1n \sum_i \phi_i(a) \phi_i(b)$; of s(phi) it is the kernel S."""
     phi = check_features(phi, "phi", axes=None)
-    return jnp.matmul(phi, phi.mT, precision="highest") / phi.shape[-1]
+    return matmul(phi, phi.mT) / phi.shape[-1]
 
 
 def draw_inputs(K0: Float[ArrayLike, "N N"], *, width: int, key: PRNGKeyArray) -> Float[Array, "N n"]:
@@ -126,4 +127,4 @@ def draw_inputs(K0: Float[ArrayLike, "N N"], *, width: int, key: PRNGKeyArray) -
     check_count(width, "width")
     check_key(key)
     z = jax.random.normal(key, (K0.shape[0], width), K0.dtype)
-    return jnp.matmul(semidefinite_cholesky(K0), z, precision="highest")
+    return matmul(semidefinite_cholesky(K0), z)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..linear import matmul
 from ..pairs import input_count, pairs, triples
 from ..quadrature import REACH, centred_rule, normal_density, remaining_share
 from .base import Activation, Expansion, between_sides, centres, enough_points, kink_jumps, kink_places, rule
@@ -241,7 +242,7 @@ def _by_two_rules(activation, k):
     over = jnp.stack(to_average(activation, mean[:, None], width[:, None], y, parts))
     halves = y.shape[1] // (points + finer)
     rules = jnp.asarray(np.tile(np.repeat(np.eye(2), (points, finer), axis=1), halves), k.dtype)
-    means = jnp.matmul(over * w[None], rules.T, precision="highest")  # (5, cases, 2)
+    means = matmul(over * w[None], rules.T)  # (5, cases, 2)
     one = jnp.ones_like(k)
     units = jnp.stack([one, root, k, jnp.where(parts, root, k * root), jnp.where(parts, one, k * k)])
     gaps = units[:, None] * jnp.abs(means[..., 0] - means[..., 1])
@@ -249,9 +250,7 @@ def _by_two_rules(activation, k):
     ends = jnp.max(jnp.square(units[:, None] * outermost))
     weights = w[0][None] * rules
     coarse, fine = _expansions(activation, k, here, weights, means[:, 0])
-    alone = (
-        jnp.matmul(weights, on_line(activation, k, y[0], here).T, precision="highest") * jnp.stack([one, k, k**2])[None]
-    )
+    alone = matmul(weights, on_line(activation, k, y[0], here).T) * jnp.stack([one, k, k**2])[None]
     scale = jnp.sqrt(jnp.sum(here[VALUE] ** 2 * weights[1]))
     # In a moment the error `gaps` of one mean is multiplied by the other factor, here by the mean of its absolute
     # value.

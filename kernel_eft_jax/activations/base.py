@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import check_array, is_concrete
+from ..linear import matmul
 from ..pairs import input_count, pairs, triples
 from ..quadrature import (
     POINTS,
@@ -276,8 +277,8 @@ def _expansion_jvp(static, primals, tangents):
         return tuple(activation.single(*k) if len(k) == 1 else activation.regular_pair(*k))
 
     d_hessian = jax.jvp(lambda arrays, k: everything(arrays, k)[2], (arrays, k), (d_arrays, d_k))[1]
-    d_value = jnp.dot(gradient, change, precision="highest")
-    d_gradient = jnp.matmul(hessian, change, precision="highest")
+    d_value = matmul(gradient, change)
+    d_gradient = matmul(hessian, change)
     if jax.tree.leaves(arrays):
         by_value, by_gradient = jax.jvp(lambda arrays: everything(arrays, k)[:2], (arrays,), (d_arrays,))[1]
         d_value, d_gradient = d_value + by_value, d_gradient + by_gradient

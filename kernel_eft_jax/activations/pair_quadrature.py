@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ..linear import matmul
 from ..quadrature import centred_rule, derivatives, normal_density, remaining_share, steepness
 from ..selecting import safe_root
 from .base import (
@@ -199,7 +200,7 @@ def to_average(
 
 
 def _product(a, b):
-    return jnp.matmul(a, b.T, precision="highest")
+    return matmul(a, b.T)
 
 
 def kink_deltas(activation, root):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..linear import matmul
 from ..pairs import input_count
 from ..quadrature import derivatives, hermite_polynomials, powers
 from .base import Activation, Expansion, differentiable, rule
@@ -74,7 +75,7 @@ def _coefficients(activation, k):
     root = jnp.sqrt(k)
     x, w = rule(activation, jnp.zeros_like(k), root, NODES)
     s, _, dds = derivatives(activation, 2)(root * x)
-    alpha = jnp.matmul(hermite_polynomials(x, TERMS + 4) * w[None], s, precision="highest")
+    alpha = matmul(hermite_polynomials(x, TERMS + 4) * w[None], s)
     n = np.arange(TERMS)
     rows = [alpha[:TERMS]]
     for i in range(1, 5):

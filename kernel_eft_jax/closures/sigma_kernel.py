@@ -180,7 +180,7 @@ class Regression(NamedTuple):
 
 def _regression(given: Conditional) -> Regression:
     expansion, cross, C = _local_moments(given)
-    return Regression(*expansion, jnp.matmul(cross, _pseudo_inverse(C), precision="highest"))
+    return Regression(*expansion, matmul(cross, _pseudo_inverse(C)))
 
 
 def _local_moments(given: Conditional):

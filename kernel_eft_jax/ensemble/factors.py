@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..cholesky import UNROLLED, semidefinite_cholesky
 from ..kernel_maps import Dense
+from ..linear import matmul
 from ..pairs import input_count, pack, pair_table
 
 WRITTEN_OUT = 2 * UNROLLED  # up to this many inputs, factors and their products are written out with networks innermost
@@ -39,7 +40,7 @@ def gram(s: Float[Array, "N n B"]) -> Float[Array, "P B"]:
         # The barrier keeps the compiler from cutting the sum of one input into eight passes.
         return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(sums)), axis=1) / width
     s = jnp.moveaxis(s, -1, 0)
-    return pack(jnp.matmul(s, s.mT, precision="highest")).T / width
+    return pack(matmul(s, s.mT)).T / width
 
 
 def mix(L: Float[Array, "N N #B"], z: Float[Array, "N n B"], full: bool = False) -> Float[Array, "N n B"]:
@@ -50,7 +51,7 @@ def mix(L: Float[Array, "N N #B"], z: Float[Array, "N n B"], full: bool = False)
         return jnp.stack(
             [sum(L[a, b][None] * z[b] for b in range(1, last[a])) + L[a, 0][None] * z[0] for a in range(inputs)]
         )
-    return jnp.moveaxis(jnp.matmul(jnp.moveaxis(L, -1, 0), jnp.moveaxis(z, -1, 0), precision="highest"), 0, -1)
+    return jnp.moveaxis(matmul(jnp.moveaxis(L, -1, 0), jnp.moveaxis(z, -1, 0)), 0, -1)
 
 
 def cholesky_of_networks(Q: Float[Array, "N N B"]) -> Float[Array, "N N B"]:

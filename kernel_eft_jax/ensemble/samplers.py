@@ -20,6 +20,7 @@ from jaxtyping import Array, Complex, Float, UInt32
 
 from ..cholesky import UNROLLED
 from ..kernel_maps import Dense
+from ..linear import matmul
 from ..model import Model
 from ..network import shapes
 from .factors import WRITTEN_OUT, features_factor, gram, mix
@@ -118,7 +119,7 @@ class WeightSampler(Sampler):
         x = jnp.moveaxis(read, -1, 0)
 
         def neurons(z):
-            Wx = jnp.matmul(x, z[:, :-1], precision="highest")
+            Wx = matmul(x, z[:, :-1])
             return jnp.sqrt(dense.C_W / shape[1]) * Wx + jnp.sqrt(dense.C_b) * z[:, -1:]
 
         u = jnp.concatenate([neurons(noise.real), neurons(noise.imag)], axis=2)[:, :, : shape[0]]

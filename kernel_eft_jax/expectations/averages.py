@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ..activations import Activation
 from ..activations.base import rule
+from ..linear import matmul
 from ..quadrature import derivatives, even_rule, hermite_means, hermite_polynomials
 
 # Enough for tanh as long as width^2 is below 4, for GELU below 12. Odd: zero, where most functions are steepest, is a
@@ -60,6 +61,6 @@ def averages(
     # between two nodes.
     turn = 2 * np.pi / 3 * np.arange(z.size)
     waves = np.stack([np.ones_like(turn), np.cos(turn), np.sin(turn)]).astype(z.dtype)
-    whole, *waves = jnp.einsum("cz,bxz->cbx", waves * v[None], s[2] * s[2], precision="highest")
-    whole, missed = (jnp.matmul(x, weights, precision="highest") for x in (whole, sum(map(jnp.abs, waves))))
+    whole, cosine, sine = jnp.einsum("cz,bxz->cbx", waves * v[None], s[2] * s[2], precision="highest")
+    whole, missed = matmul(whole, weights), matmul(jnp.abs(cosine) + jnp.abs(sine), weights)
     return jax.lax.cond(jnp.all(missed <= COARSE * whole), lambda: (orders, squares), by_crowded_nodes)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from ..activations import Activation
 from ..activations.base import enough_points, rule
 from ..activations.pair_quadrature import outer_rule
+from ..linear import matmul
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
 from ..selecting import safe_root
@@ -141,10 +142,10 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         x, w = rule(activation, jnp.zeros_like(k), k, points)
         he = hermite_polynomials(x, degree + 2)
         s_a, ds_a, dds_a = derivatives(activation, 2)(k * x)
-        value, slope = jnp.matmul(jnp.stack([s_a * s_a, s_a * ds_a]) * w[None], he.T, precision="highest")
+        value, slope = matmul(jnp.stack([s_a * s_a, s_a * ds_a]) * w[None], he.T)
         third = 2 / 3 * roots * slope[1:] / k
         norms = jnp.stack([s_a**4, (2 * (ds_a**2 + s_a * dds_a) / 3) ** 2])
-        norms = jnp.matmul(norms, w, precision="highest")
+        norms = matmul(norms, w)
         each = np.array([0, 1, 1, 1])
         found = jnp.stack([value[:-1], third])[each]
         functions = jnp.pad(found[:, 1:, None], ((0, 0), (0, 0), (0, s.size - 1)))
@@ -164,7 +165,7 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         s_b, ds_b, dds_b = jnp.moveaxis(over[:, :, 0], 1, 0)
 
         def project(u, v):
-            return jnp.matmul(table * u[None], v.T, precision="highest")
+            return matmul(table * u[None], v.T)
 
         first = project(ds_a, ds_b)
         second_aa = (roots[:, None] * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0]
@@ -172,12 +173,12 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
         functions = jnp.where(exists[None], everything[:, r, s], 0)
         of_b = squares[:, 0]
         norms = jnp.stack([s_a**2 * of_b[0], dds_a**2 * of_b[0], s_a**2 * of_b[2], 4 * ds_a**2 * of_b[1]])
-        beyond = tails(jnp.matmul(norms, w, precision="highest"), functions, everything[:, 0, 0])
+        beyond = tails(matmul(norms, w), functions, everything[:, 0, 0])
         if not activation.kinks:
             return functions, beyond, beyond[0]
         slopes = jnp.stack([project(ds_a, s_b)[:-1], project(s_a, ds_b)[:-1]])
         norms = jnp.stack([ds_a**2 * of_b[0], s_a**2 * of_b[1], s_a * ds_a * of_b[2]])
-        *norms, mixed = jnp.matmul(norms, w, precision="highest")
+        *norms, mixed = matmul(norms, w)
         by_a, by_b = tails(jnp.stack(norms), jnp.where(exists[None], slopes[:, r, s], 0), slopes[:, 0, 0])
         by_both = 0.5 * beyond[3] / np.sqrt(degree + 1).astype(beyond.dtype)
         second_aa = (lowered * by_a + jnp.abs(L[1, 0]) * by_both) / L[0, 0]

@@ -126,13 +126,13 @@ def _on_plane(activation, k, f, degree, nodes):
     parts = by_parts(activation, k_aa), by_parts(activation, k_bb)
     a = factors(activation, L[0, 0] * x, parts[0])
     b = factors(activation, L[1, 0] * x[:, None] + L[1, 1] * y[None], parts[1])
-    expansion = assemble(matmul(a * w[None], jnp.matmul(b, v, precision="highest").T), k_aa, k_bb, k_ab, parts)
+    expansion = assemble(matmul(a * w[None], matmul(b, v).T), k_aa, k_bb, k_ab, parts)
     over_y = matmul(b[:3], (hermite_polynomials(y, degree + 1) * v[None]).T)
     table = hermite_polynomials(x, degree + 1) * w[None]
     which = ((0, 0), (2, 0), (0, 2), (1, 1))
     scale = np.array([1, 1, 1, 2]).astype(k.dtype)
     found = jnp.stack([matmul(table * a[i][None], over_y[j]) for i, j in which]) * scale[:, None, None]
-    squares = jnp.matmul(b[:3] ** 2, v, precision="highest")
+    squares = matmul(b[:3] ** 2, v)
     norms = jnp.stack([jnp.sum(a[i] ** 2 * squares[j] * w) for i, j in which]) * scale**2
     m, s = modes(degree, 2)
     places = jnp.where(m >= s, found[:, np.maximum(m - s, 0), s], 0)
