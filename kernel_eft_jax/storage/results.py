@@ -49,7 +49,7 @@ def save(result: Result, path: str | os.PathLike, **settings: Any) -> Path:
     The file also holds what made the result: model, closure or sampler, eps, width, key.
 
     Args:
-        result: A `Solution` or an `Estimate`.
+        result: A `Solution`, a `PairSolution` or an `Estimate`.
         path: The file.
         **settings: Notes of yours, kept as attributes: numbers and text as they are, anything else as its text.
 
@@ -61,7 +61,9 @@ def save(result: Result, path: str | os.PathLike, **settings: Any) -> Path:
         OSError: With a sentence, if the file cannot be written; an old file is then untouched.
     """
     if not isinstance(result, Result):
-        raise ValueError(f"Argument `result` must be a Solution or an Estimate, but is {result!r:.200}.")
+        raise ValueError(
+            f"Argument `result` must be a Solution, a PairSolution or an Estimate, but is {result!r:.200}."
+        )
     data = result.to_xarray()
     notes = {name: attribute(value) for name, value in settings.items()}
     for name, note in notes.items():
@@ -82,7 +84,7 @@ def load(path: str | os.PathLike) -> Any:
         path: The file.
 
     Returns:
-        The `Solution` or the `Estimate`.
+        The result.
 
     Raises:
         ValueError: For a file that is damaged, by one bit or by more, or holds something else.
