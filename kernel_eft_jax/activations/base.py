@@ -46,14 +46,14 @@ class Expansion(NamedTuple):
     hessian: Float[Array, "*P 3 3"]
 
 
-def along(value: Float[Array, ""], slope: Float[Array, ""], bend: Float[Array, ""]) -> Expansion:
+def along(value: Float[Array, ""], gradient: Float[Array, ""], hessian: Float[Array, ""]) -> Expansion:
     r"""The expansion of one input with itself from $m(k) = E[s^2]$, $m'$ and $m''$.
 
     For one input k_aa, k_bb and k_ab are the same variance. Only sums of derivatives have a meaning, and every entry is
     an equal share of a sum. At large k a sum is far below the terms of a pair, such as $E[s'^2]$, which would lose its
     digits by cancellation.
     """
-    return Expansion(value, jnp.full((3,), slope / 3), jnp.full((3, 3), bend / 9))
+    return Expansion(value, jnp.full((3,), gradient / 3), jnp.full((3, 3), hessian / 9))
 
 
 class Activation(eqx.Module):

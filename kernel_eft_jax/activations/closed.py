@@ -64,8 +64,8 @@ class Erf(PairActivation):
 
     def single(self, k):
         A, D = 1 + 2 * k, 1 + 4 * k
-        slope = 4 / jnp.pi / (A * jnp.sqrt(D))
-        return along(self.moment(k, k, k), slope, -2 * slope * (1 / A + 1 / D))
+        gradient = 4 / jnp.pi / (A * jnp.sqrt(D))
+        return along(self.moment(k, k, k), gradient, -2 * gradient * (1 / A + 1 / D))
 
     def _D(self, k_aa, k_bb, k_ab):
         return 1 + 2 * (k_aa + k_bb) + 4 * determinant(k_aa, k_bb, k_ab)
@@ -134,6 +134,6 @@ class GELU(PairActivation):
     def single(self, k):
         A, D = 1 + k, 1 + 2 * k
         root, p, q = jnp.sqrt(D), k / A, 1 / A
-        slope = jnp.arctan2(root, -k) + k / root * (2 / D + (3 + k) * q**2)
-        bend = (6 * q**3 + 18 * p * q**2 + 11 * p**2 * q - 5 * p**3) / (D**2 * root)
-        return along(self.moment(k, k, k), slope / (2 * jnp.pi), bend / (2 * jnp.pi))
+        gradient = jnp.arctan2(root, -k) + k / root * (2 / D + (3 + k) * q**2)
+        hessian = (6 * q**3 + 18 * p * q**2 + 11 * p**2 * q - 5 * p**3) / (D**2 * root)
+        return along(self.moment(k, k, k), gradient / (2 * jnp.pi), hessian / (2 * jnp.pi))

@@ -149,16 +149,16 @@ def on_line(
 ) -> Float[Array, "3 M"]:
     """Functions of x whose means are E[s^2] and its first and second derivative in k, from `factors` f at
     sqrt(k) x."""
-    slope = x * f[VALUE] * f[FIRST] / jnp.sqrt(k)
-    bend = slope * (0.5 * (x**2 - 3) / k)
+    gradient = x * f[VALUE] * f[FIRST] / jnp.sqrt(k)
+    hessian = gradient * (0.5 * (x**2 - 3) / k)
     if not activation.kinks:
         parts, local = (
             by_parts(activation, k),
             1.5 * f[SECOND] ** 2 + 2 * f[FIRST] * f[THIRD] + 0.5 * f[VALUE] * f[FOURTH],
         )
-        slope = jnp.where(parts, slope, f[FIRST] ** 2 + f[VALUE] * f[SECOND])
-        bend = jnp.where(parts, bend, local)
-    return jnp.stack([f[VALUE] ** 2, slope, bend])
+        gradient = jnp.where(parts, gradient, f[FIRST] ** 2 + f[VALUE] * f[SECOND])
+        hessian = jnp.where(parts, hessian, local)
+    return jnp.stack([f[VALUE] ** 2, gradient, hessian])
 
 
 def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[Array, "5 5"]:

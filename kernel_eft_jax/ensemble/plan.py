@@ -78,8 +78,8 @@ def check_run(problem: Problem, networks: int, depth: int, control: bool) -> Non
     """Raise `MemoryError`, before anything is computed, for a run whose statistics or whose tables of the infinite
     width cannot fit.
 
-    For each layer the tables hold K0, E[ss], three slopes a pair, the factor of Q and its inverse: once as computed,
-    and for control variates once more in float32 on the device.
+    For each layer the tables hold K0, E[ss], three derivatives a pair, the factor of Q and its inverse: once as
+    computed, and for control variates once more in float32 on the device.
     """
     planned = eqx.tree_at(lambda p: p.path, problem, () if control else None, is_leaf=lambda x: x is None)
     plan_run(planned, networks)
