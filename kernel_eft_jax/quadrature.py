@@ -132,9 +132,14 @@ def remaining_scale(rest: Float[Array, "*shape"], variance: Float[Array, "*#shap
     In float64 functions of this scale are right to 1e-9. Their derivatives are too, but only to 1e-7 where nothing
     remains.
     """
-    least = jnp.finfo(rest.dtype).eps ** 0.6 * variance
-    x = jax.lax.stop_gradient(rest / least)
-    return jnp.sqrt(rest + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x))
+    return jnp.sqrt(above_rounding(rest, jnp.finfo(rest.dtype).eps ** 0.6 * variance))
+
+
+def above_rounding(x: Float[Array, "*shape"], least: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
+    """x where x is far above `least`, a size of its rounding error, and elsewhere a number of that size above zero. The
+    derivative is that of x."""
+    ratio = jax.lax.stop_gradient(x / least)
+    return x + least * jnp.where(ratio > 0, jnp.exp(-ratio), 1 - 2 * ratio)
 
 
 def hermite_means(values: Float[Array, "F X M"], y: Float[Array, "X M"], terms: int) -> Float[Array, "F X terms"]:
@@ -151,15 +156,19 @@ def hermite_means(values: Float[Array, "F X M"], y: Float[Array, "X M"], terms: 
     return jnp.moveaxis(sums, 0, -1)
 
 
-def hermite_polynomials(x: Float[Array, " M"], terms: int) -> Float[Array, "terms M"]:
-    """he_0 ... he_(terms - 1) at x, orthonormal."""
+def hermite_polynomials(
+    x: Float[Array, " M"], terms: int, weight: Float[Array, " M"] | None = None
+) -> Float[Array, "terms M"]:
+    """he_0 ... he_(terms - 1) at x, orthonormal; with a `weight` times this number, which may be so small that the
+    polynomials alone would overflow."""
 
     def raise_degree(last_two, j):
         older, old = last_two
         return (old, (x * old - jnp.sqrt(j) * older) / jnp.sqrt(j + 1)), old
 
     degrees = jnp.arange(terms, dtype=x.dtype)
-    return jax.lax.scan(raise_degree, (jnp.zeros_like(x), jnp.ones_like(x)), degrees)[1]
+    lowest = jnp.ones_like(x) if weight is None else weight
+    return jax.lax.scan(raise_degree, (jnp.zeros_like(x), lowest), degrees)[1]
 
 
 def derivative(f: Function, order: int) -> Function:

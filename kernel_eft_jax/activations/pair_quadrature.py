@@ -28,12 +28,11 @@ kink, and their product diverges. It is left out, because its coefficient vanish
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..linear import matmul
-from ..quadrature import centred_rule, derivatives, normal_density, remaining_share, steepness
+from ..quadrature import above_rounding, centred_rule, derivatives, normal_density, remaining_share, steepness
 from ..selecting import safe_root
 from .base import (
     Activation,
@@ -108,10 +107,8 @@ def remaining(
     """The numbers `across` and `rest` of phi_b = across x + rest y given phi_a = sqrt(k_aa) x. If `regular`, rest stays
     above its rounding error, so that it can be differentiated."""
     share = remaining_share(k_aa, k_bb, k_ab)
-    least = jnp.finfo(share.dtype).eps ** 0.8
     if regular:
-        x = jax.lax.stop_gradient(share / least)
-        share = share + least * jnp.where(x > 0, jnp.exp(-x), 1 - 2 * x)
+        share = above_rounding(share, jnp.asarray(jnp.finfo(share.dtype).eps ** 0.8, share.dtype))
     return k_ab / jnp.sqrt(k_aa), jnp.sqrt(k_bb) * safe_root(share)
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..quadrature import normal_density, remaining_share
+from ..quadrature import hermite_polynomials, normal_density, remaining_share
 from ..selecting import safe_ratio, safe_root
 from .base import array, finite
 from .pair import PairActivation
@@ -130,14 +130,7 @@ def _smoothed_ramp(order, mean, width, terms):
     w = jnp.where(exists, width, 1.0)
     z = mean / w
     bell = normal_density(z)
-
-    def raise_degree(last_two, j):
-        older, old = last_two
-        new = (-z * old - jnp.sqrt(j) * older) / jnp.sqrt(j + 1)
-        return (old, new), old
-
-    degrees = jnp.arange(terms, dtype=z.dtype)
-    _, waves = jax.lax.scan(raise_degree, (jnp.zeros_like(bell), bell), degrees)  # (-1)^j he_j(z) bell
+    degrees, waves = jnp.arange(terms, dtype=z.dtype), hermite_polynomials(-z, terms, bell)
     below = jax.scipy.special.ndtr(z)
     if order == 0:
         rest = w * waves[: max(terms - 2, 0)] / jnp.sqrt(degrees[2:] * (degrees[2:] - 1))[:, None]

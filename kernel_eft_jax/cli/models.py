@@ -132,14 +132,12 @@ def make_part(layer: Layer) -> Part:
 
 
 def _dense(layer):
-    given = [*((f.partition("=")[0], f.partition("=")[2]) for f in layer.text.split(":")[1:] if "=" in f)]
-    given += [("C_W", text) for text in layer.plain]
-    values = dict(given)
+    given = [*layer.parameters.items(), *(("C_W", [text]) for text in layer.plain)]
     try:
-        numbers = {name: float(text) for name, text in values.items()}
-    except ValueError:
+        numbers = {name: float(value) for name, (value,) in given}
+    except ValueError:  # a text, or several numbers
         numbers = {}
-    if len(values) < len(given) or "C_W" not in numbers or not numbers.keys() <= {"C_W", "C_b", "ratio"}:
+    if len(numbers) < len(given) or "C_W" not in numbers or not numbers.keys() <= {"C_W", "C_b", "ratio"}:
         raise ValueError(
             f"A matrix is dense:C_W, with :ratio=R and :C_b=B where they are not 1 and 0, but one is {layer.text!r}."
         )

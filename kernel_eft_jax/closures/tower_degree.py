@@ -30,14 +30,9 @@ V4_SHARE, K1_SHARE = 1e-3, 1e-2
 
 def last_degree(activation: Activation) -> float:
     """The degree at which the hierarchy ends by itself: twice that of a polynomial, at least 2, infinite for others."""
-    return max(2, 2 * polynomial_degree(activation))
-
-
-def polynomial_degree(activation: Activation) -> float:
-    """Degree of an activation that is a polynomial, infinite for others."""
-    if isinstance(activation, Linear):
-        return 1.0
-    return float(activation.coefficients.size - 1) if isinstance(activation, Polynomial) else np.inf
+    if isinstance(activation, Polynomial):
+        return max(2, 2 * (activation.coefficients.size - 1))
+    return 2 if isinstance(activation, Linear) else math.inf
 
 
 def enough_degree(

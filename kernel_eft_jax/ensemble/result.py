@@ -179,12 +179,11 @@ class Estimate(Shown, Result, Quantities):
     @classmethod
     def from_xarray(cls, data: "xr.Dataset") -> "Estimate":
         """The estimate that `to_xarray` gave."""
-
         control = data.attrs["control"] == "True"
         if data.attrs["averages"] != _names(control):
             raise ValueError("Another version of this package, with other averages, made it: make it again.")
 
-        def quantities(suffix="") -> dict[str, Any]:
+        def read(suffix="") -> dict[str, Any]:
             return {
                 name: axes(data, name + suffix, f"t {entry.axes}") if entry.formula(control) else None
                 for name, entry in OBSERVABLES.items()
@@ -200,8 +199,8 @@ class Estimate(Shown, Result, Quantities):
             layers=axes(data, "layer", "t"),
             ts=axes(data, "t", "t"),
             K0=axes(data, "K0", "t a b"),
-            **quantities(),
-            stderr=Quantities(**quantities("_stderr")),
+            **read(),
+            stderr=Quantities(**read("_stderr")),
             networks=int(data.attrs["networks"]),
             width=int(data.attrs["width"]),
             sums=Sums(tuple(map(Group, networks, first, second)), int(data.attrs["parts"])),

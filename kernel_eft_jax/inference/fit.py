@@ -250,17 +250,13 @@ def fit(
     return result
 
 
-def _at(experiment, names, x):
-    """The experiment with the parameters at coordinates x, and their values."""
-    values = from_coordinates(experiment, names, jnp.asarray(x))
-    return set_parameters(experiment, names, values.astype(experiment.K0.dtype)), np.asarray(values, np.float64)
-
-
 def _result(experiment, names, problem, x, prediction, closure, settled, message):
     """The result of a search. Errors come from the scatter of the data, and chi2 is scaled so that for this scatter its
     mean is `dof`."""
     observed, with_V4 = problem.observed, problem.with_V4
-    best, values = _at(experiment, names, x)
+    values = from_coordinates(experiment, names, jnp.asarray(x))
+    best = set_parameters(experiment, names, values.astype(experiment.K0.dtype))
+    values = np.asarray(values, np.float64)
     W = problem.weigh(prediction)
     info = information(best, names, prediction, W, closure)
     refuse_lost(info, with_V4)
