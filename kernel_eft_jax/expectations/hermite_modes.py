@@ -12,6 +12,7 @@ replaces the zero scale in divisions, so that values stay right and derivatives 
 does not exist: its rows of L and M are zero.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -134,76 +135,89 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
     length one makes of a mode of degree m + 1 one of degree m, times sqrt(m + 1) at most.
     """
     inputs = input_count(f.L.shape[0])
-    m, s = modes(degree, inputs)
-    r, exists = np.maximum(m - s, 0), m >= s
-    points, roots = enough_points(activation, degree + 2), np.sqrt(np.arange(1, degree + 2)).astype(f.L.dtype)
-
-    def alone(k):
-        x, w = rule(activation, jnp.zeros_like(k), k, points)
-        he = hermite_polynomials(x, degree + 2)
-        s_a, ds_a, dds_a = derivatives(activation, 2)(k * x)
-        value, slope = matmul(jnp.stack([s_a * s_a, s_a * ds_a]) * w[None], he.T)
-        third = 2 / 3 * roots * slope[1:] / k
-        norms = jnp.stack([s_a**4, (2 * (ds_a**2 + s_a * dds_a) / 3) ** 2])
-        norms = matmul(norms, w)
-        each = np.array([0, 1, 1, 1])
-        found = jnp.stack([value[:-1], third])[each]
-        functions = jnp.pad(found[:, 1:, None], ((0, 0), (0, 0), (0, s.size - 1)))
-        beyond = tails(norms[each], functions, found[:, 0])
-        if not activation.kinks:
-            return functions, beyond, beyond[0]
-        steep = steep_tail(4 * k**2 * jnp.sum(s_a**2 * ds_a**2 * w), functions[0])
-        return functions, beyond.at[1:].set(lowered * steep / (3 * k**2)), steep
-
-    def between(L):
-        second = jnp.sqrt(L[1, 0] ** 2 + L[1, 1] ** 2)
-        x, w = outer_rule(activation, (L[0, 0], second), L[1, 0], L[1, 1], points)
-        table = hermite_polynomials(x, degree + 2) * w[None]
-        s_a, ds_a, dds_a = derivatives(activation, 2)(L[0, 0] * x)
-        products = ((0, 0), (1, 1), (1, 0) if activation.kinks else (2, 2))
-        over, squares = averages(activation, L[1, 0] * x[None], L[1, 1][None], w, s.size, products)
-        s_b, ds_b, dds_b = jnp.moveaxis(over[:, :, 0], 1, 0)
-
-        def project(u, v):
-            return matmul(table * u[None], v.T)
-
-        first = project(ds_a, ds_b)
-        second_aa = (roots[:, None] * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0]
-        everything = jnp.stack([project(s_a, s_b)[:-1], second_aa, project(s_a, dds_b)[:-1], 2 * first[:-1]])
-        functions = jnp.where(exists[None], everything[:, r, s], 0)
-        of_b = squares[:, 0]
-        norms = jnp.stack([s_a**2 * of_b[0], dds_a**2 * of_b[0], s_a**2 * of_b[2], 4 * ds_a**2 * of_b[1]])
-        beyond = tails(matmul(norms, w), functions, everything[:, 0, 0])
-        if not activation.kinks:
-            return functions, beyond, beyond[0]
-        slopes = jnp.stack([project(ds_a, s_b)[:-1], project(s_a, ds_b)[:-1]])
-        norms = jnp.stack([ds_a**2 * of_b[0], s_a**2 * of_b[1], s_a * ds_a * of_b[2]])
-        *norms, mixed = matmul(norms, w)
-        by_a, by_b = tails(jnp.stack(norms), jnp.where(exists[None], slopes[:, r, s], 0), slopes[:, 0, 0])
-        by_both = 0.5 * beyond[3] / np.sqrt(degree + 1).astype(beyond.dtype)
-        second_aa = (lowered * by_a + jnp.abs(L[1, 0]) * by_both) / L[0, 0]
-        second_bb = (lowered * by_b + jnp.abs(L[1, 0]) * L[0, 0] / second * by_both) / second
-        gradient = L[0, 0] ** 2 * norms[0] + 2 * L[0, 0] * L[1, 0] * mixed + second**2 * norms[1]
-        second_tails = jnp.stack([second_aa, second_bb, 2 * by_both])
-        return functions, beyond.at[1:].set(second_tails), steep_tail(gradient, functions[0])
-
-    lowered = np.sqrt((degree + 2) / (degree + 1)).astype(f.L.dtype)
-
-    def tails(norms, functions, means):
-        return _root_of_rest(norms, jnp.sum(functions**2, axis=(1, 2)) + means**2)
-
-    def steep_tail(norm, functions):
-        return _root_of_rest(norm, jnp.sum(m.astype(norm.dtype) * functions**2))
-
     a, b = pairs(inputs)
     same, others = np.flatnonzero(a == b), np.flatnonzero(a != b)
-    functions, beyond, steep = jax.vmap(alone)(f.L[same, 0, 0])
+    columns = modes(degree, inputs)[1].size
+    found = jax.vmap(partial(_functions_of_one, activation, degree, columns))(f.L[same, 0, 0])
     if inputs > 1:
         order = np.argsort(np.concatenate([same, others]))
-        apart = jax.lax.map(between, f.L[others])
-        both = zip((functions, beyond, steep), apart, strict=True)
-        functions, beyond, steep = (jnp.concatenate(x)[order] for x in both)
+        apart = jax.lax.map(partial(_functions_of_two, activation, degree), f.L[others])
+        found = (jnp.concatenate(x)[order] for x in zip(found, apart, strict=True))
+    functions, beyond, steep = found
     return PairFunctions(functions[:, 0], functions[:, 1:], beyond[:, 0], beyond[:, 1:], steep)
+
+
+def _functions_of_one(activation, degree, columns, deviation):
+    """Coefficients, tails and steep tail of one input with itself, in so many columns; `deviation` is that of phi_a."""
+    x, w = rule(activation, jnp.zeros_like(deviation), deviation, enough_points(activation, degree + 2))
+    he = hermite_polynomials(x, degree + 2)
+    s, ds, dds = derivatives(activation, 2)(deviation * x)
+    value, slope = matmul(jnp.stack([s * s, s * ds]) * w[None], he.T)
+    third = 2 / 3 * _root_degrees(degree, x.dtype) * slope[1:] / deviation
+    norms = matmul(jnp.stack([s**4, (2 * (ds**2 + s * dds) / 3) ** 2]), w)
+    each = np.array([0, 1, 1, 1])
+    found = jnp.stack([value[:-1], third])[each]
+    functions = jnp.pad(found[:, 1:, None], ((0, 0), (0, 0), (0, columns - 1)))
+    beyond = _tails(norms[each], functions, found[:, 0])
+    if not activation.kinks:
+        return functions, beyond, beyond[0]
+    steep = _steep_tail(4 * deviation**2 * jnp.sum(s**2 * ds**2 * w), functions[0])
+    return functions, beyond.at[1:].set(_lowered(degree, x.dtype) * steep / (3 * deviation**2)), steep
+
+
+def _functions_of_two(activation, degree, L):
+    """Coefficients, tails and steep tail of two inputs, whose frame is L."""
+    (m, s), lowered = modes(degree, 2), _lowered(degree, L.dtype)
+    r, exists = np.maximum(m - s, 0), m >= s
+    second = jnp.sqrt(L[1, 0] ** 2 + L[1, 1] ** 2)
+    x, w = outer_rule(activation, (L[0, 0], second), L[1, 0], L[1, 1], enough_points(activation, degree + 2))
+    table = hermite_polynomials(x, degree + 2) * w[None]
+    s_a, ds_a, dds_a = derivatives(activation, 2)(L[0, 0] * x)
+    products = ((0, 0), (1, 1), (1, 0) if activation.kinks else (2, 2))
+    over, squares = averages(activation, L[1, 0] * x[None], L[1, 1][None], w, s.size, products)
+    s_b, ds_b, dds_b = jnp.moveaxis(over[:, :, 0], 1, 0)
+
+    def project(u, v):
+        return matmul(table * u[None], v.T)
+
+    first = project(ds_a, ds_b)
+    second_aa = (_root_degrees(degree, x.dtype)[:, None] * project(ds_a, s_b)[1:] - L[1, 0] * first[:-1]) / L[0, 0]
+    everything = jnp.stack([project(s_a, s_b)[:-1], second_aa, project(s_a, dds_b)[:-1], 2 * first[:-1]])
+    functions = jnp.where(exists[None], everything[:, r, s], 0)
+    of_b = squares[:, 0]
+    norms = jnp.stack([s_a**2 * of_b[0], dds_a**2 * of_b[0], s_a**2 * of_b[2], 4 * ds_a**2 * of_b[1]])
+    beyond = _tails(matmul(norms, w), functions, everything[:, 0, 0])
+    if not activation.kinks:
+        return functions, beyond, beyond[0]
+    slopes = jnp.stack([project(ds_a, s_b)[:-1], project(s_a, ds_b)[:-1]])
+    norms = jnp.stack([ds_a**2 * of_b[0], s_a**2 * of_b[1], s_a * ds_a * of_b[2]])
+    *norms, mixed = matmul(norms, w)
+    by_a, by_b = _tails(jnp.stack(norms), jnp.where(exists[None], slopes[:, r, s], 0), slopes[:, 0, 0])
+    by_both = 0.5 * beyond[3] / np.sqrt(degree + 1).astype(beyond.dtype)
+    second_aa = (lowered * by_a + jnp.abs(L[1, 0]) * by_both) / L[0, 0]
+    second_bb = (lowered * by_b + jnp.abs(L[1, 0]) * L[0, 0] / second * by_both) / second
+    gradient = L[0, 0] ** 2 * norms[0] + 2 * L[0, 0] * L[1, 0] * mixed + second**2 * norms[1]
+    second_tails = jnp.stack([second_aa, second_bb, 2 * by_both])
+    return functions, beyond.at[1:].set(second_tails), _steep_tail(gradient, functions[0])
+
+
+def _root_degrees(degree, dtype):
+    """sqrt(m + 1), by which the derivative multiplies a mode of degree m + 1."""
+    return np.sqrt(np.arange(1, degree + 2)).astype(dtype)
+
+
+def _lowered(degree, dtype):
+    """The largest sqrt((m + 1) / m) of the degrees m beyond this one."""
+    return np.sqrt((degree + 2) / (degree + 1)).astype(dtype)
+
+
+def _tails(norms, functions, means):
+    return _root_of_rest(norms, jnp.sum(functions**2, axis=(1, 2)) + means**2)
+
+
+def _steep_tail(norm, functions):
+    degrees = np.arange(1, functions.shape[0] + 1).astype(norm.dtype)
+    return _root_of_rest(norm, jnp.sum(degrees[:, None] * functions**2))
 
 
 def _root_of_rest(norm, held):
