@@ -40,12 +40,10 @@ from .parameters import (
     set_parameters,
     to_coordinates,
 )
-from .search import LeastSquares, gradient_steps, least_squares
+from .search import LeastSquares, gradient_steps, least_squares, reweighted
 
 if TYPE_CHECKING:
     import optax
-
-ROUNDS = 6
 
 
 class Fit(Shown):
@@ -222,28 +220,14 @@ def fit(
 
     prediction = evaluate(x)
     check_prediction(experiment, names, prediction)
-    history: list[float] = []
-    shift, settled, message = np.inf, True, ""
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
         problem = LeastSquares(
-            evaluate, observed, least_values(experiment, names), with_V4, rounding(experiment), history, bar
+            evaluate, observed, least_values(experiment, names), with_V4, rounding(experiment), [], bar
         )
-        search = least_squares if optimiser is None else gradient_steps(optimiser)
-        W = problem.weigh(prediction)
-        start = information(experiment, names, prediction, W, closure)
+        start = information(experiment, names, prediction, problem.weigh(prediction), closure)
         refuse_lost(start, with_V4)
-        for _ in range(ROUNDS):
-            before, (x, settled, message) = x, search(problem, x, prediction, W)
-            prediction = evaluate(x)
-            if not settled:
-                break
-            W = problem.weigh(prediction)
-            shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
-            if shift < 0.01:
-                break
-    if settled and shift >= 0.01:
-        settled = False
-        message = f"The weights still changed the estimates by {shift:.2g} standard errors after {ROUNDS} rounds."
+        search = least_squares if optimiser is None else gradient_steps(optimiser)
+        x, prediction, settled, message = reweighted(search, problem, x, prediction)
     result = _result(experiment, names, problem, x, prediction, closure, settled, message)
     if start.weakest[1] > 1:
         refuse_vague(result.information, with_V4)

@@ -16,6 +16,7 @@ from .data import Observed
 from .likelihood import Prediction, exact_relations, noise, whitener
 
 MOST_STEPS = 2000
+ROUNDS = 6  # of a search and new weights
 BROKEN = 0.1  # standard errors by which data may miss a relation that is exact in theory
 
 
@@ -51,6 +52,23 @@ class LeastSquares(NamedTuple):
         self.bar.update()
         self.bar.set_postfix_str(f"chi2 {r @ r:.6g}")
         return r
+
+
+def reweighted(search, problem, x, prediction):
+    """Search again and again, each time with the weights at the last estimate, until these no longer move it: the
+    estimate, its prediction, whether the search ended well, and why it ended."""
+    W, shift = problem.weigh(prediction), np.inf
+    for _ in range(ROUNDS):
+        before, (x, settled, message) = x, search(problem, x, prediction, W)
+        prediction = problem.evaluate(x)
+        if not settled:
+            return x, prediction, False, message
+        W = problem.weigh(prediction)
+        shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
+        if shift < 0.01:
+            return x, prediction, True, message
+    message = f"The weights still changed the estimates by {shift:.2g} standard errors after {ROUNDS} rounds."
+    return x, prediction, False, message
 
 
 def least_squares(problem, x, prediction, W):
