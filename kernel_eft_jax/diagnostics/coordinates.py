@@ -245,17 +245,10 @@ def coordinate_check(
 
 
 def _check_own(own, layers, shape):
-    """Kernels of the user's networks by their width. If their layers are others, the error names the argument
-    `layers`."""
-    try:
-        return kernels_by_width(own, (len(layers), *shape), layer_names(layers), "own")
-    except ValueError as error:
-        if "shape" not in str(error):
-            raise
-        named = ", ".join(map(str, layers[:4])) + (" and so on" if len(layers) > 4 else "")
-        raise ValueError(
-            f"{error} Give the layers of your kernels as `layers`; here the layers are {named}."
-        ) from error
+    """Kernels of the user's networks by their width."""
+    named = ", ".join(map(str, layers[:4])) + (" and so on" if len(layers) > 4 else "")
+    remedy = f"Give the layers of your kernels as `layers`; here the layers are {named}."
+    return kernels_by_width(own, (len(layers), *shape), layer_names(layers), "own", remedy)
 
 
 def _diagonal(K):

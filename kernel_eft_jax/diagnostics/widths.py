@@ -150,9 +150,10 @@ def kernels_by_width(
     shape: tuple[int, ...],
     depths: Sequence[str],
     name: str = "kernels",
+    remedy: str = "Solve at the depths of your kernels.",
 ) -> dict[int, Float[np.ndarray, "B T N N"]]:
     """Kernels of networks by their width, narrow ones first, in float64; `shape` is that of one network, (T, N, N), and
-    `depths` are the names of its depths."""
+    `depths` are the names of its depths. `remedy` is what the message says of another shape."""
     law = f"Argument `{name}` must map widths to arrays of kernels, {{64: G}} for networks of 64 neurons"
     if not isinstance(kernels, Mapping):
         raise ValueError(f"{law}, but is a {type(kernels).__name__}.")
@@ -164,7 +165,8 @@ def kernels_by_width(
         if G.ndim != 4 or G.shape[1:] != shape:
             raise ValueError(
                 f"Argument `{name}` must hold arrays of shape (networks, layers, inputs, inputs) = (networks, "
-                f"{', '.join(map(str, shape))}), but for width {width} the shape is {G.shape}."
+                f"{', '.join(map(str, shape))}), but for width {width} the shape is {G.shape}. "
+                f"{remedy}"
             )
         if len(G) < LEAST_NETWORKS:
             raise ValueError(

@@ -25,7 +25,10 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
     if not all(is_concrete(leaf) for leaf in leaves):
         return _checked_inside_jit(solution)
     if not np.isfinite(np.asarray(k)).all():
-        raise RuntimeError("The input kernel is not finite.")
+        raise RuntimeError(
+            f"The input kernel is not finite in {k.dtype}: take float64, or multiply the inputs by a number that "
+            "brings their variances nearer to one."
+        )
     _check_squares(solution, k)
     successful = bool(solution.result == diffrax.RESULTS.successful)
     if not (successful and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))):
