@@ -7,7 +7,7 @@ serves the whole kernel and the diagonal is no special case.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import TypeVar
 
 import jax
@@ -22,19 +22,24 @@ def pairs(inputs: int) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
     return np.triu_indices(inputs)
 
 
+@cache
 def pair_table(inputs: int) -> Int[np.ndarray, "N N"]:
-    """The place p of the pair ab, symmetric in a and b."""
+    """The place p of the pair ab, symmetric in a and b; read-only."""
     a, b = pairs(inputs)
     table = np.empty((inputs, inputs), dtype=np.int64)
     table[a, b] = table[b, a] = np.arange(a.size)
+    table.flags.writeable = False
     return table
 
 
+@cache
 def triples(inputs: int) -> Int[np.ndarray, "P 3"]:
-    """The places of (aa, bb, ab) for each pair ab: the three kernel entries that a pair of inputs depends on."""
-    a, b = pairs(inputs)
-    table = pair_table(inputs)
-    return np.stack([table[a, a], table[b, b], table[a, b]], axis=1)
+    """The places of (aa, bb, ab) for each pair ab: the three kernel entries that a pair of inputs depends on;
+    read-only."""
+    (a, b), table = pairs(inputs), pair_table(inputs)
+    places = np.stack([table[a, a], table[b, b], table[a, b]], axis=1)
+    places.flags.writeable = False
+    return places
 
 
 def pair_count(inputs: int) -> int:

@@ -15,7 +15,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..pairs import input_count, pair_table, triples
+from ..pairs import input_count, triples, unpack, unpack_covariance
 from ..storage import MEANING
 from .statistics import Group
 
@@ -83,7 +83,7 @@ def excess(x: "Sampled | _Asked") -> Float[np.ndarray, "T P P"]:
     def less(D):
         return x.covariance(G, D) + x.covariance(D, G) - x.covariance(D, D)
 
-    aa, bb, _ = _tables(x.limit.K0.shape[-1])[1]
+    aa, bb, _ = triples(input_count(x.limit.K0.shape[-1])).T
     return np.where(np.diag(aa == bb), less(D_A), less(D_G))
 
 
@@ -180,10 +180,11 @@ def estimated(control: bool) -> dict[str, Observable]:
 
 def quantities(total: Group, limit: InfiniteWidth, width: int, control: bool) -> Quantities:
     """The estimates from the total of all groups, or of all but one."""
-    x, unpacked = Sampled(total, limit, width, control), {"a b": full_matrices, "a b c d": full_covariances}
+    x = Sampled(total, limit, width, control)
     found: dict[str, Any] = dict.fromkeys(OBSERVABLES)
+    whole: dict[str, Callable[[Any], Any]] = {"a b": unpack, "a b c d": unpack_covariance}
     for name, entry in estimated(control).items():
-        found[name] = unpacked[entry.axes](entry.formula(control)(x))
+        found[name] = whole[entry.axes](entry.formula(control)(x))
     return Quantities(**found)
 
 
@@ -225,25 +226,7 @@ def lengths(pair_count: int, control: bool) -> tuple[int, int]:
     return len(found) * pair_count, squared * pair_count
 
 
-@cache  # asked for some ten times a group by every jackknife
-def _tables(pair_count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`pair_table`, and the columns of `triples`."""
-    inputs = input_count(pair_count)
-    return pair_table(inputs), triples(inputs).T
-
-
-def full_matrices(k: Float[np.ndarray, "*batch P"]) -> Float[np.ndarray, "*batch N N"]:
-    """Full matrices of packed ones."""
-    return k[..., _tables(k.shape[-1])[0]]
-
-
-def full_covariances(V: Float[np.ndarray, "*batch P P"]) -> Float[np.ndarray, "*batch N N N N"]:
-    """Full covariances of packed ones."""
-    table = _tables(V.shape[-1])[0]
-    return V[..., table[:, :, None, None], table]
-
-
 def gaussian(k: Float[np.ndarray, "T P"]) -> Float[np.ndarray, "T P"]:
     """E[phi_a^2 phi_b^2] of Gaussians of covariance k, packed."""
-    aa, bb, ab = _tables(k.shape[-1])[1]
+    aa, bb, ab = triples(input_count(k.shape[-1])).T
     return k[:, aa] * k[:, bb] + 2 * k[:, ab] ** 2

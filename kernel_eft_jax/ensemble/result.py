@@ -11,10 +11,10 @@ from jaxtyping import ArrayLike, Float, Int, PRNGKeyArray, UInt32
 
 from ..depths import times_of_layers
 from ..model import Model
-from ..pairs import input_count
+from ..pairs import input_count, unpack
 from ..showing import Shown, rounded, shown
 from ..storage import MEANING, Result, attribute, axes, dataset, labelled, read_origin
-from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, full_matrices, quantities, recorded
+from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, quantities, recorded
 from .samplers import Sampler
 from .statistics import Group, Sums, interval, jackknife, least_V4_error
 
@@ -96,7 +96,7 @@ class Estimate(Shown, Result, Quantities):
         return Estimate(
             layers=layers,
             ts=times_of_layers(layers, eps),
-            K0=full_matrices(limit.K0),
+            K0=unpack(limit.K0),
             **vars(value),
             stderr=stderr,
             networks=sums.total().networks,

@@ -1,6 +1,5 @@
 """Uses of gradients: sensitivities, fits with intervals, and the design of experiments."""
 
-from .files import NEEDED as NEEDED
 from .files import fit_record as fit_record
 from .files import read_kernels as read_kernels
 from .files import sensitivity_arrays as sensitivity_arrays
