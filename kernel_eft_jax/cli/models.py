@@ -166,9 +166,8 @@ def make_closure(arguments: argparse.Namespace) -> closures.Closure:
 
 def describe_model(model: Model) -> str:
     """A model as it would be written at the command line."""
-    first, last = model.branch[0], model.branch[-1]
-    if len(model.branch) == 2 and isinstance(first, Activation) and isinstance(last, Dense):
-        text = f"{_text(first)}, C_W = {float(last.C_W):.6g}, C_b = {float(last.C_b):.6g}"
+    if hasattr(model, "activation"):  # one matrix
+        text = f"{_text(model.activation)}, C_W = {float(model.C_W):.6g}, C_b = {float(model.C_b):.6g}"
     else:
         text = ",".join(map(_text, model.branch))
     return text if model.decay == 0 else f"{text}, decay = {float(model.decay):.6g}"

@@ -59,9 +59,9 @@ class SigmaKernel(Closure[SigmaState]):
 
     Four-point expectations of two different inputs are exact to about 1e-11. Those of three and four are series to
     `degree`, whose errors fall like a correlation to that power: for three inputs the correlation of two given the
-    third, which is close to 1 for near copies (`expectation_error` counts both). The
-    pseudo-inverse of Cov(z, z), scaled to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32):
-    they belong to directions that are redundant because of a linear activation, of the diagonal, or of repeated inputs.
+    third, which is close to 1 for near copies (`expectation_error` counts both). The pseudo-inverse of Cov(z, z),
+    scaled to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32): they belong to directions
+    that are redundant because of a linear activation, of the diagonal, or of repeated inputs.
     Inputs that repeat, or opposite ones, are refused if s has a kink where s is not zero (HardTanh, ReLU6, HardSwish).
     Do not differentiate along a direction that separates identical or opposite inputs: the derivative lacks up to 1e-3
     of V4 and all of K1_ab. For GELU, SiLU and ReLU at t = 1 V4 is right to 2 % and K1 to 20 %, because S depends on the
@@ -244,8 +244,7 @@ def _loses_kinks(activation: Activation, k: Float[Array, " P"]) -> Bool[Array, "
 
 def _one_matrix(model: Model) -> Activation:
     """The activation of a block of one matrix without decay; others are refused, where the decay can be looked at."""
-    one_matrix = len(model.branch) == 2 and isinstance(model.branch[0], Activation)
-    if not one_matrix or (is_concrete(model.decay) and np.asarray(model.decay) != 0):
+    if not hasattr(model, "activation") or (is_concrete(model.decay) and np.asarray(model.decay) != 0):
         raise ValueError(
             "Argument `closure` is SigmaKernel, the paper's extension for one matrix and decay 0: for other blocks "
             "take HermiteTower(), which is exact for all."
