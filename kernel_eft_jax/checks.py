@@ -22,8 +22,9 @@ SMALLEST_SAMPLED, LARGEST_SAMPLED = 1e-12, 1e12
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether a value can be looked at now: False under a JAX transformation."""
-    return not isinstance(value, Tracer)
+    """Whether a value, or each number of a list or of a tree, can be looked at now: False under a JAX
+    transformation."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
 def check_array(value: Any, name: str) -> Float[Array, "..."]:
@@ -33,13 +34,21 @@ def check_array(value: Any, name: str) -> Float[Array, "..."]:
     Half precision has three digits, too few for a covariance: it is a format to store numbers in, not to compute in.
     """
     if not isinstance(value, jax.Array):
-        value = to_numpy(value, name)
+        value = to_numpy(value, name) if is_concrete(value) else _stacked(value, name)
     if value.dtype.kind in "biu":  # before any product: small integers would wrap
         return jnp.asarray(value, dtype=float)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         remedy = "give its real part" if value.dtype.kind == "c" else "give numbers"
         raise ValueError(f"Argument `{name}` must be real numbers, but has dtype {value.dtype}: {remedy}.")
     return jnp.asarray(value, dtype=jnp.float32) if value.dtype.itemsize < 4 else jnp.asarray(value)
+
+
+def _stacked(numbers, name):
+    """A list that holds traced numbers, as an array."""
+    try:
+        return jnp.asarray(numbers)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Argument `{name}` must be an array of numbers with rows of one length: {error}") from error
 
 
 def check_shape(value: Any, name: str, shape: tuple[int, ...]) -> Float[Array, "..."]:
@@ -138,22 +147,22 @@ def _refuse_indefinite(values, correlations, dtype, name):
         )
 
 
-def check_variances(k: Float[ArrayLike, "*shape"], name: str = "k") -> Float[Array, "*shape"]:
+def check_variances(k: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """Variances as a floating-point array: none is negative."""
-    k = check_array(k, name)
+    k = check_array(k, "k")
     if is_concrete(k) and (np.asarray(k) < 0).any():
-        raise ValueError(f"Argument `{name}` is a variance and must not be negative, but is {k}.")
+        raise ValueError(f"Argument `k` is a variance and must not be negative, but is {k}.")
     return k
 
 
-def check_sampled(K: Float[Array, "N N"], name: str = "K0") -> None:
+def check_sampled(K0: Float[Array, "N N"]) -> None:
     """Check that networks with these variances can be sampled in float32, in which a run squares variances and their
     differences of order 1/n."""
-    variances = np.diagonal(np.asarray(K, np.float64))
+    variances = np.diagonal(np.asarray(K0, np.float64))
     a = int(np.argmax(np.abs(np.log(variances))))
     if not SMALLEST_SAMPLED <= variances[a] <= LARGEST_SAMPLED:
         raise ValueError(
-            f"Argument `{name}` must have variances from {SMALLEST_SAMPLED:g} to {LARGEST_SAMPLED:g} to be sampled in "
+            f"Argument `K0` must have variances from {SMALLEST_SAMPLED:g} to {LARGEST_SAMPLED:g} to be sampled in "
             f"float32, but entry [{a}, {a}] is {variances[a]:g}: multiply the inputs by a number that brings them "
             "there."
         )
@@ -180,11 +189,12 @@ def check_positive(value: Any, name: str) -> None:
         raise ValueError(f"Argument `{name}` must be a finite number greater than zero, but is {value!r:.200}.")
 
 
-def check_count(value: Any, name: str, least: int = 1, most: int = LARGEST_COUNT) -> int:
-    """A whole number from `least` to `most` as a Python integer; NumPy's and JAX's integers are whole numbers too."""
+def check_count(value: Any, name: str, least: int = 1) -> int:
+    """A whole number from `least` to LARGEST_COUNT as a Python integer. NumPy's and JAX's integers are whole numbers
+    too."""
     number = value if isinstance(value, int) else _whole(value)
-    if number is None or isinstance(value, bool) or not least <= number <= most:
-        above = f" and {most} at most" if number is not None and number > most else ""
+    if number is None or isinstance(value, bool) or not least <= number <= LARGEST_COUNT:
+        above = f" and {LARGEST_COUNT} at most" if number is not None and number > LARGEST_COUNT else ""
         raise ValueError(f"Argument `{name}` must be a whole number, {least} or more{above}, but is {value!r:.200}.")
     return number
 
@@ -204,15 +214,13 @@ def check_layers(layers: Any, name: str = "layers", depth: int = LARGEST_COUNT) 
     return tuple(array.astype(np.int64).tolist())
 
 
-def check_key(key: Any, name: str = "key") -> Any:
+def check_key(key: Any) -> Any:
     """One key of `jax.random`, typed or raw."""
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim == 1
     if not (typed and key.shape == ()) and not raw:
         remedy = "take one of them, or split one" if typed else "a seed becomes one by `jax.random.key(seed)`"
-        raise ValueError(
-            f"Argument `{name}` must be one key such as `jax.random.key(0)`, but is {key!r:.200}: {remedy}."
-        )
+        raise ValueError(f"Argument `key` must be one key such as `jax.random.key(0)`, but is {key!r:.200}: {remedy}.")
     return key
 
 

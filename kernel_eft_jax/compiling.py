@@ -32,7 +32,7 @@ def compiled_soon(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        outermost = is_concrete(jnp.zeros(())) and all(map(is_concrete, jax.tree.leaves((args, kwargs))))
+        outermost = is_concrete((jnp.zeros(()), args, kwargs))
         program = compiled_with(function, xla_cpu_use_fusion_emitters=False) if outermost else plain
         return program(*args, **kwargs)
 

@@ -20,7 +20,7 @@ def check_times(ts: Any) -> Any:
             raise ValueError(f"Argument `ts` must be real numbers, but has dtype {ts.dtype}: give its real part.")
         ts = ts.astype(np.float64)
     else:
-        ts = jnp.atleast_1d(ts)
+        ts = jnp.atleast_1d(check_array(ts, "ts"))
     if ts.ndim != 1 or ts.shape[0] == 0:
         raise ValueError(f"Argument `ts` must be a list of depth times, but has shape {ts.shape}.")
     if is_concrete(ts) and (not np.isfinite(ts).all() or ts[0] < 0 or (np.diff(ts) <= 0).any()):

@@ -6,6 +6,7 @@ forms for a linear activation; central differences along directions that keep th
 """
 
 import functools
+import math
 
 import diffrax
 import equinox as eqx
@@ -360,3 +361,19 @@ def test_a_gated_block_under_the_tower_in_reverse_mode():
     point, direction = jnp.array([1.5, 0.2, 2.0, 0.1, 0.3, 1.2]), jnp.array([1.0, -0.5, 0.7, 0.4, -0.3, 0.8])
     plus, minus = (value_and_gradient(point + h * direction)[0] for h in (1e-4, -1e-4))
     np.testing.assert_allclose(value_and_gradient(point)[1] @ direction, (plus - minus) / 2e-4, rtol=1e-7)
+
+
+def test_lists_that_hold_traced_numbers_are_differentiated():
+    """A kernel, a depth time and the steps of layers, written as lists around the number that is differentiated: linear
+    networks, K = K0 exp(t) in the continuum and K0 (1 + eps^2)^2 after two layers."""
+    model = keft.Model(keft.Linear(), 1.0)
+
+    def K(K0, **depth):
+        return keft.solve(model, K0, **depth, closure=keft.GOnly()).K0[-1, 0, 1]
+
+    by_kernel = jax.grad(lambda k: K([[1.0, k], [k, 1.0]], layers=[2], eps=0.5))(0.3)
+    by_time = jax.grad(lambda t: K([[1.0, 0.3], [0.3, 1.0]], ts=[t]))(1.0)
+    by_step = jax.grad(lambda eps: K([[1.0, 0.3], [0.3, 1.0]], layers=[2], eps=[eps, 0.5]))(0.5)
+    np.testing.assert_allclose(
+        [by_kernel, by_time, by_step], [1.25**2, 0.3 * math.exp(1.0), 0.3 * 2 * 0.5 * 1.25], rtol=1e-6
+    )

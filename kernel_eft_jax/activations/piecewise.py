@@ -38,7 +38,7 @@ class Piecewise(OfFunction):
         return f"{type(self).__name__}({shown(self.function)}, kinks={list(self.places)})"
 
     def __check_init__(self):
-        if not all(is_concrete(leaf) for leaf in jax.tree.leaves(self.fn)):
+        if not is_concrete(self.fn):
             return
         places = np.asarray(self.places, np.float32)
         step = 1e-4 * (1 + np.abs(places))

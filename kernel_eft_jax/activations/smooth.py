@@ -139,7 +139,7 @@ class OfFunction(Summed):
         return f"{type(self).__name__}({shown(self.function)})"
 
     def __check_init__(self):
-        if all(is_concrete(leaf) for leaf in jax.tree.leaves(self)):
+        if is_concrete(self):
             check_function(self.function, "fn")
 
 

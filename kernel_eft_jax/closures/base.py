@@ -44,8 +44,8 @@ class Moments(NamedTuple):
 class Closure(eqx.Module, Generic[State]):
     """A closed system of equations for the statistics of the empirical kernel. Symbols: [glossary](../glossary.md).
 
-    A closure of your own is one class with `init`, `step`, `moments`, `units`, and for `fit` and `fisher` the three
-    methods that say how a kernel is remembered by later layers.
+    A closure of your own is one class with `init`, `step`, `moments`, `units`, and the three methods that say how a
+    kernel is remembered by later layers, from which `fit` and `fisher` have the covariances between layers.
     """
 
     # Whether the closure has the decay of the stream. One that has none takes blocks of decay 0 only, and cannot say

@@ -21,8 +21,7 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
 
     Raises RuntimeError for any other solution.
     """
-    leaves = [*jax.tree.leaves(solution.packed), *jax.tree.leaves(solution.stats), solution.ts]
-    if not all(is_concrete(leaf) for leaf in leaves):
+    if not is_concrete((solution.packed, solution.stats, solution.ts)):
         return _checked_inside_jit(solution)
     if not np.isfinite(np.asarray(k)).all():
         raise RuntimeError(

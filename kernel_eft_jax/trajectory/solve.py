@@ -141,7 +141,7 @@ def settled(
 
     Raises MemoryError if a solve that saves `saved` depths and keeps `states` whole states cannot fit.
     """
-    known = all(map(is_concrete, jax.tree.leaves((model, k, dt))))
+    known = is_concrete((model, k, dt))
     closure = closure.settled(model, k, dt) if known else closure
     inputs = input_count(k.shape[0])
     kept = states * closure.numbers(model, inputs) // COPIES
@@ -153,7 +153,7 @@ def _counted(closure, model, K0, depth, saved, count, of) -> Any:
     """The model, K0 and eps or times. If they are differentiated in reverse mode, which keeps `count` states, the
     memory is checked first."""
     everything = model, K0, depth
-    if all(map(is_concrete, jax.tree.leaves(everything))):
+    if is_concrete(everything):
         return everything
     inputs, itemsize = K0.shape[0], K0.dtype.itemsize
     state = closure.numbers(model, inputs) // COPIES
