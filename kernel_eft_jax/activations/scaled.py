@@ -42,6 +42,9 @@ class Scaled(Activation):
     def single(self, k):
         return self._rescale(self.activation.single, k)
 
+    def between(self, k):
+        return self._rescale(self.activation.between, k)
+
     def _rescale(self, expansion, *k):
         inner, outer = self._squares(k[0])
         value, gradient, hessian = expansion(*(inner * x for x in k))
