@@ -65,7 +65,8 @@ def _by_width(ax: Axes, check: CoordinateCheck, a: int) -> None:
 
 def _points(ax, x, mean, spread, style, **options):
     low, high = _seeds(mean, spread)
-    ax.errorbar(x, mean, [np.maximum(mean - low, 0), np.maximum(high - mean, 0)], **style, **options)
+    bars = np.maximum([mean - low, high - mean], 0).tolist()  # lists: matplotlib 3.10 stumbles over arrays of one point
+    ax.errorbar(x, mean, bars, **style, **options)
 
 
 def _seeds(mean, spread):
