@@ -23,7 +23,7 @@ from .activations import Activation, Expansion
 from .activations.base import array
 from .checks import is_concrete
 from .expectations.conditional import Conditional
-from .expectations.four_point import products
+from .expectations.four_point import largest_share, nodes_error, products, products_rests
 from .fields import parameter
 from .pairs import input_count, pairs, triples, unpack, wick
 from .showing import shown_fields
@@ -112,6 +112,10 @@ class KernelMap(eqx.Module):
     @abstractmethod
     def response(self, k: Float[Array, " P"]) -> Response:
         """The value F(X), and how fluctuations of X go through F."""
+
+    def error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
+        """Estimated relative error of the Gaussian expectations in `response`."""
+        return jnp.zeros((), k.dtype)
 
 
 class Dense(KernelMap):
@@ -215,9 +219,9 @@ class GLU(eqx.Module):
         """Estimated relative error of `expansion` at one packed kernel."""
         return self.activation.kernel_error(k)
 
-    def products(self, k: Float[Array, " P"]) -> Float[Array, "P P"]:
-        """E[f_a f_b f_c f_d] of all pairs ab, cd."""
-        return (k[:, None] * k[None, :] + wick(k)) * products(Conditional(self.activation, k, SERIES))
+    def gates(self, k: Float[Array, " P"]) -> Float[Array, "P P"]:
+        """E[w_a w_b w_c w_d] of all pairs ab, cd, by which gates multiply E[s_a s_b s_c s_d]."""
+        return k[:, None] * k[None, :] + wick(k)
 
 
 class Fresh(KernelMap):
@@ -236,9 +240,22 @@ class Fresh(KernelMap):
 
     def response(self, k):
         value, gradient, hessian = self.neurons.expansion(k)
-        neurons = self.neurons
-        fourth = neurons.products(k) if isinstance(neurons, GLU) else products(Conditional(neurons, k, SERIES))
+        fourth = self._gates(k) * products(self._given(k))
         return Local(value, gradient, hessian, (fourth - value[:, None] * value[None, :]) / self.ratio)
+
+    def error(self, k):
+        given, variances = self._given(k), k[triples(input_count(k.shape[0]))[:, 0]]
+        nodes = jax.lax.map(lambda k: nodes_error(given.activation, k, SERIES), variances)
+        k_aa, k_bb, _ = self.value(k)[triples(input_count(k.shape[0]))].T
+        rests = largest_share(self._gates(k) * products_rests(given), jnp.sqrt(k_aa) * jnp.sqrt(k_bb))
+        return jnp.max(jnp.stack([self.neurons.kernel_error(k), jnp.max(nodes), rests]))
+
+    def _given(self, k):
+        neurons = self.neurons
+        return Conditional(neurons.activation if isinstance(neurons, GLU) else neurons, k, SERIES)
+
+    def _gates(self, k):
+        return self.neurons.gates(k) if isinstance(self.neurons, GLU) else jnp.ones((), k.dtype)
 
 
 def apply_gradient(gradient: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:

@@ -245,12 +245,12 @@ class Model(eqx.Module):
         return responses
 
     def error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
-        """Estimated error of the Gaussian expectations at a packed kernel, relative to E[s^2]: the largest along the
-        branch."""
-        errors = [jnp.zeros((), k.dtype)]
-        for part, x in zip(self.branch, self.kernels_along(k), strict=False):
-            if not isinstance(part, KernelMap):
-                errors.append(part.kernel_error(x))
+        """Estimated error of the Gaussian expectations at a packed kernel: of second moments relative to E[s^2], and of
+        the fourth moments of hidden neurons relative to E[s^2]^2. The largest along the branch."""
+        errors, x = [self.read.kernel_error(k)], self.read.moments(k)
+        for kernel_map in self.maps:
+            errors.append(kernel_map.error(x))
+            x = kernel_map.value(x)
         return jnp.max(jnp.stack(errors))
 
     def shrink(self, dt: Float[Array, "*layers"]) -> Float[Array, "*layers"]:

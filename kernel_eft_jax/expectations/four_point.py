@@ -1,7 +1,8 @@
 r"""Four-point Gaussian expectations of an activation and its derivatives, E[f_a g_b u_c v_d].
 
 If an input occurs twice, they are averages given this input (`conditional`). For four different inputs the expectation
-is a sum over the modes of `hermite_modes`. `products_error` bounds the rests of both series.
+is a sum over the modes of `hermite_modes`. `products_rests` bounds the rests of both series, and `nodes_error` says
+what the nodes miss.
 """
 
 from itertools import product
@@ -11,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..activations import Activation
+from ..activations.base import enough_points, rule
 from ..pairs import input_count, pair_table, pairs, triples
+from ..quadrature import derivatives
 from ..selecting import safe_ratio
 from .conditional import Conditional
 from .hermite_modes import frame, overlaps, rotate
@@ -19,7 +23,6 @@ from .hermite_modes import frame, overlaps, rotate
 # Orders of differentiation of (s_a, s_b) in the second derivatives of s_a s_b by (aa, bb, ab), the last counted twice.
 SECOND_ORDERS = ((2, 0), (0, 2), (1, 1))
 SECOND_WEIGHTS = np.array([1.0, 1.0, 2.0])
-REST_OF_NOISE = 5.0  # the rest of the noise was found to be up to 4.6 times that of the products (ReLU, two copies)
 
 
 def products(given: Conditional) -> Float[Array, "P P"]:
@@ -104,31 +107,61 @@ def _by_modes(given, q):
 
 def products_error(given: Conditional) -> Float[Array, ""]:
     r"""The largest bound of the errors of Cov(s_a s_b, s_c s_d) of three or four different inputs, relative to
-    $\sqrt{\mathrm{Var}(s_a s_b) \mathrm{Var}(s_c s_d)}$.
+    $\sqrt{\mathrm{Var}(s_a s_b) \mathrm{Var}(s_c s_d)}$."""
+    if input_count(given.k.shape[0]) < 3:
+        return jnp.zeros((), given.k.dtype)
+    size = jnp.sqrt(_variances(given))
+    return largest_share(products_rests(given), size)
+
+
+def products_rests(given: Conditional) -> Float[Array, "P P"]:
+    r"""Bounds of what the series of three and four different inputs leave out of `products`.
 
     The norm that the modes of a pair p miss is known, $\tau_p^2 = \mathrm{Var}(s_a s_b) - \sum_{m \le J} |c_m|^2$, and
     modes of degree m of two pairs correlate by $|R|^m$ at most. So the rest of the series of four inputs is below
     $\tau_p \tau_q |R|^{J+1}$. If an input x occurs twice, the series is one of two inputs given x, and its rest is
-    below $\tau_y \tau_z |r|^{J+1}$ with $\tau_y^2 = E[s_x^2 (E[s_y^2 | x] - \sum_{s \le J} f_s^2)]$. The factor
-    `REST_OF_NOISE` covers the noise of free neurons, whose series falls more slowly.
+    below $\tau_y \tau_z |r|^{J+1}$ with $\tau_y^2 = E[s_x^2 (E[s_y^2 | x] - \sum_{s \le J} f_s^2)]$.
     """
     k = given.k
     inputs = input_count(k.shape[0])
     if inputs < 3:
-        return jnp.zeros((), k.dtype)
-    a, b = (index.tolist() for index in pairs(inputs))
+        return jnp.zeros((k.shape[0], k.shape[0]), k.dtype)
+    found = _around(given.rests())
+    if inputs < 4:
+        return found
+    (P, R), (p, r) = _four_different(inputs)
+    held = jnp.sum(given.pair_modes() ** 2, axis=(1, 2))
+    variances = _variances(given)[pair_table(inputs)[np.triu_indices(inputs, 1)]]
+    missing = jnp.sqrt(jnp.maximum(variances - held, 0))
+    most = jnp.minimum(jnp.linalg.norm(overlaps(k, frame(k))[P, R], ord=2, axis=(-2, -1)), 1)
+    rest = missing[p] * missing[r] * most ** (given.degree + 1)
+    return found.at[P, R].set(rest).at[R, P].set(rest)
+
+
+def largest_share(errors: Float[Array, "P P"], size: Float[Array, " P"]) -> Float[Array, ""]:
+    """The largest error of two pairs relative to the product of their sizes, where it is not zero."""
+    return jnp.max(safe_ratio(errors, size[:, None] * size[None, :]))
+
+
+def _variances(given):
+    """Var(s_a s_b) of every pair."""
+    a, b = (index.tolist() for index in pairs(input_count(given.k.shape[0])))
     squares = given.expect([((x, 0), (x, 0), (y, 0), (y, 0)) for x, y in zip(a, b, strict=True)])
-    variances = jnp.maximum(squares - given.activation.moments(k) ** 2, 0)
-    size = jnp.sqrt(variances)
-    worst = jnp.max(safe_ratio(_around(given.rests()), size[:, None] * size[None, :]))
-    if inputs >= 4:
-        (P, R), (p, r) = _four_different(inputs)
-        held = jnp.sum(given.pair_modes() ** 2, axis=(1, 2))
-        missing = jnp.sqrt(jnp.maximum(variances[pair_table(inputs)[np.triu_indices(inputs, 1)]] - held, 0))
-        most = jnp.minimum(jnp.linalg.norm(overlaps(k, frame(k))[P, R], ord=2, axis=(-2, -1)), 1)
-        rest = missing[p] * missing[r] * most ** (given.degree + 1)
-        worst = jnp.maximum(worst, jnp.max(safe_ratio(rest, size[P] * size[R])))
-    return REST_OF_NOISE * worst
+    return jnp.maximum(squares - given.activation.moments(given.k) ** 2, 0)
+
+
+def nodes_error(activation: Activation, k: Float[Array, ""], degree: int) -> Float[Array, ""]:
+    """By how much one and a half times as many nodes change $E[s^4]$ and $k E[s^2 (s^2)'']$, relative to E[s^4].
+    Products change more quickly than s."""
+
+    def means(points):
+        x, w = rule(activation, jnp.zeros_like(k), jnp.sqrt(k), points)
+        s, ds, dds = derivatives(activation, 2)(jnp.sqrt(k) * x)
+        return jnp.stack([jnp.sum(s**4 * w), jnp.sum(2 * k * s**2 * (ds**2 + s * dds) * w)])
+
+    points = enough_points(activation, degree + 1)
+    finer = means(3 * points // 2)
+    return jnp.max(jnp.abs(means(points) - finer)) / jnp.where(finer[0] > 0, finer[0], 1)
 
 
 def _around(rests):
