@@ -155,7 +155,8 @@ class RMSNorm(KernelMap):
 
     LayerNorm, which also removes the mean over the features, is the same at order 1/n on the stream, behind a matrix
     and behind a GLU, where features have mean zero. Behind an activation it is another map. Gains of a norm belong to
-    the C_W of the matrix behind it.
+    the C_W of the matrix behind it. The small number that libraries add to the mean square (1e-5 in GPT-2) is left out:
+    it counts where the mean square is no larger than a hundred times that number.
     """
 
     def __call__(self, x: Float[Array, "N m *batch"]) -> Float[Array, "N m *batch"]:

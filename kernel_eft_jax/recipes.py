@@ -33,7 +33,9 @@ def gpt2(*, width: int, depth: int) -> Stack:
 
     Weights of standard deviation 0.02, those that end a block divided by $\sqrt{2 L}$ (`conventions.gpt2_mlp`,
     `gpt2_eps`). The stream starts as embeddings of tokens with standard deviation 0.02 and of positions with 0.01: two
-    different tokens at one position.
+    different tokens at one position. Their mean square is so small that the 1e-5 which LayerNorm adds to it in GPT-2,
+    and which is left out here, is 2 per cent: with it the mean square is 2 per cent smaller behind the first block, and
+    0.2 per cent smaller behind the twelfth (width 768, depth 12).
     """
     check_count(depth, "depth")
     K0 = _two_inputs(0.02**2 + 0.01**2, 0.01**2)
