@@ -334,6 +334,24 @@ class TestCompare:
         single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
         assert compare(eqx.tree_at(lambda s: s.model, right, single), sampled).layers.tolist() == [2]
 
+    def test_rounding_of_networks_is_no_deviation(self, key):
+        """Features behind a norm have one mean square, S_aa = 1 in every network: what float32 leaves of V_SS, 1e-12,
+        and of K1 and U1 is no deviation from zero. A V4 of 1.3 times the size deviates."""
+        model = keft.Model([keft.Dense(1.0), keft.RMSNorm(), keft.Dense(1.5)])
+        sampled = keft.estimate(model, [[2.0]], width=64, depth=1, eps=0.5, networks=500, key=key, progress=False)
+        theory = keft.solve(model, [[2.0]], layers=[0, 1], eps=0.5)
+        found = compare(theory, sampled).quantities
+        assert found["V_SS"].sampled.max() > 0
+        assert all(np.abs(found[name].deviation).max() == 0 for name in ("V_SS", "K1", "U1"))
+        assert 0 < np.abs(found["V4"].deviation).max() < 4.5
+        other = eqx.tree_at(lambda s: s.packed, theory, jax.tree.map(lambda x: 1.3 * x, theory.packed))
+        assert (
+            np.abs(
+                compare(eqx.tree_at(lambda s: s.packed.K0, other, theory.packed.K0), sampled).quantities["V4"].deviation
+            ).max()
+            > 3
+        )
+
     def test_files_in_the_wrong_place(self, capsys):
         assert cli.main(["compare", "sample.nc", "sample.nc"]) == 2
         assert "Arguments `theory` and `sample` name one file" in capsys.readouterr().err

@@ -114,6 +114,10 @@ def test_rounding_is_shown_as_zero(closure):
     assert "  K1[00] = 0 at the last depth" in repr(solution).split("\n")
     assert "<td>K1[00]</td><td>0 at the last depth</td>" in solution._repr_html_()
     assert solution.significant("K1")[0][0, 0, 1] == solution.K1[0, 0, 1]
+    np.testing.assert_array_equal(solution.plot().axes[2].lines[0].get_ydata(), 0)
+    check = keft.width_check({4: np.linspace(1, 2, 20)[:, None, None, None] * np.eye(2)}, solution)
+    assert str(check).split("\n")[2].split()[-1] == "0"
+    np.testing.assert_array_equal(check.plot().axes[1].lines[0].get_ydata(), 0)
     pairs = keft.solve_pairs(linear_behind_a_norm(), K0, **NORMED, closure=closure, progress=False)
     assert "  K1 from -0.145409 to 0" in repr(pairs)
     derivatives = keft.sensitivity(linear_behind_a_norm(), K0, **NORMED, closure=closure)

@@ -22,18 +22,20 @@ ROUNDING = 1e-4  # of kernels of infinite width that float32 and float64 carried
 
 
 class Compared(eqx.Module):
-    """One quantity at the common depths, by a theory and sampled."""
+    """One quantity at the common depths, by a theory and sampled; and what rounding of the networks, which are float32,
+    leaves of an entry that does not vary, as the mean square behind a norm."""
 
     theory: Float[np.ndarray, "T *entry"]
     sampled: Float[np.ndarray, "T *entry"]
     stderr: Float[np.ndarray, "T *entry"]
+    rounding: Float[np.ndarray, "T *entry"]
 
     @property
     def deviation(self) -> Float[np.ndarray, "T *entry"]:
-        """Sampled minus theory in standard errors; zero where both are equal, also without scatter."""
+        """Sampled minus theory in standard errors; zero where both are equal up to rounding, also without scatter."""
         gap = self.sampled - self.theory
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(gap == 0, 0.0, gap / self.stderr)
+            return np.where(np.abs(gap) <= self.rounding, 0.0, gap / self.stderr)
 
 
 class Comparison(eqx.Module):
@@ -61,9 +63,21 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
         values = theory.K0 + theory.K1 / sampled.width if name == "G" else getattr(theory, name)
         values = theory.significant(name)[0] if name in ("K1", "V4") else values
         if values is not None:
-            own, stderr = getattr(sampled, name), getattr(sampled.stderr, name)
-            quantities[name] = Compared(np.asarray(values)[there], np.asarray(own)[here], np.asarray(stderr)[here])
+            own, stderr = (np.asarray(getattr(x, name))[here] for x in (sampled, sampled.stderr))
+            quantities[name] = Compared(np.asarray(values)[there], own, stderr, _rounding(sampled, name)[here])
     return Comparison(sampled.layers[here], sampled.ts[here], quantities)
+
+
+def _rounding(sampled, name):
+    """Four units in the last place of float32, of G or S; n times that for corrections of the mean, and n times the
+    square for covariances."""
+    unit, n = 4 * np.finfo(np.float32).eps, sampled.width
+    roots = {K: np.sqrt(np.einsum("taa->ta", np.asarray(getattr(sampled, K), np.float64))) for K in ("G", "S")}
+    G, S = (np.einsum("ta,tb->tab", root, root) for root in roots.values())
+    if not name.startswith("V"):
+        return unit * {"G": G, "K1": n * G, "U1": n * S}[name]
+    first, second = {"V4": (G, G), "V_GS": (G, S), "V_SS": (S, S)}[name]
+    return n * unit**2 * np.einsum("tab,tcd->tabcd", first, second)
 
 
 def _common(theory, sampled):

@@ -106,7 +106,7 @@ class WidthCheck(AtWidths, Shown):
             f"{n:8d} {count:10d} {rounded(V.flat[0], dV.flat[0]):>20} {rounded(k.flat[0], dk.flat[0]):>20}"
             for n, count, V, dV, k, dk in zip(self.widths, self.networks, *last, strict=True)
         ]
-        V4, K1 = float(self.theory.V4[-1, 0, 0, 0, 0]), float(self.theory.K1[-1, 0, 0])
+        V4, K1 = (float(self.theory.significant(name)[0][-1].flat[0]) for name in ("V4", "K1"))
         theory = f"{'theory':>8} {'':>10} {V4:>20.5g} {K1:>20.4g}"
         verdict = [f"p = {self.p_value(q):.2g} for {q}" for q in ("V4", "K1")] if len(self.widths) > 1 else []
         return "\n".join([head, *rows, theory, *verdict, f"theory: {self.theory.closure!r}"])

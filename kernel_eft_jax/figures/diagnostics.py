@@ -119,7 +119,7 @@ def plot_width_check(
     curve = CURVE_STYLES[style_numbers([theory])[theory]]
     figure, axes = grid(2, columns, title)
     for ax, quantity, symbol, place in zip(axes, ("V4", "K1"), ("V_4", "K_1"), (pair, entry), strict=True):
-        ax.plot(ts, np.asarray(getattr(check.theory, quantity))[:, *place], label=theory, **curve)
+        ax.plot(ts, check.theory.significant(quantity)[0][:, *place], label=theory, **curve)
         value, error = (getattr(x, quantity)[..., *place] for x in (check, check.stderr))
         for i, n in enumerate(check.widths):
             shift = 0.012 * np.ptp(ts) * (i - 0.5 * (len(check.widths) - 1))

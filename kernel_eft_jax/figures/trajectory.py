@@ -86,8 +86,9 @@ def plot_trajectories(
 
 
 def _line(result, name, entry):
-    stderr = getattr(result.stderr, name)[:, *entry] if isinstance(result, Estimate) else None
-    return Line(np.asarray(result.ts), np.asarray(getattr(result, name))[:, *entry], stderr)
+    if isinstance(result, Estimate):
+        return Line(np.asarray(result.ts), getattr(result, name)[:, *entry], getattr(result.stderr, name)[:, *entry])
+    return Line(np.asarray(result.ts), result.significant(name)[0][:, *entry], None)
 
 
 def _draw(ax, line, label, style):
