@@ -39,6 +39,7 @@ from .pair_quadrature import (
 )
 
 CAUTION = 3  # multiplies the difference of two rules, since neither is exact
+ROUNDED_SHARE = 16  # so many roundings change 1 - rho^2 in a layer
 ROUNDINGS = 100  # so many rounding errors of one operation are allowed for
 # (correlation, phi_a / sqrt(k)) at which averages over phi_b given phi_a are tested.
 GIVEN = [(rho, z) for rho in (0.3, 0.9, 0.999) for z in (0.0, 0.7, 2.9)]
@@ -99,6 +100,7 @@ def kernel_error(
     found = activation.between(k[triples(inputs)[others]])
     size = jnp.sqrt(of_each.scale[a[others]]) * jnp.sqrt(of_each.scale[b[others]])
     rounding = _rounding(_size(found, units)) + _rounding_of_kinks(activation, *k[triples(inputs)[others]].T)
+    rounding = rounding + _rounding_of_copies(activation, *k[triples(inputs)[others]].T)
     rounding = jnp.max(rounding / jnp.where(size > 0, size, 1))
     return jnp.maximum(worst, jnp.max(of_each.between) + rounding)
 
@@ -213,6 +215,20 @@ def _rounding_of_kinks(activation, k_aa, k_bb, k_ab):
     width = 2 * jnp.pi * jnp.sqrt(jnp.where(share > 0, share, jnp.inf))
     at_both = jnp.vectorize(at_kinks)(k_aa) * jnp.vectorize(at_kinks)(k_bb)
     return 4 * jnp.finfo(k_ab.dtype).eps * jnp.sqrt(k_aa) * jnp.sqrt(k_bb) * at_both / width
+
+
+def _rounding_of_copies(activation, k_aa, k_bb, k_ab):
+    r"""What rounding of a kernel changes of $k_{ab} E[s'_a s'_b]$ where s' jumps and inputs nearly repeat: a kink lies
+    between phi_a and phi_b with a probability proportional to sqrt(1 - rho^2), which is not smooth at rho = 1. Inputs
+    that repeat do so up to rounding only, after a layer."""
+    if not activation.kinks:
+        return jnp.zeros_like(k_ab)
+    places, jumps = kink_places(activation, k_ab.dtype), kink_jumps(activation, k_ab.dtype)
+    squares = jnp.square(places)[None, :] / (2 * jnp.where(k_aa > 0, k_aa, 1))[:, None]
+    share = jnp.maximum(remaining_share(k_aa, k_bb, k_ab), 0)
+    change = jnp.sqrt(share + ROUNDED_SHARE * jnp.finfo(k_ab.dtype).eps) - jnp.sqrt(share)
+    at_kinks = jnp.sum(jnp.square(jumps)[None, :] * jnp.exp(-squares), axis=1)
+    return jnp.sqrt(k_aa) * jnp.sqrt(k_bb) * at_kinks * change / (2 * jnp.pi)
 
 
 def _beyond(x: Expansion, y: Expansion, k: Float[Array, ""]) -> Float[Array, "*signs"]:
