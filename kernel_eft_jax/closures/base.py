@@ -145,7 +145,9 @@ def error_along(closure: Closure, model: Model, kernels: Float[Array, "T P"]) ->
 
     Between two kernels the variances move geometrically and the correlations linearly.
     """
-    kernels = jax.lax.stop_gradient(kernels)
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    kernels, arrays = jax.lax.stop_gradient((kernels, arrays))  # an error has no derivatives, the second ones included
+    model = eqx.combine(arrays, rest)
     units = jax.vmap(pair_units)(kernels)
     correlations = kernels / units
 
