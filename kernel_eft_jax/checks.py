@@ -34,7 +34,7 @@ def check_array(value: Any, name: str) -> Float[Array, "..."]:
     Half precision has three digits, too few for a covariance: it is a format to store numbers in, not to compute in.
     """
     if not isinstance(value, jax.Array):
-        value = to_numpy(value, name) if is_concrete(value) else _stacked(value, name)
+        value = to_numpy(value, name) if is_concrete(value) else _rectangular(jnp, value, name)
     if value.dtype.kind in "biu":  # before any product: small integers would wrap
         return jnp.asarray(value, dtype=float)
     if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -43,10 +43,10 @@ def check_array(value: Any, name: str) -> Float[Array, "..."]:
     return jnp.asarray(value, dtype=jnp.float32) if value.dtype.itemsize < 4 else jnp.asarray(value)
 
 
-def _stacked(numbers, name):
-    """A list that holds traced numbers, as an array."""
+def _rectangular(library, value, name):
+    """A value as an array of NumPy, or of JAX for a list that holds traced numbers."""
     try:
-        return jnp.asarray(numbers)
+        return library.asarray(value)
     except (ValueError, TypeError) as error:
         raise ValueError(f"Argument `{name}` must be an array of numbers with rows of one length: {error}") from error
 
@@ -87,10 +87,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
         raise TypeError(
             f"Argument `{name}` must be known, but is traced by jit, grad or vmap: call the function outside of these."
         )
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"Argument `{name}` must be an array of numbers with rows of one length: {error}") from error
+    array = _rectangular(np, value, name)
     if np.ma.is_masked(value):
         raise ValueError(f"Argument `{name}` must be whole, but has masked entries: leave their rows out.")
     if array.dtype.kind in "OSUmM":

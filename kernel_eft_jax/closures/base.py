@@ -138,6 +138,12 @@ def check_memory(
         )
 
 
+def held_fixed(model: Model) -> Model:
+    """The model with its arrays held fixed in derivatives; functions inside activations are kept as they are."""
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(arrays), rest)
+
+
 def error_along(closure: Closure, model: Model, kernels: Float[Array, "T P"]) -> Float[Array, ""]:
     """The largest `closure.error` on the way through depth: at the input kernel, which is first, at the kernels of the
     saved depths, and between them where few are saved. Expectations may be right where a solve starts and where it ends
@@ -145,9 +151,7 @@ def error_along(closure: Closure, model: Model, kernels: Float[Array, "T P"]) ->
 
     Between two kernels the variances move geometrically and the correlations linearly.
     """
-    arrays, rest = eqx.partition(model, eqx.is_array)
-    kernels, arrays = jax.lax.stop_gradient((kernels, arrays))  # an error has no derivatives, the second ones included
-    model = eqx.combine(arrays, rest)
+    kernels, model = jax.lax.stop_gradient(kernels), held_fixed(model)  # an error has no derivatives
     units = jax.vmap(pair_units)(kernels)
     correlations = kernels / units
 

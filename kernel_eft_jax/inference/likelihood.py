@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..closures import Closure, GOnly, HermiteTower
-from ..closures.base import check_memory, error_along
+from ..closures.base import check_memory, error_along, held_fixed
 from ..closures.pair_tower import PairTower
 from ..compiling import compiled_soon
 from ..depths import squares
@@ -96,7 +96,7 @@ def kernel_moments(
     model, observed = e.model, np.asarray(e.layers)
     # The scan has one more layer behind the last observed one, which nothing reads.
     dt = jnp.append(squares(e.eps, e.layers[-1], e.K0.dtype), jnp.zeros((), e.K0.dtype))
-    fixed = _stop_gradient(model)  # noise is not differentiated between layers
+    fixed = held_fixed(model)  # noise is not differentiated between layers
 
     def layer(carry, x):
         (state, memories), (index, dt) = carry, x
@@ -113,7 +113,7 @@ def kernel_moments(
     nothing = jax.tree.map(lambda m: jnp.zeros((observed.size, *m.shape), m.dtype), closure.remember(model, start))
     _, saved = jax.lax.scan(layer, (start, jax.lax.stop_gradient(nothing)), (jnp.arange(dt.size), dt))
     K0, K1, V4, across = (y[observed] for y in saved)
-    error = error_along(closure, fixed, jnp.concatenate([e.K0_scale * pack(e.K0)[None], K0]))
+    error = error_along(closure, model, jnp.concatenate([e.K0_scale * pack(e.K0)[None], K0]))
     return K0 + K1 / e.width, _join(V4, across) / e.width, error
 
 
@@ -143,12 +143,6 @@ def moments_by_pairs(
     _, C, _ = kernel_moments(e, GOnly())
     size = jnp.sqrt(variance / jnp.diagonal(C.reshape(mean.size, mean.size)).reshape(mean.shape))
     return mean, C * size[:, :, None, None] * size[None, None], jnp.max(errors)
-
-
-def _stop_gradient(model):
-    """The model with its arrays held fixed in derivatives; functions inside activations are kept as they are."""
-    arrays, rest = eqx.partition(model, eqx.is_array)
-    return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
 
 def _align(mask, array):
