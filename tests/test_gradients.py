@@ -17,6 +17,7 @@ import pytest
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.pairs import unpack
+from kernel_eft_jax.quadrature import powers
 
 EPS, TS, LAYERS = 0.5, np.array([0.25, 0.75]), [1, 3]
 # Closed forms and kinks have formulas of their own at a repeated input; `make slow` adds quadrature.
@@ -177,6 +178,36 @@ def test_the_layer_recursion_has_second_derivatives_as_it_is():
     point = jnp.array([1.5, 0.3])
     found, expected = (jax.jit(jax.hessian(f))(point) for f in (K0, exact))
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_powers_have_second_derivatives_in_a_loop():
+    """1, x, x^2, ... at 0 and at 0.5, by `jax.hessian` through a scan, in whose second derivatives JAX forgets rules of
+    one's own."""
+
+    def summed(x):
+        return jax.lax.scan(lambda found, _: (found + powers(x + found[0] - 1, 6), None), jnp.ones(6), length=1)[0]
+
+    for x in (0.0, 0.5):
+        expected = [n * (n - 1) * x ** max(n - 2, 0) for n in range(6)]
+        np.testing.assert_allclose(jax.jacfwd(jax.jacrev(summed))(x), expected, rtol=1e-14)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("closure", "kernel"),
+    [(keft.GOnly(), [1.3, 0.4, 0.9]), (keft.HermiteTower(3), [1.3, 0.0, 0.9])],
+    ids=["g-only", "tower"],
+)
+def test_the_layer_recursion_of_hidden_neurons_has_second_derivatives(closure, kernel):
+    """Forward over reverse, by every leaf, step and entry of the kernel: differences of the gradient; uncorrelated inputs
+    too."""
+    _, reverse = both_modes(full_pre_activation, closure, 2)
+    point = jnp.array([*SIX, *THREE_EPS, *kernel])
+    curvature = jax.jit(lambda x, v: jax.jvp(lambda x: reverse(x)[1], (x,), (v,))[1])
+    for i in (0, 2, 4, 7, 10):
+        expected = fourth_order(lambda x: reverse(x)[1], point, i)
+        found = curvature(point, jnp.eye(point.size)[i])
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max(), err_msg=str(i))
 
 
 @pytest.mark.parametrize(

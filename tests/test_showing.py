@@ -106,11 +106,12 @@ def linear_behind_a_norm():
     "closure", [keft.GOnly(), pytest.param(keft.HermiteTower(2), marks=pytest.mark.slow)], ids=["g-only", "tower"]
 )
 def test_rounding_is_shown_as_zero(closure):
-    """Behind a norm the mean square does not drift: K1_aa is zero. What rounding leaves of K1_aa, some 1e-17, is shown
-    as 0; so is what it leaves of the derivatives. K1_ab of two inputs, -0.15, stays."""
+    """Behind a norm the mean square does not drift: K1_aa is zero. What rounding leaves of K1_aa, some 1e-17 or nothing
+    as the processor has it, is shown as 0; so is what it leaves of the derivatives. K1_ab of two inputs, -0.15,
+    stays."""
     solution = keft.solve(linear_behind_a_norm(), K0, **NORMED, closure=closure)
-    assert solution.K1[0, 0, 0] != 0
     assert abs(solution.K1[0, 0, 0]) < 1e-15
+    solution = eqx.tree_at(lambda s: s.packed.K1, solution, replace_fn=lambda K1: K1.at[0, 0].set(3e-17))
     assert "  K1[00] = 0 at the last depth" in repr(solution).split("\n")
     assert "<td>K1[00]</td><td>0 at the last depth</td>" in solution._repr_html_()
     assert solution.significant("K1")[0][0, 0, 1] == solution.K1[0, 0, 1]
