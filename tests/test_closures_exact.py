@@ -26,6 +26,7 @@ from problems import (
 import kernel_eft_jax as keft
 from kernel_eft_jax import kernel_maps
 from kernel_eft_jax.closures.pair_tower import PairTower
+from kernel_eft_jax.closures.sigma_regression import dropped_of_one
 from kernel_eft_jax.expectations.conditional import Conditional
 from kernel_eft_jax.expectations.four_point import local_products, products, products_and_noise
 from kernel_eft_jax.kernel_maps import apply_gradient
@@ -308,11 +309,39 @@ def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt
         np.testing.assert_allclose([exact["V4"][-1], exact["K1"][-1]], [550.06, -1.683], rtol=1e-3)
 
 
-def test_inputs_that_repeat_are_refused_where_the_sigma_kernel_loses_a_kink():
-    """Averages given an input lack the delta function of s'' of its copy: products with s at the kink are missing. The
-    error is above the hundredth beyond which `solve` refuses."""
-    error = jax.jit(functools.partial(keft.SigmaKernel(4).error, keft.Model(keft.HardTanh(), 2.0)))
-    assert float(error(jnp.ones(3))) == 1.0
+@pytest.mark.parametrize(
+    ("activation", "kernel"),
+    [
+        (keft.HardTanh(), [1.0, 1.0, 1.0]),
+        # max(x + 1, 0) is zero at its kink -1, and not at 1, where the opposite input is then.
+        pytest.param(
+            keft.Piecewise(lambda x: jnp.maximum(x + 1, 0), kinks=[-1]), [0.5, -0.5, 0.5], marks=pytest.mark.slow
+        ),
+    ],
+    ids=["copies", "opposites"],
+)
+def test_inputs_that_follow_are_refused_where_the_sigma_kernel_loses_a_kink(activation, kernel):
+    """Averages given an input lack the delta function of s'' of its multiple: products with s at the kink are missing.
+    The error is above the hundredth beyond which `solve` refuses."""
+    error = jax.jit(functools.partial(keft.SigmaKernel(4).error, keft.Model(activation, 2.0)))
+    assert float(error(jnp.array(kernel))) == 1.0
+
+
+def test_what_the_sigma_kernel_drops_of_functions_near_their_absolute_value():
+    """s = x tanh x at variance 100 in float32: the share of s^2 that does not follow from phi^2 is dropped, and with it K1, by up to
+    E[r' (s^2)'] E[(s^2)'' r] / E[r^2] in units of E[s^2] / k, here from equidistant nodes. In float64 the share is kept."""
+    k, x = 100.0, np.linspace(-12, 12, 200_001)
+    w = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi) * (x[1] - x[0])
+    phi = np.sqrt(k) * x
+    s, ds = phi * np.tanh(phi), np.tanh(phi) + phi * (1 - np.tanh(phi) ** 2)
+    square, slope, he = s**2, 2 * np.sqrt(k) * s * ds, (x**2 - 1) / np.sqrt(2)
+    mean, along = square @ w, (square * he) @ w
+    rest, rest_slope = square - mean - along * he, slope - np.sqrt(2) * along * x
+    noise = (rest_slope * slope) @ w
+    lost = noise * 0.5 * ((slope * rest * x) @ w - noise) / ((rest**2 @ w) * mean**2)
+    activation = SMOOTH["Smooth"].activation
+    np.testing.assert_allclose(dropped_of_one(activation, jnp.float32(k), 1e-4), abs(lost), rtol=0.2)
+    assert dropped_of_one(activation, jnp.float64(k), 1e-9) == 0
 
 
 @pytest.mark.slow
@@ -547,6 +576,14 @@ def test_averages_given_one_input(scale):
     found = jax.jit(lambda k: products(Conditional(activation, k, 30)))(pack(jnp.asarray(K)))
     np.testing.assert_allclose(unpack_covariance(found)[0, 0, 1, 2], expected, rtol=1e-9)
     np.testing.assert_allclose(unpack_covariance(found)[0, 1, 0, 2], expected, rtol=1e-9)
+
+
+def test_averages_of_a_step_that_no_equidistant_node_sees():
+    """erf(1000 x) of uncorrelated inputs: E[s_a^2 s_b^2] is the square of E[s^2], Williams' closed form."""
+    k, activation = 0.5, keft.Scaled(keft.Erf(), 1000.0)
+    found = jax.jit(lambda k: products(Conditional(activation, k, 4)))(jnp.array([k, 0.0, k]))
+    of_one = 2 / np.pi * np.arcsin(2e6 * k / (1 + 2e6 * k))
+    np.testing.assert_allclose(found[0, 2], of_one**2, rtol=1e-9)
 
 
 PARAMETERS = {

@@ -82,6 +82,8 @@ def variances(name):
 
 # In every run GOnly; SigmaKernel at one variance: test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system.
 QUICK_EXPECTATIONS = {("Tanh", "GOnly", np.float32)}
+# x tanh x is nearly |x|: in float32 the regression of SigmaKernel cannot tell the two apart, and the solve is refused.
+NOT_IN_FLOAT32 = ("Smooth", "SigmaKernel", np.float32)
 EXPECTATIONS = itertools.product(FUNCTIONS, ("GOnly", "SigmaKernel"), (np.float64, np.float32))
 
 
@@ -103,7 +105,7 @@ def test_the_expectation_error_of_closures_that_expand_nothing(name, closure, dt
     i = int(ratio.argmax())
     print(f"{closure}, {name}: true over stated {ratio[i]:.2g} at variance {ks[i]:g}, stated {stated[i]:.2g}")
     rate = np.transpose(exact)[0] * max(case.sharpness, case.frequency) ** 2  # at the last layer
-    assert known[rate < 100].all() or name in NOT_FOR_SMOOTH
+    assert known[rate < 100].all() or name in NOT_FOR_SMOOTH or (name, closure, dtype) == NOT_IN_FLOAT32
     assert ratio[i] < 10
 
 

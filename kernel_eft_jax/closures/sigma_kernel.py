@@ -33,13 +33,14 @@ from ..activations import Activation
 from ..activations.base import kink_jumps, kink_places
 from ..checks import check_count, is_concrete
 from ..expectations.conditional import Conditional
-from ..expectations.four_point import local_products, nodes_error, products, products_and_noise, products_error
+from ..expectations.four_point import nodes_error, products, products_and_noise, products_error
 from ..kernel_maps import apply_gradient, contract_hessian
 from ..linear import matmul
 from ..model import Model
 from ..pairs import input_count, pair_count, pairs, sigma_product, triples, wick
 from ..quadrature import remaining_share
 from .base import COPIES, Closure, Moments, pair_units
+from .sigma_regression import Regression, regression, regression_error
 
 # A layer is cut into 2^24 parts: rates of up to 10^7 a layer are stable, and those of order one exact to rounding.
 DOUBLINGS = 24
@@ -62,8 +63,10 @@ class SigmaKernel(Closure[SigmaState]):
     `degree`, whose errors fall like a correlation to that power: for three inputs the correlation of two given the
     third, which is close to 1 for near copies (`expectation_error` counts both). The pseudo-inverse of Cov(z, z),
     scaled to unit diagonal, drops eigenvalues below 1e-9 of the largest (1e-4 in float32): they belong to directions
-    that are redundant because of a linear activation, of the diagonal, or of repeated inputs.
-    Inputs that repeat, or opposite ones, are refused if s has a kink where s is not zero (HardTanh, ReLU6, HardSwish).
+    that are redundant because of a linear activation, of the diagonal, or of repeated inputs. Where s is nearly |x|, as
+    x tanh x is at large variances, they are not: `expectation_error` counts what K1 loses, and float32 is refused.
+    Inputs that are multiples of each other, such as copies and opposite inputs, are refused if s of the one is not zero
+    where the other is at a kink (HardTanh, ReLU6, HardSwish).
     Do not differentiate along a direction that separates identical or opposite inputs: the derivative lacks up to 1e-3
     of V4 and all of K1_ab. For GELU, SiLU and ReLU at t = 1 V4 is right to 2 % and K1 to 20 %, because S depends on the
     mean of phi, which this closure does not carry. K1 is less accurate where a layer adds as much as the stream holds:
@@ -95,18 +98,18 @@ class SigmaKernel(Closure[SigmaState]):
     def step(self, model: Model, state: SigmaState, dt) -> SigmaState:
         k, q = state.k, model.q(state.k)
         middle, end = (Conditional(model.activation, k + share * dt * q, self.degree) for share in (0.5, 1.0))
-        return self._layer(model, state, dt, q, _free_field(middle, _regression(middle), q), _regression(end))
+        return self._layer(model, state, dt, q, _free_field(middle, regression(middle), q), regression(end))
 
     def drift(self, model: Model, state: SigmaState) -> SigmaState:
         # The place in the layer at which expectations are taken matters at second order only: here they are taken once,
         # and not differentiated.
         given = Conditional(model.activation, state.k, self.degree)
-        here = _regression(given)
+        here = regression(given)
         q = model.last.value(here.value)
         field, zero = _free_field(given, here, q), jnp.zeros((), state.k.dtype)
         return jax.jvp(lambda dt: self._layer(model, state, dt, q, field, here), (zero,), (jnp.ones_like(zero),))[1]
 
-    def _layer(self, model: Model, state: SigmaState, dt, q, field, end: "Regression") -> SigmaState:
+    def _layer(self, model: Model, state: SigmaState, dt, q, field, end: Regression) -> SigmaState:
         """`step`, from the field of free neurons in the middle of the layer and expectations at its end."""
         k, V, K1, m_S = state
         P, drive, (generator, noise) = k.shape[0], dt * model.C_W.astype(k.dtype), field
@@ -133,11 +136,17 @@ class SigmaKernel(Closure[SigmaState]):
         variances = k[triples(input_count(k.shape[0]))[:, 0]]
         nodes = jax.lax.map(lambda k: nodes_error(model.activation, k, self.degree), variances)
         given = Conditional(model.activation, k, self.degree)
-        regression = _regression_error(jax.lax.stop_gradient(_local_moments(given)[-1]))
         # What the regression on several inputs makes of rounding, measured for near copies.
         copies = jnp.asarray(jnp.finfo(k.dtype).eps ** 0.7 if k.shape[0] > 1 else 0, k.dtype)
         lost = jnp.where(_loses_kinks(model.activation, k), 1.0, 0.0).astype(k.dtype)
-        errors = [model.error(k), REST_OF_NOISE * products_error(given), jnp.max(nodes), regression, copies, lost]
+        errors = [
+            model.error(k),
+            REST_OF_NOISE * products_error(given),
+            jnp.max(nodes),
+            regression_error(given),
+            copies,
+            lost,
+        ]
         return jnp.max(jnp.stack(errors))
 
     def moments(self, model: Model, state: SigmaState) -> Moments:
@@ -169,40 +178,6 @@ class SigmaKernel(Closure[SigmaState]):
         return memory[: state.k.shape[0]]
 
 
-class Regression(NamedTuple):
-    """At a kernel: E[s s] with its derivatives, and the regression of the second derivatives of s_a s_b (by aa, bb, and
-    ab twice) on the local z."""
-
-    value: Float[Array, " P"]
-    gradient: Float[Array, "P 3"]
-    hessian: Float[Array, "P 3 3"]
-    projection: Float[Array, "P 3 6"]
-
-
-def _regression(given: Conditional) -> Regression:
-    expansion, cross, C = _local_moments(given)
-    return Regression(*expansion, matmul(cross, _pseudo_inverse(C)))
-
-
-def _local_moments(given: Conditional):
-    """The expansion, the covariances of the second derivatives with the local z, and those of z."""
-    k = given.k
-    triple = triples(input_count(k.shape[0]))
-    value, gradient, hessian = given.activation.expansion(k)
-    # The mean of each second derivative is twice a gradient (Price), and Cov(f, phi phi) is how it moves with K.
-    local_wick = wick(k)[triple[:, :, None], triple[:, None, :]]
-    with_g = 2 * jnp.einsum("ptu,puv->ptv", hessian, local_wick, precision="highest")
-    second, ss = local_products(given)
-    # For one input with itself only the sum of the three second derivatives has a meaning: each place holds a third.
-    a, b = pairs(input_count(k.shape[0]))
-    second = jnp.where((a == b)[:, None, None], jnp.mean(second, axis=1, keepdims=True), second)
-    with_y = second - 2 * gradient[:, :, None] * value[triple][:, None, :]
-    sp = apply_gradient(gradient, wick(k))[triple[:, :, None], triple[:, None, :]]
-    ss = ss - value[triple][:, :, None] * value[triple][:, None, :]
-    C = jnp.concatenate([jnp.concatenate([local_wick, jnp.swapaxes(sp, 1, 2)], 2), jnp.concatenate([sp, ss], 2)], 1)
-    return (value, gradient, hessian), jnp.concatenate([with_g, with_y], axis=-1), C
-
-
 def _free_field(given: Conditional, at: Regression, q):
     """The generator and the noise of free neurons' (g, y) at a kernel."""
     P, k = q.shape[0], given.k
@@ -215,18 +190,21 @@ def _free_field(given: Conditional, at: Regression, q):
 
 
 def _loses_kinks(activation: Activation, k: Float[Array, " P"]) -> Bool[Array, ""]:
-    """Whether an input repeats another one, or its opposite, to rounding, and s has a kink where s is not zero.
+    """Whether an input is a multiple of another one to rounding, and s is not zero at the one where the other is at a
+    kink.
 
     Averages given an input lack the delta function of s'' of an input that follows from it.
     """
     inputs = input_count(k.shape[0])
     if inputs == 1 or not activation.kinks:
         return jnp.zeros((), bool)
-    others = triples(inputs)[np.flatnonzero(np.not_equal(*pairs(inputs)))]
-    share = remaining_share(*k[others].T)
-    at_kinks = activation(kink_places(activation, k.dtype)) * kink_jumps(activation, k.dtype)
-    scale = jnp.sqrt(jnp.max(activation.moments(k)))
-    return jnp.any(share <= jnp.finfo(k.dtype).eps ** 0.7) & (jnp.max(jnp.abs(at_kinks)) > 1e-3 * scale)
+    k_aa, k_bb, k_ab = k[triples(inputs)[np.flatnonzero(np.not_equal(*pairs(inputs)))]].T
+    ratio = jnp.sign(k_ab) * jnp.sqrt(k_bb) / jnp.sqrt(k_aa)
+    others = jnp.stack([ratio, 1 / ratio], axis=1)[:, :, None] * kink_places(activation, k.dtype)[None, None]
+    jumps = kink_jumps(activation, k.dtype)
+    at_kinks = jnp.max(jnp.abs(activation(others) * jumps[None, None]), axis=(1, 2))
+    follows = remaining_share(k_aa, k_bb, k_ab) <= jnp.finfo(k.dtype).eps ** 0.7
+    return jnp.any(follows & (at_kinks > 1e-3 * jnp.sqrt(jnp.max(activation.moments(k)))))
 
 
 def _one_matrix(model: Model) -> Activation:
@@ -270,30 +248,3 @@ def _joint_covariance(
     """Cov(z, z) of one neuron under N(0, K0), blocks phi phi and s s."""
     sp = apply_gradient(gradient, wick(k))
     return jnp.block([[wick(k), sp.T], [sp, 0.5 * (ss + ss.T)]])
-
-
-def _pseudo_inverse(C):
-    scale = _unit_diagonal(C)
-    return jnp.linalg.pinv(C * scale, rtol=_threshold(C), hermitian=True) * scale
-
-
-def _regression_error(C):
-    """What `_pseudo_inverse` makes of rounding, one over the least eigenvalue that it keeps; and what it leaves out:
-    functions have a correlation of at most sqrt(share) with a direction of so small a share of the variance. Shares of
-    ten roundings or less are those of directions that do not exist."""
-    eigenvalues, eps = jnp.linalg.eigvalsh(C * _unit_diagonal(C)), jnp.finfo(C.dtype).eps
-    shares = eigenvalues / jnp.max(eigenvalues, axis=-1, keepdims=True)
-    kept = shares > _threshold(C)
-    dropped = jnp.max(jnp.where(kept | (shares < 10 * eps), 0, shares))
-    return jnp.maximum(eps / jnp.min(jnp.where(kept, shares, 1)), jnp.sqrt(dropped))
-
-
-def _threshold(C):
-    return 1e-9 if C.dtype == jnp.float64 else 1e-4
-
-
-def _unit_diagonal(C):
-    """Factors that scale the diagonal to one."""
-    scale = jnp.sqrt(jnp.diagonal(C, axis1=-2, axis2=-1))
-    scale = 1 / jnp.where(scale > 0, scale, 1.0)
-    return scale[..., :, None] * scale[..., None, :]
