@@ -247,10 +247,11 @@ class Model(eqx.Module):
     def error(self, k: Float[Array, " P"]) -> Float[Array, ""]:
         """Estimated error of the Gaussian expectations at a packed kernel: of second moments relative to E[s^2], and of
         the fourth moments of hidden neurons relative to E[s^2]^2. The largest along the branch."""
-        errors, x = [self.read.kernel_error(k)], self.read.moments(k)
-        for kernel_map in self.maps:
+        errors, x, before = [self.read.kernel_error(k)], k, self.read.moments
+        for kernel_map in self.maps[:-1]:  # the last is a matrix, which has no error
+            x = before(x)
             errors.append(kernel_map.error(x))
-            x = kernel_map.value(x)
+            before = kernel_map.value
         return jnp.max(jnp.stack(errors))
 
     def shrink(self, dt: Float[Array, "*layers"]) -> Float[Array, "*layers"]:
