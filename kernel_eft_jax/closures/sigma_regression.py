@@ -76,8 +76,8 @@ def dropped_of_one(activation: Activation, k: Float[Array, ""], threshold: float
     r"""What one input loses with $r = s^2 - \alpha - \beta \phi^2$, the part of $s^2$ that does not follow from
     $\phi^2$, where the pseudo-inverse drops it: a share of K1 in units of K0.
 
-    Noise moves r together with $s^2$ at a rate $Q\, E[r' (s^2)']$, and the regression would follow r with
-    $E[(s^2)'' r] / E[r^2]$. For s near |x| the share of r is tiny where this product is not.
+    Noise moves r together with $s^2$ at a rate $Q\, E[r' (s^2)'] = Q\, E[r'^2]$, and the regression would follow r with
+    $E[(s^2)'' r] / E[r^2] = E[r'' r] / E[r^2]$. For s near |x| the share of r is tiny where this product is not.
     """
     x, w = rule(activation, jnp.zeros_like(k), jnp.sqrt(k))
     s, ds = derivatives(activation, 1)(jnp.sqrt(k) * x)
@@ -91,10 +91,11 @@ def dropped_of_one(activation: Activation, k: Float[Array, ""], threshold: float
         return f - jnp.sum(f * w) - along * he, df - 2**0.5 * along * x
 
     rest, rest_slope = without_square(*without_square(square, slope))  # twice: the first time leaves rounding
-    noise, size = jnp.sum(rest_slope * slope * w), jnp.sum(rest**2 * w)
-    bend = 0.5 * (jnp.sum(slope * rest * x * w) - noise)
+    noise, size = jnp.sum(rest_slope**2 * w), jnp.sum(rest**2 * w)
+    bend = 0.5 * (jnp.sum(rest_slope * rest * x * w) - noise)
     share = size / jnp.sum((square - 1) ** 2 * w)
-    dropped = (share < threshold) & (share > (10 * jnp.finfo(k.dtype).eps) ** 2)
+    # The least eigenvalue is a quarter of this share of the largest one.
+    dropped = (share < 4 * threshold) & (share > (10 * jnp.finfo(k.dtype).eps) ** 2)
     return jnp.where(dropped, jnp.abs(noise * bend) / jnp.where(dropped, size, 1), 0.0)
 
 
