@@ -390,6 +390,7 @@ class TestDoors:
                 "`entry` must name inputs from 0 to 0",
             ),
             (lambda: figures.plot_trajectories({"": solution()}, (0,), title=""), "`entry` must name.*2 of them"),
+            (lambda: figures.plot_trajectories({"": solution()}, 0, title=""), "`entry` must name.*2 of them"),
             (lambda: figures.plot_trajectories({}, title=""), "`results` must map labels to results.*but is empty"),
             (
                 lambda: figures.plot_trajectories({"a": "b"}, title=""),

@@ -125,7 +125,7 @@ def test_results_are_drawn_as_they_are(key):
     model, K0 = keft.Model(keft.Linear(), 1.3), [[1.0, 0.5], [0.5, 2.0]]
     theory = keft.solve(model, K0, layers=[0, 1, 2], eps=0.5, closure=keft.GOnly())
     sampled = keft.estimate(model, K0, width=8, depth=2, eps=0.5, networks=64, key=key, progress=False)
-    V4, K1 = figures.plot_trajectories({"networks": sampled, "theory": theory}, (0, 1), title="").axes
+    V4, K1 = figures.plot_trajectories({"networks": sampled, "theory": theory}, (0, np.int64(1)), title="").axes
     assert [ax.get_title() for ax in (V4, K1)] == ["$V_{4;01,01}$", "$K_{1;01}$"]
     for ax, name, place in ((V4, "V4", (0, 1, 0, 1)), (K1, "K1", (0, 1))):
         points, half_lengths = bars(ax)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -117,7 +118,8 @@ def style_numbers(labels: Sequence[str], order: Sequence[str] = ()) -> dict[str,
 
 def check_entry(entry: tuple[int, ...], inputs: int, axes: int = 2) -> None:
     """Check that an entry names as many inputs as there are axes, of a result with so many inputs."""
-    if len(entry) != axes or not all(isinstance(a, int) and 0 <= a < inputs for a in entry):
+    named = isinstance(entry, tuple | list) and all(isinstance(a, int | np.integer) for a in entry)
+    if not named or len(entry) != axes or not all(0 <= a < inputs for a in entry):
         raise ValueError(f"Argument `entry` must name inputs from 0 to {inputs - 1}, {axes} of them, but is {entry!r}.")
 
 
