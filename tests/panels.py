@@ -108,8 +108,8 @@ def bump(x, r):
 
 
 class Bump(keft.PairActivation):
-    """An activation of a user's own: a closed form in which large variances of nearly equal inputs cancel, differentiated
-    by JAX."""
+    """An activation of a user's own: a closed form in which large variances of nearly equal inputs cancel,
+    differentiated by JAX."""
 
     def __call__(self, x):
         return x * jnp.exp(-0.5 * x**2)
@@ -296,8 +296,8 @@ def nearly_equal(case: Function, k: float, k_ab: float) -> np.ndarray:
 
 
 def alone(case: Function, k: float, sign: int = 1) -> np.ndarray:
-    """E[s(phi) s(sign phi)], k times its first and k^2 times its second derivative in k: by parts if k is large or s has
-    kinks, so that no digits are lost by cancellation."""
+    """E[s(phi) s(sign phi)], k times its first and k^2 times its second derivative in k: by parts if k is large or s
+    has kinks, so that no digits are lost by cancellation."""
     if case.frequency:
         z = case.frequency**2 * k
         return sign * np.array([-np.expm1(-2 * z) / 2, z * np.exp(-2 * z), -2 * z**2 * np.exp(-2 * z)])
@@ -357,8 +357,8 @@ def crowded(kinks, width, scale, means) -> tuple[np.ndarray, np.ndarray]:
 
 def covariances(case: Function, early: float, rest: float) -> tuple[float, float]:
     """Cov(F, F_m) and Cov(F'', F_m) for F = s^2 of a neuron with variance early + rest and F_m, that of the same neuron
-    when its variance was `early`; where nothing is left between both, Cov(F, F) alone. F'' is by parts over the rest, so
-    that kinks need no care."""
+    when its variance was `early`; where nothing is left between both, Cov(F, F) alone. F'' is by parts over the rest,
+    so that kinks need no care."""
     if case.frequency:
         square = 2 * case.frequency**2
         covariance = np.exp(-square * rest) * np.expm1(-2 * square * early) ** 2 / 8

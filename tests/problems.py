@@ -344,7 +344,8 @@ def two_input_layers(case: Case, C_W: float, K: np.ndarray, eps: float, layers: 
         return np.array([[first, 0], [across, np.sqrt(max(K[1, 1] - across**2, 0))]])
 
     def nodes(width):
-        """A seventh of the distance of the pole: exp(-2 pi / 0.25) would be 1e-11, but erf(x + iy) grows like exp(y^2)."""
+        """A seventh of the distance of the pole: exp(-2 pi / 0.25) would be 1e-11, but erf(x + iy) grows like
+        exp(y^2)."""
         return line(min(0.7, 0.14 * case.pole / width)) if width > 1e-12 else (np.zeros(1), np.ones(1))
 
     def given(early, rest):

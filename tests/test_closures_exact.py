@@ -184,8 +184,8 @@ def test_a_layer_adds_to_G_what_S_says(closure, inputs):
 
 @TOGETHER
 def test_the_covariance_of_G_and_S_at_the_input(closure, inputs):
-    """Cov(phi_a phi_b, F) = E[F] along the change K_ac K_bd + K_ad K_bc of K_cd (Stein), E[sin sin] = exp(-(K_cc + K_dd)
-    / 2) sinh(K_cd)."""
+    """Cov(phi_a phi_b, F) = E[F] along the change K_ac K_bd + K_ad K_bc of K_cd (Stein), E[sin sin] = exp(-(K_cc +
+    K_dd) / 2) sinh(K_cd)."""
     K, found = THREE[:inputs, :inputs], np.asarray(whole(closure, inputs).V_GS)[0]
     variances, M = np.diag(K), wick(K)
     own = np.einsum("abcc->abc", M)
@@ -328,8 +328,9 @@ def test_inputs_that_follow_are_refused_where_the_sigma_kernel_loses_a_kink(acti
 
 
 def test_what_the_sigma_kernel_drops_of_functions_near_their_absolute_value():
-    """s = x tanh x at variance 100 in float32: the share of s^2 that does not follow from phi^2 is dropped, and with it K1, by up to
-    E[r' (s^2)'] E[(s^2)'' r] / E[r^2] in units of E[s^2] / k, here from equidistant nodes. In float64 the share is kept."""
+    """s = x tanh x at variance 100 in float32: the part r of s^2 that does not follow from phi^2 is dropped, and with
+    it up to E[r' (s^2)'] E[(s^2)'' r] / E[r^2] of K1, in the unit (E[s^2] / k)^2, here from equidistant nodes. In
+    float64 r is kept."""
     k, x = 100.0, np.linspace(-12, 12, 200_001)
     w = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi) * (x[1] - x[0])
     phi = np.sqrt(k) * x

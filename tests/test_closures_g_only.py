@@ -235,9 +235,9 @@ def test_many_thick_layers_of_gelu():
     """K1 is right at large variances: 40 layers of GELU, C_W = 2, K0 = 1, eps = 1, end at K0 = 9.4e11.
 
     The numbers are mpmath's, with 40 digits, from E[gelu^2] in closed form and its derivatives: k' = k + Q and
-    K1' = K1 + chi K1 + Hess V4 / 2. With the layer V4' = (1 + chi)^2 V4 + 4 k Q + 2 Q^2 K1 ends at 41170248559.5248, and
-    with the plain step V4' = V4 + 2 chi V4 + 4 k Q at 48938785645.9941. Sums of the second derivatives of a pair lose
-    all digits here, and gave -5.9e12.
+    K1' = K1 + chi K1 + Hess V4 / 2. With the layer V4' = (1 + chi)^2 V4 + 4 k Q + 2 Q^2 K1 ends at 41170248559.5248,
+    and with the plain step V4' = V4 + 2 chi V4 + 4 k Q at 48938785645.9941. Sums of the second derivatives of a pair
+    lose all digits here, and gave -5.9e12.
     """
     model = keft.Model(keft.GELU(), 2.0)
     for closure, K1 in ((keft.GOnly(), 41170248559.5248), (Euler(), 48938785645.9941)):

@@ -199,8 +199,8 @@ def test_powers_have_second_derivatives_in_a_loop():
     ids=["g-only", "tower"],
 )
 def test_the_layer_recursion_of_hidden_neurons_has_second_derivatives(closure, kernel):
-    """Forward over reverse, by every leaf, step and entry of the kernel: differences of the gradient; uncorrelated inputs
-    too."""
+    """Forward over reverse, along a leaf of each kind, a step and an entry of the kernel: differences of the gradient
+    by all of them; uncorrelated inputs too."""
     _, reverse = both_modes(full_pre_activation, closure, 2)
     point = jnp.array([*SIX, *THREE_EPS, *kernel])
     curvature = jax.jit(lambda x, v: jax.jvp(lambda x: reverse(x)[1], (x,), (v,))[1])
@@ -314,8 +314,8 @@ def one_matrix(C_W, C_b, slope, decay):
 
 @functools.cache
 def both_modes(block, closure, inputs):
-    """A loss of all quantities with its derivative along a direction, and with its gradient; by the leaves of a block, three
-    eps and the packed kernel."""
+    """A loss of all quantities with its derivative along a direction, and with its gradient; by the leaves of a block,
+    three eps and the packed kernel."""
     entries = inputs * (inputs + 1) // 2
 
     def loss(point):

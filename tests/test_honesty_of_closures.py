@@ -7,9 +7,9 @@
   dtypes, against sums over layers: a bound;
 * the same for two inputs, degrees 2 to 16, correlations to 1 and -1, against a tower of a higher degree: sums over
   layers are integrals in four variables there, which panels cannot resolve at every variance;
-* `truncation` of HermiteTower and of the tower of `solve_pairs` for all V4 and K1 of two inputs, against those integrals
-  by trapezoidal rules, variances 1e-3 to 10: a bound. The rules need smooth functions whose poles are far: Tanh, Erf,
-  Sin, GELU and SiLU.
+* `truncation` of HermiteTower and of the tower of `solve_pairs` for all V4 and K1 of two inputs, against those
+  integrals by trapezoidal rules, variances 1e-3 to 10: a bound. The rules need smooth functions whose poles are far:
+  Tanh, Erf, Sin, GELU and SiLU.
 
 The cubic `Polynomial` is tried at variances up to 2: its kernel grows like the third power. `make slow` runs all and
 prints the worst ratios; a quick part is in every run.
@@ -76,7 +76,8 @@ VARIANCES = (1e-6, 1e-3, 0.5, 2.0, 10.0, 100.0, 1e4, 1e6)
 
 
 def variances(name):
-    """Variances at which an activation is tried: the kernel of a cubic would grow beyond all numbers from large ones."""
+    """Variances at which an activation is tried: the kernel of a cubic would grow beyond all numbers from large
+    ones."""
     return VARIANCES[:4] if name == "Polynomial" else VARIANCES
 
 

@@ -28,7 +28,8 @@ REPEATED = REPEATED.at[3, 3].multiply(1 + 1e-9)
 
 
 def gaussian_mean(f, k):
-    """E[f(sqrt(k) x)], x standard normal, by a trapezoidal rule: the oracle of this file, itself held to closed forms."""
+    """E[f(sqrt(k) x)], x standard normal, by a trapezoidal rule: the oracle of this file, itself held to closed
+    forms."""
     x, w = line(1 / 32)
     return f(jnp.multiply.outer(jnp.sqrt(k), jnp.asarray(x))) @ w
 

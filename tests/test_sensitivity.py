@@ -96,7 +96,8 @@ def slow(*values):
     ],
 )
 def test_every_derivative_is_the_limit_of_differences(build, names, values, closure, eps, kernel):
-    """By every leaf of the model, entry of the kernel and eps; in the continuum, layers, and layers of their own eps."""
+    """By every leaf of the model, entry of the kernel and eps; in the continuum, layers, and layers of their own
+    eps."""
     point = np.array([*values, *kernel, *([eps] if np.ndim(eps) == 0 and eps else [])])
 
     def at(point):

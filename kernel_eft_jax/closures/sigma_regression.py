@@ -29,6 +29,7 @@ class Regression(NamedTuple):
 
 
 def regression(given: Conditional) -> Regression:
+    """The regression at a kernel, from averages given each input."""
     expansion, cross, C = _local_moments(given)
     return Regression(*expansion, matmul(cross, _pseudo_inverse(C)))
 
@@ -74,7 +75,7 @@ def _eigenvalue_error(C):
 
 def dropped_of_one(activation: Activation, k: Float[Array, ""], threshold: float) -> Float[Array, ""]:
     r"""What one input loses with $r = s^2 - \alpha - \beta \phi^2$, the part of $s^2$ that does not follow from
-    $\phi^2$, where the pseudo-inverse drops it: a share of K1 in units of K0.
+    $\phi^2$, where the pseudo-inverse drops it: a part of K1, in units of K0.
 
     Noise moves r together with $s^2$ at a rate $Q\, E[r' (s^2)'] = Q\, E[r'^2]$, and the regression would follow r with
     $E[(s^2)'' r] / E[r^2] = E[r'' r] / E[r^2]$. For s near |x| the share of r is tiny where this product is not.
