@@ -8,15 +8,15 @@ neurons and N(0, Qhat). One matrix is the network of Kawase and Ota (arXiv 2604.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .activations import Activation, Linear
+from .activations import Activation
 from .activations.base import array
+from .branch import Part, Section, check_branch, in_sections, kernel_maps
 from .checks import (
     check_features,
     check_kernel,
@@ -27,13 +27,10 @@ from .checks import (
 )
 from .fields import parameter
 from .kernel_maps import (
-    GLU,
     Dense,
-    Fresh,
     KernelMap,
     Local,
     Response,
-    RMSNorm,
     apply_all,
     carry_all,
     mean_variance,
@@ -42,23 +39,6 @@ from .kernel_maps import (
 from .linear import matmul
 from .pairs import pack, pack_covariance, unpack
 from .showing import shown_fields
-
-Part = Activation | GLU | RMSNorm | Dense
-
-
-class Section(NamedTuple):
-    """One matrix of a branch with what makes the features that the matrix reads: neurons, then norms."""
-
-    neurons: Activation | GLU
-    norms: tuple[RMSNorm, ...]
-    dense: Dense
-
-    def features(self, x: Float[Array, "N m *batch"]) -> Float[Array, "N features *batch"]:
-        """What the matrix reads of pre-activations x, inputs first and neurons second."""
-        x = self.neurons(x)
-        for norm in self.norms:
-            x = norm(x)
-        return x
 
 
 class Model(eqx.Module):
@@ -146,27 +126,13 @@ class Model(eqx.Module):
     @property
     def sections(self) -> tuple[Section, ...]:
         """The branch matrix by matrix."""
-        sections, neurons, norms = [], None, []
-        for part in self.branch:
-            if isinstance(part, Dense):
-                sections.append(Section(neurons or Linear(), tuple(norms), part))
-                neurons, norms = None, []
-            elif isinstance(part, RMSNorm):
-                norms.append(part)
-            else:
-                neurons = part
-        return tuple(sections)
+        return in_sections(self.branch)
 
     @property
     def maps(self) -> tuple[KernelMap, ...]:
         """The maps of kernels that lead from E[s s], s = `read`, to Q; all maps but the last lead to the kernel S,
         which the last matrix reads."""
-        maps: list[KernelMap] = []
-        for section in self.sections:
-            if maps:
-                maps.append(Fresh(section.neurons, maps[-1].ratio))  # pyright: ignore[reportAttributeAccessIssue]
-            maps += [*section.norms, section.dense]
-        return tuple(maps)
+        return kernel_maps(self.sections)
 
     def Q(self, K: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
         r"""Covariance of the next increment at infinite width; $C_b + C_W E[s(\phi_a) s(\phi_b)]$ for one matrix.
@@ -283,49 +249,6 @@ def _hess(model, K, V):
     responses = model.responses(pack(K))
     quiet = [r._replace(noise=jnp.zeros((), K.dtype)) if isinstance(r, Local) else r for r in responses]
     return unpack(2 * carry_all(quiet, jnp.zeros_like(packed[0]), packed)[0])
-
-
-def _made(part):
-    """The remedy for a class or a function in place of an object."""
-    if isinstance(part, type) and issubclass(part, Part):
-        return f": write {part.__name__}({'C_W' if part is Dense else ''})"
-    return ": write Smooth(fn) for a function fn" if callable(part) else ""
-
-
-def check_branch(parts: Any) -> tuple[Part, ...]:
-    """The parts of a branch as a tuple, if they make a block; ValueError with the remedy if not."""
-    kinds = "activations, Dense, GLU and RMSNorm"
-    if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
-        raise ValueError(
-            f"Argument `branch` must be an activation object such as Tanh() or Smooth(fn), or a list of {kinds}, but "
-            f"is {parts!r}{_made(parts)}."
-        )
-    for part in parts:
-        if not isinstance(part, Part):
-            raise ValueError(f"Argument `branch` must consist of {kinds}, but holds {part!r}{_made(part)}.")
-    if not isinstance(parts[-1], Dense):
-        raise ValueError(
-            "Argument `branch` must end in a matrix, which makes the increments independent: add Dense(C_W) at its end."
-        )
-    if parts[-1].ratio != 1:
-        raise ValueError(
-            f"The last Dense of a branch feeds the stream and has ratio 1, but has {parts[-1].ratio}: leave `ratio` "
-            "out."
-        )
-    for here, behind in zip((None, *parts), parts, strict=False):
-        if isinstance(behind, GLU) and not isinstance(here, Dense):
-            raise ValueError("A GLU gates the outputs of a matrix: put a Dense directly in front of it.")
-        if isinstance(behind, Activation) and isinstance(here, RMSNorm):
-            raise ValueError(
-                "A norm directly in front of an activation scales single neurons by a fluctuating number, which is "
-                "no map of kernels: put a Dense between them."
-            )
-        if isinstance(behind, Activation) and isinstance(here, Activation | GLU):
-            raise ValueError(
-                "Two activations in a row act as one elementwise function: put a Dense between them, or take "
-                "Smooth(fn) of both."
-            )
-    return tuple(parts)
 
 
 def input_kernel(

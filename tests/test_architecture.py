@@ -21,6 +21,7 @@ FLOORS = (
     {"activations"},
     {"expectations", "depths"},
     {"kernel_maps"},
+    {"branch"},
     {"model"},
     {"closures", "network", "conventions"},
     {"trajectory", "ensemble", "recipes"},

@@ -28,7 +28,7 @@ from kernel_eft_jax import kernel_maps
 from kernel_eft_jax.closures.pair_tower import PairTower
 from kernel_eft_jax.closures.sigma_regression import dropped_of_one
 from kernel_eft_jax.expectations.conditional import Conditional
-from kernel_eft_jax.expectations.four_point import local_products, products, products_and_noise
+from kernel_eft_jax.expectations.four_point import local_products, products, products_noise
 from kernel_eft_jax.kernel_maps import apply_gradient
 from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
 
@@ -549,10 +549,10 @@ def test_four_point_expectations():
     @jax.jit
     def found(k, q):
         given = Conditional(case.activation, k, 24)
-        return products_and_noise(given, q), local_products(given)
+        return products(given), products_noise(given, q), *local_products(given)
 
-    (products, gradients), (bends, straight) = found(k, q)
-    np.testing.assert_allclose(unpack_covariance(products), expected, rtol=1e-9)
+    fourth, gradients, bends, straight = found(k, q)
+    np.testing.assert_allclose(unpack_covariance(fourth), expected, rtol=1e-9)
     np.testing.assert_allclose(unpack_covariance(gradients), noise, rtol=1e-8)
     bent = np.einsum("ai,bi,ai,bi,i->ab", s[2], s[0], s[0], s[0], weights)  # by aa, with cd = ab
     np.testing.assert_allclose(unpack(bends[:, 0, 2])[0], bent[0], rtol=1e-9)

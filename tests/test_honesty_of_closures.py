@@ -38,7 +38,7 @@ from problems import SMOOTH, expansion_from, two_input_layers
 import kernel_eft_jax as keft
 from kernel_eft_jax.closures.pair_tower import PairTower
 from kernel_eft_jax.expectations.conditional import Conditional
-from kernel_eft_jax.expectations.four_point import local_products, products_and_noise
+from kernel_eft_jax.expectations.four_point import local_products, products, products_noise
 from kernel_eft_jax.pairs import pack
 from kernel_eft_jax.trajectory.failures import LARGEST_ERROR
 
@@ -272,7 +272,7 @@ def test_the_averages_of_the_sigma_kernel_of_two_inputs(name, dtype, settings):
     def found(k, q):
         given = Conditional(case.activation, k, 20)
         second = local_products(given)[0][1]
-        return *products_and_noise(given, q), second, keft.SigmaKernel().error(model, k)
+        return products(given), products_noise(given, q), second, keft.SigmaKernel().error(model, k)
 
     worst = (0.0,)
     for k, rho in settings:

@@ -125,7 +125,7 @@ def pair_by_quadrature(
     across, rest = remaining(k_aa, k_bb, k_ab, regular)
     x, w = outer_rule(activation, roots, across, rest)
     parts = by_parts(activation, k_aa), by_parts(activation, k_bb)
-    a, b = factors(activation, roots[0] * x, parts[0]), averages(activation, across * x, rest, parts[1])
+    a, b = factors(activation, roots[0] * x, parts[0]), average_factors(activation, across * x, rest, parts[1])
     moments = _product(a * w[None], b)
     if activation.kinks:
         moments = moments + _kink_moments(activation, roots, (k_aa, k_bb, k_ab), regular)
@@ -164,7 +164,7 @@ def kinks_with_itself(activation: Activation, root: Float[Array, ""]) -> Float[A
     return _product(kink_deltas(activation, root), between_sides(here, activation, root.dtype))
 
 
-def averages(
+def average_factors(
     activation: Activation, mean: Float[Array, " X"], width: Float[Array, ""], parts: Bool[Array, ""]
 ) -> Float[Array, "5 X"]:
     """`factors` at mean + width y averaged over y, without the delta functions at kinks."""
@@ -226,10 +226,10 @@ def _kink_moments(activation, roots, k, regular):
 
 
 def _on_both_sides(activation, mean, width):
-    """`averages` where the mean may lie at a kink and the width be zero, as for inputs that repeat: the mean over both
-    sides, since the product of s' and a delta function at its jump is that of the mean of s'."""
+    """`average_factors` where the mean may lie at a kink and the width be zero, as for inputs that repeat: the mean
+    over both sides, since the product of s' and a delta function at its jump is that of the mean of s'."""
     step = 8 * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
-    below, above = (averages(activation, x, width, jnp.ones((), bool)) for x in (mean - step, mean + step))
+    below, above = (average_factors(activation, x, width, jnp.ones((), bool)) for x in (mean - step, mean + step))
     return 0.5 * (below + above)
 
 

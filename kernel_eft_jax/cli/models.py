@@ -15,8 +15,9 @@ from jaxtyping import AbstractArray
 
 from .. import activations, closures
 from ..activations import Activation
+from ..branch import Part
 from ..kernel_maps import GLU, Dense, RMSNorm
-from ..model import Model, Part
+from ..model import Model
 from .blocks import Layer, parse_block, parse_layer
 from .kernel_file import read_input_kernel
 from .options import CLOSURE_NAMES

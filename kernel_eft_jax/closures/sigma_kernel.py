@@ -33,7 +33,7 @@ from ..activations import Activation
 from ..activations.base import kink_jumps, kink_places
 from ..checks import check_count, is_concrete
 from ..expectations.conditional import Conditional
-from ..expectations.four_point import nodes_error, products, products_and_noise, products_error
+from ..expectations.four_point import nodes_error, products, products_error, products_noise
 from ..kernel_maps import apply_gradient, contract_hessian
 from ..linear import matmul
 from ..model import Model
@@ -181,12 +181,11 @@ class SigmaKernel(Closure[SigmaState]):
 def _free_field(given: Conditional, at: Regression, q):
     """The generator and the noise of free neurons' (g, y) at a kernel."""
     P, k = q.shape[0], given.k
-    _, noise_y = products_and_noise(given, q)
     R = 0.5 * jnp.einsum("pt,ptz->pz", q[triples(input_count(P))], at.projection, precision="highest")
     free = jnp.zeros((2 * P, 2 * P), k.dtype).at[np.arange(P)[:, None] + P, _local(P)].add(R)
     noise_g = sigma_product(k, q)
     cross = apply_gradient(at.gradient, noise_g)
-    return free, jnp.block([[noise_g, cross.T], [cross, noise_y]])
+    return free, jnp.block([[noise_g, cross.T], [cross, products_noise(given, q)]])
 
 
 def _loses_kinks(activation: Activation, k: Float[Array, " P"]) -> Bool[Array, ""]:

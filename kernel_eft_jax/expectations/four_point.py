@@ -27,37 +27,33 @@ SECOND_WEIGHTS = np.array([1.0, 1.0, 2.0])
 
 def products(given: Conditional) -> Float[Array, "P P"]:
     """E[s_a s_b s_c s_d] for all pairs ab, cd."""
-    k = given.k
-    (a, b), where = (index.tolist() for index in pairs(input_count(k.shape[0]))), _with_repeats(k)
-    values = given.expect([((a[p], 0), (b[p], 0), (a[r], 0), (b[r], 0)) for p, r in zip(*where, strict=True)])
-    if len(values) == k.shape[0] ** 2:
-        return values.reshape(k.shape[0], -1)
-    return _by_modes(given, k)[0].at[where].set(values)
+    (P, R), (a, b) = _with_repeats(given.k), pairs(input_count(given.k.shape[0]))
+    return _by_modes(given, given.k)[0].at[P, R].set(given.expect(_four((a[P], 0), (b[P], 0), (a[R], 0), (b[R], 0))))
 
 
-def products_and_noise(given: Conditional, q: Float[Array, " P"]) -> tuple[Float[Array, "P P"], Float[Array, "P P"]]:
-    r"""E[s_a s_b s_c s_d] and the noise $E[\nabla(s_a s_b) \cdot Q \nabla(s_c s_d)]$ for all pairs ab, cd."""
-    k = given.k
-    inputs, count = input_count(k.shape[0]), k.shape[0]
-    Q = q[pair_table(inputs)]
-    ends, where = pairs(inputs), _with_repeats(k)
-    (a, b), repeated = (index.tolist() for index in ends), list(zip(*where, strict=True))
-    values = given.expect([((a[p], 0), (b[p], 0), (a[r], 0), (b[r], 0)) for p, r in repeated])
-    noise = jnp.zeros_like(values)
-    for i, j in product((0, 1), repeat=2):
-        gradients = [((a[p], 1 - i), (b[p], i), (a[r], 1 - j), (b[r], j)) for p, r in repeated]
-        noise = noise + Q[ends[i][where[0]], ends[j][where[1]]] * given.expect(gradients)
-    result = jnp.zeros((2, count, count), k.dtype)
-    if inputs >= 4:
-        result = jnp.stack(_by_modes(given, q))
-    return result[0].at[where].set(values), result[1].at[where].set(noise)
+def products_noise(given: Conditional, q: Float[Array, " P"]) -> Float[Array, "P P"]:
+    r"""$E[\nabla(s_a s_b) \cdot Q \nabla(s_c s_d)]$ for all pairs ab, cd: the noise that increments of covariance Q add
+    to the products."""
+    (P, R), ends = _with_repeats(given.k), pairs(input_count(given.k.shape[0]))
+    (a, b), Q = ends, q[pair_table(input_count(given.k.shape[0]))]
+    noise = jnp.zeros(P.size, given.k.dtype)
+    for i, j in product((0, 1), repeat=2):  # s' of the one or of the other factor of each pair
+        gradients = _four((a[P], 1 - i), (b[P], i), (a[R], 1 - j), (b[R], j))
+        noise = noise + Q[ends[i][P], ends[j][R]] * given.expect(gradients)
+    return _by_modes(given, q)[1].at[P, R].set(noise)
+
+
+def _four(*factors):
+    """Four factors, each an array of inputs and an order, as `Conditional.expect` takes them."""
+    each = ([(x, order) for x in inputs.tolist()] for inputs, order in factors)
+    return list(zip(*each, strict=True))
 
 
 def _with_repeats(k):
     """The places (ab, cd) of pairs of pairs in which an input occurs twice."""
     a, b = pairs(input_count(k.shape[0]))
     every = product(range(k.shape[0]), repeat=2)
-    return tuple(np.array([(p, r) for p, r in every if len({a[p], b[p], a[r], b[r]}) < 4]).T)
+    return np.array([(p, r) for p, r in every if len({a[p], b[p], a[r], b[r]}) < 4]).T
 
 
 def local_products(given: Conditional) -> tuple[Float[Array, "P 3 3"], Float[Array, "P 3 3"]]:
@@ -91,9 +87,12 @@ def _four_different(inputs):
 
 
 def _by_modes(given, q):
-    """`products_and_noise` of four different inputs, zero elsewhere. The noise is the derivative of the products as the
-    overlaps of two pairs' variables change along Q."""
+    """`products` and `products_noise` of four different inputs, zero elsewhere. The noise is the derivative of the
+    products as the overlaps of two pairs' variables change along Q."""
     k = given.k
+    zero = jnp.zeros((k.shape[0], k.shape[0]), k.dtype)
+    if input_count(k.shape[0]) < 4:
+        return zero, zero
     (P, R), (p, r) = _four_different(input_count(k.shape[0]))
     f, value, means = frame(k), given.pair_modes(), given.activation.moments(k)
 
@@ -101,7 +100,6 @@ def _by_modes(given, q):
         return jnp.einsum("ems,ems->e", rotate(overlap, value[p]), value[r], precision="highest")
 
     covariance, noise = jax.jvp(products, (overlaps(k, f)[R, P],), (overlaps(q, f)[R, P],))
-    zero = jnp.zeros((k.shape[0], k.shape[0]), k.dtype)
     return tuple(zero.at[P, R].set(found).at[R, P].set(found) for found in (covariance + means[P] * means[R], noise))
 
 

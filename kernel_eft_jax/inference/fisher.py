@@ -169,7 +169,7 @@ def fisher(
     closure = settle(experiment, names, closure, with_V4)
     prediction = predict(experiment, names, coordinates, closure, with_V4)
     check_prediction(experiment, names, prediction)
-    W = whitener(noise(prediction.covariance, networks, with_V4), rounding(experiment))
+    W = whitener(noise(prediction.covariance, networks, with_V4), eigenvalue_floor(experiment))
     return information(experiment, names, prediction, W, closure)
 
 
@@ -211,7 +211,7 @@ def check_prediction(experiment: Experiment, names: tuple[str, ...], prediction:
         )
 
 
-def rounding(experiment: Experiment) -> float:
+def eigenvalue_floor(experiment: Experiment) -> float:
     """The relative size below which an eigenvalue of a covariance is rounding error in the experiment's dtype."""
     return float(1e3 * jnp.finfo(experiment.K0.dtype).eps)
 

@@ -26,7 +26,7 @@ from ..ensemble import Estimate
 from ..showing import Shown, rounded
 from ..trajectory.solve import EXACT
 from .data import Observed, check_same, observe
-from .fisher import Information, check_prediction, information, refuse_lost, refuse_vague, rounding
+from .fisher import Information, check_prediction, eigenvalue_floor, information, refuse_lost, refuse_vague
 from .likelihood import Prediction, noise, predict, settle
 from .parameters import (
     Experiment,
@@ -222,7 +222,7 @@ def fit(
     check_prediction(experiment, names, prediction)
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
         problem = LeastSquares(
-            evaluate, observed, least_values(experiment, names), with_V4, rounding(experiment), [], bar
+            evaluate, observed, least_values(experiment, names), with_V4, eigenvalue_floor(experiment), [], bar
         )
         start = information(experiment, names, prediction, problem.weigh(prediction), closure)
         refuse_lost(start, with_V4)

@@ -31,17 +31,19 @@ class LeastSquares(NamedTuple):
     observed: Observed
     least: Float[np.ndarray, " parameters"]
     with_V4: bool
-    rounding: float
+    eigenvalue_floor: float
     history: list[float]
     bar: tqdm
 
     def weigh(self, prediction: Prediction) -> Float[np.ndarray, "rank M"]:
         """Whitening matrix for the noise that the theory predicts."""
-        return whitener(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
+        return whitener(noise(prediction.covariance, self.observed.networks, self.with_V4), self.eigenvalue_floor)
 
     def breaks(self, prediction: Prediction) -> bool:
         """Whether the data miss relations that have no noise in theory, such as between repeated inputs."""
-        relations = exact_relations(noise(prediction.covariance, self.observed.networks, self.with_V4), self.rounding)
+        relations = exact_relations(
+            noise(prediction.covariance, self.observed.networks, self.with_V4), self.eigenvalue_floor
+        )
         missed = relations @ (prediction.statistics - self.observed.statistics)
         return bool(np.abs(missed).max(initial=0.0) > BROKEN)
 
