@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,7 @@ def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Floa
     return _at_any_correlation(closed_form_errors(activation, k))
 
 
+@eqx.filter_jit
 def kernel_error(
     activation: Activation, k: Float[Array, " P"], errors: Callable[[Activation, Float[Array, " N"]], Errors]
 ) -> Float[Array, ""]:
@@ -123,6 +125,7 @@ def rounding_of_entries(activation: Activation, k: Float[Array, " P"]) -> Float[
     return jnp.max(jnp.where(known, change, 0))
 
 
+@eqx.filter_jit
 def quadrature_errors(activation: Activation, k: Float[Array, "*shape"]) -> Errors:
     """The parts of `quadrature_error`."""
 
@@ -135,6 +138,7 @@ def quadrature_errors(activation: Activation, k: Float[Array, "*shape"]) -> Erro
     return _mapped(one, k)
 
 
+@eqx.filter_jit
 def closed_form_errors(activation: Activation, k: Float[Array, "*shape"]) -> Errors:
     """The parts of `closed_form_error`."""
 

@@ -249,6 +249,7 @@ def between_sides(f: Any, activation: Activation, dtype: Any) -> Float[Array, "*
     return 0.5 * (below + above)
 
 
+@eqx.filter_jit
 def differentiable(activation: Activation, k: tuple[Float[Array, ""], ...]) -> Expansion:
     """`single` for one entry k, `pair` for three. Its derivatives in k are the gradient and the hessian that the
     activation gives."""

@@ -15,6 +15,7 @@ does not exist: its rows of L and M are zero.
 from functools import partial
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +148,7 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
     return PairFunctions(functions[:, 0], functions[:, 1:], beyond[:, 0], beyond[:, 1:], steep)
 
 
+@eqx.filter_jit
 def _functions_of_one(activation, degree, columns, deviation):
     """Coefficients, tails and steep tail of one input with itself, in so many columns; `deviation` is that of phi_a."""
     x, w = rule(activation, jnp.zeros_like(deviation), deviation, enough_points(activation, degree + 2))
@@ -165,6 +167,7 @@ def _functions_of_one(activation, degree, columns, deviation):
     return functions, beyond.at[1:].set(_lowered(degree, x.dtype) * steep / (3 * deviation**2)), steep
 
 
+@eqx.filter_jit
 def _functions_of_two(activation, degree, L):
     """Coefficients, tails and steep tail of two inputs, whose frame is L."""
     (m, s), lowered = modes(degree, 2), _lowered(degree, L.dtype)
