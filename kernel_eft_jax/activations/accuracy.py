@@ -84,6 +84,7 @@ def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Floa
     return _at_any_correlation(closed_form_errors(activation, k))
 
 
+# Compiled, as `differentiable` is.
 @eqx.filter_jit
 def kernel_error(
     activation: Activation, k: Float[Array, " P"], errors: Callable[[Activation, Float[Array, " N"]], Errors]

@@ -249,6 +249,8 @@ def between_sides(f: Any, activation: Activation, dtype: Any) -> Float[Array, "*
     return 0.5 * (below + above)
 
 
+# Compiled: outside programs each of its hundred operations would be compiled alone, and inside programs JAX traces it
+# once for all calls.
 @eqx.filter_jit
 def differentiable(activation: Activation, k: tuple[Float[Array, ""], ...]) -> Expansion:
     """`single` for one entry k, `pair` for three. Its derivatives in k are the gradient and the hessian that the

@@ -148,6 +148,7 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
     return PairFunctions(functions[:, 0], functions[:, 1:], beyond[:, 0], beyond[:, 1:], steep)
 
 
+# Drift and readings of one program call these two: compiled functions are traced once.
 @eqx.filter_jit
 def _functions_of_one(activation, degree, columns, deviation):
     """Coefficients, tails and steep tail of one input with itself, in so many columns; `deviation` is that of phi_a."""
