@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -28,21 +28,26 @@ CHECKED = (
 install_import_hook([f"kernel_eft_jax.{module}" for module in CHECKED.split()], "checker.typechecked")
 
 # Compilation costs more than anything else here, and this halves it: less polished machine code for the same formulas,
-# whose results differ by rounding. `make slow` compiles as users do, and so does XLA_FLAGS= before any command.
+# whose results differ by rounding. Not every release of XLA knows every flag. `make slow` compiles as users do, and so
+# does XLA_FLAGS= before any command.
 QUICK = (
-    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    "--xla_backend_optimization_level=1",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 
-def accepted(flags: str) -> bool:
-    """Whether the installed XLA knows these flags; XLA ends the process at a flag that it does not know."""
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+def known_flags(flags: Sequence[str]) -> list[str]:
+    """Those of the flags that the installed XLA knows; XLA ends the process at a flag that it does not know."""
     ask = [sys.executable, "-c", "import jax; jax.devices()"]
-    return subprocess.run(ask, env=environment, capture_output=True).returncode == 0
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environments = [os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"} for flag in flags]
+    asked = [subprocess.Popen(ask, env=environment, **silent) for environment in environments]
+    return [flag for flag, process in zip(flags, asked, strict=True) if process.wait() == 0]
 
 
 if "XLA_FLAGS" not in os.environ:  # workers inherit what the first process found
-    os.environ["XLA_FLAGS"] = QUICK if accepted(QUICK) else ""
+    os.environ["XLA_FLAGS"] = " ".join(known_flags(QUICK))
 
 # Programs are compiled once for all files, workers, processes and runs, small ones too: JAX forgets them at the end of
 # a file.
@@ -102,7 +107,7 @@ def programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Other files compile without any optimisation. Programs are dropped after each file of tests: all of them
     together would take gigabytes."""
     optimised = request.module.__name__.removeprefix("test_").startswith(OPTIMISED)
-    quick = os.environ["XLA_FLAGS"] == QUICK and not optimised
+    quick = QUICK[0] in os.environ["XLA_FLAGS"] and not optimised
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.clear_caches()
