@@ -25,7 +25,7 @@ def compiled_with(function: Callable, **options: str | bool) -> Callable:
 def compiled_soon(function: Callable) -> Callable:
     """`function` by `eqx.filter_jit`, for a program of many small operations: on a CPU, XLA's older emitter of fused
     loops compiles it in two thirds to three quarters of the time, and the program runs as fast. The XLA of JAX 0.12 has
-    this emitter no more.
+    no option for this emitter.
 
     JAX takes options for the outermost program only: inside jit and where derivatives are taken there are none.
     """

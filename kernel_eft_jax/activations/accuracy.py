@@ -169,8 +169,7 @@ def _at_any_correlation(errors):
 
 
 def _mapped(one, k):
-    # One variance after another: to trace one is half of the work of tracing all at once.
-    found = jax.lax.map(one, jnp.reshape(k, (-1,)))
+    found = jax.vmap(one)(jnp.reshape(k, (-1,)))
     return Errors(*(jnp.reshape(x, k.shape) for x in found))
 
 
