@@ -35,6 +35,8 @@ def check_array(value: Any, name: str) -> Float[Array, "..."]:
     """
     if not isinstance(value, jax.Array):
         value = to_numpy(value, name) if is_concrete(value) else _rectangular(jnp, value, name)
+    if value.dtype == np.longdouble:  # JAX has no wider numbers than float64
+        value = value.astype(np.float64)
     if value.dtype.kind in "biu":  # before any product: small integers would wrap
         return jnp.asarray(value, dtype=float)
     if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -59,21 +61,33 @@ def check_shape(value: Any, name: str, shape: tuple[int, ...]) -> Float[Array, "
     return array
 
 
-def check_symmetric(matrix: Float[Array, "N N"], name: str) -> None:
-    """Check that a matrix is symmetric to rounding."""
-    if is_concrete(matrix):
-        values = np.asarray(matrix, np.float64)
-        _refuse_asymmetric(values, values / max(np.abs(values).max(), np.finfo(np.float64).tiny), matrix.dtype, name)
+def check_symmetric(array: Float[Array, "..."], name: str, *swaps: tuple[int, ...]) -> None:
+    """Check that a matrix, or an array under the `swaps` of its axes, is finite and symmetric to rounding."""
+    if is_concrete(array):
+        values = np.asarray(array, np.float64)
+        _refuse_infinite(values, name)
+        scaled = values / max(np.abs(values).max(), np.finfo(np.float64).tiny)
+        for axes in swaps or ((1, 0),):
+            _refuse_asymmetric(values, scaled, array.dtype, name, axes)
 
 
-def _refuse_asymmetric(values, scaled, dtype, name):
-    """Refuse a matrix that is not symmetric to rounding, judged by its entries `scaled` to one."""
-    gap = np.abs(scaled - scaled.T)
-    if gap.max() > _tolerance(len(values), dtype):
-        a, b = np.unravel_index(gap.argmax(), gap.shape)
+def _refuse_infinite(values, name):
+    if not np.isfinite(values).all():
+        place = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(
-            f"Argument `{name}` must be symmetric, but entry [{a}, {b}] is {values[a, b]} and [{b}, {a}] is "
-            f"{values[b, a]}."
+            f"Argument `{name}` must be finite, but entry [{', '.join(map(str, place))}] is {values[tuple(place)]}."
+        )
+
+
+def _refuse_asymmetric(values, scaled, dtype, name, axes=(1, 0)):
+    """Refuse an array that changes with a swap of its axes, beyond rounding of its entries `scaled` to one."""
+    gap = np.abs(scaled - scaled.transpose(axes))
+    if gap.max() > _tolerance(len(values), dtype):
+        here = tuple(map(int, np.unravel_index(gap.argmax(), gap.shape)))
+        there = tuple(here[axis] for axis in axes)
+        raise ValueError(
+            f"Argument `{name}` must be symmetric, but entry {list(here)} is {values[here]} and {list(there)} is "
+            f"{values[there]}."
         )
 
 
@@ -108,9 +122,7 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
     if not is_concrete(values):
         return K
     values = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(values).all():
-        a, b = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(f"Argument `{name}` must be finite, but entry [{a}, {b}] is {values[a, b]}.")
+    _refuse_infinite(values, name)
     variances = np.diagonal(values)
     if variances.min() < 0 or (variances.min() == 0 and not zeros):
         a = int(variances.argmin())
@@ -171,11 +183,8 @@ def check_features(x: Any, name: str = "x", axes: int | None = 2) -> Float[Array
     values, x = x, check_array(x, name)
     if x.ndim < 2 or x.ndim != (axes or x.ndim) or 0 in x.shape:
         raise ValueError(f"Argument `{name}` must have shape (inputs, features), but has shape {x.shape}.")
-    if is_concrete(values) and not np.isfinite(values := np.asarray(values, dtype=x.dtype)).all():
-        place = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(
-            f"Argument `{name}` must be finite, but entry [{', '.join(map(str, place))}] is {values[tuple(place)]}."
-        )
+    if is_concrete(values):
+        _refuse_infinite(np.asarray(values, dtype=x.dtype), name)
     return x
 
 
@@ -222,12 +231,14 @@ def check_key(key: Any) -> Any:
 
 
 def check_kind(value: Any, kind: type, name: str) -> None:
-    """Check that an argument is an object of the right class."""
+    """Check that an argument is an object of the right class, and no stack of such objects."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         made = f": write {value.__name__}()" if isinstance(value, type) and issubclass(value, kind) else ""
         made = ": unpack a stack of `recipes` by `**`" if isinstance(value, dict) and name in value else made
         raise ValueError(f"Argument `{name}` must be {article} {kind.__name__} object, but is {value!r:.200}{made}.")
+    if isinstance(value, eqx.Module):
+        check_unstacked(value, name)
 
 
 def check_flag(value: Any, name: str) -> None:
@@ -270,7 +281,7 @@ def check_untraced(work: str, remedy: str, *arguments: Any) -> None:
         raise TypeError(f"`{work}` cannot be traced by jit, grad or vmap: {remedy}")
 
 
-def check_unstacked(module: eqx.Module, name: str = "model") -> None:
+def check_unstacked(module: eqx.Module, name: str) -> None:
     """Check that a field declared as one number holds one number: a stack of modules is called through
     `eqx.filter_vmap`.
 

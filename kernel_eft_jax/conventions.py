@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from .activations import GELU, Activation, ReLU, SiLU
+from .activations.base import array
 from .checks import check_count, check_positive, is_concrete
 from .kernel_maps import GLU, Dense, RMSNorm
 from .model import Model
@@ -29,9 +30,7 @@ def from_sigmas(activation: Activation, sigma_w: Float[ArrayLike, ""], sigma_b: 
     Raises ValueError for a standard deviation that is negative or not finite. Do not use it for variances: those are
     what `Model` takes.
     """
-    _check_deviation(sigma_w, "sigma_w")
-    _check_deviation(sigma_b, "sigma_b")
-    return _model_of_one_matrix(activation, sigma_w**2, sigma_b**2)
+    return _model_of_one_matrix(activation, _deviation("sigma_w", sigma_w) ** 2, _deviation("sigma_b", sigma_b) ** 2)
 
 
 def pytorch_linear(activation: Activation, *, width: int) -> Model:
@@ -44,7 +43,7 @@ def pytorch_linear(activation: Activation, *, width: int) -> Model:
     no whole number. Do not use it for layers without bias, whose model is `Model(activation, C_W=1 / 3)` at every
     width.
     """
-    check_count(width, "width")
+    width = check_count(width, "width")
     return _model_of_one_matrix(activation, 1 / 3, 1 / (3 * width))
 
 
@@ -123,7 +122,7 @@ def gpt2_mlp(width: int) -> Model:
     number of blocks, two in each layer of the transformer (Radford et al. 2019, section 2.3): `gpt2_eps` is this
     factor.
     """
-    check_count(width, "width")
+    width = check_count(width, "width")
     return transformer_mlp(C_W=(0.02**2 * width, 0.02**2 * 4 * width))
 
 
@@ -149,7 +148,7 @@ def eps_of_depth(T: float, *, depth: int) -> float:
     depth.
     """
     check_positive(T, "T")
-    check_count(depth, "depth")
+    depth = check_count(depth, "depth")
     return math.sqrt(T / depth)
 
 
@@ -170,7 +169,7 @@ def gpt2_eps(transformer_layers: int) -> float:
 
     so that 2 L blocks end at T = 1, of which the L MLP blocks alone contribute T = 1/2.
     """
-    check_count(transformer_layers, "transformer_layers")
+    transformer_layers = check_count(transformer_layers, "transformer_layers")
     return eps_of_depth(1.0, depth=2 * transformer_layers)
 
 
@@ -184,7 +183,7 @@ def ln_scaling_eps(depth: int) -> Float[np.ndarray, " depth"]:
     product of two factors, both of which are divided; and a smooth activation becomes more linear with depth. For such
     branches give each layer a model of its own.
     """
-    check_count(depth, "depth")
+    depth = check_count(depth, "depth")
     return 1 / np.sqrt(np.arange(1, depth + 1))
 
 
@@ -212,7 +211,7 @@ def umup_eps(depth: int, multiplier: float = 1.0) -> Float[np.ndarray, " depth"]
     All blocks then contribute equally to the last layer. Half of them together contribute $\alpha^2$ times as much as
     the input, $\alpha$ the `multiplier`.
     """
-    check_count(depth, "depth")
+    depth = check_count(depth, "depth")
     check_positive(multiplier, "multiplier")
     return unit_skip_eps(multiplier / np.sqrt(depth / 2 + np.arange(depth) * multiplier**2))
 
@@ -234,9 +233,11 @@ def _two_variances(C_W):
     return C_W
 
 
-def _check_deviation(value, name):
+def _deviation(name, value):
+    """A standard deviation as an array, whose square does not wrap as that of a small integer does."""
     if is_concrete(value) and not (np.ndim(value) == 0 and np.isfinite(value) and value >= 0):
         raise ValueError(
             f"Argument `{name}` must be a standard deviation, one finite number not below zero, but is {value}. "
             f"If it is a variance, pass it to Model instead."
         )
+    return array(name)(value)

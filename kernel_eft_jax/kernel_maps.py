@@ -11,7 +11,7 @@ list of such maps.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -186,6 +186,7 @@ class GLU(eqx.Module):
     """
 
     activation: Activation
+    arity: ClassVar[int] = 2  # pre-activations that a neuron reads: u and w
 
     def __check_init__(self):
         if not isinstance(self.activation, Activation):
@@ -220,9 +221,14 @@ class GLU(eqx.Module):
         """Estimated relative error of `expansion` at one packed kernel."""
         return self.activation.kernel_error(k)
 
-    def gates(self, k: Float[Array, " P"]) -> Float[Array, "P P"]:
-        """E[w_a w_b w_c w_d] of all pairs ab, cd, by which gates multiply E[s_a s_b s_c s_d]."""
-        return k[:, None] * k[None, :] + wick(k)
+    @property
+    def elementwise(self) -> Activation:
+        """The function s that a gate multiplies."""
+        return self.activation
+
+    def gated(self, fourth: Float[Array, "P P"], k: Float[Array, " P"]) -> Float[Array, "P P"]:
+        """E[f_a f_b f_c f_d] of all pairs ab, cd: `fourth`, that of s, times E[w_a w_b w_c w_d]."""
+        return (k[:, None] * k[None, :] + wick(k)) * fourth
 
 
 class Fresh(KernelMap):
@@ -241,22 +247,18 @@ class Fresh(KernelMap):
 
     def response(self, k):
         value, gradient, hessian = self.neurons.expansion(k)
-        fourth = self._gates(k) * products(self._given(k))
+        fourth = self.neurons.gated(products(self._given(k)), k)
         return Local(value, gradient, hessian, (fourth - value[:, None] * value[None, :]) / self.ratio)
 
     def error(self, k):
-        given, variances = self._given(k), k[triples(input_count(k.shape[0]))[:, 0]]
-        nodes = jax.lax.map(lambda k: nodes_error(given.activation, k, SERIES), variances)
-        k_aa, k_bb, _ = self.value(k)[triples(input_count(k.shape[0]))].T
-        rests = largest_share(self._gates(k) * products_rests(given), jnp.sqrt(k_aa) * jnp.sqrt(k_bb))
+        given, triple = self._given(k), triples(input_count(k.shape[0]))
+        nodes = jax.lax.map(lambda k: nodes_error(given.activation, k, SERIES), k[triple[:, 0]])
+        k_aa, k_bb, _ = self.value(k)[triple].T
+        rests = largest_share(self.neurons.gated(products_rests(given), k), jnp.sqrt(k_aa) * jnp.sqrt(k_bb))
         return jnp.max(jnp.stack([self.neurons.kernel_error(k), jnp.max(nodes), rests]))
 
     def _given(self, k):
-        neurons = self.neurons
-        return Conditional(neurons.activation if isinstance(neurons, GLU) else neurons, k, SERIES)
-
-    def _gates(self, k):
-        return self.neurons.gates(k) if isinstance(self.neurons, GLU) else jnp.ones((), k.dtype)
+        return Conditional(self.neurons.elementwise, k, SERIES)
 
 
 def apply_gradient(gradient: Float[Array, "P 3"], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:

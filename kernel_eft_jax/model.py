@@ -170,10 +170,12 @@ class Model(eqx.Module):
         (For kinked activations the second derivative along such a component is infinite and is left out.)
         """
         K = self._check(K)
-        return _hess(self, K, check_shape(V, "V", K.shape * 2).astype(K.dtype))
+        V = check_shape(V, "V", K.shape * 2)
+        check_symmetric(V, "V", (1, 0, 2, 3), (0, 1, 3, 2), (2, 3, 0, 1))
+        return _hess(self, K, V.astype(K.dtype))
 
     def _check(self, K):
-        check_unstacked(self)
+        check_unstacked(self, "model")
         return check_kernel(K, "K", zeros=True)
 
     def q(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -245,7 +247,6 @@ def _chi(model, K, h):
 @eqx.filter_jit
 def _hess(model, K, V):
     packed = pack_covariance(V)
-    packed = 0.5 * (packed + packed.T)
     responses = model.responses(pack(K))
     quiet = [r._replace(noise=jnp.zeros((), K.dtype)) if isinstance(r, Local) else r for r in responses]
     return unpack(2 * carry_all(quiet, jnp.zeros_like(packed[0]), packed)[0])

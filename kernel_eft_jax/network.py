@@ -16,7 +16,6 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from .checks import check_count, check_features, check_kernel, check_key, check_kind
 from .cholesky import semidefinite_cholesky
 from .depths import check_eps
-from .kernel_maps import GLU
 from .linear import matmul
 from .model import Model
 
@@ -25,7 +24,8 @@ def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
     """Outputs and features of each matrix of the branch. Raises ValueError if a `ratio` times the width is no whole
     number of neurons."""
     sections, found, features = model.sections, [], width
-    for section, following in zip(sections, (*sections[1:], None), strict=True):
+    arities = [*(section.neurons.arity for section in sections[1:]), 1]  # of what reads each matrix; last, the stream
+    for section, arity in zip(sections, arities, strict=True):
         ratio = section.dense.ratio
         neurons = round(ratio * width)
         if neurons < 1 or abs(neurons - ratio * width) > 1e-9 * neurons:
@@ -34,8 +34,7 @@ def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
                 f"{ratio:.10g} is {ratio * width:.10g}: take another width, or Dense(..., ratio={max(neurons, 1)} / "
                 f"{width})."
             )
-        gated = following is not None and isinstance(following.neurons, GLU)
-        found.append((2 * neurons if gated else neurons, features))
+        found.append((arity * neurons, features))
         features = neurons
     return tuple(found)
 
@@ -68,8 +67,8 @@ class ResNet(eqx.Module):
 
     def __init__(self, model: Model, *, width: int, depth: int, eps: Float[ArrayLike, "..."], key: PRNGKeyArray):
         check_kind(model, Model, "model")
-        check_count(width, "width")
-        check_count(depth, "depth")
+        width = check_count(width, "width")
+        depth = check_count(depth, "depth")
         eps = check_eps(eps, model.decay, depth)
         matrices = tuple(zip(model.sections, shapes(model, width), strict=True))
         check_key(key)
@@ -124,7 +123,7 @@ def empirical_kernel(phi: Float[ArrayLike, "*batch N n"]) -> Float[Array, "*batc
 def draw_inputs(K0: Float[ArrayLike, "N N"], *, width: int, key: PRNGKeyArray) -> Float[Array, "N n"]:
     """Pre-activations at depth zero, N(0, K0) independently over neurons: a random linear embedding of the data."""
     K0 = check_kernel(K0)
-    check_count(width, "width")
+    width = check_count(width, "width")
     check_key(key)
     z = jax.random.normal(key, (K0.shape[0], width), K0.dtype)
     return matmul(semidefinite_cholesky(K0), z)

@@ -37,7 +37,7 @@ def gpt2(*, width: int, depth: int) -> Stack:
     and which is left out here, is 2 per cent: with it the mean square is 2 per cent smaller behind the first block, and
     0.2 per cent smaller behind the twelfth (width 768, depth 12).
     """
-    check_count(depth, "depth")
+    depth = check_count(depth, "depth")
     K0 = _two_inputs(0.02**2 + 0.01**2, 0.01**2)
     return _stack(conventions.gpt2_mlp(width), K0, width, depth, conventions.gpt2_eps(depth))
 
@@ -54,7 +54,7 @@ def pre_norm(*, width: int, depth: int) -> Stack:
 def depth_mup(*, width: int, depth: int, multiplier: float = 1.0) -> Stack:
     r"""The same with depth-muP's steps, $\epsilon = a / \sqrt{L}$ (Yang et al. 2023, arXiv 2310.02244): the growth does
     not depend on depth."""
-    check_count(depth, "depth")
+    depth = check_count(depth, "depth")
     return _stack(
         conventions.transformer_mlp(), _two_inputs(), width, depth, conventions.depth_mup_eps(depth, multiplier)
     )

@@ -195,10 +195,32 @@ def test_a_stack_of_models_is_called_through_vmap():
     with pytest.raises(ValueError, match=r"`model` is a stack: its C_W has shape \(3,\) .*filter_vmap"):
         stack.Q(GOOD)
     np.testing.assert_allclose(jax.vmap(lambda m: m.Q(jnp.asarray(GOOD)))(stack), C_W[:, None, None] * np.array([GOOD]))
+    for call in (
+        lambda: keft.solve(stack, GOOD, [0.5], closure=keft.GOnly()),
+        lambda: keft.solve_pairs(stack, GOOD, layers=[1], eps=0.1, closure=keft.GOnly()),
+        lambda: keft.Experiment(stack, GOOD, width=8, layers=[1], eps=0.1),
+        lambda: keft.ResNet(stack, width=8, depth=1, eps=0.1, key=jax.random.key(0)),
+        lambda: keft.validity_window(stack, GOOD, depth=1, eps=0.1),
+    ):
+        with pytest.raises(ValueError, match="`model` is a stack: its C_W"):
+            call()
     scaled = jax.vmap(lambda b: keft.Model(keft.Softplus(b), 1.0))(C_W)
     with pytest.raises(ValueError, match=r"is a stack: its \w+ has shape \(3,\)"):
-        check_unstacked(scaled)
-    check_unstacked(keft.Model(keft.Polynomial(jnp.ones(3)), 1.0))
+        check_unstacked(scaled, "model")
+    check_unstacked(keft.Model(keft.Polynomial(jnp.ones(3)), 1.0), "model")
+
+
+def test_degrees_are_python_integers():
+    """The degree of a closure is part of a program, so that integers of NumPy and JAX become numbers of Python."""
+    for degree in (8, np.uint8(8), jnp.asarray(8)):
+        assert keft.HermiteTower(degree) == keft.HermiteTower(8)
+        assert type(keft.SigmaKernel(degree).degree) is int
+    with pytest.raises(ValueError, match="Argument `degree` must be a whole number, 2 or more, but is 1"):
+        keft.HermiteTower(1)
+
+
+def test_wider_numbers_than_JAX_has_are_rounded():
+    assert check_array(np.array([0.1], np.longdouble), "x").dtype == jnp.asarray(0.1).dtype
 
 
 @pytest.mark.parametrize(
@@ -328,6 +350,15 @@ class TestDoors:
             (lambda: keft.expect(jnp.tanh, jnp.sum, GOOD), "`g` must be elementwise"),
             (lambda: TestDoors.MODEL.chi(GOOD, [[1.0]]), r"`h` must have shape \(2, 2\), but has shape \(1, 1\)"),
             (lambda: TestDoors.MODEL.chi(GOOD, [[1.0, 0.0], [0.5, 1.0]]), r"`h` must be symmetric, but entry \[0, 1\]"),
+            (lambda: TestDoors.MODEL.chi(GOOD, [[1.0, 0.0], [0.0, np.nan]]), r"`h` must be finite, but entry \[1, 1\]"),
+            (
+                lambda: TestDoors.MODEL.hess(GOOD, np.full((2, 2, 2, 2), np.inf)),
+                r"`V` must be finite, but entry \[0, 0, 0, 0\]",
+            ),
+            (
+                lambda: TestDoors.MODEL.hess(GOOD, np.arange(16.0).reshape(2, 2, 2, 2)),
+                r"`V` must be symmetric, but entry \[0, 1, 0, 0\] is 4.0 and \[1, 0, 0, 0\] is 8.0",
+            ),
             (lambda: TestDoors.MODEL.hess(GOOD, GOOD), r"`V` must have shape \(2, 2, 2, 2\)"),
             (lambda: keft.solve(TestDoors.MODEL, GOOD, layers=[1]), "`eps` is missing: layers need"),
             (lambda: keft.solve(TestDoors.MODEL, GOOD, eps=0.1), "`layers` is missing: layers need"),

@@ -87,6 +87,15 @@ def test_sigmas_are_standard_deviations():
     assert np.isclose(slope, 3.0, rtol=1e-12)
 
 
+def test_small_integers_do_not_wrap():
+    """A width, a depth or a standard deviation in eight bits is the number that it says."""
+    assert np.isclose(conventions.pytorch_linear(keft.Tanh(), width=np.uint8(128)).C_b, 1 / 384, rtol=1e-7)
+    assert np.isclose(conventions.gpt2_eps(np.uint8(200)), 0.05, rtol=1e-14)
+    assert float(conventions.from_sigmas(keft.Tanh(), np.int8(16), np.int8(12)).C_W) == 256
+    network = keft.ResNet(conventions.transformer_mlp(), width=np.uint8(70), depth=1, eps=1.0, key=jax.random.key(0))
+    assert network.W[0].shape == (1, 280, 70)
+
+
 @pytest.mark.parametrize(("T", "depth"), [(2.0, 800), (1.0, 7), (0.3, 1)])
 def test_the_step_reaches_its_depth_time(T, depth):
     """The layers end at T; linear networks have K0 (1 + eps^2 C_W)^depth."""

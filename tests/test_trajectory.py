@@ -4,6 +4,8 @@ Oracles: kernels of residual blocks by neural-tangents and by a NumPy trapezoida
 distance between layers and continuum; central differences for derivatives, between themselves independent modes.
 """
 
+import re
+
 import diffrax
 import equinox as eqx
 import jax
@@ -60,6 +62,17 @@ def test_saved_layers_are_the_layers_of_one_run():
     some = keft.solve(model, np.array([[1.0]]), layers=[1, 4, 6], eps=eps, closure=keft.GOnly())
     np.testing.assert_allclose(some.packed.V4, every.packed.V4[np.array([1, 4, 6])], rtol=1e-14)
     assert some.stats["num_steps"] == 6
+
+
+def test_layers_that_are_not_saved_take_no_memory():
+    """The covariances of two inputs, 3 x 3, are kept at the two saved layers, and at none of the 499 between them."""
+
+    def run(C_W):
+        return keft.solve(keft.Model(keft.Linear(), C_W), np.eye(2), layers=[1, 501], eps=0.1, closure=keft.GOnly()).V4
+
+    program = str(jax.make_jaxpr(run)(1.0))
+    assert "[2,3,3]" in program
+    assert not re.search(r"\[50\d,3,3\]", program)
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -159,13 +172,21 @@ class CountingGOnly(keft.GOnly):
         return super().drift(model, state)
 
 
-@pytest.mark.parametrize("depth", [{"ts": [0.5, 1.0]}, {"layers": [2, 4], "eps": 0.5}], ids=["continuum", "layers"])
-def test_new_values_do_not_compile_again(depth):
+@pytest.mark.parametrize(
+    ("depth", "new"),
+    [
+        ({"ts": [0.5, 1.0]}, {"ts": [0.4, 0.9]}),
+        ({"ts": [0.5], "dt0": 0.1}, {"ts": [0.5], "dt0": 0.2}),
+        ({"layers": [2, 4], "eps": 0.5}, {"layers": [2, 4], "eps": 0.4}),
+    ],
+    ids=["continuum", "first step", "layers"],
+)
+def test_new_values_do_not_compile_again(depth, new):
     closure, K0 = CountingGOnly([]), np.array([[1.0]])
     keft.solve(keft.Model(keft.Sin(), C_W=1.0), K0, closure=closure, **depth)
     traced = len(closure.traces)
     assert traced > 0
-    keft.solve(keft.Model(keft.Sin(), C_W=2.0, C_b=0.3), 2 * K0, closure=closure, **depth)
+    keft.solve(keft.Model(keft.Sin(), C_W=2.0, C_b=0.3), 2 * K0, closure=closure, **new)
     assert len(closure.traces) == traced
 
 

@@ -13,7 +13,7 @@ own hessian as the derivative of the gradient: so JAX never differentiates a sin
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -63,6 +63,8 @@ class Activation(eqx.Module):
     `pair`, `error` and, if s has kinks, `kinks`; expectations with Hermite polynomials follow from these four.
     """
 
+    arity: ClassVar[int] = 1  # pre-activations that a neuron reads
+
     def __repr__(self) -> str:
         return shown_fields(self)
 
@@ -106,6 +108,15 @@ class Activation(eqx.Module):
         """1 / (the scale of x on which s changes near its kinks, or without kinks near zero); zero for a function that
         has no scale."""
         return 1.0
+
+    @property
+    def elementwise(self) -> "Activation":
+        """The function s of a neuron's feature: s(u) here, and w s(u) behind a gate."""
+        return self
+
+    def gated(self, fourth: Float[Array, "P P"], k: Float[Array, " P"]) -> Float[Array, "P P"]:
+        """E[f_a f_b f_c f_d] of the features f, from `fourth`, that of s. No gate multiplies s here."""
+        return fourth
 
     def moments(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
         """E[s(phi_a) s(phi_b)] of every pair, for a packed kernel."""

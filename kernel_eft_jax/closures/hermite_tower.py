@@ -76,11 +76,9 @@ class HermiteTower(Closure[TowerState]):
     needs a, b, c, d alone.
     """
 
-    degree: int | None = eqx.field(static=True, default=None)
-
-    def __check_init__(self):
-        if self.degree is not None:
-            check_count(self.degree, "degree", 2)
+    degree: int | None = eqx.field(
+        static=True, default=None, converter=lambda degree: None if degree is None else check_count(degree, "degree", 2)
+    )
 
     def settled(self, model: Model, k, dt) -> "HermiteTower":
         if self.degree is not None:

@@ -76,11 +76,8 @@ class SigmaKernel(Closure[SigmaState]):
     and `fisher` refuse it among the free parameters, and `sensitivity` leaves it out. Use `HermiteTower` for others.
     """
 
-    degree: int = eqx.field(static=True, default=20)
+    degree: int = eqx.field(static=True, default=20, converter=lambda degree: check_count(degree, "degree", 2))
     has_decay: ClassVar[bool] = False
-
-    def __check_init__(self):
-        check_count(self.degree, "degree", 2)
 
     def settled(self, model: Model, k, dt) -> "SigmaKernel":
         _one_matrix(model)

@@ -230,7 +230,7 @@ def coordinate_check(
     K0 = check_kernel(K0)
     check_positive(tolerance, "tolerance")
     check_flag(progress, "progress")
-    check_count(networks, "networks", least=LEAST_ENSEMBLE)
+    networks = check_count(networks, "networks", least=LEAST_ENSEMBLE)
     if key is not None:
         check_key(key)
     kernels = None if own is None else _check_own(own, saved, K0.shape)  # before the work

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 from tqdm import tqdm
 
-from ..activations import Activation
 from ..checks import (
     check_count,
     check_flag,
@@ -24,7 +23,6 @@ from ..checks import (
     check_layers,
     check_positive,
     check_sampled,
-    check_unstacked,
     check_untraced,
 )
 from ..cholesky import semidefinite_cholesky
@@ -185,7 +183,6 @@ def check_arguments(work, model, K0, eps, key, sampler):
     check_untraced(work, remedy, model, K0, eps, key)
     check_kind(model, Model, "model")
     check_kind(sampler, Sampler, "sampler")
-    check_unstacked(model)
     check_key(key)
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(
@@ -259,14 +256,11 @@ def check_target(target: Any, limit: InfiniteWidth, control: bool) -> tuple[Call
 def settings(problem: Problem, key: PRNGKeyArray) -> dict:
     """What two runs must share for one to go on from the other's sums."""
     grid = jnp.linspace(-30, 30, 241, dtype=jnp.float32)
-    branch, values = problem.model.branch, []
-    for part in branch:
-        part = getattr(part, "activation", part)  # that of a GLU
-        values += [part(grid)] if isinstance(part, Activation) else []
+    branch, values = problem.model.branch, [section.neurons.elementwise(grid) for section in problem.model.sections]
     arrays = [np.asarray(x) for x in [*values, *jax.tree.leaves(eqx.filter(problem, eqx.is_array))]]
     eps = np.unique(np.asarray(problem.eps))
     return {
-        "format": 6,
+        "format": 7,
         "jax": [jax.__version__, jaxlib.version.__version__],
         "platform": jax.local_devices()[0].device_kind,
         "process": [jax.process_index(), jax.process_count()],

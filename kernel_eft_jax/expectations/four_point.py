@@ -27,26 +27,25 @@ SECOND_WEIGHTS = np.array([1.0, 1.0, 2.0])
 
 def products(given: Conditional) -> Float[Array, "P P"]:
     """E[s_a s_b s_c s_d] for all pairs ab, cd."""
-    (P, R), (a, b) = _with_repeats(given.k), pairs(input_count(given.k.shape[0]))
-    return _by_modes(given, given.k)[0].at[P, R].set(given.expect(_four((a[P], 0), (b[P], 0), (a[R], 0), (b[R], 0))))
+    P, R = _with_repeats(given.k)
+    return _by_modes(given, given.k)[0].at[P, R].set(_factors(given, P, R, (0, 0, 0, 0)))
 
 
 def products_noise(given: Conditional, q: Float[Array, " P"]) -> Float[Array, "P P"]:
     r"""$E[\nabla(s_a s_b) \cdot Q \nabla(s_c s_d)]$ for all pairs ab, cd: the noise that increments of covariance Q add
     to the products."""
     (P, R), ends = _with_repeats(given.k), pairs(input_count(given.k.shape[0]))
-    (a, b), Q = ends, q[pair_table(input_count(given.k.shape[0]))]
-    noise = jnp.zeros(P.size, given.k.dtype)
+    Q, noise = q[pair_table(input_count(given.k.shape[0]))], jnp.zeros(P.size, given.k.dtype)
     for i, j in product((0, 1), repeat=2):  # s' of the one or of the other factor of each pair
-        gradients = _four((a[P], 1 - i), (b[P], i), (a[R], 1 - j), (b[R], j))
-        noise = noise + Q[ends[i][P], ends[j][R]] * given.expect(gradients)
+        noise = noise + Q[ends[i][P], ends[j][R]] * _factors(given, P, R, (1 - i, i, 1 - j, j))
     return _by_modes(given, q)[1].at[P, R].set(noise)
 
 
-def _four(*factors):
-    """Four factors, each an array of inputs and an order, as `Conditional.expect` takes them."""
-    each = ([(x, order) for x in inputs.tolist()] for inputs, order in factors)
-    return list(zip(*each, strict=True))
+def _factors(given, P, R, orders):
+    """E[s_a s_b s_c s_d] for the pairs ab in P and cd in R, each factor differentiated as often as `orders` says."""
+    a, b = pairs(input_count(given.k.shape[0]))
+    inputs = np.stack([a[P], b[P], a[R], b[R]], axis=1).tolist()
+    return given.expect([tuple(zip(four, orders, strict=True)) for four in inputs])
 
 
 def _with_repeats(k):
@@ -96,10 +95,10 @@ def _by_modes(given, q):
     (P, R), (p, r) = _four_different(input_count(k.shape[0]))
     f, value, means = frame(k), given.pair_modes(), given.activation.moments(k)
 
-    def products(overlap):
+    def sums(overlap):
         return jnp.einsum("ems,ems->e", rotate(overlap, value[p]), value[r], precision="highest")
 
-    covariance, noise = jax.jvp(products, (overlaps(k, f)[R, P],), (overlaps(q, f)[R, P],))
+    covariance, noise = jax.jvp(sums, (overlaps(k, f)[R, P],), (overlaps(q, f)[R, P],))
     return tuple(zero.at[P, R].set(found).at[R, P].set(found) for found in (covariance + means[P] * means[R], noise))
 
 

@@ -164,7 +164,7 @@ def fisher(
     check_flag(with_V4, "with_V4")
     names = check_names(experiment, free)
     check_theory_has(names, closure)
-    check_count(networks, "networks", 2)
+    networks = check_count(networks, "networks", 2)
     coordinates = to_coordinates(experiment, names, get_parameters(experiment, names))
     closure = settle(experiment, names, closure, with_V4)
     prediction = predict(experiment, names, coordinates, closure, with_V4)

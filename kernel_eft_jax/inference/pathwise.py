@@ -116,7 +116,7 @@ def pathwise_sensitivity(
     derivative: the width, and C_b at zero if biases would separate inputs that depend on each other.
     """
     names = check_names(experiment, free)
-    check_count(networks, "networks", 2)
+    networks = check_count(networks, "networks", 2)
     width = float(experiment.width)
     if "width" in names or width != round(width):
         raise ValueError(

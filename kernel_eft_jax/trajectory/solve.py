@@ -85,7 +85,7 @@ def solve(
     """
     check_kind(model, Model, "model")
     check_kind(closure, Closure, "closure")
-    check_count(max_steps, "max_steps")
+    max_steps = check_count(max_steps, "max_steps")
     check_flag(throw, "throw")
     for name, value, kind in (
         ("solver", solver, diffrax.AbstractSolver),
@@ -183,7 +183,7 @@ def _continuum(model, K0, ts, closure, solver, adjoint, controller, dt0, max_ste
         solver=solver or diffrax.Tsit5(),
         adjoint=adjoint,
         controller=controller or diffrax.PIDController(rtol=tolerance, atol=tolerance),
-        dt0=dt0,
+        dt0=None if dt0 is None else jnp.asarray(dt0, ts.dtype),  # as a number it would be part of the program
         max_steps=max_steps,
     )
     return _guarded(run, adjoint, closure, model, pack(K0), ts)
@@ -250,8 +250,12 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
 
 @compiled_soon
 def _layers(closure, model, k, eps, layers):
+    # Between two segments, which have `stride` layers each, a state may be read.
     stride, (parameters, _, read) = max(math.gcd(*layers), 1), _traced_once(closure, model)
     dt = squares(eps, layers[-1], k.dtype)
+    ends = np.arange(0, layers[-1] + 1, stride)
+    # Each reading goes where that of the next saved layer belongs, and those in between are not computed.
+    places, wanted = np.searchsorted(layers, ends), np.isin(ends, layers)
 
     # Reverse mode keeps one state for each layer and recomputes the rest.
     @jax.checkpoint
@@ -259,17 +263,17 @@ def _layers(closure, model, k, eps, layers):
         return closure.step(model, state, dt), None
 
     # The first segment has no layers, so that `read` is compiled once.
-    def segment(state, first_and_dts):
-        first, dts = first_and_dts
+    def segment(carry, x):
+        (state, saved), (first, dts, place, wanted) = carry, x
         state = jax.lax.cond(first, lambda state: state, lambda state: jax.lax.scan(layer, state, dts)[0], state)
-        return state, read(parameters, state)
+        found = jax.lax.cond(wanted, lambda state: read(parameters, state), lambda state: nothing, state)
+        return (state, jax.tree.map(lambda ys, y: ys.at[place].set(y), saved, found)), None
 
-    strides = dt.reshape(-1, stride)
-    dts, first = jnp.concatenate([jnp.zeros((1, stride), dt.dtype), strides]), np.arange(len(strides) + 1) == 0
-    skip = 0 if 0 in layers else 1
-    first, dts = first[skip:], dts[skip:]
-    _, saved = jax.lax.scan(segment, closure.init(model, k), (first, dts))
-    moments, truncation = jax.tree.map(lambda ys: ys[np.asarray(layers) // stride - skip], saved)
+    start = closure.init(model, k)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(read, parameters, start))
+    saved = jax.tree.map(lambda y: jnp.zeros((len(layers), *y.shape), y.dtype), nothing)
+    dts = jnp.concatenate([jnp.zeros((1, stride), dt.dtype), dt.reshape(-1, stride)])
+    (_, (moments, truncation)), _ = jax.lax.scan(segment, (start, saved), (ends == 0, dts, places, wanted))
     stats = {"num_steps": jnp.asarray(layers[-1])} | _expectation_error(closure, model, k, moments)
     ts = jnp.concatenate([jnp.zeros(1, dt.dtype), jnp.cumsum(dt)])[np.asarray(layers)]
     success = diffrax.RESULTS.successful
