@@ -67,8 +67,8 @@ def on_chip(problem, key, networks, interpret=False):
         )
     dense, sums = section.dense, 3 * count
     tables = [problem.layers, problem.eps, problem.skip, problem.factor, dense.C_W[None], dense.C_b[None]]
-    if problem.path is not None:
-        path, ((L0, inverse),) = problem.path.joint, problem.path.factors
+    if problem.limits is not None:
+        path, ((L0, inverse),) = problem.limits.joint, problem.limits.factors
         tables += [path.S, path.responses[0].gradient, L0, inverse]
         sums += 5 * (count + (inputs if inputs > 1 else 0))
     depths, some = problem.layers.size, pl.BlockSpec((together,), lambda i: (i,))

@@ -209,12 +209,12 @@ def add_theory(problem: Problem, model: Model, K0, depth, eps, control) -> tuple
     with the `Limits` for control variates."""
     k0 = pack(check_kernel(K0))
     k0, model = cast((k0, model), np.promote_types(k0.dtype, model.C_W.dtype))
-    path = find_limits(model, k0, squares(np.asarray(eps, np.float64), int(depth), k0.dtype))
+    limits = find_limits(model, k0, squares(np.asarray(eps, np.float64), int(depth), k0.dtype))
     limit = InfiniteWidth(
-        *(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in (path.joint.K0, path.joint.S))
+        *(np.asarray(table, np.float64)[np.asarray(problem.layers)] for table in (limits.joint.K0, limits.joint.S))
     )
     if control:
-        problem = eqx.tree_at(lambda p: p.path, problem, cast(path, jnp.float32), is_leaf=lambda x: x is None)
+        problem = eqx.tree_at(lambda p: p.limits, problem, cast(limits, jnp.float32), is_leaf=lambda x: x is None)
     return problem, limit
 
 

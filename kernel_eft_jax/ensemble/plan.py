@@ -81,7 +81,7 @@ def check_run(problem: Problem, networks: int, depth: int, control: bool) -> Non
     For each layer the tables hold K0, E[ss], three derivatives a pair, the factor of Q and its inverse: once as
     computed, and for control variates once more in float32 on the device.
     """
-    planned = eqx.tree_at(lambda p: p.path, problem, () if control else None, is_leaf=lambda x: x is None)
+    planned = eqx.tree_at(lambda p: p.limits, problem, () if control else None, is_leaf=lambda x: x is None)
     plan_run(planned, networks)
     inputs = problem.factor.shape[0]
     layer = 5 * pair_count(inputs) + 2 * inputs**2

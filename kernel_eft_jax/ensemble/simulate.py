@@ -32,13 +32,13 @@ class Problem(eqx.Module):
     eps: Float[Array, " steps"]  # of each layer, or one for all
     skip: Float[Array, " steps"]
     layers: Int[Array, " T"]
-    path: Limits | None
+    limits: Limits | None
     width: int = eqx.field(static=True)
 
     @property
     def control(self) -> bool:
         """Whether there are control variates."""
-        return self.path is not None
+        return self.limits is not None
 
 
 class NetworkState(NamedTuple):
@@ -51,13 +51,13 @@ class NetworkState(NamedTuple):
 
 
 def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"], measure: Callable) -> Any:
-    """What `measure(state, path)` gives at each saved depth, stacked."""
+    """What `measure(state, limits)` gives at each saved depth, stacked."""
     model, sampler, width = problem.model, problem.sampler, problem.width
     inputs, keys = problem.factor.shape[0], network_keys(key, networks)
     last, shape = model.sections[-1].dense, shapes(model, width)[-1]
 
     def at(layer):
-        return jax.tree.map(lambda table: table[layer], problem.path)
+        return jax.tree.map(lambda table: table[layer], problem.limits)
 
     def once(function, *arguments):
         return computed_once(problem.eps[0] > 0, function, *arguments)
@@ -83,7 +83,7 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
     z = as_rows(draw_rows(keys, jnp.uint32(0), inputs, width), (inputs, width, networks.size))
     phi, hidden = mix(problem.factor[:, :, None], z), numbers(draw_hidden, zero)
     reads = read_stream(sampler, model, phi, hidden)
-    control = None if problem.path is None else start(phi, model, at(0), reads, hidden)
+    control = None if problem.limits is None else start(phi, model, at(0), reads, hidden)
     first = NetworkState(phi, reads[-1], control)
     return jax.lax.scan(save, first, (jnp.append(zero, problem.layers[:-1]), problem.layers))[1]
 
@@ -104,7 +104,7 @@ def compiled(function: Callable) -> Callable:
 
 def kernels_of_networks(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"]) -> Float[Array, "T P B"]:
     """G of each network at each saved depth."""
-    return simulate(problem, key, networks, lambda state, path: gram(state.phi))
+    return simulate(problem, key, networks, lambda state, limits: gram(state.phi))
 
 
 def moments_of_blocks(
@@ -128,9 +128,9 @@ def moments_of_blocks(
         problem = eqx.combine(arrays, static)
         members = block * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
 
-        def measure(state, path):
+        def measure(state, limits):
             x = gram(state.phi), problem.sampler.kernel(state.read), gram(state.phi**2)
-            less = None if state.control is None else differences(state.control, *x, path)
+            less = None if state.control is None else differences(state.control, *x, limits)
             seen = Networks(state.phi, *x, less)
             asked, squared = recorded(problem.control)
             weight = (members < networks).astype(jnp.float32)

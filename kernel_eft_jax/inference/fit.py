@@ -227,14 +227,14 @@ def fit(
         start = information(experiment, names, prediction, problem.weigh(prediction), closure)
         refuse_lost(start, with_V4)
         search = least_squares if optimiser is None else gradient_steps(optimiser)
-        x, prediction, settled, message = reweighted(search, problem, x, prediction)
-    result = _result(experiment, names, problem, x, prediction, closure, settled, message)
+        x, prediction, converged, message = reweighted(search, problem, x, prediction)
+    result = _result(experiment, names, problem, x, prediction, closure, converged, message)
     if start.weakest[1] > 1:
         refuse_vague(result.information, with_V4)
     return result
 
 
-def _result(experiment, names, problem, x, prediction, closure, settled, message):
+def _result(experiment, names, problem, x, prediction, closure, converged, message):
     """The result of a search. Errors come from the scatter of the data, and chi2 is scaled so that for this scatter its
     mean is `dof`."""
     observed, with_V4 = problem.observed, problem.with_V4
@@ -252,13 +252,13 @@ def _result(experiment, names, problem, x, prediction, closure, settled, message
     dof = len(J) - moved.shape[1]
     expected = np.trace(observed.scatter(remainder @ W))
     chi2 = float((W @ difference) @ remainder @ (W @ difference)) * dof / expected if dof else 0.0
-    if settled and problem.breaks(prediction):
-        settled = False
+    if converged and problem.breaks(prediction):
+        converged = False
         message = (
             "In the theory some combinations of these statistics have no noise, such as differences of repeated "
             "inputs, but in the data they differ: check K0, and start from other values."
         )
     history = problem.history
     return Fit(
-        names, values, covariance, info, chi2, dof, history, settled, message, best, closure, observed, prediction
+        names, values, covariance, info, chi2, dof, history, converged, message, best, closure, observed, prediction
     )

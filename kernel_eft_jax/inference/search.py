@@ -61,9 +61,9 @@ def reweighted(search, problem, x, prediction):
     estimate, its prediction, whether the search ended well, and why it ended."""
     W, shift = problem.weigh(prediction), np.inf
     for _ in range(ROUNDS):
-        before, (x, settled, message) = x, search(problem, x, prediction, W)
+        before, (x, converged, message) = x, search(problem, x, prediction, W)
         prediction = problem.evaluate(x)
-        if not settled:
+        if not converged:
             return x, prediction, False, message
         W = problem.weigh(prediction)
         shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
