@@ -6,6 +6,7 @@ line can read its arguments before JAX is imported.
 
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load all public names at the first use of one."""
+    """Load all public names at the first use of one, or a folder such as `figures`, which needs Matplotlib."""
     if name == "__version__":
         return importlib.metadata.version("kernel-eft-jax")
     if name == "__all__" or not name.startswith("_"):
@@ -22,10 +23,12 @@ def __getattr__(name: str) -> Any:
         known = {name: value for name, value in public.items() if not name.startswith("_")}
         globals().update(known, __all__=sorted(known))
     if name not in globals():
+        if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+            return importlib.import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     return globals()[name]
 
 
 def __dir__() -> list[str]:
     """The public names."""
-    return sorted([*__getattr__("__all__"), "__version__"])
+    return sorted([*__getattr__("__all__"), "__version__", "figures"])

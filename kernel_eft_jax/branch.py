@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from .activations import Activation, Linear
+from .checks import written
 from .kernel_maps import GLU, Dense, Fresh, KernelMap, RMSNorm
 
 Part = Activation | GLU | RMSNorm | Dense
@@ -53,7 +54,7 @@ def _made(part):
     """The remedy for a class or a function in place of an object."""
     if isinstance(part, type) and issubclass(part, Part):
         return f": write {part.__name__}({'C_W' if part is Dense else ''})"
-    return ": write Smooth(fn) for a function fn" if callable(part) else ""
+    return ": write Smooth(fn) for a function fn" if callable(part) else written(part, Activation)
 
 
 def check_branch(parts: Any) -> tuple[Part, ...]:

@@ -118,7 +118,10 @@ def check_kernel(K: Any, name: str = "K0", zeros: bool = False) -> Float[Array, 
     """
     values, K = K, check_array(K, name)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or K.shape[0] == 0:
-        raise ValueError(f"Argument `{name}` must be a square matrix (inputs, inputs), but has shape {K.shape}.")
+        raise ValueError(
+            f"Argument `{name}` must be a square matrix (inputs, inputs), but has shape {K.shape}: the kernel of one "
+            "input is [[2.0]], and that of features is input_kernel(x)."
+        )
     if not is_concrete(values):
         return K
     values = np.asarray(values, dtype=np.float64)
@@ -182,7 +185,8 @@ def check_features(x: Any, name: str = "x", axes: int | None = 2) -> Float[Array
     from two on."""
     values, x = x, check_array(x, name)
     if x.ndim < 2 or x.ndim != (axes or x.ndim) or 0 in x.shape:
-        raise ValueError(f"Argument `{name}` must have shape (inputs, features), but has shape {x.shape}.")
+        remedy = ": one input is x[None]" if x.ndim == 1 else ": take x.reshape(len(x), -1)" if x.ndim > 2 else ""
+        raise ValueError(f"Argument `{name}` must have shape (inputs, features), but has shape {x.shape}{remedy}.")
     if is_concrete(values):
         _refuse_infinite(np.asarray(values, dtype=x.dtype), name)
     return x
@@ -197,7 +201,7 @@ def check_positive(value: Any, name: str) -> None:
 
 def check_count(value: Any, name: str, least: int = 1) -> int:
     """A whole number from `least` to LARGEST_COUNT as a Python integer. NumPy's and JAX's integers are whole numbers
-    too."""
+    too, and so is 1e3."""
     number = value if isinstance(value, int) else _whole(value)
     if number is None or isinstance(value, bool) or not least <= number <= LARGEST_COUNT:
         above = f" and {LARGEST_COUNT} at most" if number is not None and number > LARGEST_COUNT else ""
@@ -234,11 +238,23 @@ def check_kind(value: Any, kind: type, name: str) -> None:
     """Check that an argument is an object of the right class, and no stack of such objects."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
-        made = f": write {value.__name__}()" if isinstance(value, type) and issubclass(value, kind) else ""
+        made = written(value, kind)
         made = ": unpack a stack of `recipes` by `**`" if isinstance(value, dict) and name in value else made
         raise ValueError(f"Argument `{name}` must be {article} {kind.__name__} object, but is {value!r:.200}{made}.")
     if isinstance(value, eqx.Module):
         check_unstacked(value, name)
+
+
+def written(value: Any, kind: type) -> str:
+    """The remedy for a class, or for its name, in place of an object of this kind."""
+    if isinstance(value, type):
+        return f": write {value.__name__}()" if issubclass(value, kind) else ""
+    classes = [kind]
+    for cls in classes:
+        classes += cls.__subclasses__()
+    names = {cls.__name__.lower(): cls.__name__ for cls in classes}
+    name = names.get(value.lower()) if isinstance(value, str) else None
+    return "" if name is None else f": write {name}()"
 
 
 def check_flag(value: Any, name: str) -> None:
@@ -309,6 +325,8 @@ def _is_positive_number(value):
 
 
 def _whole(value):
-    """A NumPy or JAX integer without axes as a Python integer, or None."""
-    array = isinstance(value, np.generic | np.ndarray | jax.Array) and is_concrete(value)
-    return int(value) if array and value.ndim == 0 and value.dtype.kind in "iu" else None
+    """A number without axes that is whole as a Python integer, or None."""
+    if not isinstance(value, float | np.generic | np.ndarray | jax.Array) or not is_concrete(value):
+        return None
+    array = np.asarray(value)
+    return int(array) if array.ndim == 0 and array.dtype.kind in "iuf" and array == np.round(array) else None

@@ -231,7 +231,7 @@ def test_not_positive(value):
         check_positive(value, "eps")
 
 
-@pytest.mark.parametrize("value", [0, -3, 2.0, True, "8", None])
+@pytest.mark.parametrize("value", [0, -3, 2.5, np.nan, np.inf, True, "8", None])
 def test_not_a_count(value):
     with pytest.raises(ValueError, match="Argument `depth` must be a whole number, 1 or more, but is"):
         check_count(value, "depth")
@@ -245,7 +245,7 @@ def test_counts_and_positive_numbers_pass():
         check_count(1, "degree", least=2)
     for value in (0.05, 1, np.float32(2), jnp.array(0.1)):
         check_positive(value, "eps")
-    for value in (7, np.int64(7), np.uint8(7), jnp.array(7), np.array(7)):
+    for value in (7, 7.0, np.float32(7), np.int64(7), np.uint8(7), jnp.array(7), np.array(7)):
         assert type(check_count(value, "width")) is int
     with pytest.raises(ValueError, match="1 or more and 2147483647 at most, but is 100000000000000000000"):
         check_count(10**20, "depth")

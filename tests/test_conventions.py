@@ -229,7 +229,7 @@ def test_the_blocks_of_umup_have_equal_shares(multiplier):
         (lambda: conventions.from_sigmas(keft.Tanh(), [1.0, 2.0]), ("`sigma_w`", "one finite number")),
         (lambda: conventions.from_sigmas("tanh", 1.0), ("`activation`", "Tanh()")),
         (lambda: conventions.pytorch_linear(keft.Tanh(), width=0), ("`width`", "1 or more")),
-        (lambda: conventions.pytorch_linear(keft.Tanh(), width=64.0), ("`width`", "whole number")),
+        (lambda: conventions.pytorch_linear(keft.Tanh(), width=64.5), ("`width`", "whole number")),
         (lambda: conventions.lecun(jnp.tanh), ("`activation`", "Smooth(fn)")),
         (lambda: conventions.eps_of_depth(0.0, depth=10), ("`T`", "greater than zero")),
         (lambda: conventions.eps_of_depth(2.0, depth=0.5), ("`depth`", "whole number")),

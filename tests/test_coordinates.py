@@ -36,7 +36,7 @@ def test_plain_relu_spreads_by_a_known_factor_a_layer():
     check = keft.coordinate_check(**(recipes.plain(width=100, depth=3) | ONE))
     np.testing.assert_allclose(mean_square(check), 1, rtol=1e-12)
     exact = 2 + 5 * np.arange(4)
-    V4, bound = (np.asarray(m.V4)[:, 0, 0] for m in (check.theory.packed, check.theory.truncation))
+    V4, bound = (np.asarray(m.V4)[:, 0, 0] for m in (check.theory.packed, check.theory.packed_truncation))
     assert (np.abs(V4 - exact) <= bound * (1 + 1e-6)).all()
     np.testing.assert_allclose(
         check.spread[:, 0], np.sqrt(exact / 100), rtol=5e-4

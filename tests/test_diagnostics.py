@@ -343,7 +343,7 @@ def test_a_reference_that_is_not_exact_enough_is_refused(window):
         keft.validity_window(BLOCKS["one"], PAIR, **run)
     # A reference that cannot say what it leaves out is none.
     known = window.reference
-    unknown = eqx.tree_at(lambda s: s.truncation.K1, known, np.nan * known.packed.K1)
+    unknown = eqx.tree_at(lambda s: s.packed_truncation.K1, known, np.nan * known.packed.K1)
     with pytest.raises(ValueError, match="its degree is too low to tell the truncation error of K1"):
         validity._check_reference(unknown, 0.05)
     with pytest.raises(ValueError, match="`tolerance` must be a finite number greater than zero"):

@@ -332,7 +332,7 @@ def test_the_truncation_bound_of_two_inputs(name, closure, degrees, kernels):
         @jax.jit
         def solved(K, degree=degree):
             s = keft.solve(model, K, layers=[3], eps=0.5, closure=closure(degree), throw=False)
-            return *((m.V4[0], m.K1[0]) for m in (s.packed, s.truncation)), s.stats["expectation_error"]
+            return *((m.V4[0], m.K1[0]) for m in (s.packed, s.packed_truncation)), s.stats["expectation_error"]
 
         found, bound, expectation = jax.tree.map(np.asarray, jax.lax.map(solved, jnp.asarray(chosen)))
         for q, quantity in enumerate(("V4", "K1")):
@@ -392,7 +392,7 @@ def statistics(activation, K, degree: int, layers: int):
     @jax.jit
     def solved(K):
         s = keft.solve(model, K, layers=[layers], eps=0.5, closure=keft.HermiteTower(degree), throw=False)
-        found, bound = ({n: getattr(m, n)[0] for n in ("K0", *UNITS)} for m in (s.packed, s.truncation))
+        found, bound = ({n: getattr(m, n)[0] for n in ("K0", *UNITS)} for m in (s.packed, s.packed_truncation))
         refused = s.stats["expectation_error"] >= LARGEST_ERROR
         found["expectation"] = s.stats["expectation_error"]
         return found, jax.tree.map(lambda x: jnp.where(refused, jnp.nan, x), bound)

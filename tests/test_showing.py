@@ -132,7 +132,7 @@ def tower():
 
 
 def with_error(solution, error):
-    return eqx.tree_at(lambda solution: solution.truncation.K1, solution, replace_fn=lambda K1: K1 + error)
+    return eqx.tree_at(lambda solution: solution.packed_truncation.K1, solution, replace_fn=lambda K1: K1 + error)
 
 
 def test_errors_of_rounding_are_shown_as_zero(tower):

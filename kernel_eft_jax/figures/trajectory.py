@@ -53,7 +53,15 @@ def plot_panels(
 
 
 def plot_result(result: Estimate | Solution, title: str = "", *, columns: int = 3) -> Figure:
-    """K0 or E[G], V4 and K1 against depth, of one input and of a pair of inputs if there are two."""
+    """K0 or E[G], V4 and K1 against depth, of one input and of a pair of inputs if there are two.
+
+    `plot_trajectories` draws several results in one figure. Raises ValueError for any other object.
+    """
+    if not isinstance(result, Estimate | Solution):
+        raise ValueError(
+            f"Argument `result` must be a Solution or an Estimate, but is {result!r:.200}: `plot_trajectories` draws "
+            "several results in one figure."
+        )
     mean = ("G", "E[G_{%s}]") if isinstance(result, Estimate) else ("K0", "K_{0;%s}")
     entries = [(0, b) for b in range(min(2, result.K0.shape[-1]))]
     panels = {}

@@ -69,8 +69,7 @@ def save(result: Result, path: str | os.PathLike, **settings: Any) -> Path:
     for name, note in notes.items():
         if name.startswith("stats_") or data.attrs.get(name, note) != note:
             raise ValueError(
-                f"Argument `{name}` has a name that the file itself uses, for "
-                f"{data.attrs.get(name, 'counts of work')!s:.200}: leave it out, or give it another name."
+                f"Argument `{name}` has a name that the file itself uses: leave it out, or give it another name."
             )
     content = to_bytes(data.assign_attrs(notes))
     return write_whole(path, content + SEAL + hashlib.sha256(content).hexdigest().encode())

@@ -37,7 +37,8 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
         raise RuntimeError(
             f"The solve stopped at depth t = {float(solution.stats['reached']):.6g} of {float(solution.ts[-1]):.6g}, "
             f"where its steps became too small or too many: {diffrax.RESULTS[solution.result]} Variances may grow "
-            "without bound there: look at smaller depths."
+            "without bound there, or so far that rounding forbids every step: look at smaller depths, or solve layers "
+            "(`layers` and `eps`), whose steps are given."
         )
     _check_entries(solution)
     _check_error(float(solution.stats["expectation_error"]))
@@ -76,14 +77,17 @@ def _check_squares(solution, k):
     start = np.asarray(unpack(k)).diagonal()
     if lost.any():
         i, a = np.argwhere(lost)[0]
-        variance, where = unpack(K0)[i, a, a], f"t = {solution.ts[i]:.6g}"
+        variance, where, beyond = unpack(K0)[i, a, a], f"t = {solution.ts[i]:.6g}", "below the smallest"
     else:
-        a = int(start.argmin())
-        variance, where = start[a], "depth zero"
-        if float(variance) ** 2 >= float(jnp.finfo(k.dtype).tiny):
+        known, where = jnp.finfo(k.dtype), "depth zero"
+        roots = float(known.tiny) ** 0.5, (float(known.max) / 2) ** 0.5
+        if roots[0] <= start.min() and start.max() <= roots[1]:
             return
+        small = start.min() < roots[0]
+        a, beyond = (int(start.argmin()), "below the smallest") if small else (int(start.argmax()), "above the largest")
+        variance = start[a]
     raise RuntimeError(
-        f"V4 is of the size of K0^2, and at K0[{a}, {a}] = {variance:.6g}, at {where}, that is below the smallest "
+        f"V4 is of the size of K0^2, and at K0[{a}, {a}] = {variance:.6g}, at {where}, that is {beyond} "
         f"number of {k.dtype}. {'Take float64, or multiply' if k.dtype == jnp.float32 else 'Multiply'} the inputs by a "
         "number that brings their variances nearer to one, or look at smaller depths where variances shrink."
     )
@@ -131,7 +135,7 @@ def _check_entries(solution):
                 raise RuntimeError(
                     f"The solve is no longer finite: {name}[{entry(wrong[0])}] at {where} is "
                     f"{values[i][tuple(wrong[0])]}. Variances may grow without bound for this activation: look at "
-                    "smaller depths."
+                    f"smaller depths{', or take float64' * (values.dtype == np.float32)}."
                 )
             if name in ("V4", "V_SS"):
                 variances = np.diagonal(values[i])

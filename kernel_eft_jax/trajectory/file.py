@@ -29,9 +29,15 @@ SOLUTION_ORIGIN = ("model", "closure", "eps", "layers")  # the fields that say w
 
 def to_xarray(solution: Any) -> "xr.Dataset":
     """The moments and their truncation errors over t and the inputs a, b, c, d; what made them as attributes."""
-    variables = labelled(_full(solution.packed))
-    if solution.truncation is not None:
-        variables |= labelled(_full(solution.truncation), suffix="_truncation", prefix="estimated truncation error of ")
+    if solution.ts.ndim > 1:
+        raise ValueError(
+            f"A stack of {solution.ts.shape[0]} solutions has no Dataset: take one of them, `jax.tree.map(lambda x: "
+            "x[0] if eqx.is_array(x) else x, stack)`."
+        )
+    variables = labelled(unpack_moments(solution.packed)._asdict())
+    if solution.packed_truncation is not None:
+        errors = unpack_moments(solution.packed_truncation)._asdict()
+        variables |= labelled(errors, suffix="_truncation", prefix="estimated truncation error of ")
     attributes: dict[str, Any] = {f"stats_{name}": np.asarray(value)[()] for name, value in solution.stats.items()}
     attributes["result"] = next(name for name in OUTCOMES if solution.result == getattr(diffrax.RESULTS, name))
     made = {name: getattr(solution, name) for name in SOLUTION_ORIGIN}
@@ -52,14 +58,14 @@ def from_xarray(cls: Any, data: "xr.Dataset") -> Any:
     return cls(
         ts=jnp.asarray(axes(data, "t", "t")),
         packed=moments(""),
-        truncation=moments("_truncation") if "V4_truncation" in data else None,
+        packed_truncation=moments("_truncation") if "V4_truncation" in data else None,
         stats={name[6:]: jnp.asarray(value) for name, value in data.attrs.items() if name.startswith("stats_")},
         result=getattr(diffrax.RESULTS, data.attrs["result"]),
         **read_origin(data, SOLUTION_ORIGIN),
     )
 
 
-def _full(moments):
+def unpack_moments(packed: Moments) -> Moments:
     """Packed moments as full arrays; None where the closure carries none."""
     unpacked = {2: unpack, 3: unpack_covariance}
-    return {n: None if m is None else unpacked[m.ndim](m) for n, m in zip(Moments._fields, moments, strict=True)}
+    return Moments(*(None if moment is None else unpacked[moment.ndim](moment) for moment in packed))

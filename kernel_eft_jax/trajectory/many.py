@@ -59,7 +59,8 @@ def solve_pairs(
     r"""K0, K1 and the variances V4_ab,ab of every pair of many inputs, and V4_ab,cd of chosen `quadruples` (a, b, c,
     d).
 
-    The numbers are those of `solve` for the two inputs alone, at depth times `ts` of the continuum or after `layers` of
+    The numbers are those of `solve` for the two inputs alone by a closure of the same degree (an open degree is chosen
+    once, for all inputs), at depth times `ts` of the continuum or after `layers` of
     step `eps`. In the continuum steps are accurate to 1e-6 of each quantity's own size (1e-5 in float32), which is less
     than the truncation of the exact closure; pass a `stepsize_controller` for another accuracy. All cores share the
     pairs; `progress` shows a bar, and the memory that is needed. This is a loop on the host: for the full V4 of a few
@@ -155,7 +156,7 @@ def _block(model, kernels, ts, eps, closure, layers, stepsize_controller):
         solution = solve(
             model, K, ts, layers=layers, eps=eps, closure=closure, stepsize_controller=stepsize_controller, throw=False
         )
-        moments, truncation = solution.packed, solution.truncation
+        moments, truncation = solution.packed, solution.packed_truncation
         error = solution.stats["expectation_error"]
         return Entries(
             (moments.K0, moments.V4, moments.K1),

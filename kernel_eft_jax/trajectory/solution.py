@@ -14,7 +14,7 @@ from ..pairs import unpack, unpack_covariance
 from ..showing import Shown, shown
 from ..storage import Result
 from . import rounding
-from .file import from_xarray, to_xarray
+from .file import from_xarray, to_xarray, unpack_moments
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,7 @@ class Solution(Shown, Result):
     Attributes:
         ts: The saved depth times.
         packed: The moments in pair space, entries a <= b only; the properties give full matrices.
-        truncation: Estimated errors that a truncated expansion leaves; None for closures that expand nothing.
+        packed_truncation: Estimated errors of the moments, packed as they are; `truncation` gives them in full.
         stats: Counts of work, and `expectation_error`, the estimated relative error of the Gaussian expectations.
         result: Diffrax's code; that of a failed solve reads as a sentence.
         model: The block.
@@ -39,7 +39,7 @@ class Solution(Shown, Result):
 
     ts: Float[Array, " T"]
     packed: Moments
-    truncation: Moments | None
+    packed_truncation: Moments | None
     stats: dict[str, Any]
     result: diffrax.RESULTS
     model: Model
@@ -50,17 +50,22 @@ class Solution(Shown, Result):
     def __repr__(self) -> str:
         depth = f"layers {list(self.layers)}, eps {shown(self.eps)}" if self.layers else f"ts {shown(self.ts)}"
         lines = [f"Solution of {self.closure!r} for {self.model!r}", f"  {depth}"]
+        if self.ts.ndim > 1:
+            return "\n".join([*lines, f"  a stack of {' x '.join(map(str, self.ts.shape[:-1]))} solutions"])
         if is_concrete(self.ts):
             for name, entry in (("K0", "00"), ("V4", "00,00"), ("K1", "00")):
                 value, error = (np.asarray(x)[-1].ravel()[0] for x in self.significant(name))
                 bound = f" (truncation up to {error:.1g})" if error != 0 else ""
                 lines.append(f"  {name}[{entry}] = {value:.6g} at the last depth{bound}")
+            if self.packed_truncation is not None and self.K0.shape[-1] > 1:
+                V4, K1 = (self.significant(name)[1].max() for name in ("V4", "K1"))
+                lines.append(f"  over all entries and depths the truncation is up to {V4:.1g} of V4, {K1:.1g} of K1")
         return "\n".join(lines)
 
     def significant(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """V4 or K1 in full, and its truncation error, with zero in place of what is rounding alone; K0 as it is."""
         whole = unpack_covariance if name == "V4" else unpack
-        values, missing = getattr(self.packed, name), getattr(self.truncation, name, None)
+        values, missing = getattr(self.packed, name), getattr(self.packed_truncation, name, None)
         values, errors = (whole(np.asarray(x)) for x in (values, np.zeros_like(values) if missing is None else missing))
         if name == "K0":
             return values, np.zeros_like(values)
@@ -96,6 +101,12 @@ class Solution(Shown, Result):
     def U1(self) -> Float[Array, "T N N"] | None:
         """Width times the finite-width correction of the mean sigma-kernel; None for closures that do not carry it."""
         return None if self.packed.U1 is None else unpack(self.packed.U1)
+
+    @property
+    def truncation(self) -> Moments | None:
+        """Estimated errors that a truncated expansion leaves of K0, V4, K1 and so on, with the shapes of these; None
+        for closures that expand nothing."""
+        return None if self.packed_truncation is None else unpack_moments(self.packed_truncation)
 
     def to_xarray(self) -> "xr.Dataset":
         """The moments and their truncation errors over t and the inputs a, b, c, d."""

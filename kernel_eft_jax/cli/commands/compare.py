@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         "Differences are sampled less theory in standard errors: of the entry shown, and the largest of all entries.",
         f"The theory leaves out the next order: relative errors of a few times 1/n = {1 / sampled.width:.2g}, more "
         "where V4 grows fast. Many networks resolve them.",
+        "A V4 that is sampled too low has too small an error: deviations of V4 below zero look larger than they are.",
         "U1, V_GS, V_SS: mean correction and covariances of S, the kernel of the features that the last matrix reads.",
     ]
     show(Table(title, columns, rows(found), notes), arguments)
