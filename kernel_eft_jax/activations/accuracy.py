@@ -52,9 +52,13 @@ MEETING = [(VALUE, VALUE), (FIRST, FIRST), (SECOND, SECOND)] + [
 
 
 class TwoRules(NamedTuple):
-    """Expansions at the correlations 1, 0 and (without kinks) -1 by two rules; `alone`, by both rules the moment E[s^2]
-    of one input, k times its first derivative and k^2 times its second; and two more errors of quadrature: `inner`, of
-    averages over phi_b given phi_a, and `parts`, by which Stein's identity fails."""
+    """What a coarse rule and one of one and a half times as many nodes find at one variance k.
+
+    `coarse` and `fine` are expansions of two inputs of this variance at the correlations 1, 0 and, without kinks, -1.
+    Each row of `alone` belongs to a rule, the coarse one first: E[s^2] of one input, k times its first derivative and
+    k^2 times its second. `inner` estimates the error of averages over phi_b given phi_a, which these correlations do
+    not test. `parts` is the gap in Stein's identity, which betrays a jump, or a kink that `kinks` does not name.
+    """
 
     coarse: Expansion
     fine: Expansion
@@ -223,9 +227,12 @@ def _rounding_of_kinks(activation, k_aa, k_bb, k_ab):
 
 
 def _rounding_of_copies(activation, k_aa, k_bb, k_ab):
-    r"""What rounding of a kernel changes of $k_{ab} E[s'_a s'_b]$ where s' jumps and inputs nearly repeat: a kink lies
-    between phi_a and phi_b with a probability proportional to sqrt(1 - rho^2), which is not smooth at rho = 1. Inputs
-    that repeat do so up to rounding only, after a layer."""
+    r"""The change of $k_{ab} E[s'_a s'_b]$ by rounding of the kernel, if s has kinks and two inputs nearly repeat; zero
+    without kinks.
+
+    A kink lies between phi_a and phi_b with a probability proportional to sqrt(1 - rho^2). A layer rounds 1 - rho^2 by
+    ROUNDED_SHARE times eps, and near rho = 1 the root makes this small error large.
+    """
     if not activation.kinks:
         return jnp.zeros_like(k_ab)
     places, jumps = kink_places(activation, k_ab.dtype), kink_jumps(activation, k_ab.dtype)

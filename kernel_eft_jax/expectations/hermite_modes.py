@@ -41,10 +41,11 @@ class Frame(NamedTuple):
 class PairFunctions(NamedTuple):
     """Hermite coefficients of s_a s_b and of its second derivatives by (aa, bb, ab), the last counted twice.
 
-    `value_tail` and `second_tail` bound the norms of what these functions have beyond the degree. Second derivatives of
-    a function with kinks have no norm: there `second_tail` is that of the coefficients divided by sqrt(m), m their
-    degree, and `steep_tail` that of the coefficients of s_a s_b times sqrt(m). Without kinks `steep_tail` is
-    `value_tail`. In both cases the tails bound what a sum over products of both leaves out.
+    `value_tail` bounds the norm of the part of s_a s_b beyond the degree. Without kinks `second_tail` bounds the same
+    norm of each second derivative, and `steep_tail` is `value_tail`. With kinks a second derivative has a delta
+    function, which has no norm. So there `second_tail` bounds the norm of the coefficients of degree m divided by
+    sqrt(m), and `steep_tail` that of the coefficients of s_a s_b multiplied by sqrt(m). The roots cancel where a sum
+    over products of both is bounded.
     """
 
     value: Float[Array, "P J S"]

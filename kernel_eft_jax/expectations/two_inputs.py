@@ -44,10 +44,11 @@ class _Functions(NamedTuple):
 
 
 def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes: tuple[int, int]) -> PairRead:
-    """The `PairRead` of one pair at its packed kernel (aa, ab, bb); `nodes` is (half the nodes of psi_1, the nodes of
-    psi_2).
+    """The `PairRead` of one pair at its packed kernel (aa, ab, bb).
 
-    If the activation has kinks, it averages over psi_2 itself (`pair_functions`).
+    Without kinks `nodes` are half the nodes of psi_1, and the nodes of psi_2. With kinks `nodes` are not used:
+    `pair_functions` chooses its own nodes of psi_1, and averages over psi_2 by the activation's own `smoothed_orders`
+    and `smoothed_product`.
     """
     f = frame(k)
     if activation.kinks:
