@@ -11,6 +11,7 @@ from scipy.stats import norm
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.activations.accuracy import closed_form_error
+from kernel_eft_jax.activations.base import at_zero
 from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions
 from kernel_eft_jax.quadrature import derivative
 
@@ -20,6 +21,12 @@ TWINS = {
     "abs": (keft.Abs(), keft.Piecewise(jnp.abs, [0.0])),
     "leaky": (keft.LeakyReLU(0.2), keft.Piecewise(lambda x: jnp.where(x > 0, x, 0.2 * x), [0.0])),
 }
+
+
+def test_a_scale_moves_kinks_but_not_from_zero():
+    """The kinks of all inputs lie at one place where they lie at zero, which costs half the nodes."""
+    assert at_zero(keft.Scaled(keft.ReLU(), 2.0).kinks)
+    np.testing.assert_allclose(keft.Scaled(keft.HardTanh(), -2.0).kinks, (0.5, -0.5))
 
 
 @pytest.mark.parametrize("name", ["abs", pytest.param("leaky", marks=pytest.mark.slow)])

@@ -10,6 +10,7 @@ pairs of a kernel. To JAX it gives the activation's own gradient as the derivati
 own hessian as the derivative of the gradient: so JAX never differentiates a singular formula.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -106,6 +107,11 @@ class Activation(eqx.Module):
         """1 / (the scale of x on which s changes near its kinks, or without kinks near zero); zero for a function that
         has no scale."""
         return 1.0
+
+    @property
+    def polynomial_degree(self) -> float:
+        """The degree of s, if s is a polynomial; infinite for other functions."""
+        return math.inf
 
     def moments(self, k: Float[Array, " P"]) -> Float[Array, " P"]:
         """E[s(phi_a) s(phi_b)] of every pair, for a packed kernel."""

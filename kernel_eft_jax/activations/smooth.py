@@ -99,6 +99,10 @@ class Polynomial(Summed):
     def sharpness(self):
         return 0.0
 
+    @property
+    def polynomial_degree(self):
+        return self.coefficients.size - 1
+
     def __call__(self, x):
         coefficients = self.coefficients.astype(x.dtype)
         result = jnp.full_like(x, coefficients[-1])
