@@ -90,15 +90,12 @@ class CoordinateCheck(eqx.Module):
         spread = _spread(self.own.V4[index], width)
         return MeasuredStream(width, networks, mean, spread / np.sqrt(networks), spread)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         depth, theory, table = self.layers[-1], self.theory, self.table()
         lines = [f"Stream of {depth} blocks of width {self.width} by {theory.closure!r}: {theory.model!r}"]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
         return "\n".join([*lines, *self.sentences()])
-
-    def __repr__(self) -> str:
-        return str(self)
 
     def table(self) -> list[list[str]]:
         """`rows` as text, under a heading."""
