@@ -42,10 +42,12 @@ def _unit_rule(*points):
 def centred_rule(
     centres: Float[Array, "*batch C"], width: Float[Array, "*#batch"], *points: int
 ) -> tuple[Float[Array, "*batch M"], Float[Array, "*batch M"]]:
-    """Nodes and weights for a standard normal variable y and a function of (width y), M = 2 C points.
+    """Nodes y and weights for averages over a standard normal y of a function that may have kinks at the centres and
+    that changes within 1 / width of each centre; width may be zero.
 
-    The function may have kinks at the centres, and changes within 1 / width near them; width may be zero. Several
-    numbers of points give the nodes of several rules, in each half of a cell one rule behind the other.
+    Each of the C centres has a cell of two halves. `points` are the numbers of nodes of one or several rules, by
+    default POINTS of one rule. Every half of a cell holds the nodes of all rules, one rule behind the other, so that
+    M = 2 C sum(points).
     """
     t, weight = (v.astype(centres.dtype) for v in _unit_rule(*(points or (POINTS,))))
     inside = jnp.abs(centres) < 7.5  # beyond, the density is negligible

@@ -26,6 +26,11 @@ def safe_root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
 
 
+def root_of_rest(norm: Float[Array, "*shape"], held: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The root of what a squared norm has beyond the part that is held, which is no less than rounding."""
+    return safe_root(jnp.maximum(norm - held, 8 * jnp.finfo(norm.dtype).eps * norm))
+
+
 def safe_ratio(x: Float[Array, "*shape"], y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x / y where y is greater than zero, and zero elsewhere."""
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)

@@ -1,14 +1,17 @@
 """The command line before any work: help, one sentence for every mistake, settings files, where results go."""
 
 import argparse
+import ast
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import diffrax
 import pytest
 
+import kernel_eft_jax as keft
 from kernel_eft_jax import cli
 from kernel_eft_jax.cli import arguments, messages, settings
 
@@ -92,7 +95,7 @@ def test_the_version_is_the_package_s(capsys):
             "`--block` holds the activations and variances itself: leave out --C_W",
         ),
         ("theory --K0 K0.npy --off-diagonal 1", "`--K0` names the whole input kernel: leave out --off-diagonal"),
-        ("theory --out nowhere/a.nc", "must lie in a folder that exists, but nowhere does not"),
+        ("theory --out nowhere/a.nc", "`--out` must name a file in a folder that exists, but is 'nowhere/a.nc'"),
         ("theory --out theory.csv", "`--out` must end in .nc, but is theory.csv"),
         ("theory --figure theory.nc", "`--figure` must end in .png or .pdf or .svg, but is theory.nc"),
         ("fit sample.nc --out r.png", "`--out` must end in .json, but is r.png"),
@@ -147,13 +150,13 @@ class TestOutputs:
 
     def test_what_is_no_regular_file_is_refused(self, tmp_path):
         os.mkfifo("theory.nc")
-        with pytest.raises(ValueError, match=r"must name a regular file, but theory\.nc is none"):
+        with pytest.raises(ValueError, match=r"must name a file, but 'theory\.nc' is a device, pipe or socket"):
             self.files("theory --overwrite")
         (tmp_path / "null.nc").symlink_to("/dev/null")
-        with pytest.raises(ValueError, match=r"must name a regular file, but null\.nc is none"):
+        with pytest.raises(ValueError, match=r"must name a file, but 'null\.nc' is a device, pipe or socket"):
             self.files("theory --out null.nc --overwrite")
         (tmp_path / "folder.nc").mkdir()
-        with pytest.raises(ValueError, match="must name a regular file"):
+        with pytest.raises(ValueError, match=r"must name a file, but 'folder\.nc' is a folder"):
             self.files("theory --out folder.nc --overwrite")
 
     def test_links_are_followed(self, tmp_path):
@@ -252,6 +255,33 @@ class TestSettings:
 )
 def test_messages_speak_of_options(library, says):
     assert messages.in_options(library, argparse.Namespace(off_diagonal=1, K0=None, data="kernels.npz")) == says
+
+
+def literals(path):
+    """The texts of a file without its docstrings; 0 stands for what an f-string puts in."""
+    tree = ast.parse(path.read_text())
+    first = [node.body[0] for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = {id(line.value) for line in first if isinstance(line, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "0" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """All texts of the library that a message may hold, `repr` of a closure and a sentence of Diffrax among them."""
+    package = Path(messages.__file__).parent.parent
+    files = [path for path in package.rglob("*.py") if "cli" not in path.relative_to(package).parts]
+    steps = diffrax.RESULTS[diffrax.RESULTS.max_steps_reached]
+    return [repr(keft.HermiteTower(30)), steps, *(text for path in files for text in literals(path))]
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in messages.IN_OPTIONS])
+def test_every_pattern_is_that_of_a_message(pattern, texts):
+    """An error of the library that is worded anew cannot keep the words of Python unseen."""
+    assert any(re.search(pattern, text) for text in texts)
 
 
 @pytest.mark.parametrize("text", ["GOnly", "gonly", "g-only", "G-ONLY"])

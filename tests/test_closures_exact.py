@@ -272,7 +272,7 @@ def test_the_nodes_of_the_chosen_degree_resolve_an_oscillation():
 
 def test_where_no_degree_can_be_chosen():
     """Inside jit the degree is 30, and the degree of a hierarchy that ends by itself is where it ends: at two behind a
-    matrix, at twice the degree of a polynomial. A file gives back the degree that was used."""
+    matrix, at twice the degree of a polynomial, scaled or not. A file gives back the degree that was used."""
     model = keft.Model(keft.Erf(), 2.0)
 
     def program(closure):
@@ -282,7 +282,8 @@ def test_where_no_degree_can_be_chosen():
 
     assert program(keft.HermiteTower()) == program(keft.HermiteTower(30))
     two_matrices = keft.Model([keft.Dense(1.0), keft.GELU(), keft.Dense(2.0)])
-    for ends, degree in ((two_matrices, 2), (keft.Model(SMOOTH["Polynomial"].activation, 1.0), 6)):
+    cubic, line = SMOOTH["Polynomial"].activation, keft.Scaled(keft.Linear(), 0.7)
+    for ends, degree in ((two_matrices, 2), (keft.Model(cubic, 1.0), 6), (keft.Model(line, 1.0), 2)):
         assert keft.HermiteTower().settled(ends, jnp.ones(1), jnp.full(2, 0.25)).degree == degree
     solution = keft.solve(keft.Model(keft.Linear(), 1.0), [[1.0]], layers=2, eps=0.5)
     assert solution.closure.degree == 2

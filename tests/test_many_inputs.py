@@ -107,6 +107,12 @@ def test_the_tables_of_a_pair_are_right(activation):
         np.testing.assert_allclose(read.second_tail[1], expected.second_tail[1], rtol=1e-6)
 
 
+def test_a_norm_of_zero_has_a_finite_derivative():
+    """The second derivatives of Linear are zero or constant, so that nothing is left beyond the degree."""
+    read = jax.jacfwd(lambda k: read_pair(keft.Linear(), k, 2, (48, 192)))(jnp.array([1.0, 0.4, 1.3]))
+    assert all(jnp.isfinite(x).all() for x in read[1:])
+
+
 @pytest.fixture(scope="module")
 def layered():
     return keft.solve_pairs(ERF, K0, layers=[1, 3], eps=0.5, closure=keft.HermiteTower(4), progress=False)

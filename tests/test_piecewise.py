@@ -10,7 +10,8 @@ from numpy.polynomial.legendre import leggauss
 from scipy.stats import norm
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.activations.accuracy import closed_form_error
+from kernel_eft_jax.activations.accuracy import closed_form_errors
+from kernel_eft_jax.activations.base import at_zero
 from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions
 from kernel_eft_jax.quadrature import derivative
 
@@ -20,6 +21,12 @@ TWINS = {
     "abs": (keft.Abs(), keft.Piecewise(jnp.abs, [0.0])),
     "leaky": (keft.LeakyReLU(0.2), keft.Piecewise(lambda x: jnp.where(x > 0, x, 0.2 * x), [0.0])),
 }
+
+
+def test_a_scale_moves_kinks_but_not_from_zero():
+    """The kinks of all inputs lie at one place where they lie at zero, which costs half the nodes."""
+    assert at_zero(keft.Scaled(keft.ReLU(), 2.0).kinks)
+    np.testing.assert_allclose(keft.Scaled(keft.HardTanh(), -2.0).kinks, (0.5, -0.5))
 
 
 @pytest.mark.parametrize("name", ["abs", pytest.param("leaky", marks=pytest.mark.slow)])
@@ -183,7 +190,7 @@ def test_a_closed_form_must_name_its_kinks():
 def test_a_closed_form_that_is_right_is_found_right_where_s_has_a_value_at_its_kinks():
     """HardTanh at variance one. At its kinks s is +-1, so that E[s s''] is all delta functions: the sums that judge
     closed forms must hold them, or its error would seem of order one."""
-    assert jax.jit(lambda k: closed_form_error(keft.HardTanh(), k))(jnp.array(1.0)) < 1e-11
+    assert jax.jit(lambda k: closed_form_errors(keft.HardTanh(), k).total)(jnp.array(1.0)) < 1e-11
 
 
 @pytest.mark.parametrize("make", [lambda: keft.Softplus(0.0), lambda: keft.LeakyReLU(jnp.nan), lambda: keft.CELU(0.0)])

@@ -9,7 +9,7 @@ The error of rounding is added. It is proportional to the largest entry of the e
 the hessian holds $E[s''_a s''_b]$, which at large variances is far above the derivatives of one input.
 """
 
-from collections.abc import Callable
+from abc import abstractmethod
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..checks import check_variances
 from ..linear import matmul
 from ..pairs import input_count, pairs, triples
 from ..quadrature import REACH, centred_rule, normal_density, remaining_share
@@ -52,9 +53,13 @@ MEETING = [(VALUE, VALUE), (FIRST, FIRST), (SECOND, SECOND)] + [
 
 
 class TwoRules(NamedTuple):
-    """Expansions at the correlations 1, 0 and (without kinks) -1 by two rules; `alone`, by both rules the moment E[s^2]
-    of one input, k times its first derivative and k^2 times its second; and two more errors of quadrature: `inner`, of
-    averages over phi_b given phi_a, and `parts`, by which Stein's identity fails."""
+    """What a coarse rule and one of one and a half times as many nodes find at one variance k.
+
+    `coarse` and `fine` are expansions of two inputs of this variance at the correlations 1, 0 and, without kinks, -1.
+    Each row of `alone` belongs to a rule, the coarse one first: E[s^2] of one input, k times its first derivative and
+    k^2 times its second. `inner` estimates the error of averages over phi_b given phi_a, which these correlations do
+    not test. `parts` is the gap in Stein's identity, which betrays a jump, or a kink that `kinks` does not name.
+    """
 
     coarse: Expansion
     fine: Expansion
@@ -72,28 +77,34 @@ class Errors(NamedTuple):
     rounding: Float[Array, "*shape"]
     scale: Float[Array, "*shape"]
 
+    @property
+    def total(self) -> Float[Array, "*shape"]:
+        """The error of two inputs at any correlation, with rounding."""
+        return self.between + self.rounding
 
-def quadrature_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Estimated error of `pair_by_quadrature` at variance k and any correlation: the errors of its nodes, of kinks that
-    the activation does not name, and of rounding."""
-    return _at_any_correlation(quadrature_errors(activation, k))
 
+class MeasuredActivation(Activation):
+    """An activation whose errors are measured at each variance."""
 
-def closed_form_error(activation: Activation, k: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """By how much a closed form and quadrature differ, beyond the error of quadrature, and the error of rounding."""
-    return _at_any_correlation(closed_form_errors(activation, k))
+    @abstractmethod
+    def errors(self, k: Float[Array, "*shape"]) -> Errors:
+        """The errors at variance k."""
+
+    def error(self, k):
+        return self.errors(check_variances(k)).total
+
+    def kernel_error(self, k):
+        return _kernel_error(self, k)
 
 
 # Compiled, as `differentiable` is.
 @eqx.filter_jit
-def kernel_error(
-    activation: Activation, k: Float[Array, " P"], errors: Callable[[Activation, Float[Array, " N"]], Errors]
-) -> Float[Array, ""]:
+def _kernel_error(activation: MeasuredActivation, k: Float[Array, " P"]) -> Float[Array, ""]:
     """The largest error at a packed kernel, from the `errors` of its variances. The error of rounding is that at the
     correlations of the kernel."""
     inputs = input_count(k.shape[0])
     a, b = pairs(inputs)
-    of_each = errors(activation, k[np.flatnonzero(a == b)])
+    of_each = activation.errors(k[np.flatnonzero(a == b)])
     worst = jnp.max(of_each.alone)
     if inputs == 1:
         return worst
@@ -128,7 +139,8 @@ def rounding_of_entries(activation: Activation, k: Float[Array, " P"]) -> Float[
 
 @eqx.filter_jit
 def quadrature_errors(activation: Activation, k: Float[Array, "*shape"]) -> Errors:
-    """The parts of `quadrature_error`."""
+    """Estimated errors of `pair_by_quadrature` at variance k: those of its nodes, of kinks that the activation does not
+    name, and of rounding."""
 
     def one(k):
         k = floored(k)
@@ -141,7 +153,8 @@ def quadrature_errors(activation: Activation, k: Float[Array, "*shape"]) -> Erro
 
 @eqx.filter_jit
 def closed_form_errors(activation: Activation, k: Float[Array, "*shape"]) -> Errors:
-    """The parts of `closed_form_error`."""
+    """By how much a closed form and quadrature differ at variance k, beyond the error of quadrature, and the error of
+    rounding."""
 
     def one(k):
         k = floored(k)
@@ -162,10 +175,6 @@ def closed_form_errors(activation: Activation, k: Float[Array, "*shape"]) -> Err
 
 def _unsure_alone(lines):
     return jnp.max(jnp.abs(lines.alone[0] - lines.alone[1]))
-
-
-def _at_any_correlation(errors):
-    return errors.between + errors.rounding
 
 
 def _mapped(one, k):
@@ -223,9 +232,12 @@ def _rounding_of_kinks(activation, k_aa, k_bb, k_ab):
 
 
 def _rounding_of_copies(activation, k_aa, k_bb, k_ab):
-    r"""What rounding of a kernel changes of $k_{ab} E[s'_a s'_b]$ where s' jumps and inputs nearly repeat: a kink lies
-    between phi_a and phi_b with a probability proportional to sqrt(1 - rho^2), which is not smooth at rho = 1. Inputs
-    that repeat do so up to rounding only, after a layer."""
+    r"""The change of $k_{ab} E[s'_a s'_b]$ by rounding of the kernel, if s has kinks and two inputs nearly repeat; zero
+    without kinks.
+
+    A kink lies between phi_a and phi_b with a probability proportional to sqrt(1 - rho^2). A layer rounds 1 - rho^2 by
+    ROUNDED_SHARE times eps, and near rho = 1 the root makes this small error large.
+    """
     if not activation.kinks:
         return jnp.zeros_like(k_ab)
     places, jumps = kink_places(activation, k_ab.dtype), kink_jumps(activation, k_ab.dtype)

@@ -37,6 +37,10 @@ class Linear(PairActivation):
     def sharpness(self):
         return 0.0
 
+    @property
+    def polynomial_degree(self):
+        return 1
+
     def moment(self, k_aa, k_bb, k_ab):
         return k_ab
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import check_variances, is_concrete
-from .accuracy import closed_form_error, closed_form_errors, kernel_error
-from .base import Activation, Expansion
+from ..checks import is_concrete
+from .accuracy import MeasuredActivation, closed_form_errors
+from .base import Expansion
 
 
-class PairActivation(Activation):
+class PairActivation(MeasuredActivation):
     r"""The base of an activation of your own whose second moment you know in closed form.
 
     Give `__call__`, $s(x)$, and `moment`, $E[s(\phi_a) s(\phi_b)]$; JAX differentiates the moment. If differentiation
@@ -37,11 +37,8 @@ class PairActivation(Activation):
         k = k_aa, k_bb, k_ab
         return Expansion(self.moment(*k), self.gradient(*k), self.hessian(*k))
 
-    def error(self, k):
-        return closed_form_error(self, check_variances(k))
-
-    def kernel_error(self, k):
-        return kernel_error(self, k, closed_form_errors)
+    def errors(self, k):
+        return closed_form_errors(self, k)
 
     def __check_init__(self):
         ours = type(self).__module__.startswith(__package__ or "")
@@ -55,7 +52,7 @@ class PairActivation(Activation):
                 f"{shape}: write it for two variances and a covariance, each of them one number. `PairActivation` "
                 "applies it to all pairs."
             )
-        worst = float(np.max(closed_form_error(self, jnp.asarray([0.5, 2.0]))))
+        worst = float(np.max(closed_form_errors(self, jnp.asarray([0.5, 2.0])).total))
         if not worst < 1e-2:
             raise ValueError(
                 f"The `moment` of {type(self).__name__} and its derivatives differ from those of the function itself "

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from ..checks import check_kind, check_variances, is_concrete
 from .accuracy import rounding_of_entries
-from .base import Activation, Expansion, array, finite
+from .base import Activation, Expansion, array, at_zero, finite
 
 
 class Scaled(Activation):
@@ -60,7 +60,12 @@ class Scaled(Activation):
 
     @property
     def kinks(self):
-        return tuple(c / self.input_scale for c in self.activation.kinks)
+        kinks = self.activation.kinks
+        return kinks if at_zero(kinks) else tuple(c / self.input_scale for c in kinks)
+
+    @property
+    def polynomial_degree(self):
+        return self.activation.polynomial_degree
 
     @property
     def sharpness(self):

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from ..linear import matmul
 from ..pairs import input_count
 from ..quadrature import derivatives, hermite_polynomials, powers
+from ..selecting import root_of_rest
 from .base import Activation, Expansion, differentiable, rule
 from .pair_quadrature import assemble
 
@@ -83,5 +84,4 @@ def _coefficients(activation, k):
         rows.append(rise * alpha[i : TERMS + i] / root**i)
     alphas = jnp.stack(rows)
     norm = k**2 * jnp.sum(dds**2 * w)
-    left = norm - k**2 * jnp.sum(alphas[2] ** 2)
-    return alphas, jnp.sqrt(jnp.maximum(left, 8 * jnp.finfo(k.dtype).eps * norm)), jnp.sqrt(jnp.sum(s**2 * w))
+    return alphas, root_of_rest(norm, k**2 * jnp.sum(alphas[2] ** 2)), jnp.sqrt(jnp.sum(s**2 * w))

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import check_function, check_variances, is_concrete
+from ..checks import check_function, is_concrete
 from ..selecting import selected
 from ..showing import shown
-from .accuracy import kernel_error, quadrature_error, quadrature_errors
-from .base import Activation, array, finite
+from .accuracy import MeasuredActivation, quadrature_errors
+from .base import array, finite
 from .pair_quadrature import pair_by_quadrature, single_by_quadrature
 from .series import between_many
 
 MANY = 28  # from so many pairs on (eight inputs) `between_many` is cheaper than one sum over the plane for each pair
 
 
-class Summed(Activation):
+class Summed(MeasuredActivation):
     """An activation whose moments are taken by quadrature, from the function and its kinks alone."""
 
     def pair(self, k_aa, k_bb, k_ab):
@@ -37,11 +37,8 @@ class Summed(Activation):
         many = k.shape[0] >= MANY and not self.kinks
         return between_many(self, k) if many else super().between(k)
 
-    def error(self, k):
-        return quadrature_error(self, check_variances(k))
-
-    def kernel_error(self, k):
-        return kernel_error(self, k, quadrature_errors)
+    def errors(self, k):
+        return quadrature_errors(self, k)
 
 
 class Tanh(Summed):
@@ -98,6 +95,10 @@ class Polynomial(Summed):
     @property
     def sharpness(self):
         return 0.0
+
+    @property
+    def polynomial_degree(self):
+        return self.coefficients.size - 1
 
     def __call__(self, x):
         coefficients = self.coefficients.astype(x.dtype)

@@ -3,12 +3,13 @@ or not at all."""
 
 import argparse
 import io
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..writing import write_whole
+from ..writing import target_of, write_whole
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 # The suffixes of the result that `--out` names, and of the file that is written beside it.
@@ -69,6 +70,12 @@ def write(file: Path, fill: Callable[[Any], object]) -> None:
     write_whole(file, content.getbuffer())
 
 
+def write_json(file: Path, record: Mapping[str, Any]) -> None:
+    """Put a record into a file, as `write` does."""
+    text = json.dumps(record, indent=1) + "\n"
+    write(file, lambda stream: stream.write(text.encode()))
+
+
 def _file(option: str, text: str, suffixes: tuple[str, ...]) -> Path:
     file = Path(text).expanduser()
     if file.suffix.lower() not in suffixes:
@@ -88,11 +95,7 @@ def _check_apart(named: dict[str, Path]) -> None:
 
 
 def _check_free(option: str, file: Path, overwrite: bool) -> None:
-    place = file.resolve()
-    if not place.parent.is_dir():
-        raise ValueError(f"Argument `{option}` must lie in a folder that exists, but {file.parent} does not.")
-    if place.exists() and not place.is_file():
-        raise ValueError(f"Argument `{option}` must name a regular file, but {file} is none.")
+    place = target_of(file, option)
     if place.exists() and not overwrite:
         raise ValueError(f"{file} exists already: give --overwrite to replace it, or another name by `{option}`.")
     if not os.access(place.parent, os.W_OK) or (place.exists() and not os.access(place, os.W_OK)):

@@ -130,11 +130,11 @@ def check_memory(
     once = closure.numbers(model, inputs) + SAVED * saved * pair_count(inputs) ** 2
     need, there = itemsize * ((1 + tangents) * once + kept), host_memory()
     if need > there:
-        lower = ", or take a lower degree, or GOnly()" if hasattr(closure, "degree") else ", or save fewer depths"
         raise MemoryError(
             f"{closure!r} for {inputs} inputs at {saved} depths{why} needs about {need / 2**30:.3g} GiB, and there "
             f"are {there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: "
-            f"`solve_pairs` solves for pairs and chosen quadruples of inputs{lower}."
+            "use `solve_pairs` for pairs and chosen quadruples of inputs, or save fewer depths, or take a lower degree "
+            "or GOnly()."
         )
 
 

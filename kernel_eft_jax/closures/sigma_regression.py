@@ -63,9 +63,13 @@ def regression_error(given: Conditional) -> Float[Array, ""]:
 
 
 def _eigenvalue_error(C):
-    """One rounding over the least eigenvalue that is kept; and for those that are dropped: functions have a correlation
-    of at most sqrt(share) with a direction of so small a share of the variance. Shares of ten roundings or less may be
-    those of directions that do not exist."""
+    """The larger of two errors, of rounding and of the directions that are dropped.
+
+    The share of an eigenvalue is the eigenvalue divided by the largest one. The error of rounding is eps over the
+    smallest share that is kept. The error of the dropped directions is the root of the largest share that is dropped,
+    because no function of norm one has a larger covariance with a direction of this share. Dropped shares below ten
+    roundings do not count: such a direction may not exist.
+    """
     eigenvalues, eps = jnp.linalg.eigvalsh(C * _unit_diagonal(C)), jnp.finfo(C.dtype).eps
     shares = eigenvalues / jnp.max(eigenvalues, axis=-1, keepdims=True)
     kept = shares > _threshold(C)

@@ -22,9 +22,12 @@ Functions = PairFunctions | PairRead
 
 
 class Bounds(NamedTuple):
-    """`tail` bounds the norm of Cov(h_p, xi(W)) over all W beyond the degree in the frame of the pair q (second axis);
-    `steep` that of the same times sqrt(m), m the degree of W, if the activation has kinks, and else equals `tail`
-    (`PairFunctions`); `v` and `K1` bound the errors of v and K1."""
+    """Bounds of what is left out.
+
+    `tail[p, q]` bounds the norm of the covariances of h_p with all modes of the pair q beyond the degree. If the
+    activation has kinks, `steep[p, q]` bounds the same norm with each covariance multiplied by sqrt(m), m the degree of
+    its mode (`PairFunctions`); otherwise `steep` equals `tail`. `v` and `K1` bound the errors of v and K1 that follow.
+    """
 
     tail: Float[Array, "P P"]
     steep: Float[Array, "P P"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..activations import Activation, Linear, Polynomial
+from ..activations import Activation
 from ..activations.base import enough_points, rule
 from ..compiling import compiled_soon
 from ..expectations.hermite_modes import without
@@ -30,9 +30,7 @@ V4_SHARE, K1_SHARE = 1e-3, 1e-2
 
 def last_degree(activation: Activation) -> float:
     """The degree at which the hierarchy ends by itself: twice that of a polynomial, at least 2, infinite for others."""
-    if isinstance(activation, Polynomial):
-        return max(2, 2 * (activation.coefficients.size - 1))
-    return 2 if isinstance(activation, Linear) else math.inf
+    return max(2, 2 * activation.polynomial_degree)
 
 
 def enough_degree(

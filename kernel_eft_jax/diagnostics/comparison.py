@@ -60,8 +60,10 @@ def compare(theory: Solution, sampled: Estimate) -> Comparison:
     _check_kernels(theory, sampled, here, there)
     quantities = {}
     for name in COMPARED_QUANTITIES:
-        values = theory.K0 + theory.K1 / sampled.width if name == "G" else getattr(theory, name)
-        values = theory.significant(name)[0] if name in ("K1", "V4") else values
+        if name == "G":
+            values = theory.K0 + theory.K1 / sampled.width
+        else:
+            values = theory.significant(name)[0] if name in ("K1", "V4") else getattr(theory, name)
         if values is not None:
             own, stderr = (np.asarray(getattr(x, name))[here] for x in (sampled, sampled.stderr))
             quantities[name] = Compared(np.asarray(values)[there], own, stderr, _rounding(sampled, name)[here])

@@ -90,15 +90,12 @@ class CoordinateCheck(eqx.Module):
         spread = _spread(self.own.V4[index], width)
         return MeasuredStream(width, networks, mean, spread / np.sqrt(networks), spread)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         depth, theory, table = self.layers[-1], self.theory, self.table()
         lines = [f"Stream of {depth} blocks of width {self.width} by {theory.closure!r}: {theory.model!r}"]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
         return "\n".join([*lines, *self.sentences()])
-
-    def __repr__(self) -> str:
-        return str(self)
 
     def table(self) -> list[list[str]]:
         """`rows` as text, under a heading."""
@@ -206,22 +203,29 @@ def coordinate_check(
     The numbers are those of the exact theory at `layers`, by default up to 25 of them; no network is drawn for them.
     The stacks of `recipes` are arguments of this function: `coordinate_check(**recipes.gpt2(width=768, depth=12))`.
 
-    Args:
-        model: the block.
-        K0: kernel of the inputs, where the stream starts.
-        width: neurons of the stream.
-        depth: number of blocks.
-        eps: one number, or one for each block.
-        layers: numbers of blocks after which the stream is reported; 0 is the input, `depth` the last block.
-        own: kernels G of networks of your own by their width, at the same layers, one network a row (16 or more).
-        key: draws networks (`networks` of each width) to find the width from which on order 1/n is right to
-            `tolerance`; without a key there is no such search.
-        tolerance: relative.
-        networks: how many networks are drawn.
-        progress: whether to show a bar while networks are drawn.
+    The check does not cover attention or trained networks: the printed check lists what is left out.
 
-    Raises ValueError for arguments that make no sense, and what `solve` raises. The check does not cover attention or
-    trained networks: `NOT_COVERED` and the printed check list what is left out.
+    Args:
+        model: The block.
+        K0: Kernel of the inputs, where the stream starts.
+        width: Neurons of the stream.
+        depth: Number of blocks.
+        eps: The step of a block, one number or one for each block.
+        layers: Numbers of blocks after which the stream is reported; 0 is the input, `depth` the last block.
+        own: Kernels G of networks of your own by their width, at the same layers, one network a row (16 or more).
+        key: Of `jax.random`; draws `networks` networks of each width to find the width from which on order 1/n is
+            right to `tolerance`. Without a key there is no such search.
+        tolerance: The largest relative error of V4 and K1 that is tolerable.
+        networks: How many networks of each width are drawn.
+        progress: Whether to show a bar while networks are drawn.
+
+    Returns:
+        The predicted stream at the reported layers, the sampled widths, and the comparison with your own networks.
+
+    Raises:
+        ValueError: For arguments that make no sense.
+        MemoryError: As `solve` does.
+        RuntimeError: As `solve` does.
     """
     check_kind(model, Model, "model")
     width, depth = check_count(width, "width"), check_count(depth, "depth")

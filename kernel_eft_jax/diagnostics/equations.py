@@ -35,12 +35,6 @@ from ..pairs import input_count, pack, pack_covariance, pair_table, pairs, sigma
 from ..trajectory import Solution
 
 Diagnostic = TypeVar("Diagnostic")
-# The functions of pair space, typed for NumPy arrays.
-_pack: Callable[[Any], Any] = pack
-_pack_covariance: Callable[[Any], Any] = pack_covariance
-_unpack: Callable[[Any], Any] = unpack
-_unpack_covariance: Callable[[Any], Any] = unpack_covariance
-_sigma: Callable[[Any, Any], Any] = sigma_product
 
 
 class Measured(eqx.Module, Generic[Diagnostic]):
@@ -93,16 +87,17 @@ def covariance_residual(
     def residual(G, Q, K1, V4, V_GQ, V_QQ, inverse_width) -> CovarianceResidual:
         kernel = of_g_only(model, k0, K1, V4)
         exact = _both_ways(V_GQ)
-        noise = _sigma(G, Q) + inverse_width * _exchange(V_GQ, both=True)
-        square = 0.5 * _sigma(Q, Q) + inverse_width * _exchange(V_QQ, both=False)
+        noise = sigma_product(G, Q) + inverse_width * _exchange(V_GQ, both=True)
+        square = 0.5 * sigma_product(Q, Q) + inverse_width * _exchange(V_QQ, both=False)
         layer = dt * (V_QQ + square - c * (exact + noise) + c**2 * V4)
-        parts = exact - _both_ways(kernel.transport), noise - _sigma(k0, kernel.q), layer
-        return CovarianceResidual(*(_unpack_covariance(part) for part in (*parts, sum(parts))))
+        transport, source = exact - _both_ways(kernel.transport), noise - sigma_product(k0, kernel.q)
+        parts = transport, source, layer, transport + source + layer
+        return CovarianceResidual(*map(unpack_covariance, parts))
 
     def sampled(x: Any) -> CovarianceResidual:
-        V4, V_GS, V_SS = (_pack_covariance(V) for V in (x.V4, x.V_GS, x.V_SS))
-        Q = np.asarray(last.value(jnp.asarray(_pack(x.S))), np.float64)
-        return residual(_pack(x.G), Q, _pack(x.K1), V4, C_W * V_GS, C_W**2 * V_SS, 1 / result.width)  # pyright: ignore
+        V4, V_GS, V_SS = (pack_covariance(V) for V in (x.V4, x.V_GS, x.V_SS))
+        Q = np.asarray(last.value(jnp.asarray(pack(x.S))), np.float64)
+        return residual(pack(x.G), Q, pack(x.K1), V4, C_W * V_GS, C_W**2 * V_SS, 1 / result.width)  # pyright: ignore
 
     def predicted(x: Any) -> CovarianceResidual:
         K1, V4 = np.asarray(x.packed.K1), np.asarray(x.packed.V4)
@@ -129,9 +124,9 @@ def mean_source(
     k0 = _packed_kernels(result, K0)
 
     def sources(x: Any) -> MeanSource:
-        closure = of_g_only(model, k0, _pack(np.asarray(x.K1)), _pack_covariance(np.asarray(x.V4))).m_S
-        exact = closure if x.U1 is None else _pack(np.asarray(x.U1))
-        return MeanSource(_unpack(exact), _unpack(closure))
+        closure = of_g_only(model, k0, pack(np.asarray(x.K1)), pack_covariance(np.asarray(x.V4))).m_S
+        exact = closure if x.U1 is None else pack(np.asarray(x.U1))
+        return MeanSource(unpack(exact), unpack(closure))
 
     return _evaluate(sources, result)
 
@@ -245,7 +240,7 @@ def _packed_kernels(result, K0) -> Any:
         raise ValueError(
             f"Argument `K0` must hold a kernel for each saved depth, shape {own.shape}, but has shape {K0.shape}."
         )
-    return _pack(K0)
+    return pack(K0)
 
 
 def _exchange(V: Any, *, both: bool) -> Any:

@@ -106,7 +106,7 @@ class Window(Shown):
             },
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"Relative errors up to {self.tolerance:.3g}, depth times up to {self.ts[-1]:.4g}:"]
         for closure, reaches in self.reach.items():
             for quantity, reach in reaches.items():
@@ -115,9 +115,6 @@ class Window(Shown):
             seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
             lines.append(f"  {quantity} to order 1/n: {sampled[-1].where(self.tolerance)} (sampled deviations: {seen})")
         return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def closures_of(model: Model) -> Mapping[str, Closure]:

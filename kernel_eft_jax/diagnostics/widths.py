@@ -99,7 +99,7 @@ class WidthCheck(AtWidths, Shown):
         z_error = np.sqrt((1 + np.maximum(k[:, p], k[:, q])[:, told]) / (self.networks[:, None] - 3))
         return np.concatenate([np.log(variances / right), z], axis=1), np.concatenate([error, z_error], axis=1)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         head = f"{'n':>8} {'networks':>10} {'V4[00,00]':>20} {'K1[00]':>20}"
         last = (x[:, -1] for x in (self.V4, self.stderr.V4, self.K1, self.stderr.K1))
         rows = [
@@ -110,9 +110,6 @@ class WidthCheck(AtWidths, Shown):
         theory = f"{'theory':>8} {'':>10} {V4:>20.5g} {K1:>20.4g}"
         verdict = [f"p = {self.p_value(q):.2g} for {q}" for q in ("V4", "K1")] if len(self.widths) > 1 else []
         return "\n".join([head, *rows, theory, *verdict, f"theory: {self.theory.closure!r}"])
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Solution) -> WidthCheck:

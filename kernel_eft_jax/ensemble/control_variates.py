@@ -25,8 +25,10 @@ brings $L_0 U$ near to L (`near_factor`), so that no input comes first. A free c
 network more closely, in the very direction of that input's outputs: $\sqrt{Q_{aa} / \hat Q_{aa}}\, (L z)_a$. The copy
 of one input knows nothing of pairs. But let X be $C_S$, R or $C_F$ of all inputs: the mean of
 $\Delta_a = X^\text{alone}_{aa} - X_{aa}$ is zero, so that any $X_{ab} + w \Delta_a + w' \Delta_b$ has the mean that
-$X_{ab}$ has. With $w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ this is the copy of a alone for b = a and for repeated
-inputs, and the copy of all inputs for unlike ones.
+$X_{ab}$ has. The weights are $w = \tfrac12 \rho_{ab}^2 E_{ab} / E_{aa}$ for $C_S$ and R, E that of $E_S$, and
+$w = \tfrac12 \rho_{ab}^2 K_{bb} / K_{aa}$ for $C_F$; in w' a and b are exchanged. For b = a both weights are one half,
+and the sum is the copy of a alone. For repeated inputs the sum is the mean of both copies alone. For inputs of
+correlation zero it is the copy of all inputs.
 """
 
 from typing import Any, NamedTuple

@@ -27,7 +27,7 @@ from ..activations.pair_quadrature import outer_rule
 from ..linear import matmul
 from ..pairs import input_count, pair_table, pairs, triples
 from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
-from ..selecting import safe_root
+from ..selecting import root_of_rest
 from .averages import averages
 
 
@@ -41,10 +41,11 @@ class Frame(NamedTuple):
 class PairFunctions(NamedTuple):
     """Hermite coefficients of s_a s_b and of its second derivatives by (aa, bb, ab), the last counted twice.
 
-    `value_tail` and `second_tail` bound the norms of what these functions have beyond the degree. Second derivatives of
-    a function with kinks have no norm: there `second_tail` is that of the coefficients divided by sqrt(m), m their
-    degree, and `steep_tail` that of the coefficients of s_a s_b times sqrt(m). Without kinks `steep_tail` is
-    `value_tail`. In both cases the tails bound what a sum over products of both leaves out.
+    `value_tail` bounds the norm of the part of s_a s_b beyond the degree. Without kinks `second_tail` bounds the same
+    norm of each second derivative, and `steep_tail` is `value_tail`. With kinks a second derivative has a delta
+    function, which has no norm. So there `second_tail` bounds the norm of the coefficients of degree m divided by
+    sqrt(m), and `steep_tail` that of the coefficients of s_a s_b multiplied by sqrt(m). The roots cancel where a sum
+    over products of both is bounded.
     """
 
     value: Float[Array, "P J S"]
@@ -161,7 +162,7 @@ def _functions_of_one(activation, degree, columns, deviation):
     each = np.array([0, 1, 1, 1])
     found = jnp.stack([value[:-1], third])[each]
     functions = jnp.pad(found[:, 1:, None], ((0, 0), (0, 0), (0, columns - 1)))
-    beyond = _tails(norms[each], functions, found[:, 0])
+    beyond = tails(norms[each], functions, found[:, 0])
     if not activation.kinks:
         return functions, beyond, beyond[0]
     steep = _steep_tail(4 * deviation**2 * jnp.sum(s**2 * ds**2 * w), functions[0])
@@ -190,13 +191,13 @@ def _functions_of_two(activation, degree, L):
     functions = jnp.where(exists[None], everything[:, r, s], 0)
     of_b = squares[:, 0]
     norms = jnp.stack([s_a**2 * of_b[0], dds_a**2 * of_b[0], s_a**2 * of_b[2], 4 * ds_a**2 * of_b[1]])
-    beyond = _tails(matmul(norms, w), functions, everything[:, 0, 0])
+    beyond = tails(matmul(norms, w), functions, everything[:, 0, 0])
     if not activation.kinks:
         return functions, beyond, beyond[0]
     slopes = jnp.stack([project(ds_a, s_b)[:-1], project(s_a, ds_b)[:-1]])
     norms = jnp.stack([ds_a**2 * of_b[0], s_a**2 * of_b[1], s_a * ds_a * of_b[2]])
     *norms, mixed = matmul(norms, w)
-    by_a, by_b = _tails(jnp.stack(norms), jnp.where(exists[None], slopes[:, r, s], 0), slopes[:, 0, 0])
+    by_a, by_b = tails(jnp.stack(norms), jnp.where(exists[None], slopes[:, r, s], 0), slopes[:, 0, 0])
     by_both = 0.5 * beyond[3] / np.sqrt(degree + 1).astype(beyond.dtype)
     second_aa = (lowered * by_a + jnp.abs(L[1, 0]) * by_both) / L[0, 0]
     second_bb = (lowered * by_b + jnp.abs(L[1, 0]) * L[0, 0] / second * by_both) / second
@@ -215,18 +216,14 @@ def _lowered(degree, dtype):
     return np.sqrt((degree + 2) / (degree + 1)).astype(dtype)
 
 
-def _tails(norms, functions, means):
-    return _root_of_rest(norms, jnp.sum(functions**2, axis=(1, 2)) + means**2)
+def tails(norms: Float[Array, " F"], functions: Float[Array, "F J S"], means: Float[Array, " F"]) -> Float[Array, " F"]:
+    """The norms of what F functions have beyond their coefficients and means, from their squared norms."""
+    return root_of_rest(norms, jnp.sum(functions**2, axis=(1, 2)) + means**2)
 
 
 def _steep_tail(norm, functions):
     degrees = np.arange(1, functions.shape[0] + 1).astype(norm.dtype)
-    return _root_of_rest(norm, jnp.sum(degrees[:, None] * functions**2))
-
-
-def _root_of_rest(norm, held):
-    """The root of what a norm has beyond the part that is held, which is no less than rounding."""
-    return safe_root(jnp.maximum(norm - held, 8 * jnp.finfo(norm.dtype).eps * norm))
+    return root_of_rest(norm, jnp.sum(degrees[:, None] * functions**2))
 
 
 def without(functions: PairFunctions, degree: Int[Array, ""], activation: Activation) -> PairFunctions:

@@ -17,7 +17,7 @@ from ..activations.base import along, rule
 from ..activations.pair_quadrature import assemble, by_parts, factors, on_line, outer_rule
 from ..linear import matmul
 from ..quadrature import even_rule, hermite_polynomials, powers
-from .hermite_modes import Frame, frame, modes, pair_functions
+from .hermite_modes import Frame, frame, modes, pair_functions, tails
 
 
 class PairRead(NamedTuple):
@@ -44,16 +44,17 @@ class _Functions(NamedTuple):
 
 
 def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes: tuple[int, int]) -> PairRead:
-    """The `PairRead` of one pair at its packed kernel (aa, ab, bb); `nodes` is (half the nodes of psi_1, the nodes of
-    psi_2).
+    """The `PairRead` of one pair at its packed kernel (aa, ab, bb).
 
-    If the activation has kinks, it averages over psi_2 itself (`pair_functions`).
+    Without kinks `nodes` are half the nodes of psi_1, and the nodes of psi_2. With kinks `nodes` are not used:
+    `pair_functions` chooses its own nodes of psi_1, and averages over psi_2 by the activation's own `smoothed_orders`
+    and `smoothed_product`.
     """
     f = frame(k)
     if activation.kinks:
         own = pair_functions(activation, f, degree)
         coefficients = jnp.concatenate([own.value[:, None], own.second], axis=1)
-        tails = jnp.concatenate([own.value_tail[:, None], own.second_tail], axis=1)
+        beyond = jnp.concatenate([own.value_tail[:, None], own.second_tail], axis=1)
         expansion, steep = activation.expansion(k), own.steep_tail
         line = coefficients[:, :, :, 0]
     else:
@@ -62,11 +63,11 @@ def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes:
         expansion = jax.tree.map(lambda x, y: jnp.stack([y[0], x, y[1]]), between, alone)
         line = jnp.stack([ends.coefficients[0], ends.coefficients[0], ends.coefficients[1]])
         coefficients = jnp.broadcast_to(functions.coefficients, (3, *functions.coefficients.shape))
-        tails = jnp.stack([ends.tails[0], functions.tails, ends.tails[1]])
-        steep = tails[:, 0]
+        beyond = jnp.stack([ends.tails[0], functions.tails, ends.tails[1]])
+        steep = beyond[:, 0]
     of_a = jnp.zeros_like(coefficients[0]).at[:, :, 0].set(line[0])
     everything = jnp.stack([of_a, coefficients[1], line[2][:, :, None] * lifted(f, degree)[None]])
-    return PairRead(expansion, everything[:, 0], everything[:, 1:], tails[:, 0], tails[:, 1:], steep)
+    return PairRead(expansion, everything[:, 0], everything[:, 1:], beyond[:, 0], beyond[:, 1:], steep)
 
 
 def lifted(f: Frame, degree: int) -> Float[Array, "J S"]:
@@ -136,7 +137,7 @@ def _on_plane(activation, k, f, degree, nodes):
     norms = jnp.stack([jnp.sum(a[i] ** 2 * squares[j] * w) for i, j in which]) * scale**2
     m, s = modes(degree, 2)
     places = jnp.where(m >= s, found[:, np.maximum(m - s, 0), s], 0)
-    return expansion, _Functions(places, _tails(norms, places, found[:, 0, 0]))
+    return expansion, _Functions(places, tails(norms, places, found[:, 0, 0]))
 
 
 def _on_line(activation, k, degree, nodes):
@@ -149,11 +150,5 @@ def _on_line(activation, k, degree, nodes):
     found = matmul(jnp.stack([both, third]) * w[None], hermite_polynomials(x, degree + 1).T)
     norms = jnp.stack([jnp.sum(both**2 * w), jnp.sum(third**2 * w)])
     places = found[:, 1:]
-    tails = _tails(norms, places, found[:, 0])
-    each = np.array([0, 1, 1, 1])
-    return expansion, _Functions(places[each], tails[each])
-
-
-def _tails(norms, places, means):
-    held = jnp.sum(places.reshape(places.shape[0], -1) ** 2, axis=1) + means**2
-    return jnp.sqrt(jnp.maximum(norms - held, 8 * jnp.finfo(norms.dtype).eps * norms))
+    beyond, each = tails(norms, places[:, :, None], found[:, 0]), np.array([0, 1, 1, 1])
+    return expansion, _Functions(places[each], beyond[each])

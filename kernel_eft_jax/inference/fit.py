@@ -126,7 +126,7 @@ class Fit(Shown):
         bound = _at_bound(least_values(self.experiment, self.names), self.values, self.stderr)
         return tuple(name for name, at_bound in zip(self.names, bound, strict=True) if at_bound)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = zip(self.names, self.values, self.stderr, self.interval(), strict=True)
         lines = [
             f"{name} = {f'0 (at its bound) ± {e:.2g}' if name in self.at_bound else rounded(v, e)}"
@@ -141,9 +141,6 @@ class Fit(Shown):
         if self.expectation_error > 1e-6:
             lines.append(f"The theory's Gaussian expectations are right to {self.expectation_error:.1g}.")
         return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def _at_bound(least, values, stderr):

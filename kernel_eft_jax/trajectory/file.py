@@ -67,5 +67,5 @@ def from_xarray(cls: Any, data: "xr.Dataset") -> Any:
 
 def unpack_moments(packed: Moments) -> Moments:
     """Packed moments as full arrays; None where the closure carries none."""
-    unpacked = {2: unpack, 3: unpack_covariance}
-    return Moments(*(None if moment is None else unpacked[moment.ndim](moment) for moment in packed))
+    full = {name: unpack_covariance if name[0] == "V" else unpack for name in Moments._fields}
+    return packed._replace(**{name: full[name](x) for name, x in packed._asdict().items() if x is not None})

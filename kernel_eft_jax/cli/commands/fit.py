@@ -1,7 +1,6 @@
 """`kernel-eft fit`: hyperparameters from kernels of networks, into a file and a figure."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ...ensemble import Estimate
 from ...inference.parameters import get_parameters
 from ...model import Model
 from ..models import describe_closure, describe_model, make_closure, make_model, remarks
-from ..outputs import write
+from ..outputs import write_json
 from ..printing import Table, Value, show
 
 
@@ -35,8 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     notes = [*remarks(start.model, closure), *str(found).splitlines()[len(found.names) :]]
     result, plot = arguments.files
     if result is not None:
-        text = json.dumps(title | {"notes": notes} | inference.fit_record(found), indent=1) + "\n"
-        write(result, lambda stream: stream.write(text.encode()))
+        write_json(result, title | {"notes": notes} | inference.fit_record(found))
     if plot is not None:
         from ...figures import plot_fit
         from ..drawing import write_figure

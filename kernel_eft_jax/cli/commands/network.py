@@ -1,7 +1,6 @@
 """`kernel-eft network`: how the stream of a network grows, before it is trained, into a figure and a file."""
 
 import argparse
-import json
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from ...depths import first_steps
 from ...diagnostics import CoordinateCheck, coordinate_check
 from ...inference.files import read_kernels
 from ..models import describe_model, make_kernel, make_model
-from ..outputs import write
+from ..outputs import write_json
 from ..printing import Table, say_sampling, show
 
 
@@ -38,8 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         write_figure(plot_coordinate_check(check, title=", ".join(title.values())), figure)
     if beside is not None:
-        text = json.dumps(title | record(check), indent=1) + "\n"
-        write(beside, lambda stream: stream.write(text.encode()))
+        write_json(beside, title | record(check))
     show(table, arguments)
 
 

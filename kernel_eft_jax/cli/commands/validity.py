@@ -1,7 +1,6 @@
 """`kernel-eft validity`: depths and widths where the theories hold, into a figure and a file."""
 
 import argparse
-import json
 
 import jax
 
@@ -9,7 +8,7 @@ from ...closures import HermiteTower
 from ...diagnostics import Window, validity_window
 from ..depths import describe_depths
 from ..models import describe_closure, describe_model, make_kernel, make_model
-from ..outputs import write
+from ..outputs import write_json
 from ..printing import Table, Value, say_sampling, show
 
 NOTE = (
@@ -45,8 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         write_figure(window.plot(title=f"{title['model']}, {title['depth']}"), figure)
     if record is not None:
-        text = json.dumps(title | window.record(), indent=1) + "\n"
-        write(record, lambda stream: stream.write(text.encode()))
+        write_json(record, title | window.record())
     show(Table(title, ["quantity", "theory", "holds", "error"], rows(window), [NOTE]), arguments)
 
 
