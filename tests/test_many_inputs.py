@@ -13,6 +13,7 @@ from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions, rot
 from kernel_eft_jax.expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
 from kernel_eft_jax.inference.likelihood import kernel_moments, moments_by_pairs
 from kernel_eft_jax.pairs import pack
+from kernel_eft_jax.trajectory import many
 
 K0 = np.array([[2.0, 0.6, -0.4], [0.6, 1.5, 0.9], [-0.4, 0.9, 1.2]])
 TANH = keft.Model(keft.Tanh(), C_W=2.0)
@@ -194,6 +195,28 @@ def test_a_failing_pair_is_named():
     model = keft.Model(keft.Linear(), C_W=1e40)
     with pytest.raises(RuntimeError, match="Of the inputs"):
         keft.solve_pairs(model, K0, layers=[12], eps=1.0, closure=keft.GOnly(), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        (
+            [[0, 1], [0, 2], [1, 2]],
+            "inputs 0 and 2 .* the expectations by the table of nodes have .* error of 0.02. Take",
+        ),
+        ([[0], [1], [2]], "inputs 1 .* the expectations have an estimated relative error of 0.02. Take"),
+    ],
+    ids=["pairs", "single inputs"],
+)
+def test_the_error_that_is_reported_is_that_of_the_inputs_named(members, sentence):
+    """Where `solve` for the inputs alone succeeds: the first inputs that fail, not the worst; only pairs have a
+    table."""
+    layers, count = {"layers": (1,), "stepsize_controller": None}, len(members)
+    run = many._Run(keft.Model(keft.Linear(), 1.0), jnp.asarray(K0), None, jnp.asarray(0.5), layers, keft.GOnly())
+    moments = jnp.ones((count, 1, 1)), jnp.ones((count, 1, 1, 1)), jnp.ones((count, 1, 1))
+    entries = many.Entries(moments, None, jnp.asarray([1e-9, 0.02, 0.5]), jnp.ones(count, bool))
+    with pytest.raises(RuntimeError, match=sentence):
+        run._check(np.asarray(members), jax.tree.map(np.asarray, entries))
 
 
 series = eqx.filter_jit(by_series)

@@ -137,15 +137,17 @@ class _Run:
         good = finite & ~lost & entries.good & (entries.expectation_error <= LARGEST_ERROR)
         if good.all():
             return
-        worst = members[np.argmin(good)]
+        failed = np.argmin(good)
+        worst = members[failed]
         names = " and ".join(map(str, worst))
         try:
             solve(self.model, self.K0[worst[:, None], worst], self.ts, eps=self.eps, closure=self.closure, **self.where)
         except RuntimeError as error:
             raise RuntimeError(f"Of the inputs {names} alone: {error}") from error
+        by_which = " by the table of nodes" if len(worst) == 2 else ""
         raise RuntimeError(
-            f"For the inputs {names} the expectations by the table of nodes have an estimated relative error of "
-            f"{entries.expectation_error.max():.2g}: their variances are too large for it. Take `solve` for them."
+            f"For the inputs {names} alone `solve` succeeds, and here it does not: the expectations{by_which} have an "
+            f"estimated relative error of {entries.expectation_error[failed]:.2g}. Take `solve` for them."
         )
 
 
