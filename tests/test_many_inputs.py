@@ -8,7 +8,10 @@ import pytest
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.activations.series import by_series
+from kernel_eft_jax.closures import pair_tower
+from kernel_eft_jax.closures.base import COPIES
 from kernel_eft_jax.closures.pair_tower import PairTower
+from kernel_eft_jax.closures.tower_degree import UNDECIDED
 from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions, rotate
 from kernel_eft_jax.expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
 from kernel_eft_jax.inference.likelihood import kernel_moments, moments_by_pairs
@@ -46,6 +49,29 @@ def test_the_tower_of_a_pair_is_the_tower_of_two_inputs(model):
     for name in ("V4", "K1"):
         expected = np.asarray(getattr(full.truncation, name))
         np.testing.assert_allclose(getattr(pair.truncation, name), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_closures_for_two_inputs():
+    """The exact closure has a cheaper one for two inputs, of its own degree; other closures have none."""
+    assert keft.HermiteTower(4).for_two_inputs() == PairTower(4)
+    assert keft.HermiteTower().for_two_inputs().degree == UNDECIDED
+    assert keft.GOnly().for_two_inputs() == keft.GOnly()
+
+
+def test_the_memory_of_a_pair_counts_its_modes_and_the_nodes_of_the_plane():
+    """A solve holds several copies of the state, whatever the degree, and the tables over the finer nodes."""
+    few, many_modes = PairTower(4), PairTower(60)
+    state = jax.eval_shape(many_modes.init, TANH, jnp.ones(3))
+    copies = COPIES * sum(x.size for x in jax.tree.leaves(state))
+    assert many_modes.numbers(TANH, 2) > copies
+    assert few.numbers(TANH, 2) > np.prod(pair_tower.FINER_NODES)
+
+
+def test_functions_with_kinks_are_not_read_again_for_their_error(monkeypatch):
+    """They are read without the nodes of the plane, so that finer ones would change nothing."""
+    monkeypatch.setattr(pair_tower, "read_pair", None)
+    model, k = keft.Model(keft.ReLU(), C_W=2.0), pack(jnp.asarray(K0[:2, :2]))
+    assert PairTower(4).error(model, k) == model.error(k)
 
 
 def test_the_drift_is_the_derivative_of_a_layer():

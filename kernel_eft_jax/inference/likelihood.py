@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 
 from ..closures import Closure, GOnly, HermiteTower
 from ..closures.base import check_memory, error_along, held_fixed
-from ..closures.pair_tower import PairTower
 from ..compiling import compiled_soon
 from ..depths import squares
 from ..pairs import pack, pair_table, pairs
@@ -72,8 +71,8 @@ def predict(
 
     def statistics(coordinates):
         e = set_parameters(experiment, names, from_coordinates(experiment, names, coordinates))
-        if isinstance(closure, HermiteTower) and by_pairs(e, closure, with_V4):
-            mean, covariance, error = moments_by_pairs(e, PairTower.of(closure))
+        if by_pairs(e, closure, with_V4):
+            mean, covariance, error = moments_by_pairs(e, closure.for_two_inputs())
         else:
             mean, covariance, error = kernel_moments(e, closure)
         y = mean.reshape(-1)
