@@ -1,5 +1,7 @@
 """Many inputs: every part of the theory gives a pair among many inputs the numbers that the pair has alone."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,13 @@ import pytest
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.activations.series import by_series
-from kernel_eft_jax.closures import pair_tower
+from kernel_eft_jax.closures import base, pair_tower
 from kernel_eft_jax.closures.base import COPIES
 from kernel_eft_jax.closures.pair_tower import PairTower
 from kernel_eft_jax.closures.tower_degree import UNDECIDED
 from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions, rotate
 from kernel_eft_jax.expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
-from kernel_eft_jax.inference.likelihood import kernel_moments, moments_by_pairs
+from kernel_eft_jax.inference.likelihood import kernel_moments, moments_by_pairs, settle
 from kernel_eft_jax.pairs import pack
 from kernel_eft_jax.trajectory import many
 
@@ -313,6 +315,30 @@ def test_moments_by_pairs_are_those_of_all_inputs():
     np.testing.assert_allclose(np.diagonal(found), np.diagonal(exact), rtol=1e-8)
     size = np.sqrt(np.diagonal(exact))
     assert np.abs((found - exact) / size / size[:, None]).max() < 0.05
+
+
+def test_kernel_moments_keep_observed_layers_only():
+    """A deep network needs no more memory than a shallow one: no array but that of the steps has an axis of layers."""
+    e = keft.Experiment(TANH, K0[:2, :2], width=64, layers=[1, 50], eps=0.1)
+    program = str(jax.make_jaxpr(lambda K: kernel_moments(eqx.tree_at(lambda e: e.K0, e, K), keft.GOnly()))(e.K0))
+    assert re.search(r"f64\[51\]", program)
+    assert not re.search(r"\[51,", program)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "layers", "closure", "why"),
+    [
+        (9, 100, keft.HermiteTower(2), r"GOnly\(\) for 9 inputs at 100 depths, which weighs mean kernels, needs"),
+        (1, 2000, keft.GOnly(), r"GOnly\(\) for 1 inputs at 2000 depths, with derivatives by 1 parameters, needs"),
+    ],
+    ids=["by pairs", "together"],
+)
+def test_covariances_between_layers_are_counted_in_the_memory(inputs, layers, closure, why, monkeypatch):
+    """(depths * entries)^2 numbers, with or without pairs: 0.3 GiB and 0.06 GiB."""
+    monkeypatch.setattr(base, "host_memory", lambda: 2**25)
+    e = keft.Experiment(TANH, np.eye(inputs), width=64, layers=range(1, layers + 1), eps=0.1)
+    with pytest.raises(MemoryError, match=why):
+        settle(e, ("C_W",), closure, False)
 
 
 def test_the_information_of_many_inputs():
