@@ -5,10 +5,12 @@ import logging
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
+from kernel_eft_jax.compiling import compiled_with
 
 MODEL = keft.Model(keft.Linear(), C_W=1.0)
 K0 = np.array([[1.0]])
@@ -70,6 +72,30 @@ def test_a_second_call_compiles_nothing(name):
     with compilations() as second:
         jax.block_until_ready(jax.tree.leaves(CALLS[name]()))
     assert second == []
+
+
+def test_an_option_that_xla_does_not_know_is_left_out():
+    assert compiled_with(lambda x: 2 * x, xla_cpu_no_such_option=True)(1.0) == 2.0
+
+
+def test_an_error_that_names_no_option_is_not_taken_for_an_unknown_option(monkeypatch):
+    """A device whose memory is full says nothing of options: the error is raised, and the next call asks again."""
+    jit = jax.jit
+
+    def full(function, **kwargs):
+        if function is jnp.negative:  # with which the options are tried
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.")
+        return jit(function, **kwargs)
+
+    def negative(x):
+        return -x
+
+    known = {"xla_cpu_use_fusion_emitters": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "jit", full)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+            compiled_with(negative, **known)
+    assert compiled_with(negative, **known)(1.0) == -1.0
 
 
 def test_what_jax_compiles_is_seen():

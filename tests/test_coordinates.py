@@ -11,6 +11,7 @@ from scipy import integrate, stats
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli, figures, recipes
+from kernel_eft_jax.cli.commands.network import read_own
 
 ONE = {"K0": np.array([[1.0]])}
 EVERY = ("gpt2", "pre_norm", "depth_mup", "ln_scaling", "umup", "resnet_v2", "plain")
@@ -241,6 +242,18 @@ class TestCommand:
         np.savez("own.npz", G=own[32], K0=STACK["K0"], layers=LAYERS, width=32, eps=0.5)
         assert cli.main(words) == 2
         assert sentence in capsys.readouterr().err
+
+    def test_the_width_of_a_file_is_a_whole_number(self, own):
+        """No file takes the place of another: 64.5 would be 64."""
+        for width in (64.0, 64.5, np.inf):
+            np.savez(f"{width}.npz", G=own[32], K0=STACK["K0"], layers=LAYERS, width=width, eps=0.5)
+        kernels, _, settings = read_own(["64.0.npz"])
+        assert (list(kernels), keft.checks.check_count(settings["width"], "width")) == ([64], 64)
+        for width in ("64.5", "inf"):
+            with pytest.raises(ValueError, match=f"width in {width}.npz is {width}, which is not a whole number: save"):
+                read_own(["64.0.npz", f"{width}.npz"])
+        with pytest.raises(ValueError, match="two files hold networks of width 64: join them"):
+            read_own(["64.0.npz", "64.0.npz"])
 
 
 def test_own_networks_need_the_layers_of_the_prediction(own):

@@ -486,6 +486,16 @@ def test_window_figure_draws_no_error_that_is_zero(window):
     np.testing.assert_allclose(error[1:], np.interp(t[1:], window.ts, grows))
 
 
+def test_window_figure_of_no_closure_and_of_one_without_errors_shows_the_tolerance(window):
+    """A window of widths alone has no closure, and a closure that is the reference has no error."""
+    exact = eqx.tree_at(lambda w: w.reach["kernel"]["V4"].error, window, np.zeros(window.ts.size))
+    none = eqx.tree_at(lambda w: w.reach, window, {})
+    for shown in (exact, none):
+        low, high = figures.plot_window(shown).axes[0].get_ylim()
+        assert 0 < low < window.tolerance < high
+        assert np.isfinite(high)
+
+
 def test_width_figure_shows_points_and_theory(wishart_theory):
     check = keft.width_check(wisharts(np.random.default_rng(5), (4, 8), 100), wishart_theory)
     figure = figures.plot_width_check(check, entry=(0, 1))

@@ -370,6 +370,14 @@ def test_a_draw_depends_on_its_key_and_number_only(key):
     assert len(np.unique(all_of_them[:, 0, 0, 0])) > 4990
 
 
+def test_a_step_below_the_smallest_float32_leaves_the_kernel_as_it_is(key):
+    """Processors take numbers below 1e-38 for zero: so small a step is a layer that changes nothing."""
+    run = {"width": 4, "depth": 2, "networks": 3, "key": key, "save_at": [0, 1, 2]}
+    G = sample_kernels(Model(Linear(), 2.0), K0, eps=1e-40, **run)
+    assert (G[:, 0, 0, 0] > 0).all()
+    np.testing.assert_array_equal(G[:, 1:], G[:, [0, 0]])
+
+
 def test_estimate_and_samples_are_the_same_networks(key):
     est = estimate(**SMALL, networks=1000, key=key, progress=False)
     G = sample_kernels(**SMALL, networks=1000, key=key).astype(float)

@@ -1,5 +1,7 @@
 """Many inputs: every part of the theory gives a pair among many inputs the numbers that the pair has alone."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,15 @@ import pytest
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.activations.series import by_series
+from kernel_eft_jax.closures import base, pair_tower
+from kernel_eft_jax.closures.base import COPIES
 from kernel_eft_jax.closures.pair_tower import PairTower
+from kernel_eft_jax.closures.tower_degree import UNDECIDED
 from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions, rotate
 from kernel_eft_jax.expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
-from kernel_eft_jax.inference.likelihood import kernel_moments, moments_by_pairs
+from kernel_eft_jax.inference.likelihood import kernel_moments, moments_by_pairs, settle
 from kernel_eft_jax.pairs import pack
+from kernel_eft_jax.trajectory import many
 
 K0 = np.array([[2.0, 0.6, -0.4], [0.6, 1.5, 0.9], [-0.4, 0.9, 1.2]])
 TANH = keft.Model(keft.Tanh(), C_W=2.0)
@@ -45,6 +51,29 @@ def test_the_tower_of_a_pair_is_the_tower_of_two_inputs(model):
     for name in ("V4", "K1"):
         expected = np.asarray(getattr(full.truncation, name))
         np.testing.assert_allclose(getattr(pair.truncation, name), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_closures_for_two_inputs():
+    """The exact closure has a cheaper one for two inputs, of its own degree; other closures have none."""
+    assert keft.HermiteTower(4).for_two_inputs() == PairTower(4)
+    assert keft.HermiteTower().for_two_inputs().degree == UNDECIDED
+    assert keft.GOnly().for_two_inputs() == keft.GOnly()
+
+
+def test_the_memory_of_a_pair_counts_its_modes_and_the_nodes_of_the_plane():
+    """A solve holds several copies of the state, whatever the degree, and the tables over the finer nodes."""
+    few, many_modes = PairTower(4), PairTower(60)
+    state = jax.eval_shape(many_modes.init, TANH, jnp.ones(3))
+    copies = COPIES * sum(x.size for x in jax.tree.leaves(state))
+    assert many_modes.numbers(TANH, 2) > copies
+    assert few.numbers(TANH, 2) > np.prod(pair_tower.FINER_NODES)
+
+
+def test_functions_with_kinks_are_not_read_again_for_their_error(monkeypatch):
+    """They are read without the nodes of the plane, so that finer ones would change nothing."""
+    monkeypatch.setattr(pair_tower, "read_pair", None)
+    model, k = keft.Model(keft.ReLU(), C_W=2.0), pack(jnp.asarray(K0[:2, :2]))
+    assert PairTower(4).error(model, k) == model.error(k)
 
 
 def test_the_drift_is_the_derivative_of_a_layer():
@@ -202,6 +231,28 @@ def test_a_failing_pair_is_named():
         keft.solve_pairs(model, K0, layers=[12], eps=1.0, closure=keft.GOnly(), progress=False)
 
 
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        (
+            [[0, 1], [0, 2], [1, 2]],
+            "inputs 0 and 2 .* the expectations by the table of nodes have .* error of 0.02. Take",
+        ),
+        ([[0], [1], [2]], "inputs 1 .* the expectations have an estimated relative error of 0.02. Take"),
+    ],
+    ids=["pairs", "single inputs"],
+)
+def test_the_error_that_is_reported_is_that_of_the_inputs_named(members, sentence):
+    """Where `solve` for the inputs alone succeeds: the first inputs that fail, not the worst; only pairs have a
+    table."""
+    layers, count = {"layers": (1,), "stepsize_controller": None}, len(members)
+    run = many._Run(keft.Model(keft.Linear(), 1.0), jnp.asarray(K0), None, jnp.asarray(0.5), layers, keft.GOnly())
+    moments = jnp.ones((count, 1, 1)), jnp.ones((count, 1, 1, 1)), jnp.ones((count, 1, 1))
+    entries = many.Entries(moments, None, jnp.asarray([1e-9, 0.02, 0.5]), jnp.ones(count, bool))
+    with pytest.raises(RuntimeError, match=sentence):
+        run._check(np.asarray(members), jax.tree.map(np.asarray, entries))
+
+
 series = eqx.filter_jit(by_series)
 
 
@@ -270,6 +321,30 @@ def test_moments_by_pairs_are_those_of_all_inputs():
     np.testing.assert_allclose(np.diagonal(found), np.diagonal(exact), rtol=1e-8)
     size = np.sqrt(np.diagonal(exact))
     assert np.abs((found - exact) / size / size[:, None]).max() < 0.05
+
+
+def test_kernel_moments_keep_observed_layers_only():
+    """A deep network needs no more memory than a shallow one: no array but that of the steps has an axis of layers."""
+    e = keft.Experiment(TANH, K0[:2, :2], width=64, layers=[1, 50], eps=0.1)
+    program = str(jax.make_jaxpr(lambda K: kernel_moments(eqx.tree_at(lambda e: e.K0, e, K), keft.GOnly()))(e.K0))
+    assert re.search(r"f64\[51\]", program)
+    assert not re.search(r"\[51,", program)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "layers", "closure", "why"),
+    [
+        (9, 100, keft.HermiteTower(2), r"GOnly\(\) for 9 inputs at 100 depths, which weighs mean kernels, needs"),
+        (1, 2000, keft.GOnly(), r"GOnly\(\) for 1 inputs at 2000 depths, with derivatives by 1 parameters, needs"),
+    ],
+    ids=["by pairs", "together"],
+)
+def test_covariances_between_layers_are_counted_in_the_memory(inputs, layers, closure, why, monkeypatch):
+    """(depths * entries)^2 numbers, with or without pairs: 0.3 GiB and 0.06 GiB."""
+    monkeypatch.setattr(base, "host_memory", lambda: 2**25)
+    e = keft.Experiment(TANH, np.eye(inputs), width=64, layers=range(1, layers + 1), eps=0.1)
+    with pytest.raises(MemoryError, match=why):
+        settle(e, ("C_W",), closure, False)
 
 
 def test_the_information_of_many_inputs():

@@ -34,6 +34,7 @@ from ..kernel_maps import Response, apply_all, carry_all
 from ..model import Model
 from ..pairs import input_count, pair_count, triples, wick
 from .base import COPIES, Closure, Moments, pair_units
+from .pair_tower import PairTower
 from .tower_bounds import bound_units, decayed, decaying, next_bounds, no_bounds, read_errors
 from .tower_degree import DEGREES, DEGREES_OF_ONE, UNDECIDED, enough_degree, last_degree, rule_error
 from .tower_state import TowerRead, TowerState, contract_modes, frame_turn, product_modes, read_in_modes
@@ -88,6 +89,9 @@ class HermiteTower(Closure[TowerState]):
         if ends <= degrees[-1]:
             return HermiteTower(int(ends))
         return HermiteTower(enough_degree(HermiteTower(degrees[-1]), model, k, dt, degrees))
+
+    def for_two_inputs(self) -> PairTower:
+        return PairTower() if self.degree is None else PairTower(self.degree)
 
     def init(self, model: Model, k):
         inputs, count = input_count(k.shape[-1]), k.shape[-1]

@@ -6,6 +6,7 @@ rows, and u = Cov(h, xi(W)) has three rows in place of nine. The equations are t
 truncation included.
 """
 
+import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -18,15 +19,16 @@ from ..expectations.hermite_modes import frame, modes
 from ..expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
 from ..kernel_maps import Local, apply_all, carry_all
 from ..model import Model
-from ..pairs import triples, wick
-from .base import Closure, Moments, pair_units
-from .hermite_tower import HermiteTower
+from ..pairs import pair_count, triples, wick
+from .base import COPIES, Closure, Moments, pair_units
 from .tower_bounds import Bounds, bound_units, decayed, decaying, next_bounds, no_bounds
-from .tower_degree import last_degree
+from .tower_degree import UNDECIDED, last_degree
 from .tower_state import frame_turn
 
 # Half the nodes of psi_1, and the nodes of psi_2: tanh and GELU are right to 1e-10 at variances up to 5, to 1e-6 at 16.
 PAIR_NODES = (48, 192)
+FINER_NODES = (64, 512)  # show the error of those above
+NUMBERS_A_NODE = 10  # how many numbers a solve holds for each node of the plane
 TRIPLES = triples(2)
 
 
@@ -51,13 +53,12 @@ class PairTower(Closure[PairState]):
     """The exact closure of two inputs: equal to `HermiteTower` to rounding, and cheaper (`benchmarks/inputs.py`
     measures by how much)."""
 
-    degree: int = eqx.field(static=True, default=30)
+    degree: int = eqx.field(static=True, default=UNDECIDED)
     nodes: tuple[int, int] = eqx.field(static=True, default=PAIR_NODES)
 
-    @classmethod
-    def of(cls, tower: HermiteTower) -> "PairTower":
-        """The `PairTower` of the degree of `tower`, or of the default degree if `tower` leaves its degree open."""
-        return cls() if tower.degree is None else cls(tower.degree)
+    def numbers(self, model: Model, inputs: int) -> int:
+        J, s = modes(self._degree(model), 2)
+        return COPIES * pair_count(2) ** 2 * J.size * s.size + NUMBERS_A_NODE * 2 * math.prod(FINER_NODES)
 
     def init(self, model: Model, k):
         J, s = modes(self._degree(model), 2)
@@ -122,8 +123,10 @@ class PairTower(Closure[PairState]):
         return memory.response + _inner_products(_product_rows(state), memory.modes)
 
     def error(self, model: Model, k) -> Float[Array, ""]:
+        if model.read.kinks:  # read with the nodes of the expectations or more, and not with these
+            return model.error(k)
         # By how much more nodes change the functions that are read, relative to their norms.
-        here, finer = (read_pair(model.read, k, self._degree(model), nodes) for nodes in (self.nodes, (64, 512)))
+        here, finer = (read_pair(model.read, k, self._degree(model), nodes) for nodes in (self.nodes, FINER_NODES))
 
         def change(x, y, norm):
             return jnp.sqrt(jnp.sum((x - y) ** 2, axis=(-2, -1))) / norm

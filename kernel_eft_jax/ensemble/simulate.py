@@ -60,7 +60,7 @@ def simulate(problem: Problem, key: PRNGKeyArray, networks: UInt32[Array, " B"],
         return jax.tree.map(lambda table: table[layer], problem.limits)
 
     def once(function, *arguments):
-        return computed_once(problem.eps[0] > 0, function, *arguments)
+        return computed_once(problem.layers[-1] >= 0, function, *arguments)
 
     def numbers(draw, layer):  # of the layer behind depth `layer`
         return once(draw, sampler, model, keys, (layer + 1).astype(jnp.uint32), inputs, width)

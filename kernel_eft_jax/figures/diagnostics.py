@@ -67,8 +67,8 @@ def _reaches(ax: Axes, window: Window, quantity: str) -> None:
                 path_effects=[withStroke(linewidth=4, foreground="white")],
                 **BESIDE[bool(t_star > 0.7 * window.ts[-1])],
             )
-    errors = np.concatenate([reaches[quantity].error for reaches in window.reach.values()])
-    low, high = min(errors[errors > 0].min(), window.tolerance), max(errors.max(), window.tolerance)
+    errors = np.concatenate([[window.tolerance], *(reaches[quantity].error for reaches in window.reach.values())])
+    low, high = errors[errors > 0].min(), errors.max()
     ax.set_yscale("log")
     ax.set_ylim(max(low, 1e-3 * window.tolerance) / 2, 2 * high)
     ax.set_xlabel(DEPTH)

@@ -19,11 +19,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..closures import Closure, GOnly, HermiteTower
-from ..closures.base import check_memory, error_along, held_fixed
-from ..closures.pair_tower import PairTower
+from ..closures.base import COPIES, check_memory, error_along, held_fixed
 from ..compiling import compiled_soon
 from ..depths import squares
-from ..pairs import pack, pair_table, pairs
+from ..pairs import pack, pair_count, pair_table, pairs
 from ..trajectory.solve import settled
 from .parameters import Experiment, from_coordinates, set_parameters
 
@@ -50,13 +49,17 @@ def by_pairs(experiment: Experiment, closure: Closure, with_V4: bool) -> bool:
 
 def settle(experiment: Experiment, names: tuple[str, ...], closure: Closure, with_V4: bool) -> Closure:
     """The closure with its open choices made at the experiment's own values. Raises MemoryError if it cannot fit."""
-    e = experiment
+    e, T, N = experiment, len(experiment.layers), experiment.K0.shape[0]
     k, dt = e.K0_scale * pack(e.K0), squares(e.eps, e.layers[-1], e.K0.dtype)
     if by_pairs(e, closure, with_V4):
-        return closure.settled(e.model, k, dt)
-    closure = settled(closure, e.model, k, dt, len(e.layers))
-    N, why = e.K0.shape[0], f", with derivatives by {len(names)} parameters,"
-    check_memory(closure, e.model, N, e.K0.dtype.itemsize, len(e.layers), tangents=len(names), why=why)
+        closure = closure.settled(e.model, k, dt)
+        whole, tangents, why = GOnly(), 0, ", which weighs mean kernels,"
+    else:
+        closure = whole = settled(closure, e.model, k, dt, T)
+        tangents, why = len(names), f", with derivatives by {len(names)} parameters,"
+    # Memories before and behind a layer; covariances between layers as they are saved and as they are returned.
+    kept = 2 * (T * whole.numbers(e.model, N) // COPIES + (T * pair_count(N)) ** 2)
+    check_memory(whole, e.model, N, e.K0.dtype.itemsize, T, tangents=tangents, kept=kept, why=why)
     return closure
 
 
@@ -72,8 +75,8 @@ def predict(
 
     def statistics(coordinates):
         e = set_parameters(experiment, names, from_coordinates(experiment, names, coordinates))
-        if isinstance(closure, HermiteTower) and by_pairs(e, closure, with_V4):
-            mean, covariance, error = moments_by_pairs(e, PairTower.of(closure))
+        if by_pairs(e, closure, with_V4):
+            mean, covariance, error = moments_by_pairs(e, closure.for_two_inputs())
         else:
             mean, covariance, error = kernel_moments(e, closure)
         y = mean.reshape(-1)
@@ -93,27 +96,32 @@ def kernel_moments(
     The last result is the estimated relative error of the Gaussian expectations, the largest from the input kernel to
     the last of those layers.
     """
-    model, observed = e.model, np.asarray(e.layers)
+    model, depths, k = e.model, len(e.layers), e.K0_scale * pack(e.K0)
     # The scan has one more layer behind the last observed one, which nothing reads.
     dt = jnp.append(squares(e.eps, e.layers[-1], e.K0.dtype), jnp.zeros((), e.K0.dtype))
+    # Each layer writes into the row of the observed layer that comes next, whose own numbers are the last.
+    row = np.searchsorted(e.layers, np.arange(dt.size))
     fixed = held_fixed(model)  # noise is not differentiated between layers
 
     def layer(carry, x):
-        (state, memories), (index, dt) = carry, x
-        moments = closure.moments(model, state)
-        frozen = jax.lax.stop_gradient(state)
-        here = observed == index
-        fresh = closure.remember(fixed, frozen)
-        memories = jax.tree.map(lambda m, new: jnp.where(_align(here, m), new, m), memories, fresh)
-        across = jax.vmap(lambda m: closure.recall(fixed, frozen, m))(memories)
-        later = jax.vmap(lambda m: closure.follow(fixed, frozen, m, jax.lax.stop_gradient(dt)))(memories)
-        return (closure.step(model, state, dt), later), (moments.K0, moments.K1, moments.V4, across)
+        (state, memories, saved), (row, dt) = carry, x
+        moments, frozen = closure.moments(model, state), jax.lax.stop_gradient(state)
 
-    start = closure.init(model, e.K0_scale * pack(e.K0))
-    nothing = jax.tree.map(lambda m: jnp.zeros((observed.size, *m.shape), m.dtype), closure.remember(model, start))
-    _, saved = jax.lax.scan(layer, (start, jax.lax.stop_gradient(nothing)), (jnp.arange(dt.size), dt))
-    K0, K1, V4, across = (y[observed] for y in saved)
-    error = error_along(closure, model, jnp.concatenate([e.K0_scale * pack(e.K0)[None], K0]))
+        def write(rows, new):
+            return jax.tree.map(lambda rows, new: rows.at[row].set(new), rows, new)
+
+        memories = write(memories, closure.remember(fixed, frozen))
+        across = jax.vmap(lambda m: closure.recall(fixed, frozen, m))(memories)
+        saved = write(saved, (moments.K0, moments.K1, moments.V4, across))
+        later = jax.vmap(lambda m: closure.follow(fixed, frozen, m, jax.lax.stop_gradient(dt)))(memories)
+        return (closure.step(model, state, dt), later, saved), None
+
+    start = closure.init(model, k)
+    nothing = jax.tree.map(lambda m: jnp.zeros((depths, *m.shape), m.dtype), closure.remember(fixed, start))
+    none = (jnp.zeros((depths, *shape, *k.shape), k.dtype) for shape in ((), (), k.shape, (depths, *k.shape)))
+    (_, _, saved), _ = jax.lax.scan(layer, (start, jax.lax.stop_gradient(nothing), tuple(none)), (row, dt))
+    K0, K1, V4, across = saved
+    error = error_along(closure, model, jnp.concatenate([k[None], K0]))
     return K0 + K1 / e.width, _join(V4, across) / e.width, error
 
 
@@ -143,10 +151,6 @@ def moments_by_pairs(
     _, C, _ = kernel_moments(e, GOnly())
     size = jnp.sqrt(variance / jnp.diagonal(C.reshape(mean.size, mean.size)).reshape(mean.shape))
     return mean, C * size[:, :, None, None] * size[None, None], jnp.max(errors)
-
-
-def _align(mask, array):
-    return mask.reshape(-1, *[1] * (array.ndim - 1))
 
 
 def _join(V4, across):

@@ -19,9 +19,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from tqdm import tqdm
 
 from ..checks import check_flag, check_kernel, check_kind, check_layers, check_untraced
-from ..closures import Closure, GOnly, HermiteTower
-from ..closures.base import COPIES
-from ..closures.pair_tower import PairTower
+from ..closures import Closure, GOnly
 from ..compiling import compiled_soon
 from ..depths import check_times, squares, times_of_layers
 from ..machine import cores, host_memory
@@ -32,7 +30,6 @@ from .pair_solution import PairSolution
 from .solve import EXACT, continuum_steps, solve
 
 BATCH, CHUNK = 4, 32  # problems that are vectorised together, and problems of one call
-NUMBERS_A_NODE = 10  # how many numbers the solve of a pair holds for each node of the plane
 
 
 class Entries(eqx.Module):
@@ -95,7 +92,7 @@ def solve_pairs(
         dt = squares(eps, steps[-1], K0.dtype)
     closure = closure.settled(model, pack(K0), dt)
     groups = _groups(K0.shape[0], chosen)
-    need = _memory(closure, K0.shape[0], depths, groups, K0.dtype.itemsize)
+    need = _memory(closure, model, K0.shape[0], depths, groups, K0.dtype.itemsize)
     run = _Run(model, K0, times, eps, where, closure)
     with tqdm(desc=f"inputs, {need / 2**20:.0f} MiB", unit=" problems", disable=not progress) as bar:
         bar.total = sum(len(group) for group in groups.values())
@@ -138,15 +135,17 @@ class _Run:
         good = finite & ~lost & entries.good & (entries.expectation_error <= LARGEST_ERROR)
         if good.all():
             return
-        worst = members[np.argmin(good)]
+        failed = np.argmin(good)
+        worst = members[failed]
         names = " and ".join(map(str, worst))
         try:
             solve(self.model, self.K0[worst[:, None], worst], self.ts, eps=self.eps, closure=self.closure, **self.where)
         except RuntimeError as error:
             raise RuntimeError(f"Of the inputs {names} alone: {error}") from error
+        by_which = " by the table of nodes" if len(worst) == 2 else ""
         raise RuntimeError(
-            f"For the inputs {names} the expectations by the table of nodes have an estimated relative error of "
-            f"{entries.expectation_error.max():.2g}: their variances are too large for it. Take `solve` for them."
+            f"For the inputs {names} alone `solve` succeeds, and here it does not: the expectations{by_which} have an "
+            f"estimated relative error of {entries.expectation_error[failed]:.2g}. Take `solve` for them."
         )
 
 
@@ -169,7 +168,7 @@ def _block(model, kernels, ts, eps, closure, layers, stepsize_controller):
 
 
 def _for_inputs(closure, size):
-    return PairTower.of(closure) if isinstance(closure, HermiteTower) and size == 2 else closure
+    return closure.for_two_inputs() if size == 2 else closure
 
 
 def _check_quadruples(quadruples, inputs):
@@ -200,18 +199,15 @@ def _groups(inputs, chosen):
     return groups | {(size, "quadruples"): np.array(sorted(sets)) for size, sets in sorted(distinct.items())}
 
 
-def _memory(closure, inputs, times, groups, itemsize):
+def _memory(closure, model, inputs, times, groups, itemsize):
     """Bytes of the result, of the parts that it is assembled from, and of the problems at work. Raises MemoryError if
     they do not fit."""
     need, workers = 8 * itemsize * times * inputs**2, cores()
     for (size, _), members in groups.items():
         P = pair_count(size)
         need += itemsize * len(members) * (times * (2 * P * P + 3 * P) + size**2)
-        work, at_once = P * P, BATCH if size < 3 else 1
-        if isinstance(closure, HermiteTower):
-            work *= (PairTower.of(closure).degree + 1) ** 2
-        tables = NUMBERS_A_NODE * 2 * 64 * 512 if size == 2 else 0
-        need += workers * at_once * itemsize * (COPIES * work + tables)
+        at_once = BATCH if size < 3 else 1
+        need += workers * at_once * itemsize * _for_inputs(closure, size).numbers(model, size)
     there = host_memory()
     if need > there:
         raise MemoryError(

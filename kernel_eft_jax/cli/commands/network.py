@@ -87,13 +87,19 @@ def read_own(files: list) -> tuple[dict[int, np.ndarray], list[int] | None, dict
     first: dict[str, Any] = {}
     for file in files:
         G, settings = read_kernels(file)
+        if not float(settings["width"]).is_integer():
+            raise ValueError(
+                f"Argument `--own`: width in {file} is {settings['width']:.6g}, which is not a whole number: save the "
+                "number of neurons of the stream."
+            )
+        settings["width"] = int(settings["width"])
         first = first or settings
         for name in ("layers", "K0", "eps"):
             if not np.array_equal(settings[name], first[name]):
                 raise ValueError(f"Argument `--own`: {file} has other {name} than {files[0]}: check them apart.")
         if settings["width"] in kernels:
             raise ValueError(f"Argument `--own`: two files hold networks of width {settings['width']}: join them.")
-        kernels[int(settings["width"])] = G
+        kernels[settings["width"]] = G
     return kernels, (first["layers"] if first else None), first
 
 
