@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
         known = {name: value for name, value in public.items() if not name.startswith("_")}
         globals().update(known, __all__=sorted(known))
     if name not in globals():
-        if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        if name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
             return importlib.import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     return globals()[name]

@@ -329,4 +329,5 @@ def _whole(value):
     if not isinstance(value, float | np.generic | np.ndarray | jax.Array) or not is_concrete(value):
         return None
     array = np.asarray(value)
-    return int(array) if array.ndim == 0 and array.dtype.kind in "iuf" and array == np.round(array) else None
+    number = array.ndim == 0 and array.dtype.kind in "iuf" and np.isfinite(array)
+    return int(array) if number and array == np.round(array) else None

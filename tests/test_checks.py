@@ -277,7 +277,7 @@ def test_layers_steps_keys_and_objects():
         with pytest.raises(ValueError, match=f"(?s)Argument `key` must be one key .*{says}"):
             check_key(wrong)
     check_kind(keft.Tanh(), keft.Activation, "activation")
-    with pytest.raises(ValueError, match=r"`activation` must be an Activation object, but is 'tanh'\."):
+    with pytest.raises(ValueError, match=r"`activation` must be an Activation object, but is 'tanh': write Tanh\(\)\."):
         check_kind("tanh", keft.Activation, "activation")
     with pytest.raises(ValueError, match=r"but is <class .*: write Tanh\(\)"):
         check_kind(keft.Tanh, keft.Activation, "activation")

@@ -135,6 +135,11 @@ def test_results_are_drawn_as_they_are(key):
         np.testing.assert_array_equal(curve.get_ydata(), getattr(theory, name)[:, *place])
 
 
+def test_one_result_is_drawn_and_nothing_else():
+    with pytest.raises(ValueError, match="`result` must be a Solution or an Estimate, but is .*: `plot_trajectories`"):
+        figures.plot_result([1, 2])
+
+
 def test_files_are_png_at_200_dots_an_inch_and_pdf(figure, tmp_path):
     png, pdf = figures.save_figure(figure, tmp_path / "figure")
     height, width = matplotlib.image.imread(png).shape[:2]

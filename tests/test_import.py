@@ -44,5 +44,9 @@ def test_other_names_are_refused():
     run("import kernel_eft_jax as keft\nassert not hasattr(keft, 'solves') and not hasattr(keft, '__wrapped__')")
 
 
+def test_figures_need_no_import_of_their_own():
+    run("import kernel_eft_jax as keft\nassert callable(keft.figures.plot_panels) and 'figures' in dir(keft)")
+
+
 def test_the_version_is_that_of_the_installed_package():
     assert keft.__version__.count(".") == 2

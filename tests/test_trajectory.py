@@ -282,6 +282,33 @@ def test_squares_below_the_smallest_number_are_refused(block):
     assert keft.solve(model, small.astype(np.float64), **at).V4[0, 0, 0, 0, 0] > 0
 
 
+def test_squares_above_the_largest_number_are_refused():
+    """K0 = 1e30 has no square in float32, at depth zero: smaller depths would not help, and float64 does."""
+    model, large = keft.Model(keft.Linear(), 2.0), np.full((1, 1), 1e30)
+    at = {"layers": [1], "eps": 0.5, "closure": keft.GOnly()}
+    with pytest.raises(RuntimeError, match="at depth zero, that is above the largest number of float32. Take float64"):
+        keft.solve(jax.tree.map(lambda x: x.astype(jnp.float32), model), large.astype(np.float32), **at)
+    np.testing.assert_allclose(keft.solve(model, large, **at).K0, [[[1.5e30]]], rtol=1e-12)
+
+
+def test_a_truncation_has_the_shape_of_its_quantity():
+    solution = keft.solve(keft.Model(keft.Linear(), 1.0), np.eye(2), layers=[1], eps=0.5, closure=keft.HermiteTower(2))
+    for name in ("K0", "V4", "K1"):
+        assert getattr(solution.truncation, name).shape == getattr(solution, name).shape
+    assert keft.solve(keft.Model(keft.Linear(), 1.0), np.eye(2), [0.1], closure=keft.GOnly()).truncation is None
+
+
+def test_a_stack_of_solutions_shows_itself_and_is_not_saved():
+    def one(C_W):
+        model = keft.Model(keft.Linear(), C_W)
+        return keft.solve(model, np.eye(1), layers=[1], eps=0.5, closure=keft.GOnly(), throw=False)
+
+    stack = jax.vmap(one)(jnp.array([1.0, 2.0, 3.0]))
+    assert "a stack of 3 solutions" in repr(stack)
+    with pytest.raises(ValueError, match="A stack of 3 solutions has no Dataset: take one of them"):
+        stack.to_xarray()
+
+
 def test_a_run_that_blows_up_under_jit_raises():
     model = keft.Model(keft.Linear(), C_W=1e20)
     with pytest.raises(Exception, match="no longer finite"):
