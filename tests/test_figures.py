@@ -136,7 +136,7 @@ def test_results_are_drawn_as_they_are(key):
 
 
 def test_one_result_is_drawn_and_nothing_else():
-    with pytest.raises(ValueError, match="`result` must be a Solution or an Estimate, but is .*: `plot_trajectories`"):
+    with pytest.raises(ValueError, match=r"`result` must be a Solution or an Estimate, but is .*: `plot_trajectories`"):
         figures.plot_result([1, 2])
 
 

@@ -286,7 +286,7 @@ def test_squares_above_the_largest_number_are_refused():
     """K0 = 1e30 has no square in float32, at depth zero: smaller depths would not help, and float64 does."""
     model, large = keft.Model(keft.Linear(), 2.0), np.full((1, 1), 1e30)
     at = {"layers": [1], "eps": 0.5, "closure": keft.GOnly()}
-    with pytest.raises(RuntimeError, match="at depth zero, that is above the largest number of float32. Take float64"):
+    with pytest.raises(RuntimeError, match=r"at depth zero, that is above the largest number of float32\. Take float64"):
         keft.solve(jax.tree.map(lambda x: x.astype(jnp.float32), model), large.astype(np.float32), **at)
     np.testing.assert_allclose(keft.solve(model, large, **at).K0, [[[1.5e30]]], rtol=1e-12)
 

@@ -21,6 +21,8 @@ IN_OPTIONS = (
     (r"put a Dense", "put a dense:C_W"),
     (r"Make it again with `save`\.", "Make it again with `kernel-eft`."),
     (r"Argument `reference`", "The tower of this `--degree`"),
+    (r": the kernel of one input is \[\[2\.0\]\], and that of features is input_kernel\(x\)", ""),
+    (r"solve layers \(`layers` and `eps`\)", "solve layers (`--eps` and `--depth`)"),
     (r"`?with_V4=True`?", "--with-V4"),
     (r"Try increasing `max_steps`\.", "Take a smaller `--T`, or layers with `--eps` and `--depth`."),
     (r",? or `?throw=False`?[^.]*(?=\.)", ""),
