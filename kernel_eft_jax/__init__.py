@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load all public names at the first use of one, or a folder such as `figures`, which needs Matplotlib."""
+    """Load all public names at the first use of one, or a module of this package, such as `figures`."""
     if name == "__version__":
         return importlib.metadata.version("kernel-eft-jax")
     if name == "__all__" or not name.startswith("_"):
@@ -30,5 +30,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names."""
+    """The public names, and `figures`."""
     return sorted([*__getattr__("__all__"), "__version__", "figures"])

@@ -51,10 +51,9 @@ def kernel_maps(sections: Sequence[Section]) -> tuple[KernelMap, ...]:
 
 
 def _made(part):
-    """The remedy for a class or a function in place of an object."""
-    if isinstance(part, type) and issubclass(part, Part):
-        return f": write {part.__name__}({'C_W' if part is Dense else ''})"
-    return ": write Smooth(fn) for a function fn" if callable(part) else written(part, Activation)
+    """The remedy for a class, the name of one, or a function in place of an object."""
+    function = callable(part) and not isinstance(part, type)
+    return ": write Smooth(fn) for a function fn" if function else written(part, Activation, GLU, RMSNorm, Dense)
 
 
 def check_branch(parts: Any) -> tuple[Part, ...]:

@@ -5,6 +5,7 @@ Each error names the argument, what was wrong and what would be right. Only conc
 `jax.jit` and other transformations shapes are checked and values are not.
 """
 
+import inspect
 from dataclasses import fields
 from typing import Any
 
@@ -185,7 +186,8 @@ def check_features(x: Any, name: str = "x", axes: int | None = 2) -> Float[Array
     from two on."""
     values, x = x, check_array(x, name)
     if x.ndim < 2 or x.ndim != (axes or x.ndim) or 0 in x.shape:
-        remedy = ": one input is x[None]" if x.ndim == 1 else ": take x.reshape(len(x), -1)" if x.ndim > 2 else ""
+        flat = f": take {name}.reshape(len({name}), -1)" if axes is not None and x.ndim > axes else ""
+        remedy = f": one input is {name}[None]" if x.ndim == 1 else flat
         raise ValueError(f"Argument `{name}` must have shape (inputs, features), but has shape {x.shape}{remedy}.")
     if is_concrete(values):
         _refuse_infinite(np.asarray(values, dtype=x.dtype), name)
@@ -245,16 +247,17 @@ def check_kind(value: Any, kind: type, name: str) -> None:
         check_unstacked(value, name)
 
 
-def written(value: Any, kind: type) -> str:
-    """The remedy for a class, or for its name, in place of an object of this kind."""
-    if isinstance(value, type):
-        return f": write {value.__name__}()" if issubclass(value, kind) else ""
-    classes = [kind]
+def written(value: Any, *kinds: type) -> str:
+    """The remedy for a class, or for its name, in place of an object of one of these kinds: the call that makes one."""
+    classes = list(kinds)
     for cls in classes:
         classes += cls.__subclasses__()
-    names = {cls.__name__.lower(): cls.__name__ for cls in classes}
-    name = names.get(value.lower()) if isinstance(value, str) else None
-    return "" if name is None else f": write {name}()"
+    for cls in classes:
+        named = isinstance(value, str) and value.lower() == cls.__name__.lower()
+        if (cls is value or named) and not inspect.isabstract(cls):
+            parameters = inspect.signature(cls).parameters.values()
+            return f": write {cls.__name__}({', '.join(p.name for p in parameters if p.default is p.empty)})"
+    return ""
 
 
 def check_flag(value: Any, name: str) -> None:
@@ -312,7 +315,8 @@ def check_unstacked(module: eqx.Module, name: str) -> None:
         if getattr(field.type, "dim_str", None) == "" and eqx.is_array(leaf) and leaf.ndim:
             raise ValueError(
                 f"Argument `{name}` is a stack: its {field.name} has shape {leaf.shape} and must be one number. Call "
-                "the function for one module at a time, or through `eqx.filter_vmap`."
+                "the function for one of them at a time; `solve`, `Q`, `chi` and `hess` also go through "
+                "`eqx.filter_vmap`."
             )
 
 

@@ -247,6 +247,7 @@ def _chi(model, K, h):
 @eqx.filter_jit
 def _hess(model, K, V):
     packed = pack_covariance(V)
+    packed = 0.5 * (packed + packed.T)
     responses = model.responses(pack(K))
     quiet = [r._replace(noise=jnp.zeros((), K.dtype)) if isinstance(r, Local) else r for r in responses]
     return unpack(2 * carry_all(quiet, jnp.zeros_like(packed[0]), packed)[0])

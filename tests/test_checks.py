@@ -210,6 +210,24 @@ def test_a_stack_of_models_is_called_through_vmap():
     check_unstacked(keft.Model(keft.Polynomial(jnp.ones(3)), 1.0), "model")
 
 
+@pytest.mark.parametrize(
+    ("part", "remedy"),
+    [
+        ("tanh", "write Tanh()"),
+        (keft.Dense, "write Dense(C_W)"),
+        ("glu", "write GLU(activation)"),
+        ("smooth", "write Smooth(fn)"),
+        (jnp.tanh, "write Smooth(fn) for a function fn"),
+        ("attention", None),
+        ("activation", None),
+    ],
+)
+def test_the_name_of_a_part_says_how_the_part_is_written(part, remedy):
+    with pytest.raises(ValueError, match="Argument `branch` must") as refused:
+        keft.Model([part, keft.Dense(1.0)])
+    assert str(refused.value).endswith(f": {remedy}." if remedy else f"{part!r}.")
+
+
 def test_degrees_are_python_integers():
     """The degree of a closure is part of a program, so that integers of NumPy and JAX become numbers of Python."""
     for degree in (8, np.uint8(8), jnp.asarray(8)):

@@ -236,7 +236,7 @@ def test_an_error_that_is_not_known_is_said():
     bounds = types.SimpleNamespace(V4=np.array([0.0, 0.6]), K1=np.full(2, np.nan))
     *said, _ = accuracy_notes(types.SimpleNamespace(truncation=bounds, stats={"expectation_error": 0.0}))  # pyright: ignore
     assert said == [
-        "Errors estimate what the degree leaves out: over all entries and depths 0.6 of V4.",
+        "Errors estimate what the degree leaves out: over all entries and depths V4 0.6.",
         "The degree is too low to tell what it leaves out of K1.",
     ]
 

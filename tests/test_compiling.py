@@ -78,7 +78,7 @@ def test_an_option_that_xla_does_not_know_is_left_out():
     assert compiled_with(lambda x: 2 * x, xla_cpu_no_such_option=True)(1.0) == 2.0
 
 
-def test_an_error_that_names_no_option_is_not_taken_for_an_unknown_option(monkeypatch):
+def test_a_full_memory_is_not_taken_for_an_unknown_option(monkeypatch):
     """A device whose memory is full says nothing of options: the error is raised, and the next call asks again."""
     jit = jax.jit
 

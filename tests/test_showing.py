@@ -147,6 +147,15 @@ def test_nothing_is_rounding_in_a_small_unit():
     np.testing.assert_array_equal(small.significant("K1")[0], small.K1)
 
 
+def test_the_largest_truncation_of_several_inputs_is_shown(tower):
+    """K1_01 has the largest error, and entry 00 none: the line names it, and is left out where nothing is missing."""
+    two = keft.solve(linear_behind_a_norm(), K0, **NORMED, closure=keft.HermiteTower(2))
+    wrong = eqx.tree_at(lambda s: s.packed_truncation.K1, two, replace_fn=lambda K1: K1.at[..., 1].set(0.125))
+    wrong = eqx.tree_at(lambda s: s.packed_truncation.V4, wrong, replace_fn=jnp.zeros_like)
+    assert repr(wrong).endswith("\n  largest truncation of all entries and depths: V4 0, K1 0.1")
+    assert "largest truncation" not in repr(tower)
+
+
 def test_a_truncation_that_is_not_known_is_shown(tower):
     """K1's bound is NaN for a kink at a low degree; here NaN is put in its place."""
     assert "(truncation up to nan)" in repr(with_error(tower, np.nan))

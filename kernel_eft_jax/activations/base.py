@@ -191,9 +191,9 @@ class Activation(eqx.Module):
 def enough_points(activation: Activation, terms: int = 0) -> int:
     """How many nodes half a cell needs for a function of s times Hermite polynomials below degree `terms`.
 
-    Two polynomials more need one node more. Without kinks the count with polynomials starts from 44, and without
-    polynomials it is 64: below 40 polynomials modes are faster by this and lose the last digits. An activation with
-    kinks needs 104 nodes and more, because the nodes of two nearly equal inputs cover eight decades.
+    Without kinks half a cell has 64 nodes without polynomials, and 44 + terms / 2 with them: with fewer than 40 terms
+    these are fewer, which is faster and costs the last digits. An activation with kinks needs 104 nodes and more,
+    because the nodes of two nearly equal inputs cover eight decades.
     """
     if activation.kinks:
         return KINKED_POINTS + terms // 2

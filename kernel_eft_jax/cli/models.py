@@ -26,8 +26,7 @@ LEAF_OF_OPTION = {"C_W": lambda m: m.branch[-1].C_W, "C_b": lambda m: m.branch[-
 ALIASES = {"swish": "silu", "identity": "linear"}
 K1_EFT = (
     "This K1 is K1_EFT of GOnly, which is not K1 of this block: 2.3 times as large for tanh at the paper's settings, "
-    "and zero for ReLU, where K1 of networks is not. For K1 itself take "
-    "HermiteTower."
+    "and zero for one input and ReLU, where that of networks is not. For K1 itself take HermiteTower."
 )
 CLOSURE_OF = {name: getattr(closures, name) for name in CLOSURE_NAMES}
 

@@ -37,7 +37,7 @@ def accuracy_notes(solution: Solution) -> list[str]:
     sentences = []
     if solution.truncation is not None:
         worst = {name: float(np.max(getattr(solution.truncation, name))) for name in ("V4", "K1")}
-        known = ", ".join(f"{error:.2g} of {name}" for name, error in worst.items() if np.isfinite(error))
+        known = ", ".join(f"{name} {error:.2g}" for name, error in worst.items() if np.isfinite(error))
         unknown = " and ".join(name for name, error in worst.items() if not np.isfinite(error))
         sentences = [f"Errors estimate what the degree leaves out: over all entries and depths {known}."] * bool(known)
         sentences += [f"The degree is too low to tell what it leaves out of {unknown}."] * bool(unknown)

@@ -25,6 +25,12 @@ LOOKS = 8  # at the expectations on the way to the last depth, or at all saved d
 SAVED = 6  # covariances of G and S at each depth, and their errors
 
 
+IN_PARTS = (
+    "K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: use `solve_pairs` for pairs and chosen "
+    "quadruples of inputs, or save fewer depths"
+)
+
+
 class Moments(NamedTuple):
     """The statistics of the kernel in pair space, up to higher orders of 1/n.
 
@@ -47,6 +53,8 @@ class Closure(eqx.Module, Generic[State]):
     A closure of your own is one class with `init`, `step`, `moments`, `units`, and the three methods that say how a
     kernel is remembered by later layers, from which `fit` and `fisher` have the covariances between layers.
     """
+
+    cheaper: ClassVar[str] = "a lower degree or GOnly()"  # what a message offers where memory is short
 
     # Whether the closure has the decay of the stream. One that has none takes blocks of decay 0 only, and cannot say
     # how its numbers depend on decay.
@@ -124,21 +132,21 @@ def check_memory(
     tangents: int = 0,
     kept: int = 0,
     why: str = "",
+    remedy: str = IN_PARTS,
 ) -> None:
     """Raise MemoryError, with the remedy and before any work, if a solve that saves `saved` depths does not fit the
     machine.
 
     `tangents` is how many more copies of everything forward mode carries, and `kept` how many numbers of past layers
-    reverse mode keeps. `why` names the mode in the message.
+    reverse mode keeps. `why` names the mode in the message, and `remedy` says what to ask for instead.
     """
     once = closure.numbers(model, inputs) + SAVED * saved * pair_count(inputs) ** 2
     need, there = itemsize * ((1 + tangents) * once + kept), host_memory()
     if need > there:
+        cheaper = f", or take {closure.cheaper}" if closure.cheaper else ""
         raise MemoryError(
             f"{closure!r} for {inputs} inputs at {saved} depths{why} needs about {need / 2**30:.3g} GiB, and there "
-            f"are {there / 2**30:.3g} GiB. K1_ab needs the inputs a and b alone, and V4_ab,cd only a, b, c, d: "
-            "use `solve_pairs` for pairs and chosen quadruples of inputs, or save fewer depths, or take a lower degree "
-            "or GOnly()."
+            f"are {there / 2**30:.3g} GiB. {remedy}{cheaper}."
         )
 
 

@@ -11,6 +11,8 @@ from the Wishart covariance $V_4(0) = K_{ac} K_{bd} + K_{ad} K_{bc}$ and K1(0) =
 paper's equations.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from ..kernel_maps import apply_all, carry_all
@@ -28,6 +30,8 @@ class GOnly(Closure[Moments]):
     t = 1. Its K1 is the paper's K1_EFT, off by a factor of two and more. `validity_window` measures these errors for
     your setting; use `HermiteTower` where they matter.
     """
+
+    cheaper: ClassVar[str] = ""
 
     def init(self, model: Model, k):
         return Moments(k, wick(k), jnp.zeros_like(k))

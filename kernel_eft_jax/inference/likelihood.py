@@ -53,13 +53,14 @@ def settle(experiment: Experiment, names: tuple[str, ...], closure: Closure, wit
     k, dt = e.K0_scale * pack(e.K0), squares(e.eps, e.layers[-1], e.K0.dtype)
     if by_pairs(e, closure, with_V4):
         closure = closure.settled(e.model, k, dt)
-        whole, tangents, why = GOnly(), 0, ", which weighs mean kernels,"
+        whole, tangents, why = GOnly(), 0, ", whose covariances weigh the mean kernels,"
     else:
         closure = whole = settled(closure, e.model, k, dt, T)
         tangents, why = len(names), f", with derivatives by {len(names)} parameters,"
     # Memories before and behind a layer; covariances between layers as they are saved and as they are returned.
     kept = 2 * (T * whole.numbers(e.model, N) // COPIES + (T * pair_count(N)) ** 2)
-    check_memory(whole, e.model, N, e.K0.dtype.itemsize, T, tangents=tangents, kept=kept, why=why)
+    remedy = "Observe fewer layers or fewer inputs"
+    check_memory(whole, e.model, N, e.K0.dtype.itemsize, T, tangents=tangents, kept=kept, why=why, remedy=remedy)
     return closure
 
 

@@ -36,9 +36,9 @@ def checked(solution: Solution, k: Float[Array, " P"]) -> Solution:
         _check_error(float(_error_at(solution.closure, solution.model, k)))  # rates that are noise let no step succeed
         raise RuntimeError(
             f"The solve stopped at depth t = {float(solution.stats['reached']):.6g} of {float(solution.ts[-1]):.6g}, "
-            f"where its steps became too small or too many: {diffrax.RESULTS[solution.result]} Variances may grow "
-            "without bound there, or so far that rounding forbids every step: look at smaller depths, or solve layers "
-            "(`layers` and `eps`), whose steps are given."
+            f"where its steps became too small or too many: {diffrax.RESULTS[solution.result]} Variances may diverge "
+            "there, or be so large that rounding is larger than the tolerance of a step: look at smaller depths, or "
+            "solve layers (`layers` and `eps`), whose steps are given."
         )
     _check_entries(solution)
     _check_error(float(solution.stats["expectation_error"]))
@@ -68,7 +68,8 @@ def underflows(K0: Float[Array | np.ndarray, "*batch P"], V4: Float[Array | np.n
 
 
 def _check_squares(solution, k):
-    """Check that no V4_aa,aa is lost to underflow, nor K0_aa^2 at the start where the solve is not finite."""
+    """Check that no V4_aa,aa is lost to underflow; and where the solve is not finite, that K0_aa^2 at the start is
+    neither too small nor too large a number."""
     K0, V4 = np.asarray(solution.packed.K0), np.asarray(solution.packed.V4)
     finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))
     lost = np.asarray(underflows(K0, V4))
@@ -87,9 +88,10 @@ def _check_squares(solution, k):
         a, beyond = (int(start.argmin()), "below the smallest") if small else (int(start.argmax()), "above the largest")
         variance = start[a]
     raise RuntimeError(
-        f"V4 is of the size of K0^2, and at K0[{a}, {a}] = {variance:.6g}, at {where}, that is {beyond} "
+        f"V4 is of the size of K0^2, and the square of K0[{a}, {a}] = {variance:.6g}, at {where}, is {beyond} "
         f"number of {k.dtype}. {'Take float64, or multiply' if k.dtype == jnp.float32 else 'Multiply'} the inputs by a "
-        "number that brings their variances nearer to one, or look at smaller depths where variances shrink."
+        "number that brings their variances nearer to one"
+        f"{', or look at smaller depths, where variances are larger' * bool(lost.any())}."
     )
 
 

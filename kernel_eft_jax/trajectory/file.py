@@ -30,9 +30,10 @@ SOLUTION_ORIGIN = ("model", "closure", "eps", "layers")  # the fields that say w
 def to_xarray(solution: Any) -> "xr.Dataset":
     """The moments and their truncation errors over t and the inputs a, b, c, d; what made them as attributes."""
     if solution.ts.ndim > 1:
+        stack = " x ".join(map(str, solution.ts.shape[:-1]))
         raise ValueError(
-            f"A stack of {solution.ts.shape[0]} solutions has no Dataset: take one of them, `jax.tree.map(lambda x: "
-            "x[0] if eqx.is_array(x) else x, stack)`."
+            f"A stack of {stack} solutions has no Dataset: take one of them, `jax.tree.map(lambda x: x[0] if "
+            "eqx.is_array(x) else x, stack)`."
         )
     variables = labelled(unpack_moments(solution.packed)._asdict())
     if solution.packed_truncation is not None:

@@ -57,11 +57,11 @@ def solve_pairs(
     d).
 
     The numbers are those of `solve` for the two inputs alone by a closure of the same degree (an open degree is chosen
-    once, for all inputs), at depth times `ts` of the continuum or after `layers` of
-    step `eps`. In the continuum steps are accurate to 1e-6 of each quantity's own size (1e-5 in float32), which is less
-    than the truncation of the exact closure; pass a `stepsize_controller` for another accuracy. All cores share the
-    pairs; `progress` shows a bar, and the memory that is needed. This is a loop on the host: for the full V4 of a few
-    dozen inputs take `solve` with `GOnly`, and for derivatives `solve` for the pairs that matter.
+    once, for all inputs), at depth times `ts` of the continuum or after `layers` of step `eps`. In the continuum steps
+    are accurate to 1e-6 of each quantity's own size (1e-5 in float32), which is less than the truncation of the exact
+    closure; pass a `stepsize_controller` for another accuracy. All cores share the pairs; `progress` shows a bar, and
+    the memory that is needed. This is a loop on the host: for the full V4 of a few dozen inputs take `solve` with
+    `GOnly`, and for derivatives `solve` for the pairs that matter.
 
     Raises ValueError for arguments that make no sense and MemoryError for more inputs than fit, both before any work.
     Raises RuntimeError with the inputs, the depth and the entry if a solve fails.

@@ -59,7 +59,8 @@ class Solution(Shown, Result):
                 lines.append(f"  {name}[{entry}] = {value:.6g} at the last depth{bound}")
             if self.packed_truncation is not None and self.K0.shape[-1] > 1:
                 V4, K1 = (self.significant(name)[1].max() for name in ("V4", "K1"))
-                lines.append(f"  over all entries and depths the truncation is up to {V4:.1g} of V4, {K1:.1g} of K1")
+                known = f"  largest truncation of all entries and depths: V4 {V4:.1g}, K1 {K1:.1g}"
+                lines += [known] if (V4, K1) != (0, 0) else []
         return "\n".join(lines)
 
     def significant(self, name: str) -> tuple[np.ndarray, np.ndarray]:
