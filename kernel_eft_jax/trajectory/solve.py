@@ -253,7 +253,7 @@ def _layers(closure, model, k, eps, layers):
     # Between two segments, which have `stride` layers each, a state may be read.
     stride, (parameters, _, read) = max(math.gcd(*layers), 1), _traced_once(closure, model)
     dt = squares(eps, layers[-1], k.dtype)
-    ends = np.arange(0, layers[-1] + 1, stride)
+    ends = np.arange(0 if 0 in layers else stride, layers[-1] + 1, stride)
     # Each reading goes where that of the next saved layer belongs, and those in between are not computed.
     places, wanted = np.searchsorted(layers, ends), np.isin(ends, layers)
 
@@ -262,7 +262,7 @@ def _layers(closure, model, k, eps, layers):
     def layer(state, dt):
         return closure.step(model, state, dt), None
 
-    # The first segment has no layers, so that `read` is compiled once.
+    # The segment that ends at layer 0 has no layers, so that `read` is compiled once.
     def segment(carry, x):
         (state, saved), (first, dts, place, wanted) = carry, x
         state = jax.lax.cond(first, lambda state: state, lambda state: jax.lax.scan(layer, state, dts)[0], state)
@@ -272,7 +272,7 @@ def _layers(closure, model, k, eps, layers):
     start = closure.init(model, k)
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(read, parameters, start))
     saved = jax.tree.map(lambda y: jnp.zeros((len(layers), *y.shape), y.dtype), nothing)
-    dts = jnp.concatenate([jnp.zeros((1, stride), dt.dtype), dt.reshape(-1, stride)])
+    dts = jnp.concatenate([jnp.zeros((1, stride), dt.dtype), dt.reshape(-1, stride)])[-len(ends) :]
     (_, (moments, truncation)), _ = jax.lax.scan(segment, (start, saved), (ends == 0, dts, places, wanted))
     stats = {"num_steps": jnp.asarray(layers[-1])} | _expectation_error(closure, model, k, moments)
     ts = jnp.concatenate([jnp.zeros(1, dt.dtype), jnp.cumsum(dt)])[np.asarray(layers)]
