@@ -138,7 +138,7 @@ def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
     assert "eps" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sampler", ["block", "weights"])
+@pytest.mark.parametrize("sampler", ["block", pytest.param("weights", marks=pytest.mark.slow)])
 def test_fit_takes_what_sample_writes(sampler, capsys):
     """Of linear networks, whose mean kernel is known at every width: truth within 4 standard errors; false alarm
     1e-3."""

@@ -46,7 +46,12 @@ def linear_fits():
     rng = np.random.default_rng(1)
     data_sets = [block_law(rng, lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 100) for _ in range(100)]
     e = experiment(keft.Linear())
-    return [fit(G, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False) for G in data_sets]
+    quick = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)  # one program is run more than a thousand times
+    try:
+        return [fit(G, e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False) for G in data_sets]
+    finally:
+        jax.config.update("jax_disable_most_optimizations", quick)
 
 
 def coverage(fits, truth, level):

@@ -53,7 +53,8 @@ def plain(problem, key, networks):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "control"), [(2, False), (2, True), *(pytest.param(n, True, marks=pytest.mark.slow) for n in (1, 3))]
+    ("inputs", "control"),
+    [(2, True), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((2, False), (1, True), (3, True)))],
 )
 def test_the_networks_are_those_of_simulate(inputs, control, key):
     """All sums of 32 networks at three depths to 3e-5: float32 rounds to 6e-8, and 5 layers of sums over 16 neurons
