@@ -294,6 +294,9 @@ def check_function(value: Any, name: str) -> None:
         )
 
 
+ON_HOST = "it works on the host. What `solve` gives can be differentiated."  # a remedy of `check_untraced`
+
+
 def check_untraced(work: str, remedy: str, *arguments: Any) -> None:
     """Check that nothing is traced: the function `work` runs on the host, where no transformation of JAX can follow."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):

@@ -25,7 +25,7 @@ from .checks import is_concrete
 from .expectations.conditional import Conditional
 from .expectations.four_point import largest_share, nodes_error, products, products_rests
 from .fields import parameter
-from .pairs import input_count, pairs, triples, unpack, wick
+from .pairs import input_count, pair_table, pairs, triples, unpack, wick
 from .showing import shown_fields
 
 SERIES = 40  # terms of the series in the correlation of two inputs given a third
@@ -48,6 +48,19 @@ class Affine(NamedTuple):
     def absolute(self) -> "Affine":
         """The map that carries bounds of errors."""
         return self
+
+    def without_noise(self) -> "Affine":
+        """The map of infinitely many neurons."""
+        return self
+
+    def first_order(self) -> "Affine":
+        """The map without what only the second order needs."""
+        return self
+
+    def of_each(self) -> "Affine":
+        """The map of each input alone, on one more axis in front."""
+        value = self.value[_diagonal(self), None]
+        return Affine(value, jnp.broadcast_to(self.scale, value.shape[:1]))
 
 
 class Local(NamedTuple):
@@ -77,10 +90,30 @@ class Local(NamedTuple):
         gradient = jnp.where(same, jnp.sum(self.gradient, 1, keepdims=True) / 3, self.gradient)
         hessian = jnp.sum(self.hessian, (1, 2), keepdims=True) / 9
         hessian = jnp.where(same[:, None], hessian, self.hessian)
-        return self._replace(gradient=jnp.abs(gradient), hessian=jnp.abs(hessian), noise=jnp.zeros_like(self.value[0]))
+        return Local(self.value, jnp.abs(gradient), jnp.abs(hessian), jnp.zeros_like(self.value[0]))
+
+    def without_noise(self) -> "Local":
+        """The map of infinitely many neurons."""
+        return self._replace(noise=jnp.zeros_like(self.value[0]))
+
+    def first_order(self) -> "Local":
+        """The map without hessian and noise, which only the second order needs."""
+        zero = jnp.zeros_like(self.value[0])
+        return self._replace(hessian=zero, noise=zero)
+
+    def of_each(self) -> "Local":
+        """The map of each input alone to first order, on one more axis in front."""
+        diagonal = _diagonal(self)
+        zero = jnp.zeros(diagonal.size, self.value.dtype)
+        return Local(self.value[diagonal, None], self.gradient[diagonal, None], zero, zero)
 
 
 Response = Affine | Local
+
+
+def _diagonal(response):
+    """The places of the pairs of an input with itself."""
+    return np.diagonal(pair_table(input_count(response.value.shape[0])))
 
 
 def apply_all(responses: list[Response], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:
@@ -156,7 +189,8 @@ class RMSNorm(KernelMap):
     LayerNorm, which also removes the mean over the features, is the same at order 1/n on the stream, behind a matrix
     and behind a GLU, where features have mean zero. Behind an activation it is another map. Gains of a norm belong to
     the C_W of the matrix behind it. The small number that libraries add to the mean square (1e-5 in GPT-2) is left out:
-    it counts where the mean square is no larger than a hundred times that number.
+    it counts where the mean square is no larger than a hundred times that number. So features that are all zero, as
+    those of a ReLU in narrow networks can be, have no norm: such networks are not finite.
     """
 
     def __call__(self, x: Float[Array, "N m *batch"]) -> Float[Array, "N m *batch"]:

@@ -8,6 +8,7 @@ neurons and N(0, Qhat). One matrix is the network of Kawase and Ota (arXiv 2604.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -108,11 +109,15 @@ class Model(eqx.Module):
         return self.last.C_b
 
     @property
+    def one_matrix(self) -> bool:
+        """Whether the branch is an activation and one matrix behind it."""
+        return len(self.branch) == 2 and isinstance(self.branch[0], Activation)
+
+    @property
     def activation(self) -> Activation:
         """The activation of a block of one matrix; other blocks raise AttributeError."""
-        first = self.branch[0]
-        if len(self.branch) == 2 and isinstance(first, Activation):
-            return first
+        if self.one_matrix:
+            return cast(Activation, self.branch[0])
         raise AttributeError("A branch of several parts has no single activation: see `branch`.")
 
     @property
@@ -144,8 +149,13 @@ class Model(eqx.Module):
             a, b = np.argwhere(~np.isfinite(np.asarray(Q)))[0]
             raise FloatingPointError(
                 f"The kernel map is not finite: Q[{a}, {b}] at K[{a}, {b}] = {float(np.asarray(K)[a, b]):.6g} is "
-                f"{float(Q[a, b])}. The second moment of the activation must exist at this variance, as a number of "
-                "this dtype: take a smaller kernel."
+                f"{float(Q[a, b])}. "
+                + (
+                    "A norm of an input of zero norm is 0/0: leave this input out."
+                    if 0 in np.diagonal(np.asarray(K))[[a, b]]
+                    else "The second moment of the activation must exist at this variance, as a number of this dtype: "
+                    "take a smaller kernel."
+                )
             )
         return Q
 
@@ -249,8 +259,7 @@ def _hess(model, K, V):
     packed = pack_covariance(V)
     packed = 0.5 * (packed + packed.T)
     responses = model.responses(pack(K))
-    quiet = [r._replace(noise=jnp.zeros((), K.dtype)) if isinstance(r, Local) else r for r in responses]
-    return unpack(2 * carry_all(quiet, jnp.zeros_like(packed[0]), packed)[0])
+    return unpack(2 * carry_all([r.without_noise() for r in responses], jnp.zeros_like(packed[0]), packed)[0])
 
 
 def input_kernel(

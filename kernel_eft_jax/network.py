@@ -11,6 +11,7 @@ faster by orders of magnitude and stores no weights.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .checks import check_count, check_features, check_kernel, check_key, check_kind
@@ -37,6 +38,15 @@ def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
         found.append((arity * neurons, features))
         features = neurons
     return tuple(found)
+
+
+def fitting_width(model: Model, least: int) -> int:
+    """The smallest width from `least` on that gives every matrix a whole number of neurons; `least` if none of the next
+    ten thousand does."""
+    ratios = np.array([section.dense.ratio for section in model.sections])
+    neurons = ratios * np.arange(least, least + 10_000)[:, None]
+    whole = (np.round(neurons) >= 1) & (np.abs(neurons - np.round(neurons)) <= 1e-9 * np.round(neurons))
+    return least + int(np.argmax(whole.all(axis=1)))
 
 
 def skip(model: Model, eps: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -476,3 +476,18 @@ def test_memory_of_kernels_is_the_response_for_two_matrices():
         return closure.recall(model, state, memory)
 
     np.testing.assert_allclose(recalled(HermiteTower(4)), recalled(GOnly()), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("start", "K0"),
+    [(Tanh(), [[1.0]]), (None, [[1.0]]), (Tanh(), [[1.0, -1.0], [-1.0, 1.0]])],
+    ids=["activation", "norm alone", "opposite inputs"],
+)
+def test_increments_behind_a_norm_do_not_fluctuate(start, K0):
+    """Where a norm stands before the last matrix, every increment of one input has the variance C_W exactly: so V4 = 2
+    (K0 + t C_W)^2. V_SS is zero, and its rounding is no negative variance; inputs that are copies or opposites
+    likewise."""
+    model = Model([*([] if start is None else [start]), RMSNorm(), Dense(1.5)])
+    found = keft.solve(model, K0, layers=[1, 2, 4], eps=0.3, closure=HermiteTower(4))
+    np.testing.assert_allclose(found.V4[:, 0, 0, 0, 0], 2 * (1 + 1.5 * found.ts) ** 2, rtol=1e-12)
+    assert np.abs(found.V_SS).max() < 1e-12

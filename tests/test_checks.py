@@ -504,3 +504,41 @@ EXPERIMENT = keft.Experiment(TestDoors.MODEL, [[1.0]], width=8, layers=[2], eps=
 @cache
 def solution():
     return keft.solve(TestDoors.MODEL, [[1.0]], layers=[1], eps=0.5, closure=keft.GOnly())
+
+
+TANH = keft.Model(keft.Tanh(), 1.0)
+
+
+def solved(K):
+    return keft.solve(TANH, K, layers=[0, 1], eps=0.5, closure=keft.GOnly())
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("fisher", lambda K: keft.fisher(keft.Experiment(TANH, K, width=8, layers=[1], eps=0.5), ["C_W"], networks=9)),
+        ("validity_window", lambda K: keft.validity_window(TANH, K, depth=2, eps=0.5)),
+        ("coordinate_check", lambda K: keft.coordinate_check(TANH, K, width=8, depth=2, eps=0.5)),
+        ("kurtosis", lambda K: keft.kurtosis(solved(K))),
+        ("mean_source", lambda K: keft.mean_source(solved(K))),
+        ("covariance_residual", lambda K: keft.covariance_residual(solved(K))),
+        ("driven_K1", lambda K: keft.driven_K1(solved(K))),
+        ("width_check", lambda K: keft.width_check({8: np.ones((16, 1, 1, 1))}, solved(K))),
+    ],
+)
+def test_what_works_on_the_host_says_so_where_it_is_traced(name, call):
+    """Instead of the sentence of JAX on conversions of tracers."""
+    with pytest.raises(TypeError, match=f"`{name}` cannot be traced by jit, grad or vmap: it works on the host"):
+        jax.make_jaxpr(call)(jnp.eye(1))
+
+
+def test_a_width_of_the_pilot_that_a_ratio_forbids_is_refused_before_any_work():
+    model = keft.Model([keft.RMSNorm(), keft.Dense(1.0, ratio=0.25), keft.GELU(), keft.Dense(2.0)])
+    with pytest.raises(ValueError, match=r"6 x 0\.25 is 1\.5: take another width"):
+        keft.validity_window(model, [[1.0]], depth=2, eps=0.5, key=jax.random.key(0), pilot_width=6)
+
+
+def test_a_norm_of_an_input_of_zero_norm_is_named():
+    model = keft.Model([keft.RMSNorm(), keft.Dense(1.0)])
+    with pytest.raises(FloatingPointError, match="0/0: leave this input out"):
+        model.Q(jnp.diag(jnp.array([1.0, 0.0])))

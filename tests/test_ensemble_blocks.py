@@ -368,3 +368,13 @@ def test_an_estimate_knows_what_made_it(key):
         progress=False,
     )
     assert np.array_equal(again.K1, est.K1)
+
+
+def test_a_norm_of_neurons_that_are_all_zero_is_named():
+    """Four neurons are all negative with probability 1/16, and ReLU makes them zero: the norm is 0/0 at any variance, so
+    that a larger width is the remedy and a smaller eps is none."""
+    model = Model([ReLU(), RMSNorm(), Dense(1.0)])
+    run = {"width": 4, "depth": 1, "eps": 0.1, "networks": 128, "key": jax.random.key(0)}
+    for sample in (estimate, sample_kernels):
+        with pytest.raises(FloatingPointError, match="is 0/0: take a larger width"):
+            sample(model, [[1.0]], **run, **({"progress": False} if sample is estimate else {}))

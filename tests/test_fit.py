@@ -335,6 +335,15 @@ def test_an_estimate_of_other_networks_is_refused(estimated):
     assert abs(at(C_W=1.2, C_b=0.5).values[0] - C_W) < 0.5
 
 
+def test_an_estimate_of_another_hidden_width_is_refused():
+    """The ratios of matrices are no parameters, but networks depend on them."""
+    blocks = [keft.Model([keft.Dense(1.0, ratio=ratio), keft.Linear(), keft.Dense(C_W)]) for ratio in (2, 1)]
+    run = {"width": WIDTH, "depth": 1, "eps": EPS, "networks": 64, "key": jax.random.key(0), "progress": False}
+    estimated = estimate(blocks[0], K0, **run, control=False, save_at=[1])
+    with pytest.raises(ValueError, match=r"matrices have the ratios \[2, 1\], those of the experiment have \[1, 1\]"):
+        fit(estimated, Experiment(blocks[1], K0, width=WIDTH, layers=[1], eps=EPS), ("branch[2].C_W",), progress=False)
+
+
 def test_a_fit_is_not_traced():
     with pytest.raises(TypeError, match="`fit` cannot be traced by jit, grad or vmap: it is a search on the host"):
         jax.jit(lambda G: fit(G, experiment(keft.Erf()), ("C_W",), progress=False).values)(KERNELS)

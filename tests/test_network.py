@@ -10,7 +10,7 @@ from kernel_eft_jax.activations import GELU, Linear, SiLU, Tanh
 from kernel_eft_jax.cholesky import semidefinite_cholesky
 from kernel_eft_jax.kernel_maps import GLU, Dense, RMSNorm
 from kernel_eft_jax.model import Model
-from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel
+from kernel_eft_jax.network import ResNet, draw_inputs, empirical_kernel, fitting_width, shapes
 from tests.networks import silu
 
 MODEL = Model(Tanh(), C_W=1.7, C_b=0.3)
@@ -186,3 +186,16 @@ def test_bad_arguments(key):
 def test_no_bias_is_allowed(key):
     net = ResNet(Model(Linear(), 1.0), width=4, depth=3, eps=0.1, key=key)
     assert (np.asarray(net.b[0]) == 0).all()
+
+
+@pytest.mark.parametrize(("ratio", "least", "expected"), [(8 / 3, 64, 66), (0.25, 6, 8), (1, 7, 7), (0.01, 64, 100)])
+def test_widths_that_fit_the_ratios(ratio, least, expected):
+    """The next width that gives every matrix a whole number of neurons, at least one."""
+    model = Model([RMSNorm(), Dense(1.0, ratio=ratio), GELU(), Dense(2.0)])
+    assert fitting_width(model, least) == expected
+    assert shapes(model, expected)[0][0] == round(ratio * expected)
+
+
+def test_a_ratio_that_no_width_fits_leaves_the_width():
+    """`shapes` then says what is wrong with it."""
+    assert fitting_width(Model([Dense(1.0, ratio=2**0.5), GELU(), Dense(2.0)]), 64) == 64

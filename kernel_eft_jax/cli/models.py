@@ -167,7 +167,7 @@ def make_closure(arguments: argparse.Namespace) -> closures.Closure:
 
 def describe_model(model: Model) -> str:
     """A model as it would be written at the command line."""
-    if hasattr(model, "activation"):  # one matrix
+    if model.one_matrix:
         text = f"{_text(model.activation)}, C_W = {float(model.C_W):.6g}, C_b = {float(model.C_b):.6g}"
     else:
         text = ",".join(map(_text, model.branch))

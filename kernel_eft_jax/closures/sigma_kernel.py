@@ -205,7 +205,7 @@ def _loses_kinks(activation: Activation, k: Float[Array, " P"]) -> Bool[Array, "
 
 def _one_matrix(model: Model) -> Activation:
     """The activation of a block of one matrix without decay; others are refused, where the decay can be looked at."""
-    if not hasattr(model, "activation") or (is_concrete(model.decay) and np.asarray(model.decay) != 0):
+    if not model.one_matrix or (is_concrete(model.decay) and np.asarray(model.decay) != 0):
         raise ValueError(
             "Argument `closure` is SigmaKernel, the paper's extension for one matrix and decay 0: for other blocks "
             "take HermiteTower(), which is exact for all."

@@ -16,7 +16,17 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from ..checks import check_count, check_flag, check_kernel, check_key, check_kind, check_layers, check_positive
+from ..checks import (
+    ON_HOST,
+    check_count,
+    check_flag,
+    check_kernel,
+    check_key,
+    check_kind,
+    check_layers,
+    check_positive,
+    check_untraced,
+)
 from ..depths import check_eps
 from ..ensemble.estimate import LEAST_ENSEMBLE
 from ..model import Model
@@ -227,6 +237,7 @@ def coordinate_check(
         MemoryError: As `solve` does.
         RuntimeError: As `solve` does.
     """
+    check_untraced("coordinate_check", ON_HOST, model, K0, eps)
     check_kind(model, Model, "model")
     width, depth = check_count(width, "width"), check_count(depth, "depth")
     evenly = np.unique(np.round(np.linspace(0, depth, DEFAULT_DEPTHS + 1))).astype(int).tolist()

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_kind
+from ..checks import ON_HOST, check_kind, check_untraced
 from ..depths import times_of_layers
 from ..ensemble import Estimate
 from ..kernel_maps import apply_all, carry_all
@@ -79,6 +79,7 @@ def covariance_residual(
     the saved depth (of the last layer, where none follows); it is zero in the continuum. For a Solution the source is
     zero, being of order 1/n. Raises ValueError if shapes do not fit.
     """
+    check_untraced("covariance_residual", ON_HOST, result.K0, model, K0)
     model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
     last, C_W, c = model.last, float(model.C_W), float(model.decay)
@@ -120,6 +121,7 @@ def mean_source(
     noise of G itself, which does not move S. If the branch begins with a matrix or a norm, this noise does move S, and
     both sources are the same. See `covariance_residual` for the arguments.
     """
+    check_untraced("mean_source", ON_HOST, result.K0, model, K0)
     model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
 
@@ -139,6 +141,7 @@ def driven_K1(result: Estimate | Solution, model: Model | None = None) -> Measur
     the depths, and exactly K1 where all layers are saved. Raises ValueError if the depths do not begin at zero, or if
     the closure of a Solution does not carry U1.
     """
+    check_untraced("driven_K1", ON_HOST, result.K0, model)
     model = _model_of(result, model)
     ts = np.asarray(result.ts)
     if ts[0] != 0:
@@ -158,6 +161,8 @@ def kurtosis(result: Estimate | Solution) -> Measured[Float[np.ndarray, "T N"]]:
     $n\, \kappa_4(\phi_a) / E[\phi_a^2]^2 = 3 (V_{4;aa,aa} - 2 K_{0;aa}^2) / K_{0;aa}^2$: three times what the
     covariance of the kernel has beyond that of independent Gaussian neurons. Zero at depth zero.
     """
+
+    check_untraced("kurtosis", ON_HOST, result.K0)
 
     def measured(x):
         return np.einsum("taa->ta", x.kappa4) / np.einsum("taa->ta", x.G) ** 2

@@ -15,12 +15,13 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from ..activations import Linear
-from ..checks import check_count, check_flag, check_key, check_kind, check_positive
+from ..checks import ON_HOST, check_count, check_flag, check_key, check_kind, check_positive, check_untraced
 from ..closures import Closure, GOnly, HermiteTower, SigmaKernel
 from ..depths import check_eps
 from ..ensemble import Estimate, estimate
 from ..ensemble.estimate import LEAST_ENSEMBLE
 from ..model import Model
+from ..network import fitting_width, shapes
 from ..showing import Shown
 from ..trajectory import Solution, solve
 
@@ -119,8 +120,8 @@ class Window(Shown):
 
 def closures_of(model: Model) -> Mapping[str, Closure]:
     """The closures worth comparing for a block: `GOnly`, and `SigmaKernel` where it is defined."""
-    one_matrix = hasattr(model, "activation") and float(model.decay) == 0
-    return {"GOnly": GOnly()} | ({"SigmaKernel": SigmaKernel()} if one_matrix else {})
+    defined = model.one_matrix and float(model.decay) == 0
+    return {"GOnly": GOnly()} | ({"SigmaKernel": SigmaKernel()} if defined else {})
 
 
 def validity_window(
@@ -132,7 +133,7 @@ def validity_window(
     tolerance: float = 0.05,
     key: PRNGKeyArray | None = None,
     networks: int = 16384,
-    pilot_width: int = 64,
+    pilot_width: int | None = None,
     closures: Mapping[str, Closure] | None = None,
     reference: Closure = REFERENCE,
     progress: bool = True,
@@ -154,7 +155,8 @@ def validity_window(
         tolerance: The largest relative error of V4 and K1 that is tolerable.
         key: Of `jax.random`; without it nothing is sampled.
         networks: How many networks each ensemble has.
-        pilot_width: Neurons of the first ensemble's networks.
+        pilot_width: Neurons of the first ensemble's networks; by default 64, or the next width that gives every matrix
+            of the branch a whole number of neurons.
         closures: The closures to judge, by name; by default those of the paper that are defined for the block
             (`closures_of`).
         reference: The closure that is taken as exact at order 1/n.
@@ -167,6 +169,7 @@ def validity_window(
         ValueError: For arguments that make no sense, and if the reference's own truncation error is not known or not
             small beside the tolerance: pass a higher degree.
     """
+    check_untraced("validity_window", ON_HOST, model, K0, eps)
     check_kind(model, Model, "model")
     check_positive(tolerance, "tolerance")
     if key is not None:
@@ -180,7 +183,8 @@ def validity_window(
     check_kind(reference, Closure, "reference")
     check_flag(progress, "progress")
     networks = check_count(networks, "networks", least=LEAST_ENSEMBLE)
-    pilot_width = check_count(pilot_width, "pilot_width")
+    pilot_width = fitting_width(model, 64) if pilot_width is None else check_count(pilot_width, "pilot_width")
+    shapes(model, pilot_width)
     depth = check_count(depth, "depth")
     eps = check_eps(eps, model.decay, depth)
     layers = np.unique(np.round(np.linspace(0, depth, min(depth, 100) + 1)).astype(int)).tolist()
@@ -247,7 +251,8 @@ def _deviation(sampled: Estimate, exact: Solution, quantity: str, tolerance: flo
     value, error = (x / unit(exact, quantity)[-1:] for x in (gap, stderr))
     worst = np.unravel_index(np.abs(value).argmax(), value.shape)
     deviation = float(abs(value[worst]))
-    return Width(sampled.width, deviation, float(error[worst]), max(2, round(sampled.width * deviation / tolerance)))
+    needed = fitting_width(exact.model, max(2, round(sampled.width * deviation / tolerance)))
+    return Width(sampled.width, deviation, float(error[worst]), needed)
 
 
 def _check_reference(exact: Solution, tolerance: float) -> None:

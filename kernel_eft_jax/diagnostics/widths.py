@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 from scipy.special import fdtrc
 
-from ..checks import LEAST_NETWORKS, check_count, check_kind, to_numpy
+from ..checks import LEAST_NETWORKS, ON_HOST, check_count, check_kind, check_untraced, to_numpy
 from ..ensemble.own_kernels import check_networks
 from ..ensemble.statistics import interval, least_V4_error
 from ..pairs import pack_covariance
@@ -127,6 +127,7 @@ def width_check(kernels: Mapping[int, Float[np.ndarray, "B T N N"]], theory: Sol
         ValueError: If shapes do not fit, if kernels are not finite or no kernels, and if networks are fewer than 16 or
             repeat each other.
     """
+    check_untraced("width_check", ON_HOST, kernels, theory)
     check_kind(theory, Solution, "theory")
     K0 = np.asarray(theory.K0, np.float64)
     depths = [f"t = {t:.6g}" for t in theory.ts] if theory.layers is None else layer_names(theory.layers)

@@ -40,7 +40,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..cholesky import semidefinite_cholesky
-from ..kernel_maps import Affine, Local, Response
+from ..kernel_maps import Affine
 from ..model import Model
 from ..network import shapes
 from ..pairs import input_count, pair_table, triples, unpack
@@ -59,17 +59,9 @@ class InfiniteLayers(NamedTuple):
 
     def of_each(self) -> "InfiniteLayers":
         """The same for networks of one input alone, for every input: one more axis behind the layers."""
-        inputs = input_count(self.K0.shape[-1])
-        diagonal = np.diagonal(pair_table(inputs))
-
-        def alone(response):
-            value = response.value[:, diagonal, None]
-            if isinstance(response, Affine):
-                return Affine(value, jnp.broadcast_to(response.scale[:, None], value.shape[:2]))
-            zero = jnp.zeros(value.shape[:2], value.dtype)
-            return Local(value, response.gradient[:, diagonal, None], zero, zero)
-
-        return InfiniteLayers(self.K0[:, diagonal, None], self.S[:, diagonal, None], [alone(r) for r in self.responses])
+        diagonal = np.diagonal(pair_table(input_count(self.K0.shape[-1])))
+        responses = jax.vmap(lambda responses: [r.of_each() for r in responses])(self.responses)
+        return InfiniteLayers(self.K0[:, diagonal, None], self.S[:, diagonal, None], responses)
 
 
 class Limits(NamedTuple):
@@ -88,17 +80,11 @@ def find_limits(model: Model, k0: Float[Array, " P"], dt: Float[Array, " depth"]
     def layer(k, dt):
         responses = model.responses(k)
         factors = [semidefinite_cholesky(unpack(r.value)) for r in responses if isinstance(r, Affine)]
-        path = InfiniteLayers(k, responses[-2].value, [first_order(r) for r in responses])
+        path = InfiniteLayers(k, responses[-2].value, [r.first_order() for r in responses])
         return model.shrink(dt) * k + dt * responses[-1].value, (path, [(L, lower_inverse(L)) for L in factors])
 
     path, factors = jax.lax.scan(layer, k0, jnp.append(dt, 0))[1]  # there is no layer after the last depth
     return Limits(path, path.of_each() if input_count(k0.size) > 1 else None, factors)
-
-
-def first_order(response: Response) -> Response:
-    """A response without hessian and noise, which only the second order needs."""
-    zero = jnp.zeros((), response.value.dtype)
-    return response._replace(hessian=zero, noise=zero) if isinstance(response, Local) else response
 
 
 class Free(NamedTuple):

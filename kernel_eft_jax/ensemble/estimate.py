@@ -37,7 +37,7 @@ from .observables import OBSERVABLES, InfiniteWidth, Quantities, estimated, leng
 from .plan import check_run, sample_size
 from .processes import check_alike, together
 from .result import Estimate
-from .run import accumulate, begin, terminable
+from .run import accumulate, begin, remedy_for_non_finite, terminable
 from .samplers import BlockSampler, Sampler
 from .simulate import Problem, compiled, kernels_of_networks
 from .statistics import GROUPS, Group
@@ -172,7 +172,7 @@ def sample_kernels(
         a, b = pairs(problem.factor.shape[0])
         raise FloatingPointError(
             f"The networks turned non-finite: entry [{a[p]}, {b[p]}] of G at layer {problem.layers[t]} of network "
-            f"{network} is {G[network, t, p]}. Variances grow with depth: take a smaller eps, depth or C_W."
+            f"{network} is {G[network, t, p]}. {remedy_for_non_finite(model)}"
         )
     return G[..., pair_table(problem.factor.shape[0])]
 

@@ -25,6 +25,7 @@ from jax.sharding import AxisType, Mesh
 from jaxtyping import PRNGKeyArray
 from tqdm import tqdm
 
+from ..model import Model
 from ..pairs import pairs
 from .checkpoint import Checkpoint
 from .observables import recorded
@@ -272,5 +273,15 @@ def check_finite(moments: CentredSums, problem: Problem, first: int) -> None:
     name = recorded(problem.control)[0][number].name
     raise FloatingPointError(
         f"The ensemble turned non-finite: entry [{a[p]}, {b[p]}] of {name} at layer {problem.layers[t]}, in the block "
-        f"of networks from number {first} on. Variances grow with depth: take a smaller eps, depth or C_W."
+        f"of networks from number {first} on. {remedy_for_non_finite(problem.model)}"
+    )
+
+
+def remedy_for_non_finite(model: Model) -> str:
+    """What to do about networks that turn non-finite."""
+    growth = "Variances may grow with depth: take a smaller eps, depth or C_W."
+    if not any(section.norms for section in model.sections):
+        return growth
+    return (
+        f"A norm of neurons that are all zero, as of a ReLU in narrow networks, is 0/0: take a larger width. {growth}"
     )

@@ -81,6 +81,12 @@ def check_same(estimate: Estimate, experiment: Experiment, free: Sequence[str]) 
                 f"The Estimate is of networks of {' '.join(_kinds(model))}, the experiment of "
                 f"{' '.join(_kinds(experiment.model))}. {remedy}"
             )
+        ratios = [[section.dense.ratio for section in m.sections] for m in (model, experiment.model)]
+        if ratios[0] != ratios[1]:
+            raise ValueError(
+                f"The Estimate is of networks whose matrices have the ratios {ratios[0]}, those of the experiment have "
+                f"{ratios[1]}. {remedy}"
+            )
         made_by = eqx.tree_at(lambda e: e.model, experiment, model)
         names = tuple(places(experiment.model))
         there |= dict(zip(names, get_parameters(made_by, names).tolist(), strict=True))

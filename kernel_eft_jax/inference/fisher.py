@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..checks import check_count, check_flag, check_kind
+from ..checks import ON_HOST, check_count, check_flag, check_kind, check_untraced
 from ..closures import Closure
 from ..trajectory.failures import LARGEST_ERROR
 from ..trajectory.solve import EXACT
@@ -159,6 +159,7 @@ def fisher(
         ValueError: For names that are no parameters, and where the theory is not finite or its expectations are not
             accurate.
     """
+    check_untraced("fisher", ON_HOST, experiment)
     check_kind(experiment, Experiment, "experiment")
     check_kind(closure, Closure, "closure")
     check_flag(with_V4, "with_V4")

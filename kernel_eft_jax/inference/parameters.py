@@ -102,7 +102,7 @@ def places(tree: Experiment | Model) -> dict[str, Place]:
         name = jax.tree_util.keystr(path).removeprefix(".model").removeprefix(".")
         if not eqx.is_inexact_array(leaf) or name == "K0" or (name == "eps" and leaf.ndim):
             continue
-        if hasattr(model, "activation"):  # one matrix
+        if model.one_matrix:
             name = name.replace("branch[0]", "activation").replace("branch[1].", "")
         held = _part_and_holder(tree, path)
         if leaf.ndim == 0:
