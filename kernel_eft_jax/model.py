@@ -144,31 +144,22 @@ class Model(eqx.Module):
 
         Raises FloatingPointError, outside jit, where it is not finite.
         """
-        Q = _Q(self, self._check(K))
-        if is_concrete(Q) and not np.isfinite(Q).all():
-            a, b = np.argwhere(~np.isfinite(np.asarray(Q)))[0]
-            raise FloatingPointError(
-                f"The kernel map is not finite: Q[{a}, {b}] at K[{a}, {b}] = {float(np.asarray(K)[a, b]):.6g} is "
-                f"{float(Q[a, b])}. "
-                + (
-                    "A norm of an input of zero norm is 0/0: leave this input out."
-                    if 0 in np.diagonal(np.asarray(K))[[a, b]]
-                    else "The second moment of the activation must exist at this variance, as a number of this dtype: "
-                    "take a smaller kernel."
-                )
-            )
-        return Q
+        K = self._check(K)
+        return _finite("Q", _Q(self, K), K)
 
     def chi(self, K: Float[ArrayLike, "N N"], h: Float[ArrayLike, "N N"]) -> Float[Array, "N N"]:
         r"""First derivative of Q at K along the symmetric matrix h; for one matrix
 
         $$(\chi h)_{ab} =
           C_W \left( E[s'_a s'_b] h_{ab} + \tfrac12 E[s''_a s_b] h_{aa} + \tfrac12 E[s_a s''_b] h_{bb} \right)$$
+
+        At an input of zero norm the derivative of a kinked activation by the variance of this input is infinite and is
+        left out. Raises FloatingPointError, outside jit, where the derivative is not finite.
         """
         K = self._check(K)
         h = check_shape(h, "h", K.shape)
         check_symmetric(h, "h")
-        return _chi(self, K, h.astype(K.dtype))
+        return _finite("chi h", _chi(self, K, h.astype(K.dtype)), K)
 
     def hess(self, K: Float[ArrayLike, "N N"], V: Float[ArrayLike, "N N N N"]) -> Float[Array, "N N"]:
         r"""Second derivative of Q at K contracted with a covariance V of kernels.
@@ -177,12 +168,13 @@ class Model(eqx.Module):
           \qquad p, q \in \{aa, bb, ab\}$$
 
         V must be a covariance of kernels: at a repeated input it has no component that would separate the two copies.
-        (For kinked activations the second derivative along such a component is infinite and is left out.)
+        (For kinked activations the second derivative along such a component is infinite and is left out.) Raises
+        FloatingPointError, outside jit, where the derivative is not finite.
         """
         K = self._check(K)
         V = check_shape(V, "V", K.shape * 2)
         check_symmetric(V, "V", (1, 0, 2, 3), (0, 1, 3, 2), (2, 3, 0, 1))
-        return _hess(self, K, V.astype(K.dtype))
+        return _finite("Hess:V", _hess(self, K, V.astype(K.dtype)), K)
 
     def _check(self, K):
         check_unstacked(self, "model")
@@ -242,6 +234,27 @@ class Model(eqx.Module):
         last = self.branch[-1]
         assert isinstance(last, Dense)
         return last
+
+
+def _finite(name, value, K):
+    """The value of a kernel map, or of a derivative, at K. Raises FloatingPointError with the entry, outside jit, where
+    the value is not finite."""
+    if is_concrete((value, K)) and not np.isfinite(value).all():
+        a, b = np.argwhere(~np.isfinite(np.asarray(value)))[0]
+        if 0 in np.diagonal(np.asarray(K))[[a, b]]:
+            why = (
+                "A norm, or a second derivative of a kink, has no value at an input of zero norm: leave this input out."
+            )
+        else:
+            why = (
+                "The second moment of the activation must exist at this variance, as a number of this dtype: take a "
+                "smaller kernel."
+            )
+        raise FloatingPointError(
+            f"The kernel map is not finite: {name}[{a}, {b}] at K[{a}, {b}] = {float(K[a, b]):.6g} is "
+            f"{float(value[a, b])}. {why}"
+        )
+    return value
 
 
 @eqx.filter_jit

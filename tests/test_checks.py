@@ -538,7 +538,16 @@ def test_a_width_of_the_pilot_that_a_ratio_forbids_is_refused_before_any_work():
         keft.validity_window(model, [[1.0]], depth=2, eps=0.5, key=jax.random.key(0), pilot_width=6)
 
 
-def test_a_norm_of_an_input_of_zero_norm_is_named():
-    model = keft.Model([keft.RMSNorm(), keft.Dense(1.0)])
-    with pytest.raises(FloatingPointError, match="0/0: leave this input out"):
-        model.Q(jnp.diag(jnp.array([1.0, 0.0])))
+@pytest.mark.parametrize(
+    ("branch", "ask"),
+    [
+        ([keft.RMSNorm(), keft.Dense(1.0)], lambda model, K: model.Q(K)),
+        ([keft.RMSNorm(), keft.Dense(1.0)], lambda model, K: model.chi(K, jnp.eye(2))),
+        ([keft.ReLU(), keft.Dense(1.0)], lambda model, K: model.hess(K, jnp.ones((2, 2, 2, 2)))),
+    ],
+    ids=["value of a norm", "derivative of a norm", "second derivative of a kink"],
+)
+def test_what_has_no_value_at_an_input_of_zero_norm_is_named(branch, ask):
+    """Outside jit nothing that is not finite is returned."""
+    with pytest.raises(FloatingPointError, match="no value at an input of zero norm: leave this input out"):
+        ask(keft.Model(branch), jnp.diag(jnp.array([1.0, 0.0])))

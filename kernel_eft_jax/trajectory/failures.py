@@ -157,4 +157,4 @@ def _rounding(solution, name, i):
     fluctuate."""
     K = solution.packed.K0[i]
     of = K if name == "V4" else solution.model.responses(K)[-2].value
-    return 1e4 * float(jnp.finfo(K.dtype).eps) * float(jnp.max(jnp.abs(of))) ** 2
+    return 1e3 * float(jnp.finfo(K.dtype).eps) * float(jnp.max(jnp.abs(of))) ** 2
