@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from .checks import check_count, check_features, check_kernel, check_key, check_kind
 from .cholesky import semidefinite_cholesky
@@ -29,7 +29,7 @@ def shapes(model: Model, width: int) -> tuple[tuple[int, int], ...]:
     for section, arity in zip(sections, arities, strict=True):
         ratio = section.dense.ratio
         neurons = round(ratio * width)
-        if neurons < 1 or abs(neurons - ratio * width) > 1e-9 * neurons:
+        if not whole(ratio * width):
             raise ValueError(
                 f"Argument `width` times the `ratio` of a Dense must be a whole number of neurons, but {width} x "
                 f"{ratio:.10g} is {ratio * width:.10g}: take another width, or Dense(..., ratio={max(neurons, 1)} / "
@@ -44,9 +44,14 @@ def fitting_width(model: Model, least: int) -> int:
     """The smallest width from `least` on that gives every matrix a whole number of neurons; `least` if none of the next
     ten thousand does."""
     ratios = np.array([section.dense.ratio for section in model.sections])
-    neurons = ratios * np.arange(least, least + 10_000)[:, None]
-    whole = (np.round(neurons) >= 1) & (np.abs(neurons - np.round(neurons)) <= 1e-9 * np.round(neurons))
-    return least + int(np.argmax(whole.all(axis=1)))
+    fits = np.all(whole(ratios * np.arange(least, least + 10_000)[:, None]), axis=1)
+    return least + int(np.argmax(fits))
+
+
+def whole(neurons: Float[np.ndarray, "*shape"] | float) -> Bool[np.ndarray, "*shape"] | np.bool:
+    """Whether a ratio times a width is a whole number of neurons, at least one, to rounding."""
+    nearest = np.round(neurons)
+    return (nearest >= 1) & (np.abs(neurons - nearest) <= 1e-9 * nearest)
 
 
 def skip(model: Model, eps: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -110,6 +110,7 @@ def test_sources_alone_add_up():
 @pytest.fixture(scope="module")
 def study():
     small = {name: t._replace(inputs=2, closure=study_of.Euler()) for name, t in study_of.THEORIES.items()}
+    small[study_of.SOURCE] = study_of.THEORIES[study_of.SOURCE]._replace(inputs=2)  # this one has no chi
     small[study_of.TOWER] = small[study_of.TOWER]._replace(closure=keft.HermiteTower(20))  # of the summary
     setting = study_of.Setting(study_of.MAIN.K0[:2, :2], 64, 8, 0.5)
     return study_of.main_job(96, jax.random.key(3), setting, small, progress=False)

@@ -155,6 +155,6 @@ def _check_entries(solution):
 def _rounding(solution, name, i):
     """Rounding of V4 or V_SS at one saved depth, where all variances may be zero: S behind a norm does not
     fluctuate."""
-    K = solution.packed.K0[i]
-    of = K if name == "V4" else solution.model.responses(K)[-2].value
+    K, last = solution.K0[i], solution.model.last
+    of = K if name == "V4" else (solution.model.Q(K) - last.C_b) / last.C_W
     return 1e3 * float(jnp.finfo(K.dtype).eps) * float(jnp.max(jnp.abs(of))) ** 2

@@ -136,13 +136,13 @@ class _Run:
         if good.all():
             return
         failed = np.argmin(good)
-        worst = members[failed]
-        names = " and ".join(map(str, worst))
+        alone = members[failed]
+        names = " and ".join(map(str, alone))
         try:
-            solve(self.model, self.K0[worst[:, None], worst], self.ts, eps=self.eps, closure=self.closure, **self.where)
+            solve(self.model, self.K0[alone[:, None], alone], self.ts, eps=self.eps, closure=self.closure, **self.where)
         except RuntimeError as error:
             raise RuntimeError(f"Of the inputs {names} alone: {error}") from error
-        by_which = " by the table of nodes" if len(worst) == 2 else ""
+        by_which = " by the table of nodes" if len(alone) == 2 else ""
         raise RuntimeError(
             f"For the inputs {names} alone `solve` succeeds, and here it does not: the expectations{by_which} have an "
             f"estimated relative error of {entries.expectation_error[failed]:.2g}. Take `solve` for them."
