@@ -4,6 +4,7 @@ meant."""
 import importlib
 import json
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy import integrate, stats
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli, figures, recipes
 from kernel_eft_jax.cli.commands.network import read_own
+from kernel_eft_jax.diagnostics import coordinates
 
 ONE = {"K0": np.array([[1.0]])}
 EVERY = ("gpt2", "pre_norm", "depth_mup", "ln_scaling", "umup", "resnet_v2", "plain")
@@ -161,6 +163,27 @@ def test_a_key_tells_from_which_width_on(key, check):
     assert set(found.enough) == {"V4", "K1"}
     assert f"From width {found.enough['V4'][-1].width} on" in str(found)
     assert not check.enough
+
+
+@pytest.mark.slow
+def test_networks_are_compared_with_a_theory_of_the_degree_that_the_block_needs(key):
+    """sin(phi) at a variance of 25 needs a degree of 128; the degree 40 of other searches leaves out 380 % of K1."""
+    stack = {"model": keft.Model(keft.Sin(), 2.0), "K0": [[25.0]], "width": 32, "depth": 2, "eps": 0.5}
+    found = keft.coordinate_check(**stack, key=key, networks=64, tolerance=1.0, progress=False)
+    assert found.enough["K1"][-1].confirms(1.0)
+
+
+def test_a_theory_that_leaves_out_too_much_for_the_tolerance_is_refused(check):
+    """A truncation of 3 % of V4, and one of K1 that is not known: no network is drawn."""
+    zero = jax.tree.map(np.zeros_like, check.theory.packed)
+    rough = eqx.tree_at(lambda m: m.V4, zero, 0.03 * check.theory.packed.V4)
+    theory = eqx.tree_at(lambda s: s.packed_truncation, check.theory, rough, is_leaf=lambda x: x is None)
+    coordinates._check_exact(theory, 0.12001)
+    with pytest.raises(ValueError, match=r"too small: .* leaves out 3 % of V4 and 0 % of K1.* Take a larger tolerance"):
+        coordinates._check_exact(theory, 0.119)
+    unknown = eqx.tree_at(lambda s: s.packed_truncation.K1, theory, np.nan * rough.K1)
+    with pytest.raises(ValueError, match="an unknown part of K1"):
+        coordinates._check_exact(unknown, 1.0)
 
 
 def test_two_inputs_have_a_cosine():

@@ -30,8 +30,9 @@ from ..checks import (
 from ..depths import check_eps
 from ..ensemble.estimate import LEAST_ENSEMBLE
 from ..model import Model
+from ..network import fitting_width
 from ..trajectory import Solution, solve
-from .validity import Width, validity_window
+from .validity import REFERENCE, Width, sufficient_widths, truncation_shares
 from .widths import WidthCheck, kernels_by_width, layer_names, width_check
 
 DEFAULT_DEPTHS = 24  # so many layers behind the input, if the caller names none
@@ -254,9 +255,32 @@ def coordinate_check(
     own_check = None if kernels is None else width_check(kernels, theory)
     enough = {}
     if key is not None:
-        choices = {"tolerance": tolerance, "networks": networks, "progress": progress}
-        enough = validity_window(model, K0, depth=depth, eps=eps, key=key, closures={}, **choices).widths
+        exact = solve(model, K0, layers=[0, depth], eps=eps, closure=_reference(theory))
+        _check_exact(exact, tolerance)
+        choices = {"pilot_width": fitting_width(model, 64), "networks": networks, "tolerance": tolerance}
+        enough = sufficient_widths(exact, K0, key=key, **choices, progress=progress)
     return CoordinateCheck(theory, width, tolerance, enough, own_check)
+
+
+def _reference(theory):
+    """The closure to compare networks with: that of widths elsewhere, or of the degree that this block needs."""
+    needed = theory.closure
+    return needed if needed.degree > REFERENCE.degree else REFERENCE
+
+
+def _check_exact(exact, tolerance):
+    """Check that the theory leaves out little beside the tolerance, so that networks can be compared with it."""
+    shares = truncation_shares(exact)
+    if not all(share <= tolerance / 4 for share in shares.values()):
+        left_out = " and ".join(
+            f"{100 * share:.2g} % of {quantity}" if np.isfinite(share) else f"an unknown part of {quantity}"
+            for quantity, share in shares.items()
+        )
+        raise ValueError(
+            f"Argument `tolerance` is too small: no width can be found for a tolerance of {100 * tolerance:.3g} %, "
+            f"because the degree of the theory leaves out {left_out}, which must be at most a quarter of the "
+            "tolerance. Take a larger tolerance, or no `key`."
+        )
 
 
 def _check_own(own, layers, shape):

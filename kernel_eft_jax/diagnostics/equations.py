@@ -82,11 +82,12 @@ def covariance_residual(
     check_untraced("covariance_residual", ON_HOST, result.K0, model, K0)
     model = _model_of(result, model)
     k0 = _packed_kernels(result, K0)
+    responses = responses_along(model, k0)
     last, C_W, c = model.last, float(model.C_W), float(model.decay)
     dt = _following_steps(result)[:, None, None]
 
     def residual(G, Q, K1, V4, V_GQ, V_QQ, inverse_width) -> CovarianceResidual:
-        kernel = of_g_only(model, k0, K1, V4)
+        kernel = of_g_only(responses, K1, V4)
         exact = _both_ways(V_GQ)
         noise = sigma_product(G, Q) + inverse_width * _exchange(V_GQ, both=True)
         square = 0.5 * sigma_product(Q, Q) + inverse_width * _exchange(V_QQ, both=False)
@@ -102,7 +103,7 @@ def covariance_residual(
 
     def predicted(x: Any) -> CovarianceResidual:
         K1, V4 = np.asarray(x.packed.K1), np.asarray(x.packed.V4)
-        kernel = of_g_only(model, k0, K1, V4)
+        kernel = of_g_only(responses, K1, V4)
         V_GQ, V_QQ = kernel.transport, kernel.C_Q
         if x.packed.V_GS is not None:  # else the closure is GOnly
             V_GQ, V_QQ = C_W * np.asarray(x.packed.V_GS), C_W**2 * np.asarray(x.packed.V_SS)
@@ -123,10 +124,10 @@ def mean_source(
     """
     check_untraced("mean_source", ON_HOST, result.K0, model, K0)
     model = _model_of(result, model)
-    k0 = _packed_kernels(result, K0)
+    responses = responses_along(model, _packed_kernels(result, K0))
 
     def sources(x: Any) -> MeanSource:
-        closure = of_g_only(model, k0, pack(np.asarray(x.K1)), pack_covariance(np.asarray(x.V4))).m_S
+        closure = of_g_only(responses, pack(np.asarray(x.K1)), pack_covariance(np.asarray(x.V4))).m_S
         exact = closure if x.U1 is None else pack(np.asarray(x.U1))
         return MeanSource(unpack(exact), unpack(closure))
 
@@ -174,19 +175,25 @@ def kurtosis(result: Estimate | Solution) -> Measured[Float[np.ndarray, "T N"]]:
     return _evaluate(measured if isinstance(result, Estimate) else predicted, result)
 
 
-def of_g_only(model: Model, k0: Any, K1: Any, V4: Any) -> Any:
-    """GOnly at a sequence of packed kernels, as NumPy arrays."""
-    return jax.tree.map(np.asarray, _of_g_only(model, *(jnp.asarray(x) for x in (k0, K1, V4))))
-
-
 @eqx.filter_jit
-def _of_g_only(model: Model, k0, K1, V4) -> OfGOnly:
-    def at(k, K1, V4):
-        *to_S, last = model.responses(k)
+def responses_along(model: Model, k0: Any) -> Any:
+    """The responses of the block's maps at a sequence of packed kernels: once, whatever moments they act on."""
+    return jax.vmap(lambda k: list(model.responses(k)))(jnp.asarray(k0))
+
+
+def of_g_only(responses: Any, K1: Any, V4: Any) -> Any:
+    """GOnly at a sequence of kernels, as NumPy arrays."""
+    return jax.tree.map(np.asarray, _of_g_only(responses, jnp.asarray(K1), jnp.asarray(V4)))
+
+
+@jax.jit
+def _of_g_only(responses, K1, V4) -> OfGOnly:
+    def at(responses, K1, V4):
+        *to_S, last = responses
         m_S, C_S = carry_all(to_S, K1, V4)
         return OfGOnly(last.value, apply_all([*to_S, last], V4), m_S, last.carry(m_S, C_S)[1])
 
-    return jax.vmap(at)(k0, K1, V4)
+    return jax.vmap(at)(responses, K1, V4)
 
 
 def _response(result: Estimate | Solution, ts: Any, c: float) -> Float[np.ndarray, "T T"]:

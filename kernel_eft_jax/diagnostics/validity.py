@@ -195,21 +195,38 @@ def validity_window(
     for name, closure in (closures_of(model) if closures is None else closures).items():
         errors = relative_errors(solve(model, K0, layers=layers, eps=eps, closure=closure), exact)
         reach[name] = {quantity: Reach(e, _leaves(ts[1:], e, tolerance)) for quantity, e in errors.items()}
-    widths: dict[str, tuple[Width, ...]] = {}
-    if key is not None:
-        keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(WINDOW_QUANTITIES)))
-
-        def sample(width):
-            sizes = {"width": width, "depth": depth, "networks": networks}
-            return estimate(model, K0, **sizes, eps=eps, key=next(keys), save_at=[depth], progress=progress)
-
-        pilot = sample(pilot_width)
-        for quantity in WINDOW_QUANTITIES:
-            sampled = [_deviation(pilot, exact, quantity, tolerance)]
-            while len(sampled) == 1 or not (sampled[-1].confirms(tolerance) or len(sampled) > ATTEMPTS):
-                sampled.append(_deviation(sample(sampled[-1].needed), exact, quantity, tolerance))
-            widths[quantity] = tuple(sampled)
+    sizes = {"pilot_width": pilot_width, "networks": networks, "tolerance": tolerance}
+    widths = {} if key is None else sufficient_widths(exact, K0, key=key, **sizes, progress=progress)
     return Window(ts[1:], tolerance, exact, reach, widths)
+
+
+def sufficient_widths(
+    exact: Solution,
+    K0: Float[ArrayLike, "N N"],
+    *,
+    pilot_width: int,
+    networks: int,
+    tolerance: float,
+    key: PRNGKeyArray,
+    progress: bool,
+) -> dict[str, tuple[Width, ...]]:
+    """The widths that were sampled to find the one from which order 1/n, `exact`, is right at the last depth to the
+    tolerance: for V4 and for K1, the last width of each."""
+    assert exact.layers is not None
+    keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(WINDOW_QUANTITIES)))
+    depth = exact.layers[-1]
+    settings = {"depth": depth, "eps": exact.eps, "networks": networks, "save_at": [depth], "progress": progress}
+
+    def sample(width):
+        return estimate(exact.model, K0, width=width, key=next(keys), **settings)
+
+    pilot, widths = sample(pilot_width), {}
+    for quantity in WINDOW_QUANTITIES:
+        sampled = [_deviation(pilot, exact, quantity, tolerance)]
+        while len(sampled) == 1 or not (sampled[-1].confirms(tolerance) or len(sampled) > ATTEMPTS):
+            sampled.append(_deviation(sample(sampled[-1].needed), exact, quantity, tolerance))
+        widths[quantity] = tuple(sampled)
+    return widths
 
 
 def relative_errors(solution: Solution, exact: Solution) -> dict[str, Float[np.ndarray, " T-1"]]:
@@ -265,11 +282,7 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
                 "an activation: take HermiteTower()."
             )
         return
-    worst = {
-        q: float(np.max((np.abs(np.asarray(getattr(exact.truncation, q))) / unit(exact, q))[1:]))
-        for q in WINDOW_QUANTITIES
-    }
-    for quantity, error in worst.items():
+    for quantity, error in truncation_shares(exact).items():
         if not error <= tolerance / 4:
             about = f"its truncation error is about {error:.2g} of {quantity}"
             unknown = f"its degree is too low to tell the truncation error of {quantity}"
@@ -278,3 +291,14 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
                 f"be at most a quarter of the tolerance {tolerance:.2g}. Pass a higher degree, such as "
                 "reference=HermiteTower(60)."
             )
+
+
+def truncation_shares(exact: Solution) -> dict[str, float]:
+    """The truncation error of V4 and of K1 in units of theirs, the worst over entries and depths but zero; 0 where
+    nothing is truncated."""
+    if exact.truncation is None:
+        return dict.fromkeys(WINDOW_QUANTITIES, 0.0)
+    return {
+        q: float(np.max((np.abs(np.asarray(getattr(exact.truncation, q))) / unit(exact, q))[1:]))
+        for q in WINDOW_QUANTITIES
+    }

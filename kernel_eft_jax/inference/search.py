@@ -61,8 +61,7 @@ def reweighted(search, problem, x, prediction):
     estimate, its prediction, whether the search ended well, and why it ended."""
     W, shift = problem.weigh(prediction), np.inf
     for _ in range(ROUNDS):
-        before, (x, converged, message) = x, search(problem, x, prediction, W)
-        prediction = problem.evaluate(x)
+        before, (x, prediction, converged, message) = x, search(problem, x, prediction, W)
         if not converged:
             return x, prediction, False, message
         W = problem.weigh(prediction)
@@ -77,19 +76,28 @@ def least_squares(problem, x, prediction, W):
     """Gauss-Newton in a trust region, inside the bounds."""
     from scipy import optimize
 
-    known = {x.tobytes(): prediction}  # SciPy asks for value and Jacobian one after the other
+    accepted = latest = (x, prediction)
 
     def at(x):
-        if x.tobytes() not in known:
-            known.clear()
-            known[x.tobytes()] = problem.evaluate(x)
-        return known[x.tobytes()]
+        """The theory at x. SciPy asks for value and Jacobian one after the other, and ends at an accepted point."""
+        nonlocal latest
+        for known, prediction in (accepted, latest):
+            if np.array_equal(x, known):
+                return prediction
+        latest = (x.copy(), problem.evaluate(x))
+        return latest[1]
+
+    def jacobian(x):
+        """W dm/dx. SciPy asks for it at the first point and at each accepted one."""
+        nonlocal accepted
+        accepted = (x.copy(), at(x))
+        return W @ accepted[1].jacobian
 
     errors = np.linalg.norm(np.linalg.pinv(W @ prediction.jacobian), axis=1)
     result = optimize.least_squares(
         lambda x: problem.residual(at(x), W),
         np.maximum(x, problem.least + 1e-3 * errors),
-        lambda x: W @ at(x).jacobian,  # pyright: ignore[reportArgumentType]
+        jacobian,  # pyright: ignore[reportArgumentType]
         bounds=(problem.least, np.inf),
         x_scale=errors,
         ftol=1e-9,
@@ -97,7 +105,7 @@ def least_squares(problem, x, prediction, W):
         gtol=1e-10,
         max_nfev=100,
     )
-    return result.x, result.success, f"The search ended: {result.message}"
+    return result.x, at(result.x), result.success, f"The search ended: {result.message}"
 
 
 def gradient_steps(optimiser):
@@ -120,15 +128,16 @@ def gradient_steps(optimiser):
         for _ in range(MOST_STEPS):
             gradient = unit.T @ (W @ prediction.jacobian).T @ problem.residual(prediction, W)
             if np.linalg.norm(np.linalg.solve(unit, inside(x - unit @ gradient) - x)) < 1e-3:
-                return x, True, "The search ended: the gradient vanishes."
+                return x, prediction, True, "The search ended: the gradient vanishes."
             update, state = optimiser.update(jnp.asarray(gradient, z.dtype), state, z)
             step = inside(x + unit @ np.asarray(update, np.float64))
-            prediction = problem.evaluate(step)
-            if not all(np.isfinite(part).all() for part in prediction):
-                return x, False, "The search left the region where kernels are finite: take smaller steps."
-            x = step
+            there = problem.evaluate(step)
+            if not all(np.isfinite(part).all() for part in there):
+                return x, prediction, False, "The search left the region where kernels are finite: take smaller steps."
+            x, prediction = step, there
         return (
             x,
+            prediction,
             False,
             f"The search did not end within {MOST_STEPS} steps: take larger steps, or a schedule that shrinks them.",
         )
