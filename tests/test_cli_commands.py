@@ -139,7 +139,7 @@ def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("sampler", ["block", pytest.param("weights", marks=pytest.mark.slow)])
-def test_fit_takes_what_sample_writes(sampler, capsys):
+def test_fit_takes_what_sample_writes(sampler):
     """Of linear networks, whose mean kernel is known at every width: truth within 4 standard errors; false alarm
     1e-3."""
     ensemble = f"--width 16 --depth 6 --eps 0.4 --networks 512 --times 3 --sampler {sampler}"

@@ -1,13 +1,13 @@
 """Recipes and the predicted coordinate check: closed forms of growth and spread, and networks that are or are not those
 meant."""
 
-import importlib
 import json
 
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from commands import in_an_empty_directory as in_an_empty_directory
 from scipy import integrate, stats
 
 import kernel_eft_jax as keft
@@ -217,12 +217,6 @@ def test_the_figure_draws_the_prediction_and_the_networks(check):
 
 
 class TestCommand:
-    @pytest.fixture(autouse=True)
-    def in_an_empty_directory(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
-        monkeypatch.setattr(cli, "load_command", load)
-
     def test_one_command_says_all(self, own, tmp_path, capsys):
         """Block, width, depth and step come from the options or from the user's file; figure and JSON are written."""
         np.savez("own.npz", G=own[32], K0=STACK["K0"], layers=LAYERS, width=32, eps=0.5)

@@ -148,7 +148,7 @@ def test_jackknife_sees_correlations(key):
     assert (error["G"] > 0).all()
 
 
-def test_groups_are_dealt_in_turn_and_never_changed(key):
+def test_groups_are_dealt_in_turn_and_never_changed():
     sums = Sums.zeros(1, 1, 1)
     moments = CentredSums(np.ones((1, 1)), np.zeros((1, 1)), np.zeros((1, 1, 1)))
     after = sums.add(3, 2, moments).add(GROUPS + 3, 5, moments)
