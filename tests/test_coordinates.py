@@ -12,7 +12,7 @@ from scipy import integrate, stats
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli, figures, recipes
-from kernel_eft_jax.cli.commands.network import read_own
+from kernel_eft_jax.cli.commands import network
 from kernel_eft_jax.diagnostics import coordinates
 
 ONE = {"K0": np.array([[1.0]])}
@@ -163,6 +163,10 @@ def test_a_key_tells_from_which_width_on(key, check):
     assert set(found.enough) == {"V4", "K1"}
     assert f"From width {found.enough['V4'][-1].width} on" in str(found)
     assert not check.enough
+    # With the same networks a tolerance of 1 % is beyond what they can tell: no width follows.
+    vague = eqx.tree_at(lambda c: c.tolerance, found, 0.01)
+    assert "too few to tell whether order 1/n is right to 1 % for the drift" in str(vague)
+    assert network.record(vague)["enough"]["K1"] is None
 
 
 @pytest.mark.slow
@@ -239,6 +243,7 @@ class TestCommand:
         record = json.loads((tmp_path / "network.json").read_text())
         theory = keft.coordinate_check(**STACK, layers=LAYERS)
         np.testing.assert_allclose(record["mean"], theory.mean, rtol=1e-10)
+        assert any(f"From width {record['enough']['V4']} on" in sentence for sentence in record["sentences"])
         assert (tmp_path / "network.png").stat().st_size > 1000
 
     @pytest.mark.parametrize(
@@ -264,13 +269,13 @@ class TestCommand:
         """No file takes the place of another: 64.5 would be 64."""
         for width in (64.0, 64.5, np.inf):
             np.savez(f"{width}.npz", G=own[32], K0=STACK["K0"], layers=LAYERS, width=width, eps=0.5)
-        kernels, _, settings = read_own(["64.0.npz"])
+        kernels, _, settings = network.read_own(["64.0.npz"])
         assert (list(kernels), keft.checks.check_count(settings["width"], "width")) == ([64], 64)
         for width in ("64.5", "inf"):
             with pytest.raises(ValueError, match=f"width in {width}.npz is {width}, which is not a whole number: save"):
-                read_own(["64.0.npz", f"{width}.npz"])
+                network.read_own(["64.0.npz", f"{width}.npz"])
         with pytest.raises(ValueError, match="two files hold networks of width 64: join them"):
-            read_own(["64.0.npz", "64.0.npz"])
+            network.read_own(["64.0.npz", "64.0.npz"])
 
 
 def test_own_networks_need_the_layers_of_the_prediction(own):

@@ -323,6 +323,19 @@ def test_widths_where_order_1_over_n_is_enough(window):
         assert w.stderr < 0.3 * exact
 
 
+def test_scatter_of_networks_asks_for_no_width(window):
+    """K1 of linear networks is zero at every width, and 4,096 networks know it to 1 % of K0, ten times the tolerance:
+    the pilot's scatter is no deviation, from which a width would follow."""
+    (pilot,) = window.widths["K1"]
+    assert pilot.width == 32
+    assert not pilot.resolves(0.1)
+    assert pilot.deviation < 2 * pilot.stderr
+    assert "K1 to order 1/n: perhaps (take more networks to be sure) from n* = 32" in str(window)
+    # A deviation beyond two standard errors asks, and so does one that is resolved.
+    asks = [validity.Width(64, d, error, 0).asks(0.1) for d, error in ((0.19, 0.1), (0.21, 0.1), (0.01, 0.05))]
+    assert asks == [False, True, True]
+
+
 def test_window_in_words_and_numbers(window):
     text = str(window)
     assert "V4 of itself: everywhere" in text
@@ -469,6 +482,7 @@ def test_window_figure_marks_depths_and_widths(window):
     assert any(text.get_text() == f"$t^* = {t_star:.2g}$" for text in first.texts)
     labels = widths.get_legend_handles_labels()[1]
     assert labels[0] == f"$V_4$ of networks: $n^* = {window.widths['V4'][-1].width}$"
+    assert labels[1] == "$K_1$ of networks: too few at 32"
     t, error = map(np.asarray, first.lines[0].get_data())
     np.testing.assert_array_equal(error[np.isin(t, window.ts)], window.reach["kernel"]["V4"].error)
     assert np.interp(t_star, t, error) == pytest.approx(window.tolerance)

@@ -47,8 +47,8 @@ class CoordinateCheck(eqx.Module):
     """The predicted stream of networks of one width, and what was measured in networks of the user's own.
 
     `theory` holds K0, V4 and K1 at the saved layers. `enough` maps "V4" and "K1" to the sampled widths, which tell from
-    which width on order 1/n is right to `tolerance`: the last of them is this width, if it `confirms`. Without a key
-    `enough` is empty. `own` holds the user's networks by width.
+    which width on order 1/n is right to `tolerance`: the last of them is this width, if it `confirms` and `resolves`.
+    Without a key `enough` is empty. `own` holds the user's networks by width.
     """
 
     theory: Solution
@@ -162,11 +162,12 @@ class CoordinateCheck(eqx.Module):
         for quantity, sampled in self.enough.items():
             name, last = ("spread from seed to seed" if quantity == "V4" else "drift"), sampled[-1]
             right = f"right to {100 * self.tolerance:.3g} % for the {name}{worst}"
-            unsure = "" if last.resolves(self.tolerance) else " The sampled networks are too few to be sure: take more."
-            if last.confirms(self.tolerance):
-                yield f"From width {last.width} on order 1/n is {right}.{unsure}"
+            if not last.confirms(self.tolerance):
+                yield f"At width {last.width} order 1/n is not yet {right}."
+            elif last.resolves(self.tolerance):
+                yield f"From width {last.width} on order 1/n is {right}."
             else:
-                yield f"At width {last.width} order 1/n is not yet {right}.{unsure}"
+                yield f"The networks of width {last.width} are too few to tell whether order 1/n is {right}: take more."
 
     def _own(self):
         for index in range(0 if self.own is None else len(self.own.widths)):

@@ -59,6 +59,10 @@ class Width(eqx.Module):
         """Whether the standard error is at most half of the tolerance; only then is `confirms` conclusive."""
         return self.stderr <= tolerance / 2
 
+    def asks(self, tolerance: float) -> bool:
+        """Whether `needed` follows from a deviation, and not from the scatter of networks that are too few."""
+        return self.resolves(tolerance) or self.deviation > 2 * self.stderr
+
     def where(self, tolerance: float) -> str:
         """The widths from which order 1/n is right to the tolerance, in words."""
         enough = "from" if self.resolves(tolerance) else "perhaps (take more networks to be sure) from"
@@ -70,8 +74,9 @@ class Window(Shown):
 
     `reach[closure][quantity]` holds the depths. `widths[quantity]` holds the sampled widths: the pilot, then the width
     that the pilot asked for. If networks of this width deviate too much (narrow networks, where the next order
-    matters), they ask for a larger width in turn. The last width is $n^*$, if it `confirms`; if not, three attempts
-    were not enough. Without a key nothing is sampled.
+    matters), they ask for a larger width in turn. Networks that are too few, whose deviation is within two standard
+    errors, ask for none. The last width is $n^*$, if it `confirms` and `resolves`; if it does not confirm, three
+    attempts were not enough. Without a key nothing is sampled.
     """
 
     ts: Float[np.ndarray, " T-1"]
@@ -144,7 +149,8 @@ def validity_window(
     $t^*$ is the depth at which the error of a closure first leaves the tolerance; between saved layers the error is a
     straight line. With a `key`, a pilot ensemble of `networks` networks of `pilot_width` measures the deviation d from
     order 1/n at the last depth, and $n^*$ is pilot_width times d / tolerance. An ensemble of this width confirms $n^*$,
-    or asks for a larger one, at most three times. If the branch begins with a matrix or a norm, `GOnly` is exact, and
+    or asks for a larger one, at most three times. Networks that are too few to tell d from zero, or from the tolerance,
+    ask for no other width, and the answer says so. If the branch begins with a matrix or a norm, `GOnly` is exact, and
     its $t^*$ is infinite. Do not use it for tolerances below the sampling error, `Width.stderr`.
 
     Args:
@@ -223,8 +229,11 @@ def sufficient_widths(
     pilot, widths = sample(pilot_width), {}
     for quantity in WINDOW_QUANTITIES:
         sampled = [_deviation(pilot, exact, quantity, tolerance)]
-        while len(sampled) == 1 or not (sampled[-1].confirms(tolerance) or len(sampled) > ATTEMPTS):
-            sampled.append(_deviation(sample(sampled[-1].needed), exact, quantity, tolerance))
+        for _ in range(ATTEMPTS):
+            last = sampled[-1]
+            if not last.asks(tolerance) or (last.confirms(tolerance) and last is not sampled[0]):
+                break
+            sampled.append(_deviation(sample(last.needed), exact, quantity, tolerance))
         widths[quantity] = tuple(sampled)
     return widths
 

@@ -86,7 +86,10 @@ def _widths(ax: Axes, window: Window) -> None:
     for i, (quantity, widths) in zip(OF_NETWORKS, window.widths.items(), strict=False):
         style, points = CURVE_STYLES[i], POINT_STYLES[i]
         n, d, error = (np.array([getattr(w, name) for w in widths], float) for name in ("width", "deviation", "stderr"))
-        label = f"${quantity[0]}_{quantity[1]}$ of networks: $n^* = {widths[-1].width}$"
+        last = widths[-1]
+        sure = f"$n^* = {last.width}$" if last.resolves(window.tolerance) else f"too few at {last.width}"
+        found = sure if last.confirms(window.tolerance) else f"not yet at {last.width}"
+        label = f"${quantity[0]}_{quantity[1]}$ of networks: {found}"
         # On a logarithmic axis a bar that reaches zero would have no end.
         ax.errorbar(n, d, [np.minimum(error, 0.9 * d), error], label=label, **points)
         span = np.array([n.min() / 1.5, n.max() * 1.5])
