@@ -5,14 +5,29 @@ import importlib
 import pytest
 
 from kernel_eft_jax import cli
+from kernel_eft_jax.cli import drawing
+from kernel_eft_jax.cli.outputs import write
 
 
 def run(command: str) -> int:
     return cli.main(command.split())
 
 
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and their files written, but nothing is drawn: half a second for each."""
+    empty = lambda figure, path: write(path, lambda stream: stream.write(b""))  # noqa: E731
+    monkeypatch.setattr(drawing, "write_figure", empty)
+
+
+@pytest.fixture
+def drawn():
+    """Figures are drawn in tests that ask for this."""
+
+
 @pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path, monkeypatch):
+def in_an_empty_directory(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "drawn" not in request.fixturenames:
+        draw_nothing(monkeypatch)
     load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
     monkeypatch.setattr(cli, "load_command", load)

@@ -18,6 +18,12 @@ THEORY = "theory --activation linear --inputs 1 --closure GOnly --T 1 --times 2 
 LAYERS = "theory --activation linear --inputs 1 --closure GOnly --depth 1 --eps 0.5 --times 2 --out -"
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder in which programs are kept from one process to the next."""
+    return tmp_path_factory.mktemp("kept")
+
+
 def environment(tmp_path, **more):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     return kept | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "LOCALAPPDATA": str(tmp_path / "cache")} | more
@@ -42,11 +48,11 @@ print(count["/jax/compilation_cache/cache_hits"], count["/jax/compilation_cache/
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="no variable moves the cache folder")
-def test_the_second_call_compiles_nothing_anew(tmp_path):
+def test_the_second_call_compiles_nothing_anew(kept):
     """All programs of the first call are kept, the solve itself too."""
     command = [sys.executable, "-c", COUNTED, *THEORY.split()]
     options: Any = {"check": True, "capture_output": True, "text": True}
-    first, second = (subprocess.run(command, env=environment(tmp_path), **options) for _ in range(2))
+    first, second = (subprocess.run(command, env=environment(kept), **options) for _ in range(2))
     assert first.stdout == second.stdout
     hits, misses = map(int, second.stderr.split())
     assert hits > 0
@@ -87,10 +93,10 @@ def test_interrupting_the_imports_ends_quietly():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that Linux has")
-def test_a_full_disk_is_named(tmp_path):
+def test_a_full_disk_is_named(kept):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", MAIN, *LAYERS.split()]
-        run = subprocess.run(command, env=environment(tmp_path), stdout=full, stderr=subprocess.PIPE, text=True)
+        run = subprocess.run(command, env=environment(kept), stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
     assert run.stderr == "kernel-eft: A file or standard output: No space left on device.\n"
 

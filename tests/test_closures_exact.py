@@ -25,6 +25,7 @@ from problems import (
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import kernel_maps
+from kernel_eft_jax.closures import sigma_kernel
 from kernel_eft_jax.closures.pair_tower import PairTower
 from kernel_eft_jax.closures.sigma_regression import dropped_of_one
 from kernel_eft_jax.expectations.conditional import Conditional
@@ -321,9 +322,13 @@ def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt
     ],
     ids=["copies", "opposites"],
 )
-def test_inputs_that_follow_are_refused_where_the_sigma_kernel_loses_a_kink(activation, kernel):
+def test_inputs_that_follow_are_refused_where_the_sigma_kernel_loses_a_kink(activation, kernel, monkeypatch):
     """Averages given an input lack the delta function of s'' of its multiple: products with s at the kink are missing.
-    The error is above the hundredth beyond which `solve` refuses."""
+    The error is above the hundredth beyond which `solve` refuses. (The other errors, which are smaller, are left out
+    here.)"""
+    for name in ("nodes_error", "products_error", "regression_error"):
+        monkeypatch.setattr(sigma_kernel, name, lambda *_: jnp.zeros(()))
+    monkeypatch.setattr(keft.Model, "error", lambda *_: jnp.zeros(()))
     error = jax.jit(functools.partial(keft.SigmaKernel(4).error, keft.Model(activation, 2.0)))
     assert float(error(jnp.array(kernel))) == 1.0
 
@@ -342,8 +347,9 @@ def test_what_the_sigma_kernel_drops_of_functions_near_their_absolute_value():
     noise = (rest_slope * slope) @ w
     lost = noise * 0.5 * ((slope * rest * x) @ w - noise) / ((rest**2 @ w) * mean**2)
     activation = SMOOTH["Smooth"].activation
-    np.testing.assert_allclose(dropped_of_one(activation, jnp.float32(k), 1e-4), abs(lost), rtol=0.01)
-    assert dropped_of_one(activation, jnp.float64(k), 1e-9) == 0
+    dropped = jax.jit(functools.partial(dropped_of_one, activation), static_argnums=1)
+    np.testing.assert_allclose(dropped(jnp.float32(k), 1e-4), abs(lost), rtol=0.01)
+    assert dropped(jnp.float64(k), 1e-9) == 0
 
 
 @pytest.mark.slow
@@ -426,7 +432,8 @@ def test_units_of_a_state_scale_as_its_parts(closure, powers):
     """With phi -> r phi and s(phi / r) units of kernels and of covariances with modes grow by r^2, units of covariances
     of kernels by r^4, and what holds s alone keeps its unit: so the solver takes the same steps in any unit."""
     K, size = pack(jnp.array([[1.0, 0.3], [0.3, 2.0]])), 4.0**-13
-    small, one = (closure.units(RESCALED["erf, continuum"][0](jnp.array(s)), s * K) for s in (size, 1.0))
+    units = jax.jit(lambda s: closure.units(RESCALED["erf, continuum"][0](s), s * K))
+    small, one = (units(jnp.array(s)) for s in (size, 1.0))
     parts = zip(jax.tree.leaves(small), jax.tree.leaves(one), powers, strict=True)
     for found, before, power in parts:
         np.testing.assert_allclose(found, size**power * before, rtol=1e-12)

@@ -1,5 +1,7 @@
 """Random numbers: the words against published vectors and JAX's own, the normals against their distribution."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,7 @@ def test_pairs_are_box_muller(key):
     assert np.abs(z).max() > 6.7
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def draw(key, layer, networks, count):
     k = network_keys(key, jnp.arange(networks, dtype=jnp.uint32))
     z = normals((k[0][None], k[1][None]), jnp.uint32(layer), jnp.arange(count, dtype=jnp.uint32)[:, None])

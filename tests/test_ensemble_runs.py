@@ -530,11 +530,11 @@ def test_what_is_told_before_a_run_is_what_it_takes(key, monkeypatch, capsys):
 def test_target_is_looked_at_in_the_same_places_after_an_interruption(key, tmp_path, capsys):
     """A finished run with a target, resumed, stops where it is. Nothing is told, or computed to tell it, where nothing
     is left."""
-    many = {"networks": 51_200, "control": False}
-    target = (lambda q: q.K1[-1, 0, 0], 0.2)
+    many = {"networks": 25_600, "control": False}
+    target = (lambda q: q.K1[-1, 0, 0], 0.3)
     first = small(key, tmp_path / "run", **many, target=target)
-    assert first.networks < 51_200
+    assert first.networks < 25_600
     assert small(key, tmp_path / "run", **many, target=target).networks == first.networks
-    assert small(key, tmp_path / "run", **many).networks == 51_200
+    assert small(key, tmp_path / "run", **many).networks == 25_600
     assert same(small(key, tmp_path / "run", **many, progress=True), small(key, **many))
     assert "in blocks of" not in capsys.readouterr().err

@@ -404,7 +404,7 @@ def test_lists_that_hold_traced_numbers_are_differentiated():
             K0, depth = of(x)
             return keft.solve(model, K0, **depth, **how, closure=keft.GOnly()).K0[-1, 0, 1]
 
-        return jax.jvp(K, (x,), (1.0,))[1]
+        return jax.jit(lambda x: jax.jvp(K, (x,), (1.0,))[1])(x)
 
     K0 = [[1.0, 0.3], [0.3, 1.0]]
     by_kernel = slope(lambda k: ([[1.0, k], [k, 1.0]], {"layers": [2], "eps": 0.5}), 0.3)

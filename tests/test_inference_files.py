@@ -85,7 +85,8 @@ def test_files_of_other_kinds_are_refused(tmp_path):
 
 def test_a_record_says_what_was_fitted_and_how():
     closure = keft.HermiteTower(2)
-    found = fit(GOOD["G"], EXPERIMENT, ["C_W", "width"], closure=closure, with_V4=True, progress=False)
+    e = Experiment(EXPERIMENT.model, K0[:1, :1], width=WIDTH, layers=LAYERS, eps=EPS)
+    found = fit(GOOD["G"][:, :, :1, :1], e, ["C_W", "width"], closure=closure, with_V4=True, progress=False)
     record = json.loads(json.dumps(fit_record(found)))
     assert record["parameters"].keys() == {"C_W", "width"}
     assert record["parameters"]["C_W"]["value"] == found.values[0]

@@ -256,26 +256,32 @@ def coordinate_check(
     own_check = None if kernels is None else width_check(kernels, theory)
     enough = {}
     if key is not None:
-        exact = solve(model, K0, layers=[0, depth], eps=eps, closure=_reference(theory))
-        _check_exact(exact, tolerance)
+        exact = _exact(theory, K0, depth, eps, tolerance)
         choices = {"pilot_width": fitting_width(model, 64), "networks": networks, "tolerance": tolerance}
         enough = sufficient_widths(exact, K0, key=key, **choices, progress=progress)
     return CoordinateCheck(theory, width, tolerance, enough, own_check)
 
 
-def _reference(theory):
-    """The closure to compare networks with: that of widths elsewhere, or of the degree that this block needs."""
-    needed = theory.closure
-    return needed if needed.degree > REFERENCE.degree else REFERENCE
+def _exact(theory, K0, depth, eps, tolerance):
+    """A theory of the last block that networks can be compared with: that of the check, or one of a higher degree."""
+    if theory.layers[-1] != depth or not _leaves_out_little(theory, tolerance):
+        closure = theory.closure if theory.closure.degree > REFERENCE.degree else REFERENCE
+        theory = solve(theory.model, K0, layers=[0, depth], eps=eps, closure=closure)
+    _check_exact(theory, tolerance)
+    return theory
 
 
-def _check_exact(exact, tolerance):
-    """Check that the theory leaves out little beside the tolerance, so that networks can be compared with it."""
-    shares = truncation_shares(exact)
-    if not all(share <= tolerance / 4 for share in shares.values()):
+def _leaves_out_little(theory, tolerance):
+    """Whether the truncation is at most a quarter of the tolerance; false where it is not known."""
+    return all(share <= tolerance / 4 for share in truncation_shares(theory).values())
+
+
+def _check_exact(theory, tolerance):
+    """Check that the theory leaves out little beside the tolerance."""
+    if not _leaves_out_little(theory, tolerance):
         left_out = " and ".join(
             f"{100 * share:.2g} % of {quantity}" if np.isfinite(share) else f"an unknown part of {quantity}"
-            for quantity, share in shares.items()
+            for quantity, share in truncation_shares(theory).items()
         )
         raise ValueError(
             f"Argument `tolerance` is too small: no width can be found for a tolerance of {100 * tolerance:.3g} %, "

@@ -303,11 +303,10 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
 
 
 def truncation_shares(exact: Solution) -> dict[str, float]:
-    """The truncation error of V4 and of K1 in units of theirs, the worst over entries and depths but zero; 0 where
-    nothing is truncated."""
+    """The truncation error of V4 and of K1 in units of theirs, the worst over entries and depths; 0 where nothing is
+    truncated."""
     if exact.truncation is None:
         return dict.fromkeys(WINDOW_QUANTITIES, 0.0)
     return {
-        q: float(np.max((np.abs(np.asarray(getattr(exact.truncation, q))) / unit(exact, q))[1:]))
-        for q in WINDOW_QUANTITIES
+        q: float(np.max(np.abs(np.asarray(getattr(exact.truncation, q))) / unit(exact, q))) for q in WINDOW_QUANTITIES
     }
