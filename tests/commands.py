@@ -14,20 +14,20 @@ def run(command: str) -> int:
 
 
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and their files written, but nothing is drawn: half a second for each."""
+    """Figures are made, and an empty file takes the place of each, because drawing takes half a second."""
     empty = lambda figure, path: write(path, lambda stream: stream.write(b""))  # noqa: E731
     monkeypatch.setattr(drawing, "write_figure", empty)
 
 
-@pytest.fixture
-def drawn():
-    """Figures are drawn in tests that ask for this."""
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Commands draw in tests with the mark `drawn` only."""
+    if request.node.get_closest_marker("drawn") is None:
+        draw_nothing(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_directory(request, tmp_path, monkeypatch):
+def in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if "drawn" not in request.fixturenames:
-        draw_nothing(monkeypatch)
     load = lambda command, cache: importlib.import_module(f"kernel_eft_jax.cli.commands.{command}")  # noqa: E731
     monkeypatch.setattr(cli, "load_command", load)

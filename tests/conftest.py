@@ -38,15 +38,14 @@ QUICK = (
 
 
 def known_flags(flags: Sequence[str]) -> list[str]:
-    """Those of the flags that the installed XLA knows; XLA ends the process at a flag that it does not know. Mostly it
-    knows them all."""
+    """Those of the flags that the installed XLA knows; XLA ends the process at a flag that it does not know. All are tried
+    together first, because most releases know them all."""
     ask = [sys.executable, "-c", "import jax; jax.devices()"]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
     def known(*flags: str) -> bool:
-        return (
-            subprocess.call(ask, env=os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}, **silent) == 0
-        )
+        environment = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+        return subprocess.call(ask, env=environment, **silent) == 0
 
     return list(flags) if known(*flags) else [flag for flag in flags if known(flag)]
 

@@ -151,7 +151,7 @@ def relu_pair(kappa, first, second):
 @pytest.mark.parametrize(
     ("relu", "extra", "closure"),
     [
-        (True, 5.0, GOnly()),  # which in every run is the tower's too: below
+        (True, 5.0, GOnly()),  # in every run the tower has the table's full pre-activation
         pytest.param(True, 5.0, HermiteTower(2), marks=pytest.mark.slow),
         pytest.param(False, 2.0, HermiteTower(2), marks=pytest.mark.slow),
         pytest.param(False, 2.0, GOnly(), marks=pytest.mark.slow),
@@ -177,7 +177,7 @@ def test_two_matrices_in_closed_form(relu, extra, closure):
         assert solution.truncation.V4.item() < 1e-9  # the hierarchy ends by itself behind a matrix
 
 
-@pytest.mark.slow  # in every run: the transformer of the table
+@pytest.mark.slow  # in every run: the gated block of the table, whose norm comes first
 def test_a_norm_first_in_closed_form():
     """RMSNorm first, one input: K1 = 0 and V4 a sum over layers; s = erf, E[erf^2] = 2/pi arcsin(2 A / (1 + 2 A)) at A
     = C1."""
@@ -462,6 +462,7 @@ def test_gonly_is_the_tower_where_the_branch_begins_with_a_matrix(K0, depth, hid
     assert float(jnp.max(tower.truncation.V4)) < 1e-9  # the hierarchy ends by itself
 
 
+# Two inputs in every run: test_fisher, with one matrix.
 @pytest.mark.parametrize("K0", [ONE, pytest.param(UNEQUAL, marks=pytest.mark.slow)], ids=["one input", "two inputs"])
 def test_memory_of_kernels_is_the_response_for_two_matrices(K0):
     """Cov(G(l), G(m)) by the memory of the tower and by that of GOnly agree for blocks for which GOnly is exact."""

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
-from commands import drawn as drawn
 from commands import in_an_empty_directory as in_an_empty_directory
 from commands import run
+from commands import undrawn as undrawn
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli, storage
@@ -69,7 +69,7 @@ def test_closures_arrive():
     assert models.make_closure(read(["theory", "--closure", "GOnly"])) == keft.GOnly()
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.drawn
 @pytest.mark.parametrize(("sampler", "control"), [("block", True), ("weights", False)])
 def test_sample(sampler, control, capsys):
     command = (
@@ -240,7 +240,7 @@ def test_links_are_written_through(tmp_path):
     assert load_solution("a/real.nc").K0.shape == (2, 1, 1)
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.drawn
 def test_figures_in_every_format(tmp_path):
     """The content of a figure has the format of its suffix."""
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}

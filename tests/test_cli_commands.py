@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import draw_nothing, run
-from commands import drawn as drawn
 from commands import in_an_empty_directory as in_an_empty_directory
+from commands import undrawn as undrawn
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli
@@ -84,7 +84,7 @@ def test_paper_all_writes_each_part_as_it_is_done(monkeypatch, capsys, tmp_path,
     assert "2 files in results" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.drawn
 def test_validity_of_linear_networks(tmp_path, capsys):
     """For linear networks the kernel's closure is exact, layer by layer too: it holds everywhere."""
     out = tmp_path / "window.png"
@@ -110,7 +110,7 @@ def test_validity_of_linear_networks(tmp_path, capsys):
     assert json.loads(out.with_suffix(".json").read_text())["reference"] == "HermiteTower of degree 2"
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.drawn
 def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
     """512 linear networks, drawn in NumPy and read from a file as any framework would write it: truth within 4 errors.
 
@@ -206,7 +206,7 @@ def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
     assert not json.loads((tmp_path / "fit.json").read_text())["converged"]
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.drawn
 def test_sensitivity_of_a_linear_network(tmp_path, capsys):
     """K0' = C_b + C_W K0 at C_b = 0: dK0/dC_W = t K0(t), dK0/dC_b = (exp(C_W t) - 1) / C_W."""
     theory = "--activation linear --C_W 0.5 --T 1 --times 3 --inputs 1 --closure GOnly"
@@ -251,7 +251,7 @@ def test_an_error_that_is_not_known_is_said():
 class TestCompare:
     """A theory against networks: linear units, whose moments are known at every width and depth."""
 
-    @pytest.mark.usefixtures("drawn")
+    @pytest.mark.drawn
     def test_the_right_theory_is_within_errors(self, capsys):
         """4 depths of 6 quantities, at most 9 entries each, mostly dependent: 5 standard errors have false alarm below
         1e-4.

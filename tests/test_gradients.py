@@ -399,17 +399,17 @@ def test_lists_that_hold_traced_numbers_are_differentiated():
     networks, K = K0 exp(t) in the continuum and K0 (1 + eps^2)^2 after two layers."""
     model = keft.Model(keft.Linear(), 1.0)
 
-    def slope(of, x, **how):
+    def slope(of, **how):
         def K(x):
             K0, depth = of(x)
             return keft.solve(model, K0, **depth, **how, closure=keft.GOnly()).K0[-1, 0, 1]
 
-        return jax.jit(lambda x: jax.jvp(K, (x,), (1.0,))[1])(x)
+        return lambda x: jax.jvp(K, (x,), (1.0,))[1]
 
     K0 = [[1.0, 0.3], [0.3, 1.0]]
-    by_kernel = slope(lambda k: ([[1.0, k], [k, 1.0]], {"layers": [2], "eps": 0.5}), 0.3)
-    by_time = slope(lambda t: (K0, {"ts": [t]}), 1.0, adjoint=diffrax.ForwardMode())
-    by_step = slope(lambda eps: (K0, {"layers": [2], "eps": [eps, 0.5]}), 0.5)
+    by_kernel = jax.jit(slope(lambda k: ([[1.0, k], [k, 1.0]], {"layers": [2], "eps": 0.5})))(0.3)
+    by_time = jax.jit(slope(lambda t: (K0, {"ts": [t]}), adjoint=diffrax.ForwardMode()))(1.0)
+    by_step = slope(lambda eps: (K0, {"layers": [2], "eps": [eps, 0.5]}))(0.5)
     np.testing.assert_allclose(
         [by_kernel, by_time, by_step], [1.25**2, 0.3 * math.exp(1.0), 0.3 * 2 * 0.5 * 1.25], rtol=1e-6
     )

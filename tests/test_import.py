@@ -19,7 +19,8 @@ def test_importing_loads_no_jax():
 
 
 def test_the_names_load_what_they_need_only():
-    """Each of these takes between a tenth and half a second, and few programs need it."""
+    """Each of these takes between a tenth and half a second, and few programs need it. A name that is missing loads
+    nothing, and is missing."""
     slow = {"scipy.stats", "scipy.optimize", "xarray", "pandas", "matplotlib", "h5netcdf", "optax"}
     missing = "not hasattr(keft, 'solves') and not hasattr(keft, '__wrapped__')"
     run(f"import kernel_eft_jax as keft\nassert {missing}\nkeft.solve\nassert not {slow} & sys.modules.keys()")

@@ -17,6 +17,7 @@ from problems import CUBIC, polynomial
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.studies import kawase_ota as study_of
+from kernel_eft_jax.studies.kawase_ota.item import draw
 
 PACKAGE = "kernel_eft_jax.studies.kawase_ota"
 equations, summary, sweeps, whole = (
@@ -204,6 +205,8 @@ def test_everything_is_written_and_can_be_read_again(study, main_item, tmp_path)
     files = {path.name: path for path in paths}
     for suffix in (".png", ".pdf", "-stacked.png", "-stacked.pdf"):
         assert files[f"{names[1]}{suffix}"].stat().st_size > 10_000
+    for drawing in main_item.figures.values():  # the others are drawn, and not written
+        draw(drawing, 2).draw_without_rendering()
     sampled = keft.load(files["sampled.nc"])
     np.testing.assert_array_equal(sampled.V4, study.sampled.V4)
     assert sum(name.startswith("theory-") for name in files) == len(study.theories)

@@ -25,9 +25,7 @@ UNEQUAL = jnp.array([[2.0, 0.7, -1.1, 0.1], [0.7, 1.0, 0.2, 0.6], [-1.1, 0.2, 0.
 # One input three times: as it is, scaled by 1.5, and negated; and one that is nearly the first.
 REPEATED = jnp.outer(v := jnp.array([1.0, 1.5, -1.0, 1.0]), v) * 1.3
 REPEATED = REPEATED.at[3, 3].multiply(1 + 1e-9)
-
-
-centred_rule, hermite_means = (jax.jit(f, static_argnums=2) for f in (centred_rule, hermite_means))
+compiled_rule, compiled_means = (jax.jit(f, static_argnums=2) for f in (centred_rule, hermite_means))
 
 
 def gaussian_mean(f, k):
@@ -44,7 +42,7 @@ def gaussian_mean(f, k):
 def test_moments_of_the_centred_rule(width, accuracy):
     """E[x^2m] = (2m - 1)!!, odd moments vanish, wherever nodes crowd."""
     for centre in (0.0, -3.2, 7.0, 30.0):
-        x, w = centred_rule(jnp.array([centre]), jnp.array(width), 104)
+        x, w = compiled_rule(jnp.array([centre]), jnp.array(width), 104)
         for m in range(4):
             np.testing.assert_allclose(w @ x ** (2 * m), float(mpmath.fac2(2 * m - 1)), rtol=accuracy)
             assert abs(w @ x ** (2 * m + 1)) < accuracy * (w @ np.abs(x) ** (2 * m + 1))
@@ -86,8 +84,8 @@ def test_hermite_means_of_sine_and_exponential():
     """E[exp(z x) he_j(x)] = exp(z^2 / 2) z^j / sqrt(j!), with z = i root for sin."""
     j, root = np.arange(24), 1.0
     factor = root**j / np.sqrt([float(math.factorial(i)) for i in j])
-    x, w = centred_rule(jnp.zeros((1, 1)), jnp.array([root]), 100)
-    exponential, sine = hermite_means(jnp.stack([jnp.exp(root * x), jnp.sin(root * x)]) * w[None], x, 24)[:, 0]
+    x, w = compiled_rule(jnp.zeros((1, 1)), jnp.array([root]), 100)
+    exponential, sine = compiled_means(jnp.stack([jnp.exp(root * x), jnp.sin(root * x)]) * w[None], x, 24)[:, 0]
     np.testing.assert_allclose(exponential[:12], (np.exp(root**2 / 2) * factor)[:12], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(sine, np.exp(-(root**2) / 2) * factor * np.sin(j * np.pi / 2), rtol=1e-10, atol=1e-10)
 

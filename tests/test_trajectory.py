@@ -293,7 +293,7 @@ def test_squares_above_the_largest_number_are_refused():
 
 def test_a_truncation_has_the_shape_of_its_quantity():
     solution, kernel_alone = (
-        keft.solve(keft.Model(keft.Linear(), 1.0), np.eye(1), layers=[1], eps=0.5, closure=closure)
+        keft.solve(keft.Model(keft.Linear(), 1.0), np.eye(2), layers=[1], eps=0.5, closure=closure)
         for closure in (keft.HermiteTower(2), keft.GOnly())
     )
     for name in ("K0", "V4", "K1"):

@@ -14,7 +14,6 @@ IN_OPTIONS = (
         r"Save fewer layers with `save_at`, or take `sample_kernels`, which keeps kernels and no moments",
         "Save fewer depths with --times",
     ),
-    (r", or no `key`", ""),
     (r"Argument `branch`", "Argument `--block`"),
     (r"Argument `(own|kernels)`", "Argument `--own`"),
     (r"Dense\(\.\.\., ratio=([^)]*)\)", r"ratio=\1"),

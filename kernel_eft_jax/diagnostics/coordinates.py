@@ -32,9 +32,18 @@ from ..ensemble.estimate import LEAST_ENSEMBLE
 from ..model import Model
 from ..network import fitting_width
 from ..trajectory import Solution, solve
-from .validity import REFERENCE, Width, sufficient_widths, truncation_shares
+from .validity import (
+    REFERENCE,
+    TRUNCATION,
+    WINDOW_QUANTITIES,
+    Width,
+    answer,
+    sufficient_widths,
+    truncation_shares,
+)
 from .widths import WidthCheck, kernels_by_width, layer_names, width_check
 
+UNKNOWN: dict[str, tuple[Width, ...]] = dict.fromkeys(WINDOW_QUANTITIES, ())
 DEFAULT_DEPTHS = 24  # so many layers behind the input, if the caller names none
 COLUMNS = ("mean square", "seed to seed", "drift", "cosine 01")
 NOT_COVERED = (
@@ -46,9 +55,10 @@ NOT_COVERED = (
 class CoordinateCheck(eqx.Module):
     """The predicted stream of networks of one width, and what was measured in networks of the user's own.
 
-    `theory` holds K0, V4 and K1 at the saved layers. `enough` maps "V4" and "K1" to the sampled widths, which tell from
-    which width on order 1/n is right to `tolerance`: the last of them is this width, if it `confirms` and `resolves`.
-    Without a key `enough` is empty. `own` holds the user's networks by width.
+    `theory` holds K0, V4 and K1 at the saved layers. `enough` maps "V4" and "K1" to the sampled widths: the least that
+    `suffices` is the width from which on order 1/n is right to `tolerance`. Without a key `enough` is empty, and no
+    width is sampled where the theory itself leaves out more than a quarter of the tolerance. `own` holds the user's
+    networks by width.
     """
 
     theory: Solution
@@ -160,14 +170,19 @@ class CoordinateCheck(eqx.Module):
     def _enough(self):
         worst = " of the worst pair of inputs" if self.mean.shape[1] > 1 else ""
         for quantity, sampled in self.enough.items():
-            name, last = ("spread from seed to seed" if quantity == "V4" else "drift"), sampled[-1]
+            name = "spread from seed to seed" if quantity == "V4" else "drift"
             right = f"right to {100 * self.tolerance:.3g} % for the {name}{worst}"
-            if not last.confirms(self.tolerance):
-                yield f"At width {last.width} order 1/n is not yet {right}."
-            elif last.resolves(self.tolerance):
-                yield f"From width {last.width} on order 1/n is {right}."
+            if not sampled:
+                yield f"No networks were sampled: the theory leaves out too much to tell where order 1/n is {right}."
+                continue
+            found = answer(sampled, self.tolerance)
+            if found.suffices(self.tolerance):
+                yield f"From width {found.width} on order 1/n is {right}."
+            elif found.confirms(self.tolerance):
+                few = f"The networks of width {found.width} are too few to tell"
+                yield f"{few} whether order 1/n is {right}: take more."
             else:
-                yield f"The networks of width {last.width} are too few to tell whether order 1/n is {right}: take more."
+                yield f"At width {found.width} order 1/n is not yet {right}."
 
     def _own(self):
         for index in range(0 if self.own is None else len(self.own.widths)):
@@ -256,38 +271,25 @@ def coordinate_check(
     own_check = None if kernels is None else width_check(kernels, theory)
     enough = {}
     if key is not None:
-        exact = _exact(theory, K0, depth, eps, tolerance)
+        exact = _at_the_last_block(theory, K0, depth, eps, tolerance)
         choices = {"pilot_width": fitting_width(model, 64), "networks": networks, "tolerance": tolerance}
-        enough = sufficient_widths(exact, K0, key=key, **choices, progress=progress)
+        search = _leaves_out_little(exact, tolerance)
+        enough = sufficient_widths(exact, K0, key=key, **choices, progress=progress) if search else UNKNOWN
     return CoordinateCheck(theory, width, tolerance, enough, own_check)
 
 
-def _exact(theory, K0, depth, eps, tolerance):
-    """A theory of the last block that networks can be compared with: that of the check, or one of a higher degree."""
-    if theory.layers[-1] != depth or not _leaves_out_little(theory, tolerance):
-        closure = theory.closure if theory.closure.degree > REFERENCE.degree else REFERENCE
-        theory = solve(theory.model, K0, layers=[0, depth], eps=eps, closure=closure)
-    _check_exact(theory, tolerance)
+def _at_the_last_block(theory, K0, depth, eps, tolerance):
+    """A theory of the last block for networks to be compared with: that of the check, where it is exact enough."""
+    if theory.layers[-1] != depth:
+        theory = solve(theory.model, K0, layers=[depth], eps=eps)
+    if not _leaves_out_little(theory, tolerance):
+        theory = solve(theory.model, K0, layers=[depth], eps=eps, closure=REFERENCE)
     return theory
 
 
 def _leaves_out_little(theory, tolerance):
-    """Whether the truncation is at most a quarter of the tolerance; false where it is not known."""
-    return all(share <= tolerance / 4 for share in truncation_shares(theory).values())
-
-
-def _check_exact(theory, tolerance):
-    """Check that the theory leaves out little beside the tolerance."""
-    if not _leaves_out_little(theory, tolerance):
-        left_out = " and ".join(
-            f"{100 * share:.2g} % of {quantity}" if np.isfinite(share) else f"an unknown part of {quantity}"
-            for quantity, share in truncation_shares(theory).items()
-        )
-        raise ValueError(
-            f"Argument `tolerance` is too small: no width can be found for a tolerance of {100 * tolerance:.3g} %, "
-            f"because the degree of the theory leaves out {left_out}, which must be at most a quarter of the "
-            "tolerance. Take a larger tolerance, or no `key`."
-        )
+    """Whether the truncation at the last layer is small beside the tolerance; false where it is not known."""
+    return all(share[-1] <= TRUNCATION * tolerance for share in truncation_shares(theory).values())
 
 
 def _check_own(own, layers, shape):

@@ -177,7 +177,10 @@ def kurtosis(result: Estimate | Solution) -> Measured[Float[np.ndarray, "T N"]]:
 
 @eqx.filter_jit
 def responses_along(model: Model, k0: Any) -> Any:
-    """The responses of the block's maps at a sequence of packed kernels: once, whatever moments they act on."""
+    """The responses of the block's maps at a sequence of packed kernels.
+
+    They depend on the kernels alone, so all groups of the jackknife share them.
+    """
     return jax.vmap(lambda k: list(model.responses(k)))(jnp.asarray(k0))
 
 

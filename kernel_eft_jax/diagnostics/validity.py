@@ -6,13 +6,14 @@ recursion of the network at hand. What order 1/n leaves out falls like 1/n: a pi
 which gives the width, and an ensemble of this width confirms it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
+from scipy.special import ndtr, ndtri
 
 from ..activations import Linear
 from ..checks import ON_HOST, check_count, check_flag, check_key, check_kind, check_positive, check_untraced
@@ -28,6 +29,7 @@ from ..trajectory import Solution, solve
 WINDOW_QUANTITIES = ("V4", "K1")
 ATTEMPTS = 3
 REFERENCE = HermiteTower(40)
+TRUNCATION = 0.25  # of the tolerance: the most that a reference may leave out
 
 
 class Reach(eqx.Module):
@@ -56,17 +58,25 @@ class Width(eqx.Module):
         return self.deviation <= tolerance + 2 * self.stderr
 
     def resolves(self, tolerance: float) -> bool:
-        """Whether the standard error is at most half of the tolerance; only then is `confirms` conclusive."""
+        """Whether the standard error is at most half of the tolerance: else a width that confirms may be too small."""
         return self.stderr <= tolerance / 2
 
-    def asks(self, tolerance: float) -> bool:
-        """Whether `needed` follows from a deviation, and not from the scatter of networks that are too few."""
-        return self.resolves(tolerance) or self.deviation > 2 * self.stderr
+    def suffices(self, tolerance: float) -> bool:
+        """Whether order 1/n is right to the tolerance from this width on: it confirms and resolves."""
+        return self.confirms(tolerance) and self.resolves(tolerance)
 
     def where(self, tolerance: float) -> str:
         """The widths from which order 1/n is right to the tolerance, in words."""
-        enough = "from" if self.resolves(tolerance) else "perhaps (take more networks to be sure) from"
-        return f"{enough if self.confirms(tolerance) else 'not yet at'} n* = {self.width}"
+        if self.suffices(tolerance):
+            return f"from n* = {self.width}"
+        few = self.confirms(tolerance)
+        return f"too few networks to tell at n = {self.width}" if few else f"not yet at n = {self.width}"
+
+
+def answer(sampled: Sequence[Width], tolerance: float) -> Width:
+    """The least of the sampled widths that suffices, $n^*$; the last of them, where none does."""
+    enough = [width for width in sampled if width.suffices(tolerance)]
+    return min(enough, key=lambda width: width.width) if enough else sampled[-1]
 
 
 class Window(Shown):
@@ -74,9 +84,8 @@ class Window(Shown):
 
     `reach[closure][quantity]` holds the depths. `widths[quantity]` holds the sampled widths: the pilot, then the width
     that the pilot asked for. If networks of this width deviate too much (narrow networks, where the next order
-    matters), they ask for a larger width in turn. Networks that are too few, whose deviation is within two standard
-    errors, ask for none. The last width is $n^*$, if it `confirms` and `resolves`; if it does not confirm, three
-    attempts were not enough. Without a key nothing is sampled.
+    matters), they ask for a larger width in turn. Networks whose scatter alone explains the deviation, and exceeds the
+    tolerance, ask for no width. The least width that `suffices` is $n^*$. Without a key nothing is sampled.
     """
 
     ts: Float[np.ndarray, " T-1"]
@@ -105,7 +114,7 @@ class Window(Shown):
             },
             "widths": {
                 q: [
-                    vars(w) | {"confirms": w.confirms(self.tolerance), "resolves": w.resolves(self.tolerance)}
+                    vars(w) | {name: getattr(w, name)(self.tolerance) for name in ("confirms", "resolves", "suffices")}
                     for w in ws
                 ]
                 for q, ws in self.widths.items()
@@ -119,7 +128,8 @@ class Window(Shown):
                 lines.append(f"  {quantity} of {closure}: {reach.where} (at the last depth {reach.error[-1]:.2g})")
         for quantity, sampled in self.widths.items():
             seen = ", ".join(f"{w.deviation:.2g} ± {w.stderr:.1g} at n = {w.width}" for w in sampled)
-            lines.append(f"  {quantity} to order 1/n: {sampled[-1].where(self.tolerance)} (sampled deviations: {seen})")
+            where = answer(sampled, self.tolerance).where(self.tolerance)
+            lines.append(f"  {quantity} to order 1/n: {where} (sampled deviations: {seen})")
         return "\n".join(lines)
 
 
@@ -149,9 +159,10 @@ def validity_window(
     $t^*$ is the depth at which the error of a closure first leaves the tolerance; between saved layers the error is a
     straight line. With a `key`, a pilot ensemble of `networks` networks of `pilot_width` measures the deviation d from
     order 1/n at the last depth, and $n^*$ is pilot_width times d / tolerance. An ensemble of this width confirms $n^*$,
-    or asks for a larger one, at most three times. Networks that are too few to tell d from zero, or from the tolerance,
-    ask for no other width, and the answer says so. If the branch begins with a matrix or a norm, `GOnly` is exact, and
-    its $t^*$ is infinite. Do not use it for tolerances below the sampling error, `Width.stderr`.
+    or asks for a larger one, at most three times. Where the pilot's standard error exceeds half of the tolerance and d
+    is what scatter alone gives, no other width is sampled, and the answer says that the networks are too few. If the
+    branch begins with a matrix or a norm, `GOnly` is exact, and its $t^*$ is infinite. Do not use it for tolerances
+    below the sampling error, `Width.stderr`.
 
     Args:
         model: The block.
@@ -217,7 +228,7 @@ def sufficient_widths(
     progress: bool,
 ) -> dict[str, tuple[Width, ...]]:
     """The widths that were sampled to find the one from which order 1/n, `exact`, is right at the last depth to the
-    tolerance: for V4 and for K1, the last width of each."""
+    tolerance, for V4 and for K1."""
     assert exact.layers is not None
     keys = iter(jax.random.split(key, 1 + ATTEMPTS * len(WINDOW_QUANTITIES)))
     depth = exact.layers[-1]
@@ -228,14 +239,27 @@ def sufficient_widths(
 
     pilot, widths = sample(pilot_width), {}
     for quantity in WINDOW_QUANTITIES:
+        scatter = largest_of(_entries(exact, quantity))
         sampled = [_deviation(pilot, exact, quantity, tolerance)]
-        for _ in range(ATTEMPTS):
-            last = sampled[-1]
-            if not last.asks(tolerance) or (last.confirms(tolerance) and last is not sampled[0]):
-                break
-            sampled.append(_deviation(sample(last.needed), exact, quantity, tolerance))
+        done = not sampled[0].resolves(tolerance) and sampled[0].deviation <= scatter * sampled[0].stderr
+        while not done and len(sampled) <= ATTEMPTS:
+            last = _deviation(sample(sampled[-1].needed), exact, quantity, tolerance)
+            sampled.append(last)
+            done = last.confirms(tolerance) or last.deviation <= scatter * last.stderr
         widths[quantity] = tuple(sampled)
     return widths
+
+
+def largest_of(entries: int) -> float:
+    """In standard errors: what the largest of so many independent deviations exceeds by scatter alone, as rarely as one
+    deviation exceeds two."""
+    return float(-ndtri(ndtr(-2) / entries))
+
+
+def _entries(exact: Solution, quantity: str) -> int:
+    """How many entries of K1 or V4 are different numbers."""
+    pairs = exact.packed.K0.shape[-1]
+    return pairs if quantity == "K1" else pairs * (pairs + 1) // 2
 
 
 def relative_errors(solution: Solution, exact: Solution) -> dict[str, Float[np.ndarray, " T-1"]]:
@@ -291,8 +315,9 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
                 "an activation: take HermiteTower()."
             )
         return
-    for quantity, error in truncation_shares(exact).items():
-        if not error <= tolerance / 4:
+    for quantity, errors in truncation_shares(exact).items():
+        error = float(np.max(errors))
+        if not error <= TRUNCATION * tolerance:
             about = f"its truncation error is about {error:.2g} of {quantity}"
             unknown = f"its degree is too low to tell the truncation error of {quantity}"
             raise ValueError(
@@ -302,11 +327,8 @@ def _check_reference(exact: Solution, tolerance: float) -> None:
             )
 
 
-def truncation_shares(exact: Solution) -> dict[str, float]:
-    """The truncation error of V4 and of K1 in units of theirs, the worst over entries and depths; 0 where nothing is
-    truncated."""
-    if exact.truncation is None:
-        return dict.fromkeys(WINDOW_QUANTITIES, 0.0)
-    return {
-        q: float(np.max(np.abs(np.asarray(getattr(exact.truncation, q))) / unit(exact, q))) for q in WINDOW_QUANTITIES
-    }
+def truncation_shares(exact: Solution) -> dict[str, Float[np.ndarray, " T"]]:
+    """The truncation error of V4 and of K1 at each depth in units of theirs, the worst over entries."""
+    assert exact.truncation is not None
+    shares = {q: np.abs(np.asarray(getattr(exact.truncation, q))) / unit(exact, q) for q in WINDOW_QUANTITIES}
+    return {q: share.reshape(len(share), -1).max(axis=1) for q, share in shares.items()}

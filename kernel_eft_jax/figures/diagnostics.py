@@ -12,6 +12,7 @@ from matplotlib.ticker import NullFormatter
 
 from ..checks import check_kind
 from ..diagnostics import WidthCheck, Window
+from ..diagnostics.validity import answer
 from .style import (
     CLOSURES,
     COLOURS,
@@ -82,14 +83,12 @@ def _between(ts: Float[np.ndarray, " T"], error: Float[np.ndarray, " T"]) -> tup
 
 
 def _widths(ax: Axes, window: Window) -> None:
-    """Sampled deviations from order 1/n, the 1/n law through the pilot, and `n*`."""
+    """Sampled deviations from order 1/n, the 1/n law through the pilot, and what they say of the width."""
     for i, (quantity, widths) in zip(OF_NETWORKS, window.widths.items(), strict=False):
         style, points = CURVE_STYLES[i], POINT_STYLES[i]
         n, d, error = (np.array([getattr(w, name) for w in widths], float) for name in ("width", "deviation", "stderr"))
-        last = widths[-1]
-        sure = f"$n^* = {last.width}$" if last.resolves(window.tolerance) else f"too few at {last.width}"
-        found = sure if last.confirms(window.tolerance) else f"not yet at {last.width}"
-        label = f"${quantity[0]}_{quantity[1]}$ of networks: {found}"
+        where = answer(widths, window.tolerance).where(window.tolerance).replace("n*", "$n^*$")
+        label = f"${quantity[0]}_{quantity[1]}$: {where}"
         # On a logarithmic axis a bar that reaches zero would have no end.
         ax.errorbar(n, d, [np.minimum(error, 0.9 * d), error], label=label, **points)
         span = np.array([n.min() / 1.5, n.max() * 1.5])

@@ -106,7 +106,6 @@ def read_own(files: list) -> tuple[dict[int, np.ndarray], list[int] | None, dict
 def record(check: CoordinateCheck) -> dict[str, Any]:
     """The check as plain numbers and lists."""
     arrays = {name: getattr(check, name).tolist() for name in ("mean", "spread", "drift")}
-    found = {quantity: sampled[-1] for quantity, sampled in check.enough.items()}
-    known = {q: w.confirms(check.tolerance) and w.resolves(check.tolerance) for q, w in found.items()}
-    enough = {q: w.width if known[q] else None for q, w in found.items()}
+    known = {q: [w.width for w in ws if w.suffices(check.tolerance)] for q, ws in check.enough.items()}
+    enough = {q: min(widths, default=None) for q, widths in known.items()}
     return {"layers": list(check.layers), **arrays, "enough": enough, "sentences": check.sentences()}

@@ -6,6 +6,7 @@ import jax
 
 from ...closures import HermiteTower
 from ...diagnostics import Window, validity_window
+from ...diagnostics.validity import answer
 from ..depths import describe_depths
 from ..models import describe_closure, describe_model, make_kernel, make_model
 from ..outputs import write_json
@@ -13,8 +14,8 @@ from ..printing import Table, Value, say_sampling, show
 
 NOTE = (
     "t* is the depth time up to which a closure is right to --tolerance, and n* the width from which order 1/n is. "
-    "The error of a closure is that at the last depth, and the error of order 1/n that of sampled networks of width "
-    "n*."
+    "The error of a closure is that at the last depth, and the error of order 1/n that of sampled networks of the "
+    "width that is named."
 )
 
 
@@ -55,6 +56,6 @@ def rows(window: Window) -> list[list]:
         for quantity, reach in reaches.items():
             table.append([quantity, closure, reach.where, f"{reach.error[-1]:.2g}"])
     for quantity, sampled in window.widths.items():
-        last = sampled[-1]
-        table.append([quantity, "order 1/n", last.where(window.tolerance), Value(last.deviation, last.stderr)])
+        found = answer(sampled, window.tolerance)
+        table.append([quantity, "order 1/n", found.where(window.tolerance), Value(found.deviation, found.stderr)])
     return table
