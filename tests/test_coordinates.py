@@ -233,15 +233,36 @@ def test_networks_are_compared_with_a_theory_of_the_degree_that_the_block_needs(
     assert seen.value.args[0].closure.degree == 128
 
 
-def test_a_theory_that_leaves_out_too_much_is_compared_with_no_networks(check):
-    """A truncation of 3 % of V4 at the last layer, and one of K1 that is not known."""
+@pytest.fixture
+def rough(check):
+    """The theory of the check with a truncation of 3 % of V4."""
     zero = jax.tree.map(np.zeros_like, check.theory.packed)
-    rough = eqx.tree_at(lambda m: m.V4, zero, 0.03 * check.theory.packed.V4)
-    theory = eqx.tree_at(lambda s: s.packed_truncation, check.theory, rough)
-    assert coordinates._leaves_out_little(theory, 0.12001)
-    assert not coordinates._leaves_out_little(theory, 0.119)
-    unknown = eqx.tree_at(lambda s: s.packed_truncation.K1, theory, np.nan * rough.K1)
-    assert not coordinates._leaves_out_little(unknown, 1.0)
+    truncation = eqx.tree_at(lambda m: m.V4, zero, 0.03 * check.theory.packed.V4)
+    return eqx.tree_at(lambda s: s.packed_truncation, check.theory, truncation)
+
+
+def test_a_theory_that_leaves_out_too_much_is_compared_with_no_networks(rough, unsampled, monkeypatch):
+    """3 % of V4 is a quarter of 12 %; a truncation that is not known is too much for every tolerance."""
+    monkeypatch.setattr(coordinates, "solve", lambda *_, **__: rough)
+    run = STACK | {"layers": LAYERS, "key": unsampled}
+    with pytest.raises(Sampled):
+        keft.coordinate_check(**run, tolerance=0.12001)
+    found = keft.coordinate_check(**run, tolerance=0.119)
+    assert found.enough == {"V4": (), "K1": ()}
+    assert "No networks were sampled: the theory leaves out too much to tell where order 1/n is right" in str(found)
+    unknown = eqx.tree_at(lambda s: s.packed_truncation.K1, rough, np.nan * rough.packed.K1)
+    monkeypatch.setattr(coordinates, "solve", lambda *_, **__: unknown)
+    assert keft.coordinate_check(**run, tolerance=10.0).enough == {"V4": (), "K1": ()}
+
+
+def test_a_higher_degree_is_taken_where_the_theory_of_the_check_leaves_out_too_much(
+    check, rough, unsampled, monkeypatch
+):
+    theories = {(): rough, ("closure",): check.theory}
+    monkeypatch.setattr(coordinates, "solve", lambda *_, **how: theories[tuple(how.keys() & {"closure"})])
+    with pytest.raises(Sampled) as seen:
+        keft.coordinate_check(**STACK, layers=LAYERS, key=unsampled, tolerance=0.05)
+    assert seen.value.args[0] is check.theory
 
 
 def test_two_inputs_have_a_cosine():

@@ -4,6 +4,8 @@ Data are drawn here, in NumPy, from the exact block law: given phi, increments a
 activation E[G] = K0 exactly at every width, so any miss is the fault of the fit, and every closure has the exact V4.
 """
 
+from types import SimpleNamespace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from scipy.special import erf
 import kernel_eft_jax as keft
 from kernel_eft_jax.ensemble import estimate, sample_kernels
 from kernel_eft_jax.fields import parameter
-from kernel_eft_jax.inference import Experiment, fit, fit_record, parameter_names
+from kernel_eft_jax.inference import Experiment, fit, fit_record, parameter_names, search
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 LAYERS, EPS, WIDTH = (1, 3, 6), 0.4, 32
@@ -223,6 +225,28 @@ def test_first_order_steps_find_the_same_minimum():
         other = fit(G, e, ("C_W", "C_b"), closure=keft.GOnly(), optimiser=optax.sgd(0.5), progress=False)
     assert other.converged
     np.testing.assert_allclose(other.values, best.values, atol=0.02 * best.stderr.min())
+
+
+@pytest.mark.parametrize(("sign", "expected"), [(1.0, (1.0, 1.0)), (-1.0, (-1.2, 1.0))], ids=["right", "wrong"])
+def test_a_search_evaluates_no_point_twice(sign, expected):
+    """Rosenbrock's valley, from (-1.2, 1) to (1, 1): the point at which the search ends comes with its prediction. With
+    a Jacobian of the wrong sign every step is rejected, and the search ends where it began."""
+    seen = []
+
+    def valley(x):
+        return np.array([10 * (x[1] - x[0] ** 2), 1 - x[0]])
+
+    def evaluate(x):
+        seen.append(x.tobytes())
+        return SimpleNamespace(statistics=valley(x), jacobian=sign * np.array([[-20 * x[0], 10.0], [-1.0, 0.0]]))
+
+    problem = SimpleNamespace(evaluate=evaluate, residual=lambda p, W: W @ p.statistics, least=np.full(2, -np.inf))
+    start = np.array([-1.2, 1.0])
+    end, prediction, _, _ = search.least_squares(problem, start, evaluate(start), np.eye(2))
+    np.testing.assert_allclose(end, expected, rtol=1e-8)
+    np.testing.assert_array_equal(prediction.statistics, valley(end))
+    assert len(seen) > 10
+    assert len(set(seen)) == len(seen)
 
 
 LEAKY, OF_LEAKY = keft.LeakyReLU(0.2), ("C_W", "C_b", "K0_scale", "activation.slope")

@@ -33,6 +33,7 @@ from ..model import Model
 from ..network import fitting_width
 from ..trajectory import Solution, solve
 from .validity import (
+    PILOT,
     REFERENCE,
     TRUNCATION,
     WINDOW_QUANTITIES,
@@ -43,7 +44,6 @@ from .validity import (
 )
 from .widths import WidthCheck, kernels_by_width, layer_names, width_check
 
-UNKNOWN: dict[str, tuple[Width, ...]] = dict.fromkeys(WINDOW_QUANTITIES, ())
 DEFAULT_DEPTHS = 24  # so many layers behind the input, if the caller names none
 COLUMNS = ("mean square", "seed to seed", "drift", "cosine 01")
 NOT_COVERED = (
@@ -269,22 +269,25 @@ def coordinate_check(
     eps = check_eps(eps, model.decay, depth)
     theory = solve(model, K0, layers=saved, eps=eps if eps.ndim == 0 else eps[: saved[-1]])
     own_check = None if kernels is None else width_check(kernels, theory)
-    enough = {}
+    enough: dict[str, tuple[Width, ...]] = {}
     if key is not None:
+        enough = dict.fromkeys(WINDOW_QUANTITIES, ())
         exact = _at_the_last_block(theory, K0, depth, eps, tolerance)
-        choices = {"pilot_width": fitting_width(model, 64), "networks": networks, "tolerance": tolerance}
-        search = _leaves_out_little(exact, tolerance)
-        enough = sufficient_widths(exact, K0, key=key, **choices, progress=progress) if search else UNKNOWN
+        if exact is not None:
+            choices = {"pilot_width": fitting_width(model, PILOT), "networks": networks, "tolerance": tolerance}
+            enough = sufficient_widths(exact, K0, key=key, **choices, progress=progress)
     return CoordinateCheck(theory, width, tolerance, enough, own_check)
 
 
 def _at_the_last_block(theory, K0, depth, eps, tolerance):
-    """A theory of the last block for networks to be compared with: that of the check, where it is exact enough."""
+    """A theory of the last block for networks to be compared with: that of the check, where it is exact enough; none,
+    where no theory is."""
     if theory.layers[-1] != depth:
         theory = solve(theory.model, K0, layers=[depth], eps=eps)
-    if not _leaves_out_little(theory, tolerance):
-        theory = solve(theory.model, K0, layers=[depth], eps=eps, closure=REFERENCE)
-    return theory
+    if _leaves_out_little(theory, tolerance):
+        return theory
+    theory = solve(theory.model, K0, layers=[depth], eps=eps, closure=REFERENCE)
+    return theory if _leaves_out_little(theory, tolerance) else None
 
 
 def _leaves_out_little(theory, tolerance):

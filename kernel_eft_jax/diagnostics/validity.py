@@ -29,6 +29,7 @@ from ..trajectory import Solution, solve
 WINDOW_QUANTITIES = ("V4", "K1")
 ATTEMPTS = 3
 REFERENCE = HermiteTower(40)
+PILOT = 64  # neurons of the first ensemble's networks, if these give every matrix a whole number
 TRUNCATION = 0.25  # of the tolerance: the most that a reference may leave out
 
 
@@ -73,10 +74,15 @@ class Width(eqx.Module):
         return f"too few networks to tell at n = {self.width}" if few else f"not yet at n = {self.width}"
 
 
+def least_sufficient(sampled: Sequence[Width], tolerance: float) -> Width | None:
+    """$n^*$: the least of the sampled widths that suffices, if one does."""
+    enough = (width for width in sampled if width.suffices(tolerance))
+    return min(enough, key=lambda width: width.width, default=None)
+
+
 def answer(sampled: Sequence[Width], tolerance: float) -> Width:
-    """The least of the sampled widths that suffices, $n^*$; the last of them, where none does."""
-    enough = [width for width in sampled if width.suffices(tolerance)]
-    return min(enough, key=lambda width: width.width) if enough else sampled[-1]
+    """$n^*$, or the last of the sampled widths, where none suffices."""
+    return least_sufficient(sampled, tolerance) or sampled[-1]
 
 
 class Window(Shown):
@@ -200,7 +206,7 @@ def validity_window(
     check_kind(reference, Closure, "reference")
     check_flag(progress, "progress")
     networks = check_count(networks, "networks", least=LEAST_ENSEMBLE)
-    pilot_width = fitting_width(model, 64) if pilot_width is None else check_count(pilot_width, "pilot_width")
+    pilot_width = fitting_width(model, PILOT) if pilot_width is None else check_count(pilot_width, "pilot_width")
     shapes(model, pilot_width)
     depth = check_count(depth, "depth")
     eps = check_eps(eps, model.decay, depth)

@@ -9,6 +9,7 @@ import numpy as np
 from ... import recipes
 from ...depths import first_steps
 from ...diagnostics import CoordinateCheck, coordinate_check
+from ...diagnostics.validity import least_sufficient
 from ...inference.files import read_kernels
 from ..models import describe_model, make_kernel, make_model
 from ..outputs import write_json
@@ -106,6 +107,6 @@ def read_own(files: list) -> tuple[dict[int, np.ndarray], list[int] | None, dict
 def record(check: CoordinateCheck) -> dict[str, Any]:
     """The check as plain numbers and lists."""
     arrays = {name: getattr(check, name).tolist() for name in ("mean", "spread", "drift")}
-    known = {q: [w.width for w in ws if w.suffices(check.tolerance)] for q, ws in check.enough.items()}
-    enough = {q: min(widths, default=None) for q, widths in known.items()}
+    found = {q: least_sufficient(widths, check.tolerance) for q, widths in check.enough.items()}
+    enough = {q: width and width.width for q, width in found.items()}
     return {"layers": list(check.layers), **arrays, "enough": enough, "sentences": check.sentences()}
