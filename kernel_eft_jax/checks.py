@@ -283,6 +283,8 @@ def check_function(value: Any, name: str) -> None:
     if getattr(whole, "shape", None) != x.shape:
         shape = getattr(whole, "shape", type(whole).__name__)
         raise ValueError(f"Argument `{name}` must be elementwise, but makes {shape} of an array of shape {x.shape}.")
+    if not jnp.issubdtype(whole.dtype, jnp.floating):
+        raise ValueError(f"Argument `{name}` must have real values, but makes {whole.dtype} of {x.dtype}.")
     if not is_concrete(whole):
         return
     each = [np.asarray(value(jnp.asarray(x[i : i + 1, j : j + 1]))) for i, j in np.ndindex(*x.shape)]
@@ -299,7 +301,7 @@ ON_HOST = "it works on the host. What `solve` gives can be differentiated."  # a
 
 def check_untraced(work: str, remedy: str, *arguments: Any) -> None:
     """Check that nothing is traced: the function `work` runs on the host, where no transformation of JAX can follow."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
+    if not is_concrete(arguments):
         raise TypeError(f"`{work}` cannot be traced by jit, grad or vmap: {remedy}")
 
 

@@ -10,6 +10,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from .checks import check_array, is_concrete, to_numpy
 
+LARGEST_ROUNDING = 2e-4  # of a kernel, by the rounding of thin layers
+
 
 def check_times(ts: Any) -> Any:
     """Depth times as a vector; a single number is a list of one. Known values come back as NumPy arrays, which stay
@@ -50,6 +52,23 @@ def check_eps(eps: Any, decay: Any, depth: int) -> Float[Array, "*layers"]:
                 f"{float(decay):.6g} and eps = {largest:.6g}. Take decay = 1 / eps^2 or less."
             )
     return eps
+
+
+def check_survives_rounding(eps: Float[ArrayLike, "..."], depth: int, dtype: Any) -> None:
+    """Check that so many thin layers do not vanish in rounding: what a layer adds to a kernel is of the size of eps^2
+    times the kernel, and below a hundred roundings of it the errors of many layers add up."""
+    if not is_concrete(eps):
+        return
+    rounding = float(jnp.finfo(dtype).eps)
+    dt = np.broadcast_to(np.asarray(eps, np.float64) ** 2, (depth,))
+    thin = dt < 100 * rounding
+    if 0.5 * rounding * np.count_nonzero(thin) > LARGEST_ROUNDING:
+        raise ValueError(
+            f"Argument `eps` makes {np.count_nonzero(thin):,} layers so thin, eps^2 = {dt.min():.2g} at least, that "
+            f"what they add is lost in the rounding of {jnp.dtype(dtype)}: switch float64 on by "
+            'jax.config.update("jax_enable_x64", True) and give the kernel again, or give the continuum '
+            f"ts=[{dt.sum():.6g}] in place of layers."
+        )
 
 
 def squares(eps: Float[ArrayLike, "..."], depth: int, dtype: Any) -> Float[Array, " depth"]:

@@ -25,7 +25,7 @@ from .checks import is_concrete
 from .expectations.conditional import Conditional
 from .expectations.four_point import largest_share, nodes_error, products, products_rests
 from .fields import parameter
-from .pairs import input_count, pair_table, pairs, triples, unpack, wick
+from .pairs import diagonal, input_count, pairs, triples, unpack, wick
 from .showing import shown_fields
 
 SERIES = 40  # terms of the series in the correlation of two inputs given a third
@@ -59,7 +59,7 @@ class Affine(NamedTuple):
 
     def of_each(self) -> "Affine":
         """The map of each input alone, on one more axis in front."""
-        value = self.value[_diagonal(self), None]
+        value = self.value[diagonal(input_count(self.value.shape[0])), None]
         return Affine(value, jnp.broadcast_to(self.scale, value.shape[:1]))
 
 
@@ -103,17 +103,12 @@ class Local(NamedTuple):
 
     def of_each(self) -> "Local":
         """The map of each input alone to first order, on one more axis in front."""
-        diagonal = _diagonal(self)
-        zero = jnp.zeros(diagonal.size, self.value.dtype)
-        return Local(self.value[diagonal, None], self.gradient[diagonal, None], zero, zero)
+        own = diagonal(input_count(self.value.shape[0]))
+        zero = jnp.zeros(own.size, self.value.dtype)
+        return Local(self.value[own, None], self.gradient[own, None], zero, zero)
 
 
 Response = Affine | Local
-
-
-def _diagonal(response):
-    """The places of the pairs of an input with itself."""
-    return np.diagonal(pair_table(input_count(response.value.shape[0])))
 
 
 def apply_all(responses: list[Response], h: Float[Array, "P *rest"]) -> Float[Array, "P *rest"]:

@@ -199,12 +199,8 @@ class Model(eqx.Module):
 
         The first response says how E[s s] moves with k, without the noise of the average over the stream.
         """
-        first = self.read_response(k)
+        first = Local(*self.read.expansion(k), jnp.zeros((), k.dtype))
         return [first, *self.responses_of_read(first.value)]
-
-    def read_response(self, k: Float[Array, " P"]) -> Local:
-        """E[s s] at k with its derivatives, s = `read`."""
-        return Local(*self.read.expansion(k), jnp.zeros((), k.dtype))
 
     def responses_of_read(self, x: Float[Array, " P"]) -> list[Response]:
         """The responses of all maps from E[s s] = x to Q."""

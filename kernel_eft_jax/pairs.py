@@ -28,8 +28,7 @@ def pair_table(inputs: int) -> Int[np.ndarray, "N N"]:
     a, b = pairs(inputs)
     table = np.empty((inputs, inputs), dtype=np.int64)
     table[a, b] = table[b, a] = np.arange(a.size)
-    table.flags.writeable = False
-    return table
+    return _read_only(table)
 
 
 @cache
@@ -37,7 +36,29 @@ def triples(inputs: int) -> Int[np.ndarray, "P 3"]:
     """The places of (aa, bb, ab) for each pair ab: the three kernel entries that a pair of inputs depends on;
     read-only."""
     (a, b), table = pairs(inputs), pair_table(inputs)
-    places = np.stack([table[a, a], table[b, b], table[a, b]], axis=1)
+    return _read_only(np.stack([table[a, a], table[b, b], table[a, b]], axis=1))
+
+
+@cache
+def diagonal(inputs: int) -> Int[np.ndarray, " N"]:
+    """The places of the pairs aa; read-only."""
+    return _read_only(np.diagonal(pair_table(inputs)))
+
+
+@cache
+def off_diagonal(inputs: int) -> Int[np.ndarray, " M"]:
+    """The places of the pairs ab of different inputs, M = N(N - 1)/2; read-only."""
+    a, b = pairs(inputs)
+    return _read_only(np.flatnonzero(a != b))
+
+
+@cache
+def diagonal_first(inputs: int) -> Int[np.ndarray, " P"]:
+    """Where each pair stands in `diagonal` followed by `off_diagonal`; read-only."""
+    return _read_only(np.argsort(np.concatenate([diagonal(inputs), off_diagonal(inputs)])))
+
+
+def _read_only(places):
     places.flags.writeable = False
     return places
 

@@ -147,14 +147,7 @@ def above_rounding(x: Float[Array, "*shape"], least: Float[Array, "*#shape"]) ->
 def hermite_means(values: Float[Array, "F X M"], y: Float[Array, "X M"], terms: int) -> Float[Array, "F X terms"]:
     """Sums of weighted values times orthonormal Hermite polynomials he_j(y), j < terms, for several functions at
     once."""
-
-    def raise_degree(last_two, j):
-        older, old = last_two
-        new = (y * old - jnp.sqrt(j) * older) / jnp.sqrt(j + 1)
-        return (old, new), jnp.sum(values * old[None], axis=-1)
-
-    degrees = jnp.arange(terms, dtype=y.dtype)
-    _, sums = jax.lax.scan(raise_degree, (jnp.zeros_like(y), jnp.ones_like(y)), degrees)
+    sums = _along_degrees(y, terms, jnp.ones_like(y), lambda he: jnp.sum(values * he[None], axis=-1))
     return jnp.moveaxis(sums, 0, -1)
 
 
@@ -163,22 +156,22 @@ def hermite_polynomials(
 ) -> Float[Array, "terms M"]:
     """he_0 ... he_(terms - 1) at x, orthonormal; with a `weight` times this number, which may be so small that the
     polynomials alone would overflow."""
+    return _along_degrees(x, terms, jnp.ones_like(x) if weight is None else weight, lambda he: he)
+
+
+def _along_degrees(x, terms, lowest, read):
+    """read(he_j(x)) for j < terms, along the first axis; he_0 is `lowest`."""
 
     def raise_degree(last_two, j):
         older, old = last_two
-        return (old, (x * old - jnp.sqrt(j) * older) / jnp.sqrt(j + 1)), old
+        return (old, (x * old - jnp.sqrt(j) * older) / jnp.sqrt(j + 1)), read(old)
 
-    degrees = jnp.arange(terms, dtype=x.dtype)
-    lowest = jnp.ones_like(x) if weight is None else weight
-    return jax.lax.scan(raise_degree, (jnp.zeros_like(x), lowest), degrees)[1]
+    return jax.lax.scan(raise_degree, (jnp.zeros_like(x), lowest), jnp.arange(terms, dtype=x.dtype))[1]
 
 
 def derivative(f: Function, order: int) -> Function:
     """The elementwise derivative of an elementwise function."""
-    f = selected(f) if order else f
-    for _ in range(order):
-        f = partial(lambda f, x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1], f)
-    return f
+    return (lambda x: derivatives(f, order)(x)[-1]) if order else f
 
 
 def derivatives(f: Function, order: int) -> Callable[[Array], list[Array]]:

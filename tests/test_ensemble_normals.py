@@ -52,7 +52,7 @@ def test_pairs_are_box_muller(key):
 def draw(key, layer, networks, count):
     k = network_keys(key, jnp.arange(networks, dtype=jnp.uint32))
     z = normals((k[0][None], k[1][None]), jnp.uint32(layer), jnp.arange(count, dtype=jnp.uint32)[:, None])
-    return real_and_imaginary(z, 2 * count, axis=0)
+    return real_and_imaginary(z, 2 * count)
 
 
 def test_distribution(key):
@@ -97,7 +97,7 @@ def test_networks_have_the_key_of_their_number(key):
     k = network_keys(key, jnp.array([7, 49], jnp.uint32))
     z = normals((k[0][None], k[1][None]), jnp.uint32(1), jnp.arange(3, dtype=jnp.uint32)[:, None])
     # Two programs: the last bit of a normal is the compiler's.
-    np.testing.assert_allclose(real_and_imaginary(z, 5, axis=0), all_of_them[:5, [7, 49]], rtol=3e-7)
+    np.testing.assert_allclose(real_and_imaginary(z, 5), all_of_them[:5, [7, 49]], rtol=3e-7)
     folded = jax.random.key_data(
         jax.random.fold_in(jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32)), 7)
     )

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ..checks import check_variances
 from ..linear import matmul
-from ..pairs import input_count, pairs, triples
+from ..pairs import diagonal, input_count, off_diagonal, pairs, triples
 from ..quadrature import REACH, centred_rule, normal_density, remaining_share
 from .base import Activation, Expansion, between_sides, centres, enough_points, kink_jumps, kink_places, rule
 from .pair_quadrature import (
@@ -103,12 +103,11 @@ def _kernel_error(activation: MeasuredActivation, k: Float[Array, " P"]) -> Floa
     """The largest error at a packed kernel, from the `errors` of its variances. The error of rounding is that at the
     correlations of the kernel."""
     inputs = input_count(k.shape[0])
-    a, b = pairs(inputs)
-    of_each = activation.errors(k[np.flatnonzero(a == b)])
+    of_each = activation.errors(k[diagonal(inputs)])
     worst = jnp.max(of_each.alone)
     if inputs == 1:
         return worst
-    others = np.flatnonzero(a != b)
+    (a, b), others = pairs(inputs), off_diagonal(inputs)
     k_aa, k_bb, _ = k[triples(inputs)[others]].T
     units = jnp.stack([k_aa, k_bb, jnp.sqrt(k_aa) * jnp.sqrt(k_bb)], axis=1)
     found = activation.between(k[triples(inputs)[others]])
@@ -123,7 +122,7 @@ def rounding_of_entries(activation: Activation, k: Float[Array, " P"]) -> Float[
     """What a rounding of each entry of a packed kernel changes, relative to E[s^2]: where inputs are nearly equal, the
     expansion changes as 1 - rho^2 does. Inputs that repeat do so after rounding too."""
     inputs = input_count(k.shape[0])
-    others = triples(inputs)[np.flatnonzero(np.not_equal(*pairs(inputs)))]
+    others = triples(inputs)[off_diagonal(inputs)]
     if inputs == 1:
         return jnp.zeros((), k.dtype)
     k_aa, k_bb, k_ab = k[others].T

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from ..checks import check_array, is_concrete
 from ..linear import matmul
-from ..pairs import input_count, pairs, triples
+from ..pairs import diagonal, diagonal_first, input_count, off_diagonal, triples
 from ..quadrature import (
     POINTS,
     derivative,
@@ -88,7 +88,7 @@ class Activation(eqx.Module):
 
         A subclass may return less if the kernel has no nearly equal inputs, whose error of rounding is the largest.
         """
-        return jnp.max(self.error(k[triples(input_count(k.shape[0]))[:, 0]]))
+        return jnp.max(self.error(k[diagonal(input_count(k.shape[0]))]))
 
     def single(self, k: Float[Array, ""]) -> Expansion:
         """`pair` of one input with itself. Only sums of its derivatives have a meaning; `along` returns an expansion
@@ -131,14 +131,10 @@ class Activation(eqx.Module):
     def expansion(self, k: Float[Array, " P"]) -> Expansion:
         """`moments` with its first and second derivatives."""
         inputs = input_count(k.shape[-1])
-        a, b = pairs(inputs)
-        same = np.flatnonzero(a == b)
-        on_line = jax.vmap(lambda k: differentiable(self, (k,)))(k[same])
+        on_line = jax.vmap(lambda k: differentiable(self, (k,)))(k[diagonal(inputs)])
         if inputs == 1:
             return on_line
-        others = np.flatnonzero(a != b)
-        between = self.between(k[triples(inputs)[others]])
-        order = np.argsort(np.concatenate([same, others]))
+        between, order = self.between(k[triples(inputs)[off_diagonal(inputs)]]), diagonal_first(inputs)
         return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[order], on_line, between)
 
     def between(self, k: Float[Array, "M 3"]) -> Expansion:

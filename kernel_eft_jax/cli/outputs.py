@@ -7,9 +7,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..writing import target_of, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 # The suffixes of the result that `--out` names, and of the file that is written beside it.
@@ -70,10 +73,14 @@ def write(file: Path, fill: Callable[[Any], object]) -> None:
     write_whole(file, content.getbuffer())
 
 
+def write_figure(file: Path, figure: "Figure") -> None:
+    """Put a figure into a file, as `write` does, in the format that its suffix says."""
+    write(file, lambda stream: figure.savefig(stream, format=file.suffix[1:].lower(), dpi=200))
+
+
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
     """Put a record into a file, as `write` does."""
-    text = json.dumps(record, indent=1) + "\n"
-    write(file, lambda stream: stream.write(text.encode()))
+    write_whole(file, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def _file(option: str, text: str, suffixes: tuple[str, ...]) -> Path:

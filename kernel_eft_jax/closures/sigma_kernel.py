@@ -37,7 +37,7 @@ from ..expectations.four_point import nodes_error, products, products_error, pro
 from ..kernel_maps import apply_gradient, contract_hessian
 from ..linear import matmul
 from ..model import Model
-from ..pairs import input_count, pair_count, pairs, sigma_product, triples, wick
+from ..pairs import diagonal, input_count, off_diagonal, pair_count, sigma_product, triples, wick
 from ..quadrature import remaining_share
 from .base import COPIES, Closure, Moments, pair_units
 from .sigma_regression import Regression, regression, regression_error
@@ -130,7 +130,7 @@ class SigmaKernel(Closure[SigmaState]):
         return (4 * COPIES + series) * pair_count(inputs) ** 2
 
     def error(self, model: Model, k) -> Float[Array, ""]:
-        variances = k[triples(input_count(k.shape[0]))[:, 0]]
+        variances = k[diagonal(input_count(k.shape[0]))]
         nodes = jax.lax.map(lambda k: nodes_error(model.activation, k, self.degree), variances)
         given = Conditional(model.activation, k, self.degree)
         # What the regression on several inputs makes of rounding, measured for near copies.
@@ -194,7 +194,7 @@ def _loses_kinks(activation: Activation, k: Float[Array, " P"]) -> Bool[Array, "
     inputs = input_count(k.shape[0])
     if inputs == 1 or not activation.kinks:
         return jnp.zeros((), bool)
-    k_aa, k_bb, k_ab = k[triples(inputs)[np.flatnonzero(np.not_equal(*pairs(inputs)))]].T
+    k_aa, k_bb, k_ab = k[triples(inputs)[off_diagonal(inputs)]].T
     ratio = jnp.sign(k_ab) * jnp.sqrt(k_bb) / jnp.sqrt(k_aa)
     others = jnp.stack([ratio, 1 / ratio], axis=1)[:, :, None] * kink_places(activation, k.dtype)[None, None]
     jumps = kink_jumps(activation, k.dtype)

@@ -13,7 +13,7 @@ from ..expectations.conditional import Conditional
 from ..expectations.four_point import local_products
 from ..kernel_maps import apply_gradient
 from ..linear import matmul
-from ..pairs import input_count, pairs, triples, wick
+from ..pairs import diagonal, input_count, pairs, triples, wick
 from ..quadrature import derivatives
 from ..selecting import safe_ratio
 
@@ -57,7 +57,7 @@ def regression_error(given: Conditional) -> Float[Array, ""]:
     """What rounding and the directions that the pseudo-inverse drops make of the regression."""
     k, activation = given.k, given.activation
     C = jax.lax.stop_gradient(_local_moments(given)[-1])
-    variances = k[triples(input_count(k.shape[0]))[:, 0]]
+    variances = k[diagonal(input_count(k.shape[0]))]
     alone = jax.lax.map(lambda k: dropped_of_one(activation, k, _threshold(C)), variances)
     return jnp.maximum(_eigenvalue_error(C), jnp.max(alone))
 

@@ -12,13 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..expectations.hermite_modes import PairFunctions
-from ..expectations.two_inputs import PairRead
 from ..kernel_maps import Response, apply_all, carry_all
 from ..pairs import input_count, pairs, triples
 from ..selecting import safe_root
 
 BOUNDS = 1e4  # the tolerance for bounds of errors, relative to that for the numbers themselves
-Functions = PairFunctions | PairRead
 
 
 class Bounds(NamedTuple):
@@ -57,7 +55,7 @@ def bound_units(unit: Float[Array, " P"]) -> Bounds:
     return Bounds(BOUNDS * unit[:, None], BOUNDS * unit[:, None], square, BOUNDS * unit)
 
 
-def read_errors(bounds: Bounds, read: Response, beyond: Functions) -> ReadErrors:
+def read_errors(bounds: Bounds, read: Response, beyond: PairFunctions) -> ReadErrors:
     """The errors of y and of its mean's correction; `read` is the response of E[s s], `beyond` the functions that are
     expanded."""
     read = read.absolute()
@@ -75,7 +73,7 @@ def read_errors(bounds: Bounds, read: Response, beyond: Functions) -> ReadErrors
 def next_bounds(
     bounds: Bounds,
     read: Response,
-    beyond: Functions,
+    beyond: PairFunctions,
     responses: list[Response],
     shrink: Float[Array, ""],
     dt: Float[Array, ""],

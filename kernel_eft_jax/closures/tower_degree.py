@@ -17,7 +17,7 @@ from ..activations.base import enough_points, rule
 from ..compiling import compiled_soon
 from ..expectations.hermite_modes import without
 from ..model import Model
-from ..pairs import input_count, triples
+from ..pairs import diagonal, input_count
 from .base import Closure
 from .tower_bounds import decayed, next_bounds
 from .tower_state import TowerState, frame_turn, read_in_modes
@@ -38,7 +38,7 @@ def enough_degree(
 ) -> int:
     """The lowest of `degrees` whose truncation is small enough for layers of steps dt from the kernel k, or the last of
     them. `tower` has the last of them, the highest."""
-    variances = np.asarray(k)[triples(input_count(k.shape[0]))[:, 0]]
+    variances = np.asarray(k)[diagonal(input_count(k.shape[0]))]
     extremes = jnp.asarray([variances.min(), variances.max()], k.dtype)
     # Layers of dt = 0 change nothing, and few lengths compile few programs.
     length = 64 * 4 ** math.ceil(math.log(max(dt.shape[0], 64) / 64, 4))

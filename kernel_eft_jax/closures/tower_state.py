@@ -17,7 +17,7 @@ class TowerState(NamedTuple):
     """Covariances with h, and bounds of what the modes beyond the degree would add."""
 
     k: Float[Array, " P"]
-    u: Float[Array, "P P J S"]
+    u: Float[Array, "P ... J S"]
     v: Float[Array, "P P"]
     K1: Float[Array, " P"]
     bounds: Bounds

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from ..checks import check_kind
 from ..depths import first_steps
 from ..ensemble import Estimate
+from ..showing import Shown, shown
 from ..trajectory import Solution
 
 COMPARED_QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
@@ -38,12 +39,19 @@ class Compared(eqx.Module):
             return np.where(np.abs(gap) <= self.rounding, 0.0, gap / self.stderr)
 
 
-class Comparison(eqx.Module):
+class Comparison(Shown):
     """What `compare` found: the common depths, and each quantity there."""
 
     layers: Int[np.ndarray, " T"]
     ts: Float[np.ndarray, " T"]
     quantities: Mapping[str, Compared]
+
+    def __repr__(self) -> str:
+        lines = [f"Comparison of a theory with networks at layers {shown(self.layers)}"]
+        for name, one in self.quantities.items():
+            largest = np.abs(one.deviation).max()
+            lines.append(f"  {name} = within {largest:.2g} standard errors, {one.deviation.size} numbers")
+        return "\n".join(lines)
 
 
 def compare(theory: Solution, sampled: Estimate) -> Comparison:

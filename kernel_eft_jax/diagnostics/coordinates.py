@@ -31,6 +31,7 @@ from ..depths import check_eps
 from ..ensemble.estimate import LEAST_ENSEMBLE
 from ..model import Model
 from ..network import fitting_width
+from ..showing import Shown
 from ..trajectory import Solution, solve
 from .validity import (
     PILOT,
@@ -52,7 +53,7 @@ NOT_COVERED = (
 )
 
 
-class CoordinateCheck(eqx.Module):
+class CoordinateCheck(Shown):
     """The predicted stream of networks of one width, and what was measured in networks of the user's own.
 
     `theory` holds K0, V4 and K1 at the saved layers. `enough` maps "V4" and "K1" to the sampled widths: the least that

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from ..writing import check_writable, held, target_of, write_whole
-from .statistics import Group, Sums
+from .statistics import Sums
 
 ARRAYS = ("count", "first", "second", "parts", "size")
 
@@ -61,11 +61,7 @@ class Checkpoint:
     def save(self, size: int, sums: Sums) -> None:
         """Replace the file in one step: whatever happens, the old file or the new one is there, whole. Warns if the
         file cannot be written."""
-        count, first, second = (np.stack([group[i] for group in sums.groups]) for i in range(3))
-        arrays: dict[str, Any] = {
-            "count": count,
-            "first": first,
-            "second": second,
+        arrays: dict[str, Any] = dict(zip(ARRAYS[:3], sums.stacked(), strict=True)) | {
             "parts": np.array(sums.parts),
             "size": np.array(size),
         }
@@ -114,8 +110,7 @@ class Checkpoint:
                 "beginning, or name another file."
             ) from error
         self._check(settings)
-        groups = (Group(int(c), f, s) for c, f, s in zip(*(arrays[name] for name in ARRAYS[:3]), strict=True))
-        return int(arrays["size"]), Sums(tuple(groups), int(arrays["parts"]))
+        return int(arrays["size"]), Sums.of(*(arrays[name] for name in ARRAYS[:3]), int(arrays["parts"]))
 
     def _check(self, settings: dict) -> None:
         names = sorted(k for k in self.settings.keys() | settings.keys() if self.settings.get(k) != settings.get(k))

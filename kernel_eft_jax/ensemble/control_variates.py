@@ -43,7 +43,7 @@ from ..cholesky import semidefinite_cholesky
 from ..kernel_maps import Affine
 from ..model import Model
 from ..network import shapes
-from ..pairs import input_count, pair_table, triples, unpack
+from ..pairs import diagonal, input_count, triples, unpack
 from ..selecting import safe_ratio
 from .factors import gram, lower_inverse, mix, near_factor, unit_rows
 from .samplers import BlockRead, as_rows
@@ -59,9 +59,9 @@ class InfiniteLayers(NamedTuple):
 
     def of_each(self) -> "InfiniteLayers":
         """The same for networks of one input alone, for every input: one more axis behind the layers."""
-        diagonal = np.diagonal(pair_table(input_count(self.K0.shape[-1])))
+        own = diagonal(input_count(self.K0.shape[-1]))
         responses = jax.vmap(lambda responses: [r.of_each() for r in responses])(self.responses)
-        return InfiniteLayers(self.K0[:, diagonal, None], self.S[:, diagonal, None], responses)
+        return InfiniteLayers(self.K0[:, own, None], self.S[:, own, None], responses)
 
 
 class Limits(NamedTuple):
@@ -145,7 +145,7 @@ def advance(
     joint = move(control.joint, read.S, increments[0], before.joint, behind.joint, x)
     if control.alone is None or before.alone is None or behind.alone is None:
         return Control(joint, None)
-    S = read.S[np.diagonal(pair_table(len(control.alone.phi))), None]
+    S = read.S[diagonal(len(control.alone.phi)), None]
     return Control(joint, jax.vmap(move)(control.alone, S, increments_alone[0], before.alone, behind.alone, x_alone))
 
 
@@ -183,19 +183,15 @@ def read_free(
     hidden: tuple[Float[Array, "N _ B"], ...],
 ) -> Float[Array, "P B"]:
     """C_S of free neurons, phi in the stream and `hidden`, with the response h."""
-    x, C, responses, last = phi, h, iter(path.responses), len(hidden)
+    x, C, E, responses = phi, h, jnp.zeros_like(h), iter(path.responses)
     for i, section in enumerate(model.sections):
         if i:
-            C = next(responses).apply(C)  # through the matrix in front
-            x = hidden[i - 1]
+            C, x = next(responses).apply(C - E), hidden[i - 1]  # through the matrix in front
         response = next(responses)
         C, E = gram(section.neurons(x)) + response.apply(C), response.value[:, None]
         for _ in section.norms:
             response = next(responses)
             C, E = response.value[:, None] + response.apply(C - E), response.value[:, None]
-        if i == last:
-            break
-        C = C - E
     return C
 
 
@@ -227,10 +223,10 @@ def differences(
         near = 0.5 * safe_ratio(K[ab], K[aa]) * safe_ratio(K[ab], K[bb])
         by_S = near * safe_ratio(E[ab], E[aa]), near * safe_ratio(E[ab], E[bb])
         by_F = near * safe_ratio(K[bb], K[aa]), near * safe_ratio(K[aa], K[bb])
-        diagonal, inputs = np.unique(aa), np.triu_indices(len(control.alone.phi))
-        C_alone = C_G.at[diagonal].set(C_each[:, 0])
+        own, inputs = diagonal(len(control.alone.phi)), np.triu_indices(len(control.alone.phi))
+        C_alone = C_G.at[own].set(C_each[:, 0])
         for i, (weights, alone) in enumerate(zip((by_S, by_S, by_F), each, strict=True)):
-            gain = alone[:, 0] - parts[i][diagonal]
+            gain = alone[:, 0] - parts[i][own]
             parts[i] = parts[i] + sum(w * gain[place] for w, place in zip(weights, inputs, strict=True))
     C_S, R, C_F = parts
     return Differences(G - C_G, G - C_alone, S - C_S, R, F - C_F)

@@ -71,6 +71,6 @@ def normals(keys: tuple[Array, Array], layer: UInt32[Array, ""], index: UInt32[A
     return normal_pairs(*threefry(k, (jnp.full(shape, layer, jnp.uint32), jnp.broadcast_to(index, shape))))
 
 
-def real_and_imaginary(z: Complex[Array, "..."], count: int, axis: int) -> Float[Array, "..."]:
-    """The first `count` of the real and then the imaginary parts along an axis."""
-    return jax.lax.slice_in_dim(jnp.concatenate([z.real, z.imag], axis), 0, count, axis=axis)
+def real_and_imaginary(z: Complex[Array, "half ..."], count: int) -> Float[Array, "count ..."]:
+    """The first `count` of the real and then the imaginary parts along the first axis."""
+    return jnp.concatenate([z.real, z.imag])[:count]

@@ -254,9 +254,8 @@ def sums_of_processes(sums: Sums) -> Sums:
     """The sums of all processes; each group belongs to one process."""
     if jax.process_count() == 1:
         return sums
-    parts = [np.stack([group[i] for group in sums.groups]).astype(np.float64) for i in range(3)]
-    count, first, second = (across(part).sum(axis=0) for part in parts)
-    return Sums(tuple(Group(int(c), f, s) for c, f, s in zip(count, first, second, strict=True)), sums.parts)
+    networks, first, second = (across(part.astype(np.float64)).sum(axis=0) for part in sums.stacked())
+    return Sums.of(networks, first, second, sums.parts)
 
 
 def check_finite(moments: CentredSums, problem: Problem, first: int) -> None:

@@ -171,4 +171,4 @@ def as_rows(noise: Complex[Array, "half B"], shape: tuple[int, ...]) -> Float[Ar
     """The normals of `draw_rows` in the shape of phi."""
     if shape[0] % 2 == 0:  # the same result, cut between inputs, which the compiler can fuse
         return jnp.concatenate([x.reshape(shape[0] // 2, *shape[1:]) for x in (noise.real, noise.imag)])
-    return real_and_imaginary(noise, shape[0] * shape[1], axis=0).reshape(shape)
+    return real_and_imaginary(noise, shape[0] * shape[1]).reshape(shape)

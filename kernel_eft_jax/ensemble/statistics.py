@@ -74,6 +74,16 @@ class Sums(NamedTuple):
     def zeros(depths: int, size: int, squared: int, groups: int = GROUPS) -> "Sums":
         return Sums((Group(0, np.zeros((depths, size)), np.zeros((depths, squared, squared))),) * groups, 0)
 
+    @staticmethod
+    def of(networks: np.ndarray, first: np.ndarray, second: np.ndarray, parts: int) -> "Sums":
+        """The sums that `stacked` gave as arrays."""
+        return Sums(tuple(map(Group, map(int, networks), first, second)), parts)
+
+    def stacked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The numbers of networks and the first and second sums of all groups, a group for each row."""
+        networks, first, second = (np.stack(of_groups) for of_groups in zip(*self.groups, strict=True))
+        return networks, first, second
+
     def add(self, part: int, networks: int, moments: CentredSums) -> "Sums":
         """The sums with one more part of a block: parts are dealt to groups in turn."""
         index = part % len(self.groups)

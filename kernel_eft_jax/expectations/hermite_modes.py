@@ -25,7 +25,7 @@ from ..activations import Activation
 from ..activations.base import enough_points, rule
 from ..activations.pair_quadrature import outer_rule
 from ..linear import matmul
-from ..pairs import input_count, pair_table, pairs, triples
+from ..pairs import diagonal, diagonal_first, input_count, off_diagonal, pair_table, pairs, triples
 from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
 from ..selecting import root_of_rest
 from .averages import averages
@@ -137,14 +137,11 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
     length one makes of a mode of degree m + 1 one of degree m, times sqrt(m + 1) at most.
     """
     inputs = input_count(f.L.shape[0])
-    a, b = pairs(inputs)
-    same, others = np.flatnonzero(a == b), np.flatnonzero(a != b)
     columns = modes(degree, inputs)[1].size
-    found = jax.vmap(partial(_functions_of_one, activation, degree, columns))(f.L[same, 0, 0])
+    found = jax.vmap(partial(_functions_of_one, activation, degree, columns))(f.L[diagonal(inputs), 0, 0])
     if inputs > 1:
-        order = np.argsort(np.concatenate([same, others]))
-        apart = jax.lax.map(partial(_functions_of_two, activation, degree), f.L[others])
-        found = (jnp.concatenate(x)[order] for x in zip(found, apart, strict=True))
+        apart = jax.lax.map(partial(_functions_of_two, activation, degree), f.L[off_diagonal(inputs)])
+        found = (jnp.concatenate(x)[diagonal_first(inputs)] for x in zip(found, apart, strict=True))
     functions, beyond, steep = found
     return PairFunctions(functions[:, 0], functions[:, 1:], beyond[:, 0], beyond[:, 1:], steep)
 

@@ -17,23 +17,7 @@ from ..activations.base import along, rule
 from ..activations.pair_quadrature import assemble, by_parts, factors, on_line, outer_rule
 from ..linear import matmul
 from ..quadrature import even_rule, hermite_polynomials, powers
-from .hermite_modes import Frame, frame, modes, pair_functions, tails
-
-
-class PairRead(NamedTuple):
-    """E[s s] of the pairs (aa, ab, bb) with its derivatives, and the functions behind it in the modes of ab.
-
-    `value` holds the coefficients of s s, `second` those of its second derivatives by (aa, bb, ab), the last counted
-    twice. A diagonal pair has one second derivative: each of its three places holds a third of it. The tails are those
-    of `PairFunctions`.
-    """
-
-    expansion: Expansion
-    value: Float[Array, "3 J S"]
-    second: Float[Array, "3 3 J S"]
-    value_tail: Float[Array, " 3"]
-    second_tail: Float[Array, "3 3"]
-    steep_tail: Float[Array, " 3"]
+from .hermite_modes import Frame, PairFunctions, frame, modes, pair_functions, tails
 
 
 class _Functions(NamedTuple):
@@ -43,8 +27,11 @@ class _Functions(NamedTuple):
     tails: Float[Array, " 4"]
 
 
-def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes: tuple[int, int]) -> PairRead:
-    """The `PairRead` of one pair at its packed kernel (aa, ab, bb).
+def read_pair(
+    activation: Activation, k: Float[Array, " 3"], degree: int, nodes: tuple[int, int]
+) -> tuple[Expansion, PairFunctions]:
+    """E[s s] of the pairs (aa, ab, bb) with its derivatives, at their packed kernel, and the functions behind it, those
+    of all three pairs in the modes of ab.
 
     Without kinks `nodes` are half the nodes of psi_1, and the nodes of psi_2. With kinks `nodes` are not used:
     `pair_functions` chooses its own nodes of psi_1, and averages over psi_2 by the activation's own `smoothed_orders`
@@ -58,16 +45,17 @@ def read_pair(activation: Activation, k: Float[Array, " 3"], degree: int, nodes:
         expansion, steep = activation.expansion(k), own.steep_tail
         line = coefficients[:, :, :, 0]
     else:
-        between, functions = _on_plane(activation, k, f, degree, nodes)
+        between, apart = _on_plane(activation, k, f, degree, nodes)
         alone, ends = jax.vmap(lambda k: _on_line(activation, k, degree, nodes[0]))(k[np.array([0, 2])])
         expansion = jax.tree.map(lambda x, y: jnp.stack([y[0], x, y[1]]), between, alone)
         line = jnp.stack([ends.coefficients[0], ends.coefficients[0], ends.coefficients[1]])
-        coefficients = jnp.broadcast_to(functions.coefficients, (3, *functions.coefficients.shape))
-        beyond = jnp.stack([ends.tails[0], functions.tails, ends.tails[1]])
+        coefficients = jnp.broadcast_to(apart.coefficients, (3, *apart.coefficients.shape))
+        beyond = jnp.stack([ends.tails[0], apart.tails, ends.tails[1]])
         steep = beyond[:, 0]
     of_a = jnp.zeros_like(coefficients[0]).at[:, :, 0].set(line[0])
     everything = jnp.stack([of_a, coefficients[1], line[2][:, :, None] * lifted(f, degree)[None]])
-    return PairRead(expansion, everything[:, 0], everything[:, 1:], beyond[:, 0], beyond[:, 1:], steep)
+    functions = PairFunctions(everything[:, 0], everything[:, 1:], beyond[:, 0], beyond[:, 1:], steep)
+    return expansion, functions
 
 
 def lifted(f: Frame, degree: int) -> Float[Array, "J S"]:

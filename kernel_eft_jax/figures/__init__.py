@@ -4,6 +4,7 @@ A function with an argument `columns` places so many panels side by side; `colum
 of a phone.
 """
 
+from .comparison import plot_comparison as plot_comparison
 from .coordinates import plot_coordinate_check as plot_coordinate_check
 from .diagnostics import plot_width_check as plot_width_check
 from .diagnostics import plot_window as plot_window

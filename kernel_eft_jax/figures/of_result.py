@@ -5,10 +5,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..diagnostics import WidthCheck, Window
+from ..diagnostics import Comparison, CoordinateCheck, WidthCheck, Window
 from ..ensemble import Estimate
 from ..inference import Fit, Sensitivity
 from ..trajectory import Solution
+from .comparison import plot_comparison
+from .coordinates import plot_coordinate_check
 from .diagnostics import plot_width_check, plot_window
 from .fit import plot_fit
 from .sensitivity import plot_sensitivity
@@ -28,5 +30,7 @@ for kind, function in (
     (Sensitivity, plot_sensitivity),
     (Window, plot_window),
     (WidthCheck, plot_width_check),
+    (CoordinateCheck, plot_coordinate_check),
+    (Comparison, plot_comparison),
 ):
     plot.register(kind, function)

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     import optax
 
 
+SMALLEST_SHARE = 1e-12  # of its start, below which no search takes a positive parameter
+
+
 class Fit(Shown):
     """The result of `fit`: `values` of the free parameters `names` and their standard errors `stderr`.
 
@@ -218,17 +221,28 @@ def fit(
     prediction = evaluate(x)
     check_prediction(experiment, names, prediction)
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
-        problem = LeastSquares(
-            evaluate, observed, least_values(experiment, names), with_V4, eigenvalue_floor(experiment), [], bar
-        )
+        logarithmic = np.array([said.positive for said in said_of(experiment, names)])
+        least = np.where(logarithmic, x + np.log(SMALLEST_SHARE), least_values(experiment, names))
+        problem = LeastSquares(evaluate, observed, least, logarithmic, with_V4, eigenvalue_floor(experiment), [], bar)
         start = information(experiment, names, prediction, problem.weigh(prediction), closure)
         refuse_lost(start, with_V4)
         search = least_squares if optimiser is None else gradient_steps(optimiser)
         x, prediction, converged, message = reweighted(search, problem, x, prediction)
+    _refuse_undetermined(experiment, names, problem, x, prediction)
     result = _result(experiment, names, problem, x, prediction, closure, converged, message)
     if start.weakest[1] > 1:
         refuse_vague(result.information, with_V4)
     return result
+
+
+def _refuse_undetermined(experiment, names, problem, x, prediction):
+    start = np.asarray(get_parameters(experiment, names), np.float64)
+    end = np.asarray(from_coordinates(experiment, names, jnp.asarray(x)), np.float64)
+    for i in np.flatnonzero(problem.undetermined(prediction)):
+        raise ValueError(
+            f"These data do not determine {names[i]}: chi2 hardly changes where it goes from {start[i]:.3g} to "
+            f"{end[i]:.3g}. Hold it fixed, or take more networks, depths or inputs (`fisher` says how many)."
+        )
 
 
 def _result(experiment, names, problem, x, prediction, closure, converged, message):
@@ -243,7 +257,7 @@ def _result(experiment, names, problem, x, prediction, closure, converged, messa
     refuse_lost(info, with_V4)
     J = W @ prediction.jacobian / coordinate_derivatives(experiment, names, values)
     covariance = observed.scatter(np.linalg.pinv(J) @ W)
-    moved = J[:, ~_at_bound(problem.least, values, np.sqrt(np.diagonal(covariance)))]
+    moved = J[:, ~_at_bound(least_values(experiment, names), values, np.sqrt(np.diagonal(covariance)))]
     difference = prediction.statistics - observed.statistics
     remainder = np.eye(len(J)) - moved @ np.linalg.pinv(moved)  # the projector on the noise that a fit leaves
     dof = len(J) - moved.shape[1]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from .data import Observed
@@ -17,6 +17,7 @@ from .likelihood import Prediction, exact_relations, noise, whitener
 
 MOST_STEPS = 2000
 ROUNDS = 6  # of a search and new weights
+FLAT = 30.0  # the error of a logarithm from which on the data say nothing of it
 BROKEN = 0.1  # standard errors by which data may miss a relation that is exact in theory
 
 
@@ -24,12 +25,13 @@ class LeastSquares(NamedTuple):
     """What a search needs: the theory at a point, the data, the lower bounds of the coordinates, and `history` and
     `bar` to report to.
 
-    Most lower bounds are minus infinity, those of logarithms among them.
+    Coordinates that are `logarithmic` are logarithms of positive parameters.
     """
 
     evaluate: Any
     observed: Observed
     least: Float[np.ndarray, " parameters"]
+    logarithmic: Bool[np.ndarray, " parameters"]
     with_V4: bool
     eigenvalue_floor: float
     history: list[float]
@@ -47,6 +49,12 @@ class LeastSquares(NamedTuple):
         missed = relations @ (prediction.statistics - self.observed.statistics)
         return bool(np.abs(missed).max(initial=0.0) > BROKEN)
 
+    def undetermined(self, prediction: Prediction) -> Bool[np.ndarray, " parameters"]:
+        """Which parameters these data do not determine at all where the search ended: chi2 hardly changes while their
+        logarithm runs on."""
+        errors = np.linalg.norm(np.linalg.pinv(self.weigh(prediction) @ prediction.jacobian), axis=1)
+        return self.logarithmic & (errors > FLAT)
+
     def residual(self, prediction: Prediction, W: Float[np.ndarray, "rank M"]) -> Float[np.ndarray, " rank"]:
         """Deviation of theory from data in standard errors; reports chi2."""
         r = W @ (prediction.statistics - self.observed.statistics)
@@ -63,6 +71,8 @@ def reweighted(search, problem, x, prediction):
     for _ in range(ROUNDS):
         before, (x, prediction, converged, message) = x, search(problem, x, prediction, W)
         if not converged:
+            return x, prediction, False, message
+        if problem.undetermined(prediction).any():
             return x, prediction, False, message
         W = problem.weigh(prediction)
         shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
@@ -96,7 +106,7 @@ def least_squares(problem, x, prediction, W):
     errors = np.linalg.norm(np.linalg.pinv(W @ prediction.jacobian), axis=1)
     result = optimize.least_squares(
         lambda x: problem.residual(at(x), W),
-        np.maximum(x, problem.least + 1e-3 * errors),
+        np.where(problem.logarithmic, x, np.maximum(x, problem.least + 1e-3 * errors)),
         jacobian,  # pyright: ignore[reportArgumentType]
         bounds=(problem.least, np.inf),
         x_scale=errors,

@@ -2,12 +2,11 @@
 
 from .labels import MEANING, axes, dataset, labelled
 from .results import Result, load, save
-from .values import attribute, describe, read_origin, rebuild
+from .values import describe, read_origin, rebuild, write_origin
 
 __all__ = [
     "MEANING",
     "Result",
-    "attribute",
     "axes",
     "dataset",
     "describe",
@@ -16,4 +15,5 @@ __all__ = [
     "read_origin",
     "rebuild",
     "save",
+    "write_origin",
 ]

@@ -22,8 +22,8 @@ from .values import attribute
 if TYPE_CHECKING:
     import xarray as xr
 
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SEAL = b"\nkernel_eft_jax sha256 "
-DIGITS = 64
 
 
 class Result(eqx.Module):
@@ -72,7 +72,7 @@ def save(result: Result, path: str | os.PathLike, **settings: Any) -> Path:
                 f"Argument `{name}` has a name that the file itself uses: leave it out, or give it another name."
             )
     content = to_bytes(data.assign_attrs(notes))
-    return write_whole(path, content + SEAL + hashlib.sha256(content).hexdigest().encode())
+    return write_whole(path, content + _seal(content))
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -89,10 +89,9 @@ def load(path: str | os.PathLike) -> Any:
         ValueError: For a file that is damaged, by one bit or by more, or holds something else.
     """
     content = Path(path).expanduser().read_bytes()
-    content, seal = content[: -len(SEAL) - DIGITS], content[-len(SEAL) - DIGITS :]
-    if not seal.startswith(SEAL):
-        content += seal
-    elif hashlib.sha256(content).hexdigest().encode() != seal[len(SEAL) :]:
+    end = _end_of_data(content)
+    content, rest = content[:end], content[end:]
+    if rest and rest != _seal(content):
         raise ValueError(
             f"File {path} is damaged: its bytes are not those that `save` wrote. Take a copy of it, or make it again."
         )
@@ -117,6 +116,18 @@ def load(path: str | os.PathLike) -> Any:
     except Exception as error:
         why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"File {path} was changed since `save` wrote it. {why}") from error
+
+
+def _seal(content):
+    return SEAL + hashlib.sha256(content).hexdigest().encode()
+
+
+def _end_of_data(content):
+    """Where the HDF5 data end, as the superblock says; the end of the file for files of other formats."""
+    if not content.startswith(SIGNATURE):
+        return len(content)
+    place = {0: 40, 1: 44}.get(content[len(SIGNATURE)], 28)  # by the version of the superblock, which follows
+    return int.from_bytes(content[place : place + 8], "little")
 
 
 def to_bytes(data: "xr.Dataset") -> bytes:

@@ -47,6 +47,12 @@ def read_origin(data: "xr.Dataset", names: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def write_origin(result: Any, names: Iterable[str]) -> dict[str, str | int | float]:
+    """What made a result as attributes, which `read_origin` reads; None is left out."""
+    made = {name: getattr(result, name) for name in names}
+    return {name: attribute(value) for name, value in made.items() if value is not None}
+
+
 def attribute(value: Any) -> str | int | float:
     """A value as an attribute of a file: numbers and text as they are, modules and keys in a form that can be rebuilt,
     others as their text."""

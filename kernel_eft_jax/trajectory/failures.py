@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ..checks import is_concrete
 from ..closures import HermiteTower
-from ..pairs import input_count, pair_table, pairs, unpack
+from ..pairs import diagonal, input_count, pairs, unpack
 from .solution import Solution
 
 LARGEST_ERROR = 0.01  # of the estimated relative error of the Gaussian expectations
@@ -64,7 +64,7 @@ def _check_error(error):
 
 def underflows(K0: Float[Array | np.ndarray, "*batch P"], V4: Float[Array | np.ndarray, "*batch P P"]) -> Any:
     """Whether V4_aa,aa, of the size of K0_aa^2, is below the smallest number of its dtype, (*batch, inputs)."""
-    own = np.diagonal(pair_table(input_count(K0.shape[-1])))
+    own = diagonal(input_count(K0.shape[-1]))
     return (K0[..., own] > 0) & (V4[..., own, own] < float(jnp.finfo(V4.dtype).tiny))
 
 

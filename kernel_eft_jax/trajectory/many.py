@@ -5,10 +5,9 @@ V4_ab,ab of N inputs are N(N - 1)/2 small problems. They are solved in blocks, o
 only the result grows with N.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from itertools import groupby
 
 import diffrax
 import equinox as eqx
@@ -93,60 +92,53 @@ def solve_pairs(
     closure = closure.settled(model, pack(K0), dt)
     groups = _groups(K0.shape[0], chosen)
     need = _memory(closure, model, K0.shape[0], depths, groups, K0.dtype.itemsize)
-    run = _Run(model, K0, times, eps, where, closure)
     with tqdm(desc=f"inputs, {need / 2**20:.0f} MiB", unit=" problems", disable=not progress) as bar:
-        bar.total = sum(len(group) for group in groups.values())
-        found = {key: run(key, members, bar) for key, members in groups.items()}
+        bar.total = sum(map(len, groups))
+        found = [(group, _run(model, K0, times, eps, where, closure, group, bar)) for group in groups]
     return _assemble(model, K0, times, eps, steps, closure, chosen, found)
 
 
-class _Run:
-    """Solves groups of small problems, block by block, on all cores."""
+def _run(model, K0, ts, eps, where, closure, members, bar):
+    """The entries of a group of small problems, in blocks that all cores share."""
+    own = _for_inputs(closure, members.shape[1])
+    count = min(CHUNK, -(-len(members) // BATCH) * BATCH)
+    padded = np.concatenate([members, np.repeat(members[-1:], -len(members) % count, axis=0)])
+    kernels = np.asarray(K0)[padded[:, :, None], padded[:, None, :]]
 
-    def __init__(self, model, K0, ts, eps, where, closure):
-        self.model, self.K0, self.ts, self.eps, self.where, self.closure = model, K0, ts, eps, where, closure
+    def block(i):
+        layers, controller = where["layers"], where["stepsize_controller"]
+        entries = _block(model, kernels[i : i + count], ts, eps, own, layers, controller)
+        entries = jax.tree.map(np.asarray, entries)
+        bar.update(min(count, len(members) - i))
+        return entries
 
-    def __call__(self, key, members, bar):
-        """(members, entries) of a group, entries joined over its blocks."""
-        size, _ = key
-        closure = _for_inputs(self.closure, size)
-        count = min(CHUNK, -(-len(members) // BATCH) * BATCH)
-        padded = np.concatenate([members, np.repeat(members[-1:], -len(members) % count, axis=0)])
-        K = np.asarray(self.K0)
-        kernels = K[padded[:, :, None], padded[:, None, :]].reshape(-1, count, size, size)
+    first = block(0)  # compiles
+    with ThreadPoolExecutor(cores()) as pool:
+        blocks = [first, *pool.map(block, range(count, len(kernels), count))]
+    entries = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(members)], *blocks)
+    _check(model, K0, ts, eps, where, closure, members, entries)
+    return entries
 
-        def block(i):
-            layers, controller = self.where["layers"], self.where["stepsize_controller"]
-            entries = _block(self.model, kernels[i], self.ts, self.eps, closure, layers, controller)
-            entries = jax.tree.map(np.asarray, entries)
-            bar.update(min(count, len(members) - i * count))
-            return entries
 
-        first = [block(0)]  # compiles
-        with ThreadPoolExecutor(cores()) as pool:
-            blocks = first + list(pool.map(block, range(1, len(kernels))))
-        entries = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(members)], *blocks)
-        self._check(members, entries)
-        return members, entries
-
-    def _check(self, members, entries):
-        finite = np.all([np.isfinite(x).reshape(len(members), -1).all(1) for x in entries.moments], axis=0)
-        lost = underflows(*entries.moments[:2]).reshape(len(members), -1).any(1)
-        good = finite & ~lost & entries.good & (entries.expectation_error <= LARGEST_ERROR)
-        if good.all():
-            return
-        failed = np.argmin(good)
-        alone = members[failed]
-        names = " and ".join(map(str, alone))
-        try:
-            solve(self.model, self.K0[alone[:, None], alone], self.ts, eps=self.eps, closure=self.closure, **self.where)
-        except RuntimeError as error:
-            raise RuntimeError(f"Of the inputs {names} alone: {error}") from error
-        by_which = " by the table of nodes" if len(alone) == 2 else ""
-        raise RuntimeError(
-            f"For the inputs {names} alone `solve` succeeds, and here it does not: the expectations{by_which} have an "
-            f"estimated relative error of {entries.expectation_error[failed]:.2g}. Take `solve` for them."
-        )
+def _check(model, K0, ts, eps, where, closure, members, entries):
+    """Raises RuntimeError, with the sentence of `solve`, for the first of the problems that failed."""
+    finite = np.all([np.isfinite(x).reshape(len(members), -1).all(1) for x in entries.moments], axis=0)
+    lost = underflows(*entries.moments[:2]).reshape(len(members), -1).any(1)
+    good = finite & ~lost & entries.good & (entries.expectation_error <= LARGEST_ERROR)
+    if good.all():
+        return
+    failed = np.argmin(good)
+    alone = members[failed]
+    names = " and ".join(map(str, alone))
+    try:
+        solve(model, K0[alone[:, None], alone], ts, eps=eps, closure=closure, **where)
+    except RuntimeError as error:
+        raise RuntimeError(f"Of the inputs {names} alone: {error}") from error
+    by_which = " by the table of nodes" if len(alone) == 2 else ""
+    raise RuntimeError(
+        f"For the inputs {names} alone `solve` succeeds, and here it does not: the expectations{by_which} have an "
+        f"estimated relative error of {entries.expectation_error[failed]:.2g}. Take `solve` for them."
+    )
 
 
 @compiled_soon
@@ -189,21 +181,19 @@ def _check_quadruples(quadruples, inputs):
 
 
 def _groups(inputs, chosen):
-    """The inputs of all small problems, by (number of inputs, purpose)."""
+    """The inputs of all small problems, one group for each number of inputs: the pairs first, then the inputs of the
+    quadruples."""
     pairs = np.stack(np.triu_indices(inputs, 1), axis=1) if inputs > 1 else np.zeros((1, 1), int)
-    groups: dict[tuple[int, str], Any] = {(pairs.shape[1], "pairs"): pairs}
-    distinct = defaultdict(set)
-    for quadruple in chosen:
-        members = tuple(sorted(set(quadruple.tolist())))
-        distinct[len(members)].add(members)
-    return groups | {(size, "quadruples"): np.array(sorted(sets)) for size, sets in sorted(distinct.items())}
+    distinct = sorted({tuple(sorted(set(quadruple))) for quadruple in chosen.tolist()}, key=lambda q: (len(q), q))
+    return [pairs, *(np.array(list(group)) for _, group in groupby(distinct, len))]
 
 
 def _memory(closure, model, inputs, times, groups, itemsize):
     """Bytes of the result, of the parts that it is assembled from, and of the problems at work. Raises MemoryError if
     they do not fit."""
     need, workers = 8 * itemsize * times * inputs**2, cores()
-    for (size, _), members in groups.items():
+    for members in groups:
+        size = members.shape[1]
         P = pair_count(size)
         need += itemsize * len(members) * (times * (2 * P * P + 3 * P) + size**2)
         at_once = BATCH if size < 3 else 1
@@ -219,8 +209,9 @@ def _memory(closure, model, inputs, times, groups, itemsize):
 
 def _assemble(model, K0, ts, eps, layers, closure, chosen, found):
     inputs = K0.shape[0]
-    (size, _), (members, entries) = next(iter(found.items()))
-    (k, V, m), times, table = entries.moments, entries.moments[0].shape[1], pair_table(size)
+    members, entries = found[0]
+    (k, V, m), times = entries.moments, entries.moments[0].shape[1]
+    size, table = members.shape[1], pair_table(members.shape[1])
 
     def matrix(values):  # (B, T, P) to (T, N, N)
         full = np.zeros((times, inputs, inputs), values.dtype)
@@ -243,7 +234,7 @@ def _assemble(model, K0, ts, eps, layers, closure, chosen, found):
         V4=_chosen(chosen, found, times, lambda entries: entries.moments[1]),
         V4_truncation=None if errors is None else _chosen(chosen, found, times, lambda entries: entries.errors[0]),
         quadruples=jnp.asarray(chosen),
-        expectation_error=jnp.asarray(max(entries.expectation_error.max() for _, entries in found.values())),
+        expectation_error=jnp.asarray(max(entries.expectation_error.max() for _, entries in found)),
         model=model,
         closure=closure,
         eps=eps,
@@ -253,15 +244,10 @@ def _assemble(model, K0, ts, eps, layers, closure, chosen, found):
 
 def _chosen(chosen, found, times, read):
     """V4_ab,cd of the chosen quadruples, (T, quadruples)."""
-    dtype = next(iter(found.values()))[1].moments[1].dtype
-    values = np.zeros((times, len(chosen)), dtype)
-    for (size, purpose), (members, entries) in found.items():
-        if purpose == "quadruples":
-            place = {tuple(row.tolist()): i for i, row in enumerate(members)}
-            table, V = pair_table(size), read(entries)
-            for column, quadruple in enumerate(chosen):
-                own = tuple(sorted(set(quadruple.tolist())))
-                if own in place:
-                    a, b, c, d = (own.index(x) for x in quadruple)
-                    values[:, column] = V[place[own], :, table[a, b], table[c, d]]
+    place = {tuple(row): (read(entries), i) for members, entries in found for i, row in enumerate(members.tolist())}
+    values = np.zeros((times, len(chosen)), read(found[0][1]).dtype)
+    for column, quadruple in enumerate(chosen.tolist()):
+        own = sorted(set(quadruple))
+        (V, i), table, (a, b, c, d) = place[tuple(own)], pair_table(len(own)), map(own.index, quadruple)
+        values[:, column] = V[i, :, table[a, b], table[c, d]]
     return jnp.asarray(values)

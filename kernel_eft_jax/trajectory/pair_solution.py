@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 from ..closures import Closure
 from ..model import Model
 from ..showing import shown
-from ..storage import Result, attribute, axes, dataset, labelled, read_origin
+from ..storage import Result, axes, dataset, labelled, read_origin, write_origin
 from . import rounding
-from .file import SOLUTION_ORIGIN
+from .solution import SOLUTION_ORIGIN
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -70,9 +70,7 @@ class PairSolution(Result):
             if value is not None:
                 dimensions = ("quadruple", "inputs") if name == "quadruples" else ("t", "quadruple")
                 variables[name] = (dimensions, np.asarray(value), {"long_name": "of chosen quadruples of inputs"})
-        made = {name: getattr(self, name) for name in SOLUTION_ORIGIN}
-        attributes: dict[str, Any] = {"expectation_error": float(self.expectation_error)}
-        attributes |= {name: attribute(value) for name, value in made.items() if value is not None}
+        attributes = write_origin(self, SOLUTION_ORIGIN) | {"expectation_error": float(self.expectation_error)}
         return dataset(type(self).__name__, self.ts, self.K0.shape[-1], variables, attributes)
 
     @classmethod

@@ -4,20 +4,34 @@ from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import is_concrete
 from ..closures import Closure, Moments
 from ..model import Model
-from ..pairs import unpack, unpack_covariance
+from ..pairs import pack, pack_covariance, unpack, unpack_covariance
 from ..showing import Shown, shown
-from ..storage import Result
+from ..storage import Result, axes, dataset, labelled, read_origin, write_origin
 from . import rounding
-from .file import from_xarray, to_xarray, unpack_moments
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+OUTCOMES = (
+    "successful",
+    "max_steps_reached",
+    "dt_min_reached",
+    "max_steps_rejected",
+    "nonlinear_divergence",
+    "nonlinear_max_steps_reached",
+    "nonfinite",
+    "event_occurred",
+    "internal_error",
+)
+SOLUTION_ORIGIN = ("model", "closure", "eps", "layers")  # the fields that say what made a result of a solve
 
 
 class Solution(Shown, Result):
@@ -107,13 +121,46 @@ class Solution(Shown, Result):
     def truncation(self) -> Moments | None:
         """Estimated errors that a truncated expansion leaves of K0, V4, K1 and so on, with the shapes of these; None
         for closures that expand nothing."""
-        return None if self.packed_truncation is None else unpack_moments(self.packed_truncation)
+        return None if self.packed_truncation is None else _unpack_moments(self.packed_truncation)
 
     def to_xarray(self) -> "xr.Dataset":
-        """The moments and their truncation errors over t and the inputs a, b, c, d."""
-        return to_xarray(self)
+        """The moments and their truncation errors over t and the inputs a, b, c, d; what made them as attributes."""
+        if self.ts.ndim > 1:
+            stack = " x ".join(map(str, self.ts.shape[:-1]))
+            raise ValueError(
+                f"A stack of {stack} solutions has no Dataset: take one of them, `jax.tree.map(lambda x: x[0] if "
+                "eqx.is_array(x) else x, stack)`."
+            )
+        variables = labelled(_unpack_moments(self.packed)._asdict())
+        if self.truncation is not None:
+            errors = self.truncation._asdict()
+            variables |= labelled(errors, suffix="_truncation", prefix="estimated truncation error of ")
+        attributes: dict[str, Any] = {f"stats_{name}": np.asarray(value)[()] for name, value in self.stats.items()}
+        attributes["result"] = next(name for name in OUTCOMES if self.result == getattr(diffrax.RESULTS, name))
+        attributes |= write_origin(self, SOLUTION_ORIGIN)
+        return dataset(type(self).__name__, self.ts, self.K0.shape[-1], variables, attributes)
 
     @classmethod
     def from_xarray(cls, data: "xr.Dataset") -> "Solution":
         """The solution that `to_xarray` gave."""
-        return from_xarray(cls, data)
+        packed = {3: pack, 5: pack_covariance}
+
+        def moments(suffix):
+            present = [name for name in Moments._fields if name + suffix in data]
+            full = {name: axes(data, name + suffix, "t a b c d" if name[0] == "V" else "t a b") for name in present}
+            return Moments(**{name: jnp.asarray(packed[values.ndim](values)) for name, values in full.items()})
+
+        return cls(
+            ts=jnp.asarray(axes(data, "t", "t")),
+            packed=moments(""),
+            packed_truncation=moments("_truncation") if "V4_truncation" in data else None,
+            stats={name[6:]: jnp.asarray(value) for name, value in data.attrs.items() if name.startswith("stats_")},
+            result=getattr(diffrax.RESULTS, data.attrs["result"]),
+            **read_origin(data, SOLUTION_ORIGIN),
+        )
+
+
+def _unpack_moments(packed: Moments) -> Moments:
+    """Packed moments as full arrays; None where the closure carries none."""
+    full = {name: unpack_covariance if name[0] == "V" else unpack for name in Moments._fields}
+    return packed._replace(**{name: full[name](x) for name, x in packed._asdict().items() if x is not None})

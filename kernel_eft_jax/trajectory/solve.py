@@ -18,11 +18,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_count, check_flag, check_kernel, check_kind, check_layers, is_concrete
+from ..checks import check_count, check_flag, check_kernel, check_kind, check_layers, check_positive, is_concrete
 from ..closures import Closure, HermiteTower
 from ..closures.base import COPIES, check_memory, error_along
 from ..compiling import compiled_soon
-from ..depths import check_eps, check_times, squares
+from ..depths import check_eps, check_survives_rounding, check_times, squares
 from ..directions import forward_only, reverse_only, when_reversed
 from ..model import Model
 from ..pairs import input_count, pack
@@ -31,6 +31,7 @@ from .solution import Solution
 
 EXACT = HermiteTower()
 SMALL_STEPS = 256
+SHORTEST = 1e-6  # a solve to t = 0 goes a little further, since a solve of no length has no derivative by t
 
 
 def solve(
@@ -94,6 +95,8 @@ def solve(
     ):
         if value is not None:
             check_kind(value, kind, name)
+    if dt0 is not None:
+        check_positive(dt0, "dt0")
     K = check_kernel(K0)
     continuum = (solver, adjoint, stepsize_controller, dt0)
     if ts is not None and (layers is not None or eps is not None):
@@ -122,7 +125,9 @@ def solve(
         )
     else:
         steps = check_layers(layers)
-        eps = jnp.asarray(check_eps(eps, model.decay, steps[-1]), K.dtype)
+        eps = check_eps(eps, model.decay, steps[-1])
+        check_survives_rounding(eps, steps[-1], K.dtype)
+        eps = jnp.asarray(eps, K.dtype)
         closure = settled(closure, model, pack(K), squares(eps, steps[-1], K.dtype), len(steps))
         model, K, eps = _counted(closure, model, K, eps, len(steps), steps[-1], "layers")
         solution = _layers(closure, model, pack(K), eps, steps)
@@ -230,7 +235,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         diffrax.ODETerm(rate),
         solver,
         t0=jnp.zeros_like(ts[-1]),
-        t1=ts[-1],
+        t1=jnp.maximum(ts[-1], SHORTEST),
         dt0=dt0,
         y0=start / units,
         args=(parameters, units),  # as arguments: Backsolve cannot see what the rate encloses

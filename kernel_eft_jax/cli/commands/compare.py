@@ -12,6 +12,7 @@ from ...diagnostics.comparison import Comparison
 from ...ensemble import Estimate
 from ...trajectory import Solution
 from ..models import describe_closure, remarks
+from ..outputs import write_figure
 from ..printing import Table, Value, show
 from ..results import accuracy_notes
 
@@ -29,9 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
         "sampled": f"{sampled.networks:,} networks of width {sampled.width}, {arguments.sample}",
     }
     if arguments.files.result is not None:
-        from ..drawing import comparison_figure, write_figure
-
-        write_figure(comparison_figure(found, " against ".join(title.values())), arguments.files.result)
+        write_figure(arguments.files.result, found.plot(title=" against ".join(title.values())))
     columns = ["quantity", "layer", "t", "theory [0..]", "sampled [0..]", "difference", "largest", "at"]
     notes = remarks(theory.model, theory.closure)
     if theory.layers is None:

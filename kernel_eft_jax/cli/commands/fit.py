@@ -12,7 +12,7 @@ from ...ensemble import Estimate
 from ...inference.parameters import get_parameters
 from ...model import Model
 from ..models import describe_closure, describe_model, make_closure, make_model, remarks
-from ..outputs import write_json
+from ..outputs import write_figure, write_json
 from ..printing import Table, Value, show
 
 
@@ -36,10 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     if result is not None:
         write_json(result, title | {"notes": notes} | inference.fit_record(found))
     if plot is not None:
-        from ...figures import plot_fit
-        from ..drawing import write_figure
-
-        write_figure(plot_fit(found), plot)
+        write_figure(plot, found.plot())
     show(Table(title, ["parameter", "value", "95 % from", "to"], rows(found), notes), arguments)
     if not found.converged:
         where = f"{arguments.files.names()} hold" if result or plot else "the table shows"

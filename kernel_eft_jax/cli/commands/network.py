@@ -12,7 +12,7 @@ from ...diagnostics import CoordinateCheck, coordinate_check
 from ...diagnostics.validity import least_sufficient
 from ...inference.files import read_kernels
 from ..models import describe_model, make_kernel, make_model
-from ..outputs import write_json
+from ..outputs import write_figure, write_json
 from ..printing import Table, say_sampling, show
 
 
@@ -33,10 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     table = Table(title, columns, rows, check.sentences())
     figure, beside = arguments.files
     if figure is not None:
-        from ...figures import plot_coordinate_check
-        from ..drawing import write_figure
-
-        write_figure(plot_coordinate_check(check, title=", ".join(title.values())), figure)
+        write_figure(figure, check.plot(title=", ".join(title.values())))
     if beside is not None:
         write_json(beside, title | record(check))
     show(table, arguments)

@@ -10,6 +10,7 @@ from ...ensemble import BlockSampler, WeightSampler, estimate
 from ...ensemble.observables import estimated
 from ..depths import describe_depths, saved_layers
 from ..models import describe_model, make_kernel, make_model
+from ..outputs import write_figure
 from ..printing import Table, show
 from ..results import result_columns, result_rows
 
@@ -45,9 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     if result is not None:
         storage.save(found, result, model=model, eps=arguments.eps, seed=arguments.seed, sampler=sampler)
     if plot is not None:
-        from ..drawing import write_figure
-
-        write_figure(found.plot(title=", ".join(title.values())), plot)
+        write_figure(plot, found.plot(title=", ".join(title.values())))
     show(Table(title, result_columns(found), result_rows(found), ["Errors are standard errors."]), arguments)
 
 

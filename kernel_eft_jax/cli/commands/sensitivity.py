@@ -7,7 +7,7 @@ import numpy as np
 from ... import inference
 from ..depths import at_depths, describe_depths
 from ..models import describe_closure, describe_model, make_closure, make_kernel, make_model, remarks
-from ..outputs import write
+from ..outputs import write, write_figure
 from ..printing import Table, show
 
 
@@ -26,10 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
         arrays = inference.sensitivity_arrays(found) | title | {"notes": notes}
         write(result, lambda stream: np.savez(stream, **arrays))  # pyright: ignore[reportArgumentType]
     if plot is not None:
-        from ...figures import plot_sensitivity
-        from ..drawing import write_figure
-
-        write_figure(plot_sensitivity(found), plot)
+        write_figure(plot, found.plot())
     t = float(found.solution.ts[-1])
     what = (
         f"Changes at t = {t:.4g}: in per cent for one per cent of the parameter, or derivatives by a parameter that "

@@ -6,6 +6,7 @@ from ... import storage
 from ...trajectory import solve
 from ..depths import at_depths, describe_depths
 from ..models import describe_closure, describe_model, make_closure, make_kernel, make_model, remarks
+from ..outputs import write_figure
 from ..printing import Table, show
 from ..results import accuracy_notes, result_columns, result_rows
 
@@ -21,9 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     if result is not None:
         storage.save(solution, result, model=model, closure=closure, depth=title["depth"], notes=" ".join(notes))
     if plot is not None:
-        from ..drawing import write_figure
-
-        write_figure(solution.plot(title=", ".join(title.values())), plot)
+        write_figure(plot, solution.plot(title=", ".join(title.values())))
     show(
         Table(title, result_columns(solution, bool(notes)), result_rows(solution), [*notes, *accuracy_notes(solution)]),
         arguments,

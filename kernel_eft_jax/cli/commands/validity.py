@@ -9,7 +9,7 @@ from ...diagnostics import Window, validity_window
 from ...diagnostics.validity import answer
 from ..depths import describe_depths
 from ..models import describe_closure, describe_model, make_kernel, make_model
-from ..outputs import write_json
+from ..outputs import write_figure, write_json
 from ..printing import Table, Value, say_sampling, show
 
 NOTE = (
@@ -41,9 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     figure, record = arguments.files
     if figure is not None:
-        from ..drawing import write_figure
-
-        write_figure(window.plot(title=f"{title['model']}, {title['depth']}"), figure)
+        write_figure(figure, window.plot(title=f"{title['model']}, {title['depth']}"))
     if record is not None:
         write_json(record, title | window.record())
     show(Table(title, ["quantity", "theory", "holds", "error"], rows(window), [NOTE]), arguments)

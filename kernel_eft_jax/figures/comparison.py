@@ -1,29 +1,23 @@
-"""Figures of the command line. A command imports this file where it draws, because Matplotlib takes a while to load."""
-
-from pathlib import Path
+"""The figure of a comparison: a theory and sampled networks against depth, and their difference in standard errors."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..checks import check_kind
 from ..diagnostics import Comparison
-from ..figures import Line, plot_panels
-from .outputs import write
+from .trajectory import Line, plot_panels
 
 SYMBOLS = {"G": "E[G_{00}]", "V4": "V_{4;00,00}", "K1": "K_{1;00}"}
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that its suffix says, whole or not at all."""
-    write(path, lambda stream: figure.savefig(stream, format=path.suffix[1:].lower(), dpi=200))
-
-
-def comparison_figure(found: Comparison, title: str) -> Figure:
-    """E[G], V4 and K1 of input 0: curves of the theory and points of the networks; below, their difference in standard
+def plot_comparison(found: Comparison, title: str = "Theory and networks", *, columns: int = 3) -> Figure:
+    """E[G], V4 and K1 of input 0: curves of the theory and points of the networks, then their difference in standard
     errors."""
+    check_kind(found, Comparison, "found")
     names = [name for name in SYMBOLS if name in found.quantities]
     panels = {f"${SYMBOLS[name]}$": _values(found, name) for name in names}
     panels |= {f"difference of ${SYMBOLS[name]}$ in standard errors": _difference(found, name) for name in names}
-    return plot_panels(panels, title=title, columns=len(names))
+    return plot_panels(panels, title=title, columns=columns)
 
 
 def _values(found, name):
