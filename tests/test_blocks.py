@@ -72,17 +72,19 @@ EXACT = [
     for name, (branch, *_) in TABLE.items()
     for closure in ([HermiteTower(60)] if isinstance(branch[0], Tanh) else [HermiteTower(2), GOnly()])
 ]
-# In every run: norm, ratio, biases, gate, two hidden layers and no skip, each under one closure at least.
-QUICK = {
-    ("gated", GOnly()),
-    ("two matrices, biases", GOnly()),
-    ("full pre-activation, biases", HermiteTower(60)),
-    ("plain", HermiteTower(60)),
-}
+# All the time: norm, gate and no skip. Biases, two inputs and neurons before the first matrix by `make thorough`.
+QUICK = [("gated", GOnly()), ("plain", HermiteTower(60))]
+THOROUGH = [("two matrices, biases", GOnly()), ("full pre-activation, biases", HermiteTower(60))]
+SLOW = [x for x in EXACT if x not in QUICK + THOROUGH]
 
 
 @pytest.mark.parametrize(
-    ("name", "closure"), [pytest.param(*x, marks=() if x in QUICK else pytest.mark.slow) for x in EXACT]
+    ("name", "closure"),
+    [
+        *QUICK,
+        *(pytest.param(*x, marks=pytest.mark.thorough) for x in THOROUGH),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in SLOW),
+    ],
 )
 def test_every_block_is_exact_at_order_one_over_n(name, closure):
     """HermiteTower gives the digits of every block; so does the paper's closure where the branch begins with a matrix
@@ -295,7 +297,7 @@ def test_the_error_of_hidden_neurons_that_oscillate_is_stated():
 @pytest.mark.parametrize(
     ("neurons", "inputs"),
     [
-        (ReLU(), [0, 1, 1]),
+        pytest.param(ReLU(), [0, 1, 1], marks=pytest.mark.thorough),
         *(pytest.param(s, [0, 1, 1], marks=pytest.mark.slow) for s in (keft.HardTanh(), GLU(ReLU()), keft.ELU())),
         *(pytest.param(s, [0, 1, 0, 1], marks=pytest.mark.slow) for s in (ReLU(), GLU(Tanh()))),
     ],
@@ -446,8 +448,8 @@ IN_LAYERS, IN_THE_CONTINUUM = {"layers": [1, 3], "eps": [0.6, 0.4, 0.5]}, {"ts":
 @pytest.mark.parametrize(
     ("K0", "depth", "hidden"),
     [
-        # In every run one hidden layer, of one input: layers and two hidden layers are compared with numbers above.
-        (ONE, IN_THE_CONTINUUM, []),
+        # One hidden layer, of one input: layers and two hidden layers are compared with numbers above.
+        pytest.param(ONE, IN_THE_CONTINUUM, [], marks=pytest.mark.thorough),
         pytest.param(THREE, IN_LAYERS, TWICE, marks=pytest.mark.slow),
         pytest.param(THREE, IN_THE_CONTINUUM, TWICE, marks=pytest.mark.slow),
     ],
@@ -488,7 +490,7 @@ def test_memory_of_kernels_is_the_response_for_two_matrices(K0):
     [
         pytest.param(Tanh(), [[1.0]], marks=pytest.mark.slow),  # the first of the opposite inputs
         (None, [[1.0]]),
-        (Tanh(), [[1.0, -1.0], [-1.0, 1.0]]),
+        pytest.param(Tanh(), [[1.0, -1.0], [-1.0, 1.0]], marks=pytest.mark.thorough),
     ],
     ids=["activation", "norm alone", "opposite inputs"],
 )

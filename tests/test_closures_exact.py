@@ -37,13 +37,19 @@ from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
 # kinks.
 TOWER_TOLERANCE = {"Tanh layers": (3e-5, 5e-3), "published": (2e-5, 4e-3), "relu": (1e-6, 2e-4)}
 EXACT = [p for p in select("V4") if "many inputs" not in p.tags or "closed form" in p.tags]
-# In every run: a kink, a closed form in the continuum, and layers of what is not odd; two inputs have a test below.
-QUICK = {"sine", "relu", "GELU layers"}
+# All the time: layers of what is neither odd nor even; two inputs have a test below. By `make thorough`: a kink, and a
+# closed form in the continuum.
+QUICK, THOROUGH = ("GELU layers",), ("sine", "relu")
 
 
 def slow(*values, **options):
     """Parameters of a test that only `make slow` runs."""
     return pytest.param(*values, marks=pytest.mark.slow, **options)
+
+
+def thorough(*values, **options):
+    """Parameters of a test that `make thorough` runs."""
+    return pytest.param(*values, marks=pytest.mark.thorough, **options)
 
 
 def solve(problem: Problem, closure, **options):
@@ -54,7 +60,15 @@ def assert_close(actual, expected, rtol):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * max(np.abs(expected).max(), 1e-3))
 
 
-@pytest.mark.parametrize("problem", [p if p.name in QUICK else slow(p) for p in EXACT], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        *(p for p in EXACT if p.name in QUICK),
+        *(thorough(p) for p in EXACT if p.name in THOROUGH),
+        *(slow(p) for p in EXACT if p.name not in QUICK + THOROUGH),
+    ],
+    ids=lambda p: p.name,
+)
 def test_the_tower_is_exact_at_order_one_over_n(problem):
     """V4 and K1 of real layers at any eps, and of the continuum, whatever the activation: odd, even, neither, or
     kinked."""
@@ -96,6 +110,7 @@ def test_a_wrong_response_would_be_seen(monkeypatch):
 PAPER = (keft.Model(keft.Tanh(), jnp.array(2.0)), np.array([[2.0, 0.6], [0.6, 2.0]]), np.array([2.0]))
 
 
+@pytest.mark.thorough
 def test_numbers_of_the_sigma_kernel_closure():
     """The numbers of the design document at the paper's settings: 48.418 and -0.4700 for one input, found
     independently."""
@@ -143,9 +158,9 @@ def whole(closure, inputs):
 @pytest.mark.parametrize(
     ("closure", "inputs", "parts"),
     [
-        # In every run parts of as many inputs as there are together: one compiled program.
-        (TOWER, 3, ([2, 0, 2],)),
-        (SIGMA, 2, ([1, 0], [1, 1])),
+        # Parts of as many inputs as there are together: one compiled program.
+        thorough(TOWER, 3, ([2, 0, 2],)),
+        thorough(SIGMA, 2, ([1, 0], [1, 1])),
         slow(TOWER, 3, ([0],)),
         slow(SIGMA, 2, ([0],)),
         slow(SIGMA, 3, ([0], [2, 0], [1, 1])),
@@ -163,7 +178,7 @@ def test_inputs_do_not_depend_on_who_else_is_there(closure, inputs, parts):
         np.testing.assert_allclose(part.K1, np.asarray(together.K1)[two], rtol=1e-7, atol=1e-8)
 
 
-TOGETHER = pytest.mark.parametrize(("closure", "inputs"), [(TOWER, 3), (SIGMA, 2), slow(SIGMA, 3)])
+TOGETHER = pytest.mark.parametrize(("closure", "inputs"), [thorough(TOWER, 3), (SIGMA, 2), slow(SIGMA, 3)])
 
 
 @TOGETHER
@@ -232,7 +247,7 @@ def test_truncation_bounds_what_is_missing(name, k, degree):
 
 @pytest.mark.parametrize(
     ("name", "k", "most"),
-    [slow("Sin", 25.0, 128), slow("Tanh", 1e-3, 4), ("GELU", 1.0, 8)],
+    [slow("Sin", 25.0, 128), slow("Tanh", 1e-3, 4), thorough("GELU", 1.0, 8)],
     ids=["Sin", "Tanh", "GELU"],
 )
 def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
@@ -271,6 +286,7 @@ def test_the_nodes_of_the_chosen_degree_resolve_an_oscillation():
     assert abs(solution.V4.item() - exact["V4"][-1]) < float(solution.truncation.V4.item()) + 1e-8 * exact["V4"][-1]
 
 
+@pytest.mark.thorough
 def test_where_no_degree_can_be_chosen():
     """Inside jit the degree is 30, and the degree of a hierarchy that ends by itself is where it ends: at two behind a
     matrix, at twice the degree of a polynomial, scaled or not. A file gives back the degree that was used."""
@@ -314,7 +330,7 @@ def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt
 @pytest.mark.parametrize(
     ("activation", "kernel"),
     [
-        (keft.HardTanh(), [1.0, 1.0, 1.0]),
+        thorough(keft.HardTanh(), [1.0, 1.0, 1.0]),
         # max(x + 1, 0) is zero at its kink -1, and not at 1, where the opposite input is then.
         pytest.param(
             keft.Piecewise(lambda x: jnp.maximum(x + 1, 0), kinks=[-1]), [0.5, -0.5, 0.5], marks=pytest.mark.slow
@@ -383,9 +399,9 @@ CLOSURES = [keft.GOnly(), keft.HermiteTower(6), keft.SigmaKernel(6), PairTower(6
 @pytest.mark.parametrize(
     ("name", "closure", "inputs"),
     [
-        # In every run the kernel alone, a tower and the pseudo-inverse; the units of each closure have a test below.
+        # The kernel alone and the pseudo-inverse, a tower by `make thorough`; the units of each closure have a test below.
         ("erf, continuum", keft.GOnly(), 2),
-        ("erf, continuum", keft.HermiteTower(2), 1),
+        thorough("erf, continuum", keft.HermiteTower(2), 1),
         ("erf, continuum", keft.SigmaKernel(2), 1),
         slow("erf, continuum", PairTower(2), 2),
         *(slow(name, closure, 2) for name in RESCALED for closure in CLOSURES),
@@ -439,6 +455,7 @@ def test_units_of_a_state_scale_as_its_parts(closure, powers):
         np.testing.assert_allclose(found, size**power * before, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_an_input_of_zero_norm():
     """Values are the limit of small variances, derivatives those on the one side: two layers of sin with biases, where
     K0_11 = K0_01 = 0."""
@@ -476,6 +493,7 @@ def covariance_of_sines(K):
     return mean((0, 1, 2, 3)) - mean((0, 1)) * mean((2, 3)), mean((0, 1, 0, 1)) - mean((0, 1)) ** 2
 
 
+@pytest.mark.thorough
 def test_the_series_of_four_inputs_tells_its_error():
     """Sines of variance 4 and correlation 0.9: the series to degree 20 misses a part of Cov(s s, s s), and its stated
     error is that large."""
@@ -490,6 +508,7 @@ def test_the_series_of_four_inputs_tells_its_error():
     assert off <= told <= 10 * off
 
 
+@pytest.mark.thorough
 def test_the_series_of_copies_tells_its_error():
     """Three inputs of which two are copies: the series of these two given the third misses a part of Cov(s s, s s), and
     its stated error is that large. Two inputs alone need no such series."""
@@ -641,6 +660,7 @@ def test_layer_gradients_in_reverse_and_by_differences(closure):
     np.testing.assert_allclose(both(values)[1], differences, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.thorough
 def test_the_rate_of_change_of_the_tower_has_gradients_in_reverse_mode():
     """The derivative by C_W of the state's rate of change, which the continuum integrates, is the limit of
     differences."""
@@ -677,11 +697,12 @@ def test_continuum_gradients_of_the_tower():
     np.testing.assert_allclose(both(value)[1], np.stack(differences, axis=1), rtol=1e-5)
 
 
-def test_the_tower_of_two_inputs_is_exact():
+@pytest.mark.parametrize("closure", [keft.HermiteTower(24), PairTower(24)], ids=["HermiteTower", "PairTower"])
+def test_the_tower_of_two_inputs_is_exact(closure):
     """V4 and K1 of two layers of sin, on and off the diagonal, against sums over layers."""
     K = np.array([[0.5, 0.2], [0.2, 0.3]])
     right = two_input_layers(SMOOTH["Sin"], 1.5, K, 0.5, 2)
-    found = keft.solve(keft.Model(keft.Sin(), 1.5), K, layers=2, eps=0.5, closure=keft.HermiteTower(24)).packed
+    found = keft.solve(keft.Model(keft.Sin(), 1.5), K, layers=2, eps=0.5, closure=closure).packed
     np.testing.assert_allclose(found.V4[0], right["V4"], rtol=1e-6)
     np.testing.assert_allclose(found.K1[0], right["K1"], rtol=1e-5)
 

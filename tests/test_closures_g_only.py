@@ -154,6 +154,7 @@ def test_published_setting_with_converged_expectations(tanh):
     ]
 
 
+@pytest.mark.thorough
 def test_inputs_of_equal_variance_and_overlap_stay_equivalent(published):
     K0, K1, V4 = (np.asarray(x[-1]) for x in (published.K0, published.K1, published.V4))
     swap = [2, 0, 1]
@@ -174,6 +175,7 @@ def test_negative_control_chi_wrong_by_ten_per_cent_is_caught(unequal):
             assert_same_statistics(unequal, K0, *wrong)
 
 
+@pytest.mark.thorough
 def test_one_input_does_not_feel_the_others(tanh, published):
     alone, together = keft.solve(tanh, np.array([[2.0]]), closure=keft.GOnly(), **LAYERS), published
     np.testing.assert_allclose(alone.K0[:, 0, 0], together.K0[:, 0, 0], rtol=1e-7)
@@ -189,6 +191,7 @@ def test_order_of_inputs_only_relabels(unequal):
     np.testing.assert_allclose(swapped.K1[:, ::-1, ::-1], unequal.K1, rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_covariance_is_symmetric_and_positive_semi_definite(published, unequal):
     for solution in (published, unequal):
         V = np.asarray(solution.packed.V4)
@@ -225,12 +228,14 @@ def test_a_repeated_input_copies_its_rows_for_kinked_activations():
     assert_rows_copied(keft.solve(model, REPEATED_K0, closure=keft.GOnly(), **layers), once)
 
 
+@pytest.mark.thorough
 def test_starts_from_the_wishart_covariance(published):
     np.testing.assert_allclose(published.V4[0], wick(PUBLISHED_K0), rtol=1e-14)
     np.testing.assert_array_equal(published.K1[0], 0)
     np.testing.assert_allclose(published.packed.K0[0], pack(jnp.asarray(PUBLISHED_K0)), rtol=1e-14)
 
 
+@pytest.mark.thorough
 def test_many_thick_layers_of_gelu():
     """K1 is right at large variances: 40 layers of GELU, C_W = 2, K0 = 1, eps = 1, end at K0 = 9.4e11.
 
@@ -246,6 +251,7 @@ def test_many_thick_layers_of_gelu():
         np.testing.assert_allclose(s.K1[0, 0, 0], K1, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_steep_error_function_in_single_precision():
     """K0, V4 and K1 of erf(1000 x), C_W = 1, K0 = 1, eps = 0.25, 16 layers, are right to 1e-4 in float32.
 

@@ -40,6 +40,7 @@ def bars(panel):
         yield points.get_ydata(), [np.ptp(segment[:, 1]) / 2 for segment in segments.get_segments()]
 
 
+@pytest.mark.thorough
 def test_a_fit_is_drawn_with_its_data_its_theory_and_what_is_left(kernels):
     f = fitted(kernels, with_V4=True)
     figure = plot_fit(f)

@@ -156,7 +156,7 @@ QUICK_PAIRS = [(1e-6, 0.7), (0.5, -1.0), (30.0, 0.9999), (1e6, 1.0), (1e6, -0.95
 @pytest.mark.parametrize(
     ("name", "dtype", "quick"),
     [
-        ("Erf", np.float64, True),
+        pytest.param("Erf", np.float64, True, marks=pytest.mark.thorough),
         *(
             pytest.param(name, dtype, False, marks=pytest.mark.slow)
             for name in FUNCTIONS
@@ -252,7 +252,7 @@ AVERAGES = list(
 @pytest.mark.parametrize(
     ("name", "dtype", "settings"),
     [
-        ("Tanh", np.float64, QUICK_AVERAGES),
+        pytest.param("Tanh", np.float64, QUICK_AVERAGES, marks=pytest.mark.thorough),
         *(
             pytest.param(name, dtype, AVERAGES, marks=pytest.mark.slow)
             for name in FUNCTIONS
@@ -316,7 +316,8 @@ OF_TWO_INPUTS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "closure", "degrees", "kernels"), [("Sin", PairTower, (3,), (3, 4, 5)), *OF_TWO_INPUTS]
+    ("name", "closure", "degrees", "kernels"),
+    [pytest.param("Sin", PairTower, (3,), (3, 4, 5), marks=pytest.mark.thorough), *OF_TWO_INPUTS],
 )
 def test_the_truncation_bound_of_two_inputs(name, closure, degrees, kernels):
     """The bound holds for every entry of V4 and K1 of two inputs, for the tower and for that of `solve_pairs`,
@@ -418,7 +419,12 @@ OF_ONE_INPUT = [
 
 # In every run degrees that are too low for their bounds to be small, one of them of a function with kinks.
 @pytest.mark.parametrize(
-    ("name", "dtype", "degrees"), [("Tanh", np.float64, (3,)), ("HardTanh", np.float64, (2,)), *OF_ONE_INPUT]
+    ("name", "dtype", "degrees"),
+    [
+        pytest.param("Tanh", np.float64, (3,), marks=pytest.mark.thorough),
+        pytest.param("HardTanh", np.float64, (2,), marks=pytest.mark.thorough),
+        *OF_ONE_INPUT,
+    ],
 )
 def test_the_truncation_bound_of_one_input(name, dtype, degrees):
     """The bound holds for V4, K1, V_GS, V_SS and U1 of one input, variances 1e-6 to 1e6, degrees 2 to 60, against sums
@@ -465,6 +471,7 @@ class WrongOnTheWay(keft.GOnly):
         return jnp.where((k[0] > 1.3) & (k[0] < 2.1), 1.0, 1e-12)
 
 
+@pytest.mark.thorough
 def test_the_expectation_error_counts_the_way_between_the_saved_depths():
     """K_00 grows from 1 to 4 over the window in which the closure's expectations are wrong; whatever few depths are
     saved, the solve is refused."""

@@ -131,6 +131,7 @@ def rows(item):
     return {row.quantity: row for section in item.sections for row in section.rows}
 
 
+@pytest.mark.thorough
 def test_the_tables_set_ours_beside_the_published(study, main_item):
     table, sampled = rows(main_item), study.sampled
     row = table["V4[00,00] at t = 2.0, no control variate"]
@@ -197,6 +198,7 @@ def test_the_page_says_what_its_tables_say():
     assert all(f"{cells[1]} ({cells[4]}" in text for cells in published if cells[5] != "agrees")
 
 
+@pytest.mark.thorough
 def test_everything_is_written_and_can_be_read_again(study, main_item, tmp_path):
     names = ("figure-1-mean-and-covariance", "figure-3-mean-correction", "errors-of-the-theories")
     assert set(main_item.figures) == set(names)
@@ -225,6 +227,7 @@ def test_markdown_is_a_table(main_item):
     assert all(len({len(line) for line in lines}) == 1 for lines in tables)
 
 
+@pytest.mark.thorough
 def test_figures_carry_the_numbers_of_the_paper(study, main_item, equations_item, monkeypatch):
     """1: K0 and V4 together; 2: the steps at n = 256; 3: K1; 4: the source U1. What goes beyond has a name and no
     number."""
@@ -305,6 +308,7 @@ def test_the_published_noise_is_that_of_the_mean_kernel(study):
     assert gain[0, 0] == pytest.approx(0.25 * 0.177, rel=0.02)
 
 
+@pytest.mark.thorough
 def test_the_published_code_comes_back_with_32_and_64_points(study):
     """42.83 and 47.36 are V4 of the published code at eps = 0.1, with its own 32 points and with 64."""
     item = study_of.quadrature_item(study)

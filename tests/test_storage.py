@@ -51,6 +51,7 @@ def test_a_loaded_estimate_can_do_what_the_original_could(results, tmp_path):
     assert ratio[0] == ratio[1]
 
 
+@pytest.mark.thorough
 def test_a_solution_that_failed_keeps_saying_why(tmp_path):
     failed = keft.solve(MODEL, K0[:1, :1], 1.0, closure=keft.GOnly(), max_steps=1, throw=False)
     assert failed.result == diffrax.RESULTS.max_steps_reached
@@ -91,7 +92,7 @@ def test_axes_are_read_by_name(results, name, tmp_path):
     assert_same(storage.load(path), results[name])
 
 
-@pytest.mark.parametrize("name", ["tower", "control"])
+@pytest.mark.parametrize("name", ["tower", pytest.param("control", marks=pytest.mark.thorough)])
 def test_parts_of_a_result_get_a_sentence(results, name, tmp_path):
     data, path = results[name].to_xarray(), tmp_path / "part.nc"
     for part, says in (
