@@ -72,7 +72,7 @@ EXACT = [
     for name, (branch, *_) in TABLE.items()
     for closure in ([HermiteTower(60)] if isinstance(branch[0], Tanh) else [HermiteTower(2), GOnly()])
 ]
-# All the time: norm, gate and no skip. Biases, two inputs and neurons before the first matrix by `make thorough`.
+# Quick: norm, gate and no skip. Biases, two inputs and neurons before the first matrix by `make thorough`.
 QUICK = [("gated", GOnly()), ("plain", HermiteTower(60))]
 THOROUGH = [("two matrices, biases", GOnly()), ("full pre-activation, biases", HermiteTower(60))]
 SLOW = [x for x in EXACT if x not in QUICK + THOROUGH]
@@ -153,7 +153,7 @@ def relu_pair(kappa, first, second):
 @pytest.mark.parametrize(
     ("relu", "extra", "closure"),
     [
-        (True, 5.0, GOnly()),  # in every run the tower has the table's full pre-activation
+        (True, 5.0, GOnly()),  # in CI the tower has the table's full pre-activation
         pytest.param(True, 5.0, HermiteTower(2), marks=pytest.mark.slow),
         pytest.param(False, 2.0, HermiteTower(2), marks=pytest.mark.slow),
         pytest.param(False, 2.0, GOnly(), marks=pytest.mark.slow),
@@ -179,7 +179,7 @@ def test_two_matrices_in_closed_form(relu, extra, closure):
         assert solution.truncation.V4.item() < 1e-9  # the hierarchy ends by itself behind a matrix
 
 
-@pytest.mark.slow  # in every run: the gated block of the table, whose norm comes first
+@pytest.mark.slow  # in CI: the gated block of the table, whose norm comes first
 def test_a_norm_first_in_closed_form():
     """RMSNorm first, one input: K1 = 0 and V4 a sum over layers; s = erf, E[erf^2] = 2/pi arcsin(2 A / (1 + 2 A)) at A
     = C1."""
@@ -198,7 +198,7 @@ def test_a_norm_first_in_closed_form():
     np.testing.assert_allclose(solution.K1.item(), 0.0, atol=1e-12)
 
 
-@pytest.mark.slow  # in every run: the plain network of the table
+@pytest.mark.slow  # in CI: the plain network of the table
 @pytest.mark.parametrize(
     ("activation", "C_W", "extra"), [(ReLU(), 2.0, 5.0), (Linear(), 1.5, 2.0)], ids=["relu", "linear"]
 )
@@ -464,7 +464,7 @@ def test_gonly_is_the_tower_where_the_branch_begins_with_a_matrix(K0, depth, hid
     assert float(jnp.max(tower.truncation.V4)) < 1e-9  # the hierarchy ends by itself
 
 
-# Two inputs in every run: test_fisher, with one matrix.
+# Two inputs in CI: test_fisher, with one matrix.
 @pytest.mark.parametrize("K0", [ONE, pytest.param(UNEQUAL, marks=pytest.mark.slow)], ids=["one input", "two inputs"])
 def test_memory_of_kernels_is_the_response_for_two_matrices(K0):
     """Cov(G(l), G(m)) by the memory of the tower and by that of GOnly agree for blocks for which GOnly is exact."""

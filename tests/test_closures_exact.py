@@ -37,7 +37,7 @@ from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
 # kinks.
 TOWER_TOLERANCE = {"Tanh layers": (3e-5, 5e-3), "published": (2e-5, 4e-3), "relu": (1e-6, 2e-4)}
 EXACT = [p for p in select("V4") if "many inputs" not in p.tags or "closed form" in p.tags]
-# All the time: layers of what is neither odd nor even; two inputs have a test below. By `make thorough`: a kink, and a
+# Quick: layers of what is neither odd nor even; two inputs have a test below. By `make thorough`: a kink, and a
 # closed form in the continuum.
 QUICK, THOROUGH = ("GELU layers",), ("sine", "relu")
 
@@ -123,7 +123,7 @@ def test_numbers_of_the_sigma_kernel_closure():
 @pytest.mark.slow
 def test_closures_agree_on_two_inputs_to_their_stated_accuracy():
     """V4 of two inputs: HermiteTower and SigmaKernel, two different systems, differ by 0.2 %; Cov(G, S) and Cov(S, S)
-    by 3 %; K1 by 0.02. (In every run networks judge both: test_theory_against_networks.)"""
+    by 3 %; K1 by 0.02. (In CI networks judge both: test_theory_against_networks.)"""
     tower, sigma_kernel = (keft.solve(*PAPER, closure=c) for c in (keft.HermiteTower(20), keft.SigmaKernel()))
     np.testing.assert_allclose(sigma_kernel.V4, tower.V4, rtol=2e-3)
     np.testing.assert_allclose(sigma_kernel.K1, tower.K1, atol=0.04)
@@ -134,7 +134,7 @@ def test_closures_agree_on_two_inputs_to_their_stated_accuracy():
     np.testing.assert_allclose(sigma_kernel.U1, tower.U1, atol=0.04)
 
 
-@pytest.mark.slow  # in every run: V4 of either closure against what is known of it
+@pytest.mark.slow  # in CI: V4 of either closure against what is known of it
 def test_degree_two_is_the_g_only_covariance_for_odd_activations():
     """Truncated at degree two, the tower's V4 is the paper's, for unequal variances and biases too."""
     model = keft.Model(keft.Tanh(), jnp.array(1.7), jnp.array(0.3))
@@ -640,7 +640,7 @@ def with_reverse(f):
 @pytest.mark.parametrize("closure", [keft.HermiteTower(3), keft.SigmaKernel(6)], ids=["HermiteTower", "SigmaKernel"])
 def test_layer_gradients_in_reverse_and_by_differences(closure):
     """Derivatives of V4 and K1 by every parameter: reverse mode = central differences to 1e-6. (Both modes for one
-    input, and forward mode for two, in every run: test_gradients, test_sensitivity.)"""
+    input, and forward mode for two, in CI: test_gradients, test_sensitivity.)"""
     activation = keft.Scaled(keft.GELU(), jnp.array(1.3))
     model, K = keft.Model(activation, jnp.array(1.5), jnp.array(0.2)), jnp.asarray(THREE[:2, :2])
     values = jnp.array([m[1] for m in (make(model, K) for make in PARAMETERS.values())])
@@ -707,7 +707,7 @@ def test_the_tower_of_two_inputs_is_exact(closure):
     np.testing.assert_allclose(found.K1[0], right["K1"], rtol=1e-5)
 
 
-@pytest.mark.slow  # in every run: relu of one input against what is known of it, and the test above
+@pytest.mark.slow  # in CI: relu of one input against what is known of it, and the test above
 def test_relu_off_the_diagonal_against_sums_over_layers():
     """V4_01,01 of ReLU at two inputs: the response of section 5 by sums over layers and dense quadrature, no modes."""
     C_W, h, K = 2.0, 0.25, np.array([[1.0, 0.3], [0.3, 0.8]])

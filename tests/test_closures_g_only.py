@@ -122,7 +122,7 @@ def unequal():
     return keft.solve(model, UNEQUAL_K0, np.array([0.0, 0.4, 1.2]), closure=keft.GOnly())
 
 
-# In every run: several inputs with biases and a kink in the continuum, a closed form in layers.
+# In CI: several inputs with biases and a kink in the continuum, a closed form in layers.
 QUICK = {"linear, C_b = 0.4", "relu", "GELU layers"}
 
 
@@ -221,7 +221,7 @@ def test_a_repeated_input_copies_its_rows(tanh):
     assert_rows_copied(twice, apart)
 
 
-@pytest.mark.slow  # in every run their derivatives: test_gradients
+@pytest.mark.slow  # in CI their derivatives: test_gradients
 def test_a_repeated_input_copies_its_rows_for_kinked_activations():
     model, layers = keft.Model(keft.ReLU(), C_W=2.0, C_b=0.1), {"layers": [50, 100], "eps": 0.1}
     once = keft.solve(model, UNEQUAL_K0, closure=keft.GOnly(), **layers)

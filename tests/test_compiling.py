@@ -65,7 +65,7 @@ CALLS = {
 }
 
 
-# All the time one call of theory and one of sampling: the others take programs of their own.
+# Quick: one call of theory and one of sampling: the others take programs of their own.
 QUICK = ("Q", "solve, layers", "estimate")
 
 

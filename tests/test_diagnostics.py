@@ -138,7 +138,6 @@ NORM = pytest.param("norm", marks=pytest.mark.thorough)
 MATRIX = pytest.param("matrix", marks=pytest.mark.slow)  # a response without the norm's, of which a block has both
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("block", [NORM, MATRIX])
 def test_where_a_branch_begins_with_a_matrix_or_a_norm_the_kernel_alone_is_exact(block):
     """The tower's V_GS, V_SS and U1 are those that the kernel alone says: no residual; and a window without end, for

@@ -309,7 +309,7 @@ def network_kernels(model, K, n, depth, eps, networks, key):
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(key, networks)))
 
 
-# In every run test_ensemble_blocks compares both samplers with networks in NumPy, and test_network holds `ResNet` to the
+# In CI test_ensemble_blocks compares both samplers with networks in NumPy, and test_network holds `ResNet` to the
 # exact law of one layer.
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [Model(Erf(), 2.0, 0.2), Model(ReLU(), 1.5)], ids=["erf", "relu"])

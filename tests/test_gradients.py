@@ -280,7 +280,7 @@ def test_an_adjoint_that_cannot_says_which_can(adjoint, ask, words):
         (diffrax.RecursiveCheckpointAdjoint(), jax.grad, 1e-7),
         pytest.param(diffrax.DirectAdjoint(), jax.grad, 1e-7, marks=pytest.mark.slow),
         pytest.param(diffrax.DirectAdjoint(), jax.jacfwd, 1e-7, marks=pytest.mark.slow),
-        pytest.param(diffrax.ForwardMode(), jax.jacfwd, 1e-7, marks=pytest.mark.slow),  # in every run: `sensitivity`
+        pytest.param(diffrax.ForwardMode(), jax.jacfwd, 1e-7, marks=pytest.mark.slow),  # in CI: `sensitivity`
         # Integrates back, with errors of its own.
         pytest.param(diffrax.BacksolveAdjoint(), jax.grad, 1e-6, marks=pytest.mark.thorough),
     ],
@@ -384,7 +384,7 @@ def test_a_plain_network_has_gradients_by_its_matrices():
 @pytest.mark.slow
 def test_a_gated_block_under_the_tower_in_reverse_mode():
     """The gradient by every variance, the decay and the scale of the input, along one direction, is the limit of
-    differences. (In every run: the gate under GOnly, and the tower with another block, above.)"""
+    differences. (In CI: the gate under GOnly, and the tower with another block, above.)"""
 
     def loss(values):
         parts = [

@@ -5,7 +5,7 @@ For variances from 1e-6 to 1e6 and correlations from -1 to 1, kinks or not, the 
 relative changes of the kernel. A stated error of 0.3 or more says that nothing is known, and is not compared. The
 oracle is the rule of `panels`.
 
-`make slow` runs all; a quick part is in every run.
+`make slow` runs all; a part of them is in CI.
 """
 
 import equinox as eqx
@@ -21,7 +21,7 @@ import kernel_eft_jax as keft
 VARIANCES = (1e-6, 1e-3, 0.5, 30.0, 1e3, 1e6)
 CORRELATIONS = (0.0, 0.7, -0.95, 0.9999, 1.0, -1.0)
 GRID = [(k, rho) for k in VARIANCES for rho in CORRELATIONS]
-# In every run: small, moderate and large variances; inputs that correlate, nearly equal ones and opposite ones.
+# In CI: small, moderate and large variances; inputs that correlate, nearly equal ones and opposite ones.
 QUICK_GRID = [(1e-6, 0.7), (0.5, 0.9999), (0.5, -1.0), (30.0, 0.7), (30.0, 0.9999), (1e6, 0.7), (1e6, -1.0)]
 QUICK_KINKED_GRID = [(1e-3, 0.7), (0.5, -0.95), (0.5, 0.9999), (1e6, 0.7), (1e6, -1.0)]
 
@@ -100,7 +100,7 @@ def test_one_input_is_right_at_every_variance(name, dtype):
         assert true < (1e-10 if dtype == np.float64 else 1e-4) or name in (*NOT_FOR_SMOOTH, "Bump"), (v, true)
 
 
-# One of each kind, in the dtype that is hard for it. All the time: quadrature of a function that it resolves and of one
+# One of each kind, in the dtype that is hard for it. Quick: quadrature of a function that it resolves and of one
 # that it does not, and a closed form. By `make thorough`: another that it does not resolve, one kink and two. All of
 # them in both dtypes, in larger tables, by `make slow`.
 QUICK = [("Tanh", np.float64), ("Smooth(abs)", np.float64), ("Erf", np.float32)]

@@ -12,7 +12,7 @@
   Tanh, Erf, Sin, GELU and SiLU.
 
 The cubic `Polynomial` is tried at variances up to 2: its kernel grows like the third power. `make slow` runs all and
-prints the worst ratios; a quick part is in every run.
+prints the worst ratios; a part of them is in CI.
 """
 
 import functools
@@ -81,7 +81,7 @@ def variances(name):
     return VARIANCES[:4] if name == "Polynomial" else VARIANCES
 
 
-# In every run GOnly; SigmaKernel at one variance: test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system.
+# In CI GOnly; SigmaKernel at one variance: test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system.
 QUICK_EXPECTATIONS = {("Tanh", "GOnly", np.float32)}
 # x tanh x is nearly |x|: in float32 the regression of SigmaKernel cannot tell the two apart, and the solve is refused.
 NOT_IN_FLOAT32 = ("Smooth", "SigmaKernel", np.float32)
@@ -149,7 +149,7 @@ def _wick(k, k_ab):
     return 0.5 * _sigma(K, K)
 
 
-# In every run: the smallest and the largest variance, nearly equal inputs, opposite ones and copies.
+# In CI: the smallest and the largest variance, nearly equal inputs, opposite ones and copies.
 QUICK_PAIRS = [(1e-6, 0.7), (0.5, -1.0), (30.0, 0.9999), (1e6, 1.0), (1e6, -0.95)]
 
 
@@ -242,7 +242,7 @@ def averages_of_sines(frequency, K, Q):
     return tuple(map(np.array, (fourth, noise, second)))
 
 
-# In every run: copies, opposite and uncorrelated inputs where the function is steep, and nearly equal inputs.
+# In CI: copies, opposite and uncorrelated inputs where the function is steep, and nearly equal inputs.
 QUICK_AVERAGES = [(30.0, 1.0), (30.0, -1.0), (30.0, 0.0), (0.5, 0.7), (4.0, 1 - 1e-7)]
 AVERAGES = list(
     itertools.product((1e-3, 0.5, 4.0, 30.0, 1e3), (0.0, 0.7, -0.99, 0.9999, 1 - 1e-7, 1 - 1e-12, 1.0, -1.0))
@@ -306,7 +306,7 @@ def of_two_inputs(name, i):
     return two_input_layers(SMOOTH[name], 2.0, np.array(KERNELS[i]), 0.5, 3)
 
 
-# In every run one degree of the tower of `solve_pairs`, whose bounds are code of its own, for nearly equal inputs,
+# In CI one degree of the tower of `solve_pairs`, whose bounds are code of its own, for nearly equal inputs,
 # nearly opposite ones and copies; bounds of the other tower are those of one input below.
 OF_TWO_INPUTS = [
     pytest.param(name, closure, (2, 3, 4, 8, 16), range(len(KERNELS)), marks=pytest.mark.slow)
@@ -417,7 +417,7 @@ OF_ONE_INPUT = [
 ]
 
 
-# In every run degrees that are too low for their bounds to be small, one of them of a function with kinks.
+# In CI degrees that are too low for their bounds to be small, one of them of a function with kinks.
 @pytest.mark.parametrize(
     ("name", "dtype", "degrees"),
     [

@@ -98,7 +98,7 @@ def test_extreme_variances():
     assert abs(tanh[1] - 1 / 3) < 1e-3  # sign at large variance: 2 / pi arcsin(1 / 2)
 
 
-# A closed form all the time, and a sum with kinks by `make thorough`.
+# A closed form, and a sum with kinks by `make thorough`.
 @pytest.mark.parametrize(
     "activation",
     [

@@ -56,7 +56,7 @@ def test_of_a_block_and_two_inputs(key):
     np.testing.assert_allclose(reverse, jax.jit(jax.jacfwd(mean))(point), rtol=1e-11)
 
 
-# In every run: reverse mode of a block above, and of two inputs below; forward mode of a linear network, whose
+# In CI: reverse mode of a block above, and of two inputs below; forward mode of a linear network, whose
 # derivatives are known.
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [keft.Erf(), keft.LeakyReLU(0.2)])

@@ -122,9 +122,9 @@ def differences():
 @pytest.mark.parametrize(
     ("mode", "adjoint"),
     [
-        # In every run a linear network has this adjoint's derivatives in test_gradients.
+        # In CI a linear network has this adjoint's derivatives in test_gradients.
         pytest.param(jax.grad, None, marks=pytest.mark.slow),
-        # In every run test_sensitivity differentiates so; below, the mean has the derivative by the depth.
+        # In CI test_sensitivity differentiates so; below, the mean has the derivative by the depth.
         pytest.param(jax.jacfwd, diffrax.ForwardMode(), marks=pytest.mark.slow),
         pytest.param(jax.jacfwd, diffrax.DirectAdjoint(), marks=pytest.mark.slow),
     ],
@@ -135,7 +135,7 @@ def test_continuum_derivatives_agree_with_central_differences(differences, mode,
     np.testing.assert_allclose(gradient, differences, atol=1e-7)
 
 
-# In every run test_gradients differentiates layers of the same closure, by every parameter and every eps.
+# In CI test_gradients differentiates layers of the same closure, by every parameter and every eps.
 @pytest.mark.slow
 def test_layer_derivatives_agree_with_central_differences():
     def by_layers(p):
