@@ -153,7 +153,9 @@ def relu_pair(kappa, first, second):
 @pytest.mark.parametrize(
     ("relu", "extra", "closure"),
     [
-        (True, 5.0, GOnly()),  # in CI the tower has the table's full pre-activation
+        pytest.param(
+            True, 5.0, GOnly(), marks=pytest.mark.thorough
+        ),  # in CI the tower has the table's full pre-activation
         pytest.param(True, 5.0, HermiteTower(2), marks=pytest.mark.slow),
         pytest.param(False, 2.0, HermiteTower(2), marks=pytest.mark.slow),
         pytest.param(False, 2.0, GOnly(), marks=pytest.mark.slow),
@@ -266,7 +268,11 @@ def sample_covariance(features, outputs, A, count, rng):
 
 @pytest.mark.parametrize(
     ("neurons", "features", "outputs"),
-    [(Sin(), np.sin, 1), (ReLU(), lambda u: np.maximum(u, 0), 1), (GLU(Sin()), lambda u, w: w * np.sin(u), 2)],
+    [
+        pytest.param(Sin(), np.sin, 1, marks=pytest.mark.thorough),
+        (ReLU(), lambda u: np.maximum(u, 0), 1),
+        (GLU(Sin()), lambda u, w: w * np.sin(u), 2),
+    ],
     ids=["sin", "relu", "gate"],
 )
 def test_noise_of_fresh_neurons(neurons, features, outputs):
@@ -421,6 +427,7 @@ def test_no_derivative_by_a_decay_that_the_closure_does_not_have():
             call()
 
 
+@pytest.mark.thorough
 def test_fixed_points_of_the_continuum():
     """With decay c the variance has a fixed point at Q(K) = c K."""
     model = Model(keft.Erf(), 3.0, 0.2, decay=1.5)

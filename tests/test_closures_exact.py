@@ -82,7 +82,7 @@ def test_the_tower_is_exact_at_order_one_over_n(problem):
 @pytest.mark.parametrize(
     ("problem", "inputs"),
     [
-        (p, n) if n == 1 and "layers" in p.tags else slow(p, n)
+        thorough(p, n) if n == 1 and "layers" in p.tags else slow(p, n)
         for p in select("V4", "closed form")
         for n in (1, len(p.K0))
     ],
@@ -178,7 +178,7 @@ def test_inputs_do_not_depend_on_who_else_is_there(closure, inputs, parts):
         np.testing.assert_allclose(part.K1, np.asarray(together.K1)[two], rtol=1e-7, atol=1e-8)
 
 
-TOGETHER = pytest.mark.parametrize(("closure", "inputs"), [thorough(TOWER, 3), (SIGMA, 2), slow(SIGMA, 3)])
+TOGETHER = pytest.mark.parametrize(("closure", "inputs"), [thorough(TOWER, 3), thorough(SIGMA, 2), slow(SIGMA, 3)])
 
 
 @TOGETHER
@@ -271,6 +271,7 @@ def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
         )
 
 
+@pytest.mark.thorough
 def test_an_oscillation_that_the_nodes_miss_is_refused():
     """sin at K0 = 100: the nodes of degree 4 miss its oscillation (V4 is off by 10), and the stated error shows it."""
     model = keft.Model(keft.Sin(), jnp.array(2.0))
@@ -399,10 +400,10 @@ CLOSURES = [keft.GOnly(), keft.HermiteTower(6), keft.SigmaKernel(6), PairTower(6
 @pytest.mark.parametrize(
     ("name", "closure", "inputs"),
     [
-        # The kernel alone and the pseudo-inverse, a tower by `make thorough`; the units of each closure have a test below.
+        # The kernel alone; a tower and the pseudo-inverse by `make thorough`; the units of each closure have a test below.
         ("erf, continuum", keft.GOnly(), 2),
         thorough("erf, continuum", keft.HermiteTower(2), 1),
-        ("erf, continuum", keft.SigmaKernel(2), 1),
+        thorough("erf, continuum", keft.SigmaKernel(2), 1),
         slow("erf, continuum", PairTower(2), 2),
         *(slow(name, closure, 2) for name in RESCALED for closure in CLOSURES),
     ],

@@ -122,13 +122,18 @@ def unequal():
     return keft.solve(model, UNEQUAL_K0, np.array([0.0, 0.4, 1.2]), closure=keft.GOnly())
 
 
-# In CI: several inputs with biases and a kink in the continuum, a closed form in layers.
-QUICK = {"linear, C_b = 0.4", "relu", "GELU layers"}
+# Quick: several inputs with biases in the continuum, and a closed form in layers. A kink by `make thorough`.
+QUICK, THOROUGH = ("linear, C_b = 0.4", "GELU layers"), ("relu",)
+KNOWN = select("V4_g_only")
 
 
 @pytest.mark.parametrize(
     "problem",
-    [pytest.param(p, marks=() if p.name in QUICK else pytest.mark.slow) for p in select("V4_g_only")],
+    [
+        *(p for p in KNOWN if p.name in QUICK),
+        *(pytest.param(p, marks=pytest.mark.thorough) for p in KNOWN if p.name in THOROUGH),
+        *(pytest.param(p, marks=pytest.mark.slow) for p in KNOWN if p.name not in QUICK + THOROUGH),
+    ],
     ids=lambda problem: problem.name,
 )
 def test_known_trajectories(problem):

@@ -410,6 +410,7 @@ def test_samplers_ask_for_no_expectation(key):
         assert np.isfinite(sample_kernels(model, K0[:1, :1], **run, sampler=sampler)).all()
 
 
+@pytest.mark.thorough
 def test_a_users_activation_and_default_layers(key):
     model = Model(Smooth(lambda x: x / (1 + x**2)), 2.0)
     est = estimate(model, K0[:1, :1], width=4, depth=50, eps=0.1, networks=64, key=key, progress=False)
@@ -628,6 +629,7 @@ def test_depth_and_inputs_are_counted_before_anything_is_computed(inputs, depth,
         )
 
 
+@pytest.mark.thorough
 def test_progress_goes_to_stderr(key, capsys):
     run = {"model": Model(Erf(), 2.0), "K0": K0, "width": 4, "depth": 3, "eps": 0.1, "networks": 100, "key": key}
     estimate(**run, progress=False)

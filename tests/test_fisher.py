@@ -41,6 +41,7 @@ def test_fluctuations_tell_the_width_like_any_variance():
     np.testing.assert_allclose(info.stderr / info.values, np.sqrt(2 / (B - 1)), rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_information_grows_with_networks_and_adds_up():
     names, closure = ("C_W", "C_b"), keft.GOnly()
     e = Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)

@@ -219,6 +219,7 @@ def test_a_search_that_leaves_finite_kernels_says_so():
     assert "NOT CONVERGED. The search left the region where kernels are finite: take smaller steps." in str(result)
 
 
+@pytest.mark.thorough
 def test_first_order_steps_find_the_same_minimum():
     G = block_law(np.random.default_rng(6), erf, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
     e = experiment(keft.Erf(), C_W=1.0, C_b=0.5)

@@ -32,6 +32,7 @@ def expansion(activation, k):
     return activation.expansion(k)
 
 
+@pytest.mark.thorough
 def test_the_published_rule_and_layers_give_the_published_theory_back():
     """Euler steps by the 32-point rule; and by converged expectations the numbers found independently of this
     package."""

@@ -118,6 +118,7 @@ def test_expectations_in_closed_form(f, g, exact):
             assert jnp.max(jnp.abs(x - y) / scale) < 1e-12
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("k_aa", "k_bb", "rho", "r", "q"), [(4.37, 4.37, 0.3, 0, 0), (30.0, 1e-3, -0.9, 1, 1), (30.0, 30.0, 0.9599, 2, 2)]
 )

@@ -149,6 +149,7 @@ def test_an_unknown_name_lists_those_that_exist():
         s["width"]
 
 
+@pytest.mark.thorough
 def test_sensitivities_are_drawn_where_they_matter():
     """One input's kernel does not feel the other; of a bias or an entry of zero there is no per cent: the legend says
     which."""
@@ -169,6 +170,7 @@ def test_sensitivities_are_drawn_where_they_matter():
     assert "zero" in panels[2].texts[0].get_text()
 
 
+@pytest.mark.thorough
 def test_nothing_is_drawn_relative_to_zero():
     """K1 is zero at depth zero, and a relative derivative there would be 0 / 0."""
     s = sensitivity(keft.Model(keft.Sin(), 1.5), [[1.2]], layers=[0, 1, 2], eps=EPS, closure=keft.GOnly())
