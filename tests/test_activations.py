@@ -433,6 +433,7 @@ def test_compiled_and_mapped_is_eager_in_a_loop(name):
         np.testing.assert_allclose(activation.moments(k), moments, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.thorough
 def test_kinked_activations_compiled_and_mapped():
     """At a singular kernel half of the digits are lost, but compiling and mapping the formula loses no more."""
     ks = jnp.stack([pack(K) for K in DEGENERATE.values()])

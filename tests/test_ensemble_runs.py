@@ -507,6 +507,7 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
         )
 
 
+@pytest.mark.thorough
 def test_what_is_told_before_a_run_is_what_it_takes(key, monkeypatch, capsys):
     """A block takes 0.2 s for what it saves and 2 ms a layer, by a clock of the test's own, and the first 60 s more, to
     compile.

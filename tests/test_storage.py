@@ -179,6 +179,7 @@ def test_keys_arrays_and_nests_are_rebuilt():
     same_module(storage.rebuild(storage.describe(jnp.arange(3, dtype=jnp.bfloat16))), jnp.arange(3, dtype=jnp.bfloat16))
 
 
+@pytest.mark.thorough
 def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
     """Nor does a file ever run code: what it names must be a module of this package."""
     model = keft.Model(keft.Smooth(jnp.tanh), 2.0)
