@@ -400,8 +400,8 @@ CLOSURES = [keft.GOnly(), keft.HermiteTower(6), keft.SigmaKernel(6), PairTower(6
 @pytest.mark.parametrize(
     ("name", "closure", "inputs"),
     [
-        # The kernel alone; a tower and the pseudo-inverse by `make thorough`; the units of each closure have a test below.
-        ("erf, continuum", keft.GOnly(), 2),
+        # The kernel alone, a tower and the pseudo-inverse; the units of each closure have a test below.
+        thorough("erf, continuum", keft.GOnly(), 2),
         thorough("erf, continuum", keft.HermiteTower(2), 1),
         thorough("erf, continuum", keft.SigmaKernel(2), 1),
         slow("erf, continuum", PairTower(2), 2),

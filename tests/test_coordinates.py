@@ -92,7 +92,7 @@ def test_the_first_blocks_of_a_stack_are_those_of_a_shorter_one():
     check = keft.coordinate_check(keft.Model(keft.Linear(), 1.0), [[1.0]], **sizes, layers=[1, 2])
     np.testing.assert_allclose(check.mean[:, 0], [1.25, 1.25 * 1.09], rtol=1e-12)
     V4 = 2 * 1.25**2 + 4 * 0.25 + 2 * 0.25**2  # (1 + x)^2 V4 + 4 x + 2 x^2, x = eps^2
-    np.testing.assert_allclose(check.spread[0, 0], np.sqrt(V4 / 4) / 1.25, rtol=1e-9)
+    np.testing.assert_allclose(check.spread[0, 0], np.sqrt(V4 / 4), rtol=1e-9)
 
 
 def test_gpt2_starts_as_its_embeddings():

@@ -378,6 +378,7 @@ def test_a_step_below_the_smallest_float32_leaves_the_kernel_as_it_is(key):
     np.testing.assert_array_equal(G[:, 1:], G[:, [0, 0]])
 
 
+@pytest.mark.thorough
 def test_estimate_and_samples_are_the_same_networks(key):
     est = estimate(**SMALL, networks=1000, key=key, progress=False)
     G = sample_kernels(**SMALL, networks=1000, key=key).astype(float)
