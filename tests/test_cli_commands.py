@@ -211,6 +211,7 @@ def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
     assert not json.loads((tmp_path / "fit.json").read_text())["converged"]
 
 
+@pytest.mark.thorough
 @pytest.mark.drawn
 def test_sensitivity_of_a_linear_network(tmp_path, capsys):
     """K0' = C_b + C_W K0 at C_b = 0: dK0/dC_W = t K0(t), dK0/dC_b = (exp(C_W t) - 1) / C_W."""

@@ -153,6 +153,7 @@ def test_own_networks_are_measured_as_numpy_would(check, own):
         np.testing.assert_allclose(measured.stderr, G.std(axis=0, ddof=1) / 20, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_networks_of_the_model_agree_with_the_prediction(check):
     """Mean and spread of 400 networks a width: the mean to 4 standard errors at each of 3 depths (false alarms 2e-4 a
     width).
@@ -223,6 +224,7 @@ def unsampled(monkeypatch):
     return jax.random.key(0)
 
 
+@pytest.mark.thorough
 def test_networks_are_compared_with_the_theory_of_the_last_block(unsampled):
     """Also where the reported layers end before it, and each block has an eps of its own."""
     stack = STACK | {"eps": [0.5, 0.3, 0.4, 0.2]}

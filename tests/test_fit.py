@@ -69,6 +69,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(linear_fits, level, shar
     np.testing.assert_allclose(covered, share, atol=3.5 * np.sqrt(share * (1 - share) / len(linear_fits)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("level", [0.68, 0.95])
 def test_ellipses_cover_both_parameters_together(linear_fits, level):
     errors = np.array([f.values for f in linear_fits]) - [C_W, C_B]
@@ -315,6 +316,7 @@ def test_one_depth_of_one_input_cannot_tell_two_variances():
         fit(KERNELS[:, :1, :1, :1], e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False)
 
 
+@pytest.mark.thorough
 def test_a_small_slope_is_a_start_and_the_slope_one_is_not():
     """At slope one the law does not change to first order, since s and 1 / s have one law: another start helps."""
     G = block_law(
@@ -342,6 +344,7 @@ def test_data_are_checked_at_the_door(data, words):
         fit(data, experiment(keft.Erf()), ("C_W",), closure=keft.GOnly(), progress=False)
 
 
+@pytest.mark.thorough
 def test_an_estimate_of_other_networks_is_refused(estimated):
     """What made the data is known; free parameters may start elsewhere, and kernels alone may be fitted with
     anything."""

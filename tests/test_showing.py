@@ -178,6 +178,7 @@ def test_the_largest_truncation_of_several_inputs_is_shown(tower):
     assert "largest truncation" not in repr(tower)
 
 
+@pytest.mark.thorough
 def test_a_truncation_that_is_not_known_is_shown(tower):
     """K1's bound is NaN for a kink at a low degree; here NaN is put in its place."""
     assert "(truncation up to nan)" in repr(with_error(tower, np.nan))
