@@ -212,6 +212,7 @@ def test_a_table_as_json(capsys):
     assert [file.rpartition("/")[2] for file in record["files"]] == ["theory.nc", "theory.png"]
 
 
+@pytest.mark.thorough
 def test_quiet_says_nothing(capfd):
     assert cli.main([*SAMPLE.split(), "--networks", "64", "--quiet"]) == 0
     assert capfd.readouterr() == ("", "")
@@ -256,6 +257,7 @@ def test_figures_in_every_format(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.thorough
 def test_K1_of_GOnly_says_what_it_is(capsys):
     """In the table, in JSON and in the file; other closures say nothing of the kind."""
     command = "theory --activation erf --inputs 1 --eps 0.5 --depth 2 --times 2 --overwrite"

@@ -67,6 +67,7 @@ def test_processes_that_differ_stop_with_a_sentence(pair):
     assert all(re.search(said, line) for line in pair[0][0]), pair[0]
 
 
+@pytest.mark.thorough
 def test_a_process_that_fails_stops_the_others(pair):
     """If one process fails (its checkpoint is broken), all processes stop."""
     first, second = pair[0][1]

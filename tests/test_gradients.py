@@ -91,6 +91,7 @@ def test_the_first_of_several_copies_is_one_input(closure, inputs):
         np.testing.assert_allclose(of_the_first(name, values), one[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.thorough
 @COPIES
 def test_an_input_and_its_opposite_have_the_derivatives_of_one(closure, inputs):
     """rho = -1 and an odd activation without biases: phi(b) = -phi(a), entries change sign once for each b."""

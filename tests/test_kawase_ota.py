@@ -147,6 +147,7 @@ def test_the_tables_set_ours_beside_the_published(study, main_item):
     assert table["K1_mic less the error of K0; here HermiteTower"].published.value == pytest.approx(-0.7742 - bias)
 
 
+@pytest.mark.thorough
 def test_sampled_V4_is_the_exact_one_and_the_excess(study):
     V4, stderr = study.V4()
     excess = study.sampled.V4_excess[:, :2, :2, :2, :2]
@@ -220,6 +221,7 @@ def test_everything_is_written_and_can_be_read_again(study, main_item, tmp_path)
     assert files["table.md"].read_text() == study_of.markdown(item.sections, "heading")
 
 
+@pytest.mark.thorough
 def test_markdown_is_a_table(main_item):
     text = study_of.markdown(main_item.sections, "heading")
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
@@ -248,6 +250,7 @@ def test_figures_carry_the_numbers_of_the_paper(study, main_item, equations_item
     assert len(numbered) == 4
 
 
+@pytest.mark.thorough
 def test_residuals_and_sources_stand_beside_the_published(study, equations_item):
     """The numbers of the table are those of the diagnostics, which have oracles of their own; the rule's error is one
     of NumPy's."""
@@ -269,6 +272,7 @@ def test_residuals_and_sources_stand_beside_the_published(study, equations_item)
     assert abs(eft.converged.value - eft.published.value) > 0.002
 
 
+@pytest.mark.thorough
 def test_published_residuals_have_the_noise_of_their_neighbours(study):
     """If the published residuals of neighbouring layers differ three times as much, so do their errors; alike ones have
     none."""
@@ -281,6 +285,7 @@ def test_published_residuals_have_the_noise_of_their_neighbours(study):
         np.testing.assert_allclose(list(study_of.residual_noise(study).values()), 0)
 
 
+@pytest.mark.thorough
 def test_the_summary_averages_as_published(study):
     """Frobenius norms over all entries, averaged over all layers: for a theory that is off by a share linear in depth,
     half of it."""
@@ -291,6 +296,7 @@ def test_the_summary_averages_as_published(study):
     assert summary.mean_error(truth * (1 + off[:, None, None]), truth, study, start=1) == pytest.approx(0.05 * 9 / 8)
 
 
+@pytest.mark.thorough
 def test_the_published_noise_is_that_of_the_mean_kernel(study):
     """Variance of X is n V4 / networks, with chi in it, and of M that of the sources alone; 200 draws tell it to 10 %,
     z below 5.
@@ -326,6 +332,7 @@ def test_the_published_code_comes_back_with_32_and_64_points(study):
     assert set(item.results) == {f"theory-GOnly-{points}-points" for points in (32, 64, 128)}
 
 
+@pytest.mark.thorough
 def test_sweeps_compare_every_published_case(study, monkeypatch):
     small = study._replace(setting=study.setting._replace(K0=study.setting.K0[:1, :1]))
     asked = []
@@ -352,6 +359,7 @@ def test_sweeps_compare_every_published_case(study, monkeypatch):
     assert table["T = 0.5, n = 256, eps = 0.05"].published.value == -0.0141
 
 
+@pytest.mark.thorough
 def test_other_activations_are_split_too(study):
     """The table has transport, source and three closures for each activation, from its own networks."""
     item = study_of.activation_item({"tanh": study, "ReLU": study})
