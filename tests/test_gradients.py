@@ -106,6 +106,7 @@ def test_an_input_and_its_opposite_have_the_derivatives_of_one(closure, inputs):
             np.testing.assert_allclose(values[..., i], expected, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rho", [1.0, -1.0])
 @COPIES
 def test_derivatives_along_directions_that_separate_copies_and_opposites(closure, inputs, rho):

@@ -295,6 +295,7 @@ def test_squares_above_the_largest_number_are_refused():
     np.testing.assert_allclose(keft.solve(model, large, **at).K0, [[[1.5e30]]], rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_a_truncation_has_the_shape_of_its_quantity():
     solution, kernel_alone = (
         keft.solve(keft.Model(keft.Linear(), 1.0), np.eye(2), layers=[1], eps=0.5, closure=closure)
