@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: paper test pages slow lint format lowest docs serve study benchmarks clean
+.PHONY: paper test thorough pages slow lint format lowest docs serve study benchmarks clean
 
 paper: $(VENV)/installed
 	$(BIN)/kernel-eft paper --overwrite
@@ -16,6 +16,10 @@ PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/installed-dev
 	$(BIN)/python $(PYTEST)
+
+# The tests that take long. Continuous integration runs both.
+thorough: $(VENV)/installed-dev
+	$(BIN)/python $(PYTEST) -m thorough
 
 # The code of the pages, of the README and of the notebooks.
 pages: $(VENV)/installed-dev
@@ -33,12 +37,12 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# The tests again, with the oldest release of every dependency that pyproject.toml allows.
+# The tests of `make test` and of `make thorough`, with the oldest release of every dependency that pyproject.toml allows.
 lowest: $(VENV)/installed-dev
 	$(PIP) install uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/lowest
 	$(BIN)/uv pip install --quiet --python $(VENV)/lowest/bin/python --resolution lowest-direct -e '.[test]'
-	$(VENV)/lowest/bin/python $(PYTEST)
+	$(VENV)/lowest/bin/python $(PYTEST) -m "not slow"
 
 # The documentation, into site/. It is made of files that need no server and no network, search included.
 docs: $(VENV)/installed-docs

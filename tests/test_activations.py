@@ -43,9 +43,11 @@ def between_inputs(activation: keft.Activation, ks=KERNELS) -> list[Expansion]:
     return [Expansion(*(x[i, 1] for x in arrays)) for i in range(len(ks))]
 
 
-def slowly(names, fast):
-    """The names as parameters of a test, those that are not in `fast` for `make slow`."""
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def tiers(names, quick, thorough=()):
+    """The names as parameters of a test: those in neither list are for `make slow`."""
+    marks = {name: () if name in quick else pytest.mark.slow for name in names}
+    marks |= dict.fromkeys(thorough, pytest.mark.thorough)
+    return [pytest.param(name, marks=marks[name]) for name in names]
 
 
 def assert_accurate(
@@ -59,7 +61,7 @@ def assert_accurate(
 
 
 # Closed forms meet mpmath below, to rounding; one activation stands for each way of summing.
-@pytest.mark.parametrize("name", slowly(SMOOTH, ["Linear", "Tanh", "Softplus(2)", "Polynomial", "Scaled"]))
+@pytest.mark.parametrize("name", tiers(SMOOTH, ["Linear", "Tanh", "Polynomial", "Scaled"], ["Softplus(2)"]))
 def test_accuracy_over_variances_and_correlations(name):
     """Every route against a product rule in plain NumPy with derivatives written by hand."""
     case = SMOOTH[name]
@@ -269,7 +271,7 @@ DEGENERATE = {
 
 
 # Sums meet the product rule above at correlation one.
-@pytest.mark.parametrize("name", slowly(["Tanh", "GELU", "ReLU", "LeakyReLU"], ["ReLU"]))
+@pytest.mark.parametrize("name", tiers(["Tanh", "GELU", "ReLU", "LeakyReLU"], ["ReLU"]))
 def test_a_repeated_input_is_the_same_input(name):
     """Q, chi h and Hess:V have equal rows where the kernel has: what holds on the diagonal holds between the two
     copies."""
@@ -310,7 +312,7 @@ def test_curvature_contracted_at_full_correlation_is_the_limit(name, scale):
 
 
 # One activation that is summed, one closed form, one kink.
-@pytest.mark.parametrize("name", slowly(["Tanh", "Sin", "GELU", "ReLU", "LeakyReLU"], ["Tanh", "GELU", "ReLU"]))
+@pytest.mark.parametrize("name", tiers(["Tanh", "Sin", "GELU", "ReLU", "LeakyReLU"], ["GELU", "ReLU"], ["Tanh"]))
 def test_derivatives_at_degenerate_kernels_are_finite_and_agree(name):
     """Reverse, forward, and the rules chi and Hess: all finite, and the same directional derivatives."""
     model = keft.Model(ACTIVATIONS[name], 1.7, 0.1)
@@ -356,7 +358,7 @@ PARAMETERS = {
 
 
 # A closed form with a scale, and a sum.
-@pytest.mark.parametrize("name", slowly(PARAMETERS, ["Scaled LeakyReLU", "Smooth"]))
+@pytest.mark.parametrize("name", tiers(PARAMETERS, ["Scaled LeakyReLU"], ["Smooth"]))
 def test_gradients_by_parameters(name):
     """Reverse mode against central differences (order four), along each parameter, C_W and C_b included.
 
@@ -396,7 +398,7 @@ def test_new_parameter_values_do_not_retrace():
 
 
 # Only those with constants or parameters of their own can promote.
-@pytest.mark.parametrize("name", slowly(ACTIVATIONS, set(ACTIVATIONS) - {"SiLU", "Softplus(0.5)", "Smooth"}))
+@pytest.mark.parametrize("name", tiers(ACTIVATIONS, set(ACTIVATIONS) - {"SiLU", "Softplus(0.5)", "Smooth"}))
 def test_float32_is_not_promoted(name):
     """The dtype of the kernel is the dtype of everything, float64 enabled and parameters in float64 or not."""
     activation, k = ACTIVATIONS[name], jax.ShapeDtypeStruct((3,), jnp.float32)
@@ -411,7 +413,7 @@ def test_derivatives_in_float32_are_not_promoted():
 
 
 # In float32 too the closed forms meet mpmath above.
-@pytest.mark.parametrize("name", slowly(["Tanh", "Sin", "GELU"], ["Tanh"]))
+@pytest.mark.parametrize("name", tiers(["Tanh", "Sin", "GELU"], ["Tanh"]))
 def test_float32_is_accurate(name):
     """The claim again in float32, with 1e-4: a thousand roundings."""
     case = SMOOTH[name]
@@ -431,6 +433,7 @@ def test_compiled_and_mapped_is_eager_in_a_loop(name):
         np.testing.assert_allclose(activation.moments(k), moments, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.thorough
 def test_kinked_activations_compiled_and_mapped():
     """At a singular kernel half of the digits are lost, but compiling and mapping the formula loses no more."""
     ks = jnp.stack([pack(K) for K in DEGENERATE.values()])

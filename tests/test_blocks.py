@@ -72,17 +72,19 @@ EXACT = [
     for name, (branch, *_) in TABLE.items()
     for closure in ([HermiteTower(60)] if isinstance(branch[0], Tanh) else [HermiteTower(2), GOnly()])
 ]
-# In every run: norm, ratio, biases, gate, two hidden layers and no skip, each under one closure at least.
-QUICK = {
-    ("gated", GOnly()),
-    ("two matrices, biases", GOnly()),
-    ("full pre-activation, biases", HermiteTower(60)),
-    ("plain", HermiteTower(60)),
-}
+# Quick: norm, gate and no skip. Biases, two inputs and neurons before the first matrix by `make thorough`.
+QUICK = [("gated", GOnly()), ("plain", HermiteTower(60))]
+THOROUGH = [("two matrices, biases", GOnly()), ("full pre-activation, biases", HermiteTower(60))]
+SLOW = [x for x in EXACT if x not in QUICK + THOROUGH]
 
 
 @pytest.mark.parametrize(
-    ("name", "closure"), [pytest.param(*x, marks=() if x in QUICK else pytest.mark.slow) for x in EXACT]
+    ("name", "closure"),
+    [
+        *QUICK,
+        *(pytest.param(*x, marks=pytest.mark.thorough) for x in THOROUGH),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in SLOW),
+    ],
 )
 def test_every_block_is_exact_at_order_one_over_n(name, closure):
     """HermiteTower gives the digits of every block; so does the paper's closure where the branch begins with a matrix
@@ -151,7 +153,9 @@ def relu_pair(kappa, first, second):
 @pytest.mark.parametrize(
     ("relu", "extra", "closure"),
     [
-        (True, 5.0, GOnly()),  # in every run the tower has the table's full pre-activation
+        pytest.param(
+            True, 5.0, GOnly(), marks=pytest.mark.thorough
+        ),  # in CI the tower has the table's full pre-activation
         pytest.param(True, 5.0, HermiteTower(2), marks=pytest.mark.slow),
         pytest.param(False, 2.0, HermiteTower(2), marks=pytest.mark.slow),
         pytest.param(False, 2.0, GOnly(), marks=pytest.mark.slow),
@@ -177,7 +181,7 @@ def test_two_matrices_in_closed_form(relu, extra, closure):
         assert solution.truncation.V4.item() < 1e-9  # the hierarchy ends by itself behind a matrix
 
 
-@pytest.mark.slow  # in every run: the gated block of the table, whose norm comes first
+@pytest.mark.slow  # in CI: the gated block of the table, whose norm comes first
 def test_a_norm_first_in_closed_form():
     """RMSNorm first, one input: K1 = 0 and V4 a sum over layers; s = erf, E[erf^2] = 2/pi arcsin(2 A / (1 + 2 A)) at A
     = C1."""
@@ -196,7 +200,7 @@ def test_a_norm_first_in_closed_form():
     np.testing.assert_allclose(solution.K1.item(), 0.0, atol=1e-12)
 
 
-@pytest.mark.slow  # in every run: the plain network of the table
+@pytest.mark.slow  # in CI: the plain network of the table
 @pytest.mark.parametrize(
     ("activation", "C_W", "extra"), [(ReLU(), 2.0, 5.0), (Linear(), 1.5, 2.0)], ids=["relu", "linear"]
 )
@@ -264,7 +268,11 @@ def sample_covariance(features, outputs, A, count, rng):
 
 @pytest.mark.parametrize(
     ("neurons", "features", "outputs"),
-    [(Sin(), np.sin, 1), (ReLU(), lambda u: np.maximum(u, 0), 1), (GLU(Sin()), lambda u, w: w * np.sin(u), 2)],
+    [
+        pytest.param(Sin(), np.sin, 1, marks=pytest.mark.thorough),
+        (ReLU(), lambda u: np.maximum(u, 0), 1),
+        (GLU(Sin()), lambda u, w: w * np.sin(u), 2),
+    ],
     ids=["sin", "relu", "gate"],
 )
 def test_noise_of_fresh_neurons(neurons, features, outputs):
@@ -295,7 +303,7 @@ def test_the_error_of_hidden_neurons_that_oscillate_is_stated():
 @pytest.mark.parametrize(
     ("neurons", "inputs"),
     [
-        (ReLU(), [0, 1, 1]),
+        pytest.param(ReLU(), [0, 1, 1], marks=pytest.mark.thorough),
         *(pytest.param(s, [0, 1, 1], marks=pytest.mark.slow) for s in (keft.HardTanh(), GLU(ReLU()), keft.ELU())),
         *(pytest.param(s, [0, 1, 0, 1], marks=pytest.mark.slow) for s in (ReLU(), GLU(Tanh()))),
     ],
@@ -419,6 +427,7 @@ def test_no_derivative_by_a_decay_that_the_closure_does_not_have():
             call()
 
 
+@pytest.mark.thorough
 def test_fixed_points_of_the_continuum():
     """With decay c the variance has a fixed point at Q(K) = c K."""
     model = Model(keft.Erf(), 3.0, 0.2, decay=1.5)
@@ -446,8 +455,8 @@ IN_LAYERS, IN_THE_CONTINUUM = {"layers": [1, 3], "eps": [0.6, 0.4, 0.5]}, {"ts":
 @pytest.mark.parametrize(
     ("K0", "depth", "hidden"),
     [
-        # In every run one hidden layer, of one input: layers and two hidden layers are compared with numbers above.
-        (ONE, IN_THE_CONTINUUM, []),
+        # One hidden layer, of one input: layers and two hidden layers are compared with numbers above.
+        pytest.param(ONE, IN_THE_CONTINUUM, [], marks=pytest.mark.thorough),
         pytest.param(THREE, IN_LAYERS, TWICE, marks=pytest.mark.slow),
         pytest.param(THREE, IN_THE_CONTINUUM, TWICE, marks=pytest.mark.slow),
     ],
@@ -462,7 +471,7 @@ def test_gonly_is_the_tower_where_the_branch_begins_with_a_matrix(K0, depth, hid
     assert float(jnp.max(tower.truncation.V4)) < 1e-9  # the hierarchy ends by itself
 
 
-# Two inputs in every run: test_fisher, with one matrix.
+# Two inputs in CI: test_fisher, with one matrix.
 @pytest.mark.parametrize("K0", [ONE, pytest.param(UNEQUAL, marks=pytest.mark.slow)], ids=["one input", "two inputs"])
 def test_memory_of_kernels_is_the_response_for_two_matrices(K0):
     """Cov(G(l), G(m)) by the memory of the tower and by that of GOnly agree for blocks for which GOnly is exact."""
@@ -488,7 +497,7 @@ def test_memory_of_kernels_is_the_response_for_two_matrices(K0):
     [
         pytest.param(Tanh(), [[1.0]], marks=pytest.mark.slow),  # the first of the opposite inputs
         (None, [[1.0]]),
-        (Tanh(), [[1.0, -1.0], [-1.0, 1.0]]),
+        pytest.param(Tanh(), [[1.0, -1.0], [-1.0, 1.0]], marks=pytest.mark.thorough),
     ],
     ids=["activation", "norm alone", "opposite inputs"],
 )

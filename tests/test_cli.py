@@ -56,6 +56,7 @@ def test_theory_by_layers_from_a_kernel_file(suffix):
     np.testing.assert_allclose(solution.K0[1], 1.5**2 * K0, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_theory_of_a_tower_states_its_truncation(capsys):
     command = "theory --activation erf --inputs 1 --closure HermiteTower --degree 4 --eps 0.5 --depth 2 --times 2"
     assert run(command) == 0
@@ -70,7 +71,9 @@ def test_closures_arrive():
 
 
 @pytest.mark.drawn
-@pytest.mark.parametrize(("sampler", "control"), [("block", True), ("weights", False)])
+@pytest.mark.parametrize(
+    ("sampler", "control"), [pytest.param("block", True, marks=pytest.mark.thorough), ("weights", False)]
+)
 def test_sample(sampler, control, capsys):
     command = (
         f"sample --activation sin --width 6 --depth 4 --eps 0.5 --networks 70 --seed 3 --times 3 --sampler {sampler}"
@@ -87,6 +90,7 @@ def test_sample(sampler, control, capsys):
 SAMPLE = "sample --activation sin --inputs 2 --width 6 --depth 4 --eps 0.5 --times 3"
 
 
+@pytest.mark.thorough
 def test_sampling_stops_at_a_target():
     """The error of G[01] of 2,000 networks is 0.7 / sqrt(2,000): 0.05 needs about 200 of them, in rounds of 32
     blocks."""
@@ -97,6 +101,7 @@ def test_sampling_stops_at_a_target():
     assert estimate.stderr.G[-1, 0, 1] <= 0.05
 
 
+@pytest.mark.thorough
 def test_sampling_goes_on_after_an_interruption(monkeypatch, capsys):
     """Interrupted at its third block, with a file: one sentence and exit code 130; the same command then gives what it
     would have."""
@@ -207,6 +212,7 @@ def test_a_table_as_json(capsys):
     assert [file.rpartition("/")[2] for file in record["files"]] == ["theory.nc", "theory.png"]
 
 
+@pytest.mark.thorough
 def test_quiet_says_nothing(capfd):
     assert cli.main([*SAMPLE.split(), "--networks", "64", "--quiet"]) == 0
     assert capfd.readouterr() == ("", "")
@@ -251,6 +257,7 @@ def test_figures_in_every_format(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.thorough
 def test_K1_of_GOnly_says_what_it_is(capsys):
     """In the table, in JSON and in the file; other closures say nothing of the kind."""
     command = "theory --activation erf --inputs 1 --eps 0.5 --depth 2 --times 2 --overwrite"

@@ -84,6 +84,7 @@ def test_paper_all_writes_each_part_as_it_is_done(monkeypatch, capsys, tmp_path,
     assert "2 files in results" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 @pytest.mark.drawn
 def test_validity_of_linear_networks(tmp_path, capsys):
     """For linear networks the kernel's closure is exact, layer by layer too: it holds everywhere."""
@@ -141,7 +142,9 @@ def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
     assert "eps" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sampler", ["block", pytest.param("weights", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sampler", [pytest.param("block", marks=pytest.mark.thorough), pytest.param("weights", marks=pytest.mark.slow)]
+)
 def test_fit_takes_what_sample_writes(sampler):
     """Of linear networks, whose mean kernel is known at every width: truth within 4 standard errors; false alarm
     1e-3."""
@@ -159,6 +162,7 @@ def test_fit_takes_what_sample_writes(sampler):
     np.testing.assert_allclose([record["held"]["eps"], record["held"]["width"]], [0.4, 16], rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_fit_takes_the_steps_that_each_layer_had(key):
     """A fit uses the step of each layer: steps of 0.5 and 0.1 differ from two equal steps with the same sum of
     squares."""
@@ -173,6 +177,7 @@ def test_fit_takes_the_steps_that_each_layer_had(key):
     np.testing.assert_allclose(keft.solve(own, [[1.0]], eps=experiment.eps, **at).K0, theory.K0, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_fit_refuses_other_results(capsys):
     command = "theory --activation linear --inputs 1 --eps 0.5 --depth 4 --times 5 --closure GOnly"
     assert run(command) == 0
@@ -206,6 +211,7 @@ def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
     assert not json.loads((tmp_path / "fit.json").read_text())["converged"]
 
 
+@pytest.mark.thorough
 @pytest.mark.drawn
 def test_sensitivity_of_a_linear_network(tmp_path, capsys):
     """K0' = C_b + C_W K0 at C_b = 0: dK0/dC_W = t K0(t), dK0/dC_b = (exp(C_W t) - 1) / C_W."""
@@ -247,6 +253,26 @@ def test_an_error_that_is_not_known_is_said():
     ]
 
 
+def test_step_sizes_that_differ_are_refused(key):
+    """Layer 9 of eps = 0.5 / 3 and layer 1 of eps = 0.5 are at one depth time, and are different networks.
+
+    Equal ones are compared: the mean kernel is K0 + K1 / n, which for linear units is 1.25^l, in standard errors."""
+    model = keft.Model(keft.Linear(), 1.0)
+    sampled = keft.estimate(model, [[1.0]], width=8, depth=9, eps=0.5, networks=64, key=key, progress=False)
+    at = {"layers": [0, 1, 9], "closure": keft.GOnly()}
+    theory = keft.solve(model, [[1.0]], eps=0.5 / 3, **at)
+    with pytest.raises(ValueError, match=r"layer 1 is at t = 0\.0277778 of the theory, and at 0\.25 of the networks"):
+        compare(theory, sampled)
+    found = compare(keft.solve(model, [[1.0]], eps=0.5, **at), sampled)
+    assert found.layers.tolist() == [0, 1, 9]
+    G, K0 = found.quantities["G"], np.array([1.0, 1.25, 1.25**9])
+    np.testing.assert_allclose(G.theory[:, 0, 0], K0, rtol=1e-12)
+    deviation = (sampled.G[[0, 1, 9], 0, 0] - K0) / sampled.stderr.G[[0, 1, 9], 0, 0]
+    np.testing.assert_allclose(G.deviation[:, 0, 0], deviation, rtol=1e-9)
+    assert np.abs(deviation).max() < 5
+
+
+@pytest.mark.thorough
 @pytest.mark.usefixtures("sample")
 class TestCompare:
     """A theory against networks: linear units, whose moments are known at every width and depth."""
@@ -308,19 +334,6 @@ class TestCompare:
         assert run(f"theory --activation linear --C_W 1 {theory}") == 0
         assert run("compare theory.nc sample.nc") == 2
         assert says in capsys.readouterr().err
-
-    def test_step_sizes_that_differ_are_refused(self, key):
-        """Layer 9 of eps = 0.5 / 3 and layer 1 of eps = 0.5 are at one depth time, and are different networks."""
-        model = keft.Model(keft.Linear(), 1.0)
-        sampled = keft.estimate(model, [[1.0]], width=8, depth=9, eps=0.5, networks=64, key=key, progress=False)
-        at = {"layers": [0, 1, 9], "closure": keft.GOnly()}
-        theory = keft.solve(model, [[1.0]], eps=0.5 / 3, **at)
-        with pytest.raises(
-            ValueError, match=r"layer 1 is at t = 0\.0277778 of the theory, and at 0\.25 of the networks"
-        ):
-            compare(theory, sampled)
-        found = compare(keft.solve(model, [[1.0]], eps=0.5, **at), sampled)
-        assert found.layers.tolist() == [0, 1, 9]
 
     def test_networks_that_differ_between_the_saved_depths_are_refused(self, key):
         """Steps in another order end at one depth time, and inputs of another kernel show at every depth, saved or

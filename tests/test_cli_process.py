@@ -47,6 +47,7 @@ print(count["/jax/compilation_cache/cache_hits"], count["/jax/compilation_cache/
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "darwin", reason="no variable moves the cache folder")
 def test_the_second_call_compiles_nothing_anew(kept):
     """All programs of the first call are kept, the solve itself too."""
@@ -67,6 +68,7 @@ def test_old_programs_are_removed(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["2", "3"]
 
 
+@pytest.mark.thorough
 def test_a_closed_pipe_ends_quietly(tmp_path):
     """As in `kernel-eft theory | head -1`: the reader goes before anything is printed. --no-cache keeps no programs."""
     command = [sys.executable, "-c", MAIN, *LAYERS.split(), "--no-cache"]
@@ -92,6 +94,7 @@ def test_interrupting_the_imports_ends_quietly():
     assert (run.returncode, run.stderr) == (130, "kernel-eft: Interrupted.\n")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that Linux has")
 def test_a_full_disk_is_named(kept):
     with open("/dev/full", "w") as full:

@@ -37,13 +37,19 @@ from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
 # kinks.
 TOWER_TOLERANCE = {"Tanh layers": (3e-5, 5e-3), "published": (2e-5, 4e-3), "relu": (1e-6, 2e-4)}
 EXACT = [p for p in select("V4") if "many inputs" not in p.tags or "closed form" in p.tags]
-# In every run: a kink, a closed form in the continuum, and layers of what is not odd; two inputs have a test below.
-QUICK = {"sine", "relu", "GELU layers"}
+# Quick: layers of what is neither odd nor even; two inputs have a test below. By `make thorough`: a kink, and a
+# closed form in the continuum.
+QUICK, THOROUGH = ("GELU layers",), ("sine", "relu")
 
 
 def slow(*values, **options):
     """Parameters of a test that only `make slow` runs."""
     return pytest.param(*values, marks=pytest.mark.slow, **options)
+
+
+def thorough(*values, **options):
+    """Parameters of a test that `make thorough` runs."""
+    return pytest.param(*values, marks=pytest.mark.thorough, **options)
 
 
 def solve(problem: Problem, closure, **options):
@@ -54,7 +60,15 @@ def assert_close(actual, expected, rtol):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * max(np.abs(expected).max(), 1e-3))
 
 
-@pytest.mark.parametrize("problem", [p if p.name in QUICK else slow(p) for p in EXACT], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        *(p for p in EXACT if p.name in QUICK),
+        *(thorough(p) for p in EXACT if p.name in THOROUGH),
+        *(slow(p) for p in EXACT if p.name not in QUICK + THOROUGH),
+    ],
+    ids=lambda p: p.name,
+)
 def test_the_tower_is_exact_at_order_one_over_n(problem):
     """V4 and K1 of real layers at any eps, and of the continuum, whatever the activation: odd, even, neither, or
     kinked."""
@@ -68,7 +82,7 @@ def test_the_tower_is_exact_at_order_one_over_n(problem):
 @pytest.mark.parametrize(
     ("problem", "inputs"),
     [
-        (p, n) if n == 1 and "layers" in p.tags else slow(p, n)
+        thorough(p, n) if n == 1 and "layers" in p.tags else slow(p, n)
         for p in select("V4", "closed form")
         for n in (1, len(p.K0))
     ],
@@ -96,6 +110,7 @@ def test_a_wrong_response_would_be_seen(monkeypatch):
 PAPER = (keft.Model(keft.Tanh(), jnp.array(2.0)), np.array([[2.0, 0.6], [0.6, 2.0]]), np.array([2.0]))
 
 
+@pytest.mark.thorough
 def test_numbers_of_the_sigma_kernel_closure():
     """The numbers of the design document at the paper's settings: 48.418 and -0.4700 for one input, found
     independently."""
@@ -108,7 +123,7 @@ def test_numbers_of_the_sigma_kernel_closure():
 @pytest.mark.slow
 def test_closures_agree_on_two_inputs_to_their_stated_accuracy():
     """V4 of two inputs: HermiteTower and SigmaKernel, two different systems, differ by 0.2 %; Cov(G, S) and Cov(S, S)
-    by 3 %; K1 by 0.02. (In every run networks judge both: test_theory_against_networks.)"""
+    by 3 %; K1 by 0.02. (In CI networks judge both: test_theory_against_networks.)"""
     tower, sigma_kernel = (keft.solve(*PAPER, closure=c) for c in (keft.HermiteTower(20), keft.SigmaKernel()))
     np.testing.assert_allclose(sigma_kernel.V4, tower.V4, rtol=2e-3)
     np.testing.assert_allclose(sigma_kernel.K1, tower.K1, atol=0.04)
@@ -119,7 +134,7 @@ def test_closures_agree_on_two_inputs_to_their_stated_accuracy():
     np.testing.assert_allclose(sigma_kernel.U1, tower.U1, atol=0.04)
 
 
-@pytest.mark.slow  # in every run: V4 of either closure against what is known of it
+@pytest.mark.slow  # in CI: V4 of either closure against what is known of it
 def test_degree_two_is_the_g_only_covariance_for_odd_activations():
     """Truncated at degree two, the tower's V4 is the paper's, for unequal variances and biases too."""
     model = keft.Model(keft.Tanh(), jnp.array(1.7), jnp.array(0.3))
@@ -143,9 +158,9 @@ def whole(closure, inputs):
 @pytest.mark.parametrize(
     ("closure", "inputs", "parts"),
     [
-        # In every run parts of as many inputs as there are together: one compiled program.
-        (TOWER, 3, ([2, 0, 2],)),
-        (SIGMA, 2, ([1, 0], [1, 1])),
+        # Parts of as many inputs as there are together: one compiled program.
+        thorough(TOWER, 3, ([2, 0, 2],)),
+        thorough(SIGMA, 2, ([1, 0], [1, 1])),
         slow(TOWER, 3, ([0],)),
         slow(SIGMA, 2, ([0],)),
         slow(SIGMA, 3, ([0], [2, 0], [1, 1])),
@@ -163,7 +178,7 @@ def test_inputs_do_not_depend_on_who_else_is_there(closure, inputs, parts):
         np.testing.assert_allclose(part.K1, np.asarray(together.K1)[two], rtol=1e-7, atol=1e-8)
 
 
-TOGETHER = pytest.mark.parametrize(("closure", "inputs"), [(TOWER, 3), (SIGMA, 2), slow(SIGMA, 3)])
+TOGETHER = pytest.mark.parametrize(("closure", "inputs"), [thorough(TOWER, 3), thorough(SIGMA, 2), slow(SIGMA, 3)])
 
 
 @TOGETHER
@@ -232,7 +247,7 @@ def test_truncation_bounds_what_is_missing(name, k, degree):
 
 @pytest.mark.parametrize(
     ("name", "k", "most"),
-    [slow("Sin", 25.0, 128), slow("Tanh", 1e-3, 4), ("GELU", 1.0, 8)],
+    [slow("Sin", 25.0, 128), slow("Tanh", 1e-3, 4), thorough("GELU", 1.0, 8)],
     ids=["Sin", "Tanh", "GELU"],
 )
 def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
@@ -256,6 +271,7 @@ def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
         )
 
 
+@pytest.mark.thorough
 def test_an_oscillation_that_the_nodes_miss_is_refused():
     """sin at K0 = 100: the nodes of degree 4 miss its oscillation (V4 is off by 10), and the stated error shows it."""
     model = keft.Model(keft.Sin(), jnp.array(2.0))
@@ -271,6 +287,7 @@ def test_the_nodes_of_the_chosen_degree_resolve_an_oscillation():
     assert abs(solution.V4.item() - exact["V4"][-1]) < float(solution.truncation.V4.item()) + 1e-8 * exact["V4"][-1]
 
 
+@pytest.mark.thorough
 def test_where_no_degree_can_be_chosen():
     """Inside jit the degree is 30, and the degree of a hierarchy that ends by itself is where it ends: at two behind a
     matrix, at twice the degree of a polynomial, scaled or not. A file gives back the degree that was used."""
@@ -314,7 +331,7 @@ def test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system(name, dt
 @pytest.mark.parametrize(
     ("activation", "kernel"),
     [
-        (keft.HardTanh(), [1.0, 1.0, 1.0]),
+        thorough(keft.HardTanh(), [1.0, 1.0, 1.0]),
         # max(x + 1, 0) is zero at its kink -1, and not at 1, where the opposite input is then.
         pytest.param(
             keft.Piecewise(lambda x: jnp.maximum(x + 1, 0), kinks=[-1]), [0.5, -0.5, 0.5], marks=pytest.mark.slow
@@ -383,10 +400,10 @@ CLOSURES = [keft.GOnly(), keft.HermiteTower(6), keft.SigmaKernel(6), PairTower(6
 @pytest.mark.parametrize(
     ("name", "closure", "inputs"),
     [
-        # In every run the kernel alone, a tower and the pseudo-inverse; the units of each closure have a test below.
-        ("erf, continuum", keft.GOnly(), 2),
-        ("erf, continuum", keft.HermiteTower(2), 1),
-        ("erf, continuum", keft.SigmaKernel(2), 1),
+        # The kernel alone, a tower and the pseudo-inverse; the units of each closure have a test below.
+        thorough("erf, continuum", keft.GOnly(), 2),
+        thorough("erf, continuum", keft.HermiteTower(2), 1),
+        thorough("erf, continuum", keft.SigmaKernel(2), 1),
         slow("erf, continuum", PairTower(2), 2),
         *(slow(name, closure, 2) for name in RESCALED for closure in CLOSURES),
     ],
@@ -439,6 +456,7 @@ def test_units_of_a_state_scale_as_its_parts(closure, powers):
         np.testing.assert_allclose(found, size**power * before, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_an_input_of_zero_norm():
     """Values are the limit of small variances, derivatives those on the one side: two layers of sin with biases, where
     K0_11 = K0_01 = 0."""
@@ -476,6 +494,7 @@ def covariance_of_sines(K):
     return mean((0, 1, 2, 3)) - mean((0, 1)) * mean((2, 3)), mean((0, 1, 0, 1)) - mean((0, 1)) ** 2
 
 
+@pytest.mark.thorough
 def test_the_series_of_four_inputs_tells_its_error():
     """Sines of variance 4 and correlation 0.9: the series to degree 20 misses a part of Cov(s s, s s), and its stated
     error is that large."""
@@ -490,6 +509,7 @@ def test_the_series_of_four_inputs_tells_its_error():
     assert off <= told <= 10 * off
 
 
+@pytest.mark.thorough
 def test_the_series_of_copies_tells_its_error():
     """Three inputs of which two are copies: the series of these two given the third misses a part of Cov(s s, s s), and
     its stated error is that large. Two inputs alone need no such series."""
@@ -621,7 +641,7 @@ def with_reverse(f):
 @pytest.mark.parametrize("closure", [keft.HermiteTower(3), keft.SigmaKernel(6)], ids=["HermiteTower", "SigmaKernel"])
 def test_layer_gradients_in_reverse_and_by_differences(closure):
     """Derivatives of V4 and K1 by every parameter: reverse mode = central differences to 1e-6. (Both modes for one
-    input, and forward mode for two, in every run: test_gradients, test_sensitivity.)"""
+    input, and forward mode for two, in CI: test_gradients, test_sensitivity.)"""
     activation = keft.Scaled(keft.GELU(), jnp.array(1.3))
     model, K = keft.Model(activation, jnp.array(1.5), jnp.array(0.2)), jnp.asarray(THREE[:2, :2])
     values = jnp.array([m[1] for m in (make(model, K) for make in PARAMETERS.values())])
@@ -641,6 +661,7 @@ def test_layer_gradients_in_reverse_and_by_differences(closure):
     np.testing.assert_allclose(both(values)[1], differences, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.thorough
 def test_the_rate_of_change_of_the_tower_has_gradients_in_reverse_mode():
     """The derivative by C_W of the state's rate of change, which the continuum integrates, is the limit of
     differences."""
@@ -677,16 +698,17 @@ def test_continuum_gradients_of_the_tower():
     np.testing.assert_allclose(both(value)[1], np.stack(differences, axis=1), rtol=1e-5)
 
 
-def test_the_tower_of_two_inputs_is_exact():
+@pytest.mark.parametrize("closure", [keft.HermiteTower(24), PairTower(24)], ids=["HermiteTower", "PairTower"])
+def test_the_tower_of_two_inputs_is_exact(closure):
     """V4 and K1 of two layers of sin, on and off the diagonal, against sums over layers."""
     K = np.array([[0.5, 0.2], [0.2, 0.3]])
     right = two_input_layers(SMOOTH["Sin"], 1.5, K, 0.5, 2)
-    found = keft.solve(keft.Model(keft.Sin(), 1.5), K, layers=2, eps=0.5, closure=keft.HermiteTower(24)).packed
+    found = keft.solve(keft.Model(keft.Sin(), 1.5), K, layers=2, eps=0.5, closure=closure).packed
     np.testing.assert_allclose(found.V4[0], right["V4"], rtol=1e-6)
     np.testing.assert_allclose(found.K1[0], right["K1"], rtol=1e-5)
 
 
-@pytest.mark.slow  # in every run: relu of one input against what is known of it, and the test above
+@pytest.mark.slow  # in CI: relu of one input against what is known of it, and the test above
 def test_relu_off_the_diagonal_against_sums_over_layers():
     """V4_01,01 of ReLU at two inputs: the response of section 5 by sums over layers and dense quadrature, no modes."""
     C_W, h, K = 2.0, 0.25, np.array([[1.0, 0.3], [0.3, 0.8]])

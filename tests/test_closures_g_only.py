@@ -122,13 +122,18 @@ def unequal():
     return keft.solve(model, UNEQUAL_K0, np.array([0.0, 0.4, 1.2]), closure=keft.GOnly())
 
 
-# In every run: several inputs with biases and a kink in the continuum, a closed form in layers.
-QUICK = {"linear, C_b = 0.4", "relu", "GELU layers"}
+# Quick: several inputs with biases in the continuum, and a closed form in layers. A kink by `make thorough`.
+QUICK, THOROUGH = ("linear, C_b = 0.4", "GELU layers"), ("relu",)
+KNOWN = select("V4_g_only")
 
 
 @pytest.mark.parametrize(
     "problem",
-    [pytest.param(p, marks=() if p.name in QUICK else pytest.mark.slow) for p in select("V4_g_only")],
+    [
+        *(p for p in KNOWN if p.name in QUICK),
+        *(pytest.param(p, marks=pytest.mark.thorough) for p in KNOWN if p.name in THOROUGH),
+        *(pytest.param(p, marks=pytest.mark.slow) for p in KNOWN if p.name not in QUICK + THOROUGH),
+    ],
     ids=lambda problem: problem.name,
 )
 def test_known_trajectories(problem):
@@ -154,6 +159,7 @@ def test_published_setting_with_converged_expectations(tanh):
     ]
 
 
+@pytest.mark.thorough
 def test_inputs_of_equal_variance_and_overlap_stay_equivalent(published):
     K0, K1, V4 = (np.asarray(x[-1]) for x in (published.K0, published.K1, published.V4))
     swap = [2, 0, 1]
@@ -174,6 +180,7 @@ def test_negative_control_chi_wrong_by_ten_per_cent_is_caught(unequal):
             assert_same_statistics(unequal, K0, *wrong)
 
 
+@pytest.mark.thorough
 def test_one_input_does_not_feel_the_others(tanh, published):
     alone, together = keft.solve(tanh, np.array([[2.0]]), closure=keft.GOnly(), **LAYERS), published
     np.testing.assert_allclose(alone.K0[:, 0, 0], together.K0[:, 0, 0], rtol=1e-7)
@@ -189,6 +196,7 @@ def test_order_of_inputs_only_relabels(unequal):
     np.testing.assert_allclose(swapped.K1[:, ::-1, ::-1], unequal.K1, rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_covariance_is_symmetric_and_positive_semi_definite(published, unequal):
     for solution in (published, unequal):
         V = np.asarray(solution.packed.V4)
@@ -218,19 +226,21 @@ def test_a_repeated_input_copies_its_rows(tanh):
     assert_rows_copied(twice, apart)
 
 
-@pytest.mark.slow  # in every run their derivatives: test_gradients
+@pytest.mark.slow  # in CI their derivatives: test_gradients
 def test_a_repeated_input_copies_its_rows_for_kinked_activations():
     model, layers = keft.Model(keft.ReLU(), C_W=2.0, C_b=0.1), {"layers": [50, 100], "eps": 0.1}
     once = keft.solve(model, UNEQUAL_K0, closure=keft.GOnly(), **layers)
     assert_rows_copied(keft.solve(model, REPEATED_K0, closure=keft.GOnly(), **layers), once)
 
 
+@pytest.mark.thorough
 def test_starts_from_the_wishart_covariance(published):
     np.testing.assert_allclose(published.V4[0], wick(PUBLISHED_K0), rtol=1e-14)
     np.testing.assert_array_equal(published.K1[0], 0)
     np.testing.assert_allclose(published.packed.K0[0], pack(jnp.asarray(PUBLISHED_K0)), rtol=1e-14)
 
 
+@pytest.mark.thorough
 def test_many_thick_layers_of_gelu():
     """K1 is right at large variances: 40 layers of GELU, C_W = 2, K0 = 1, eps = 1, end at K0 = 9.4e11.
 
@@ -246,6 +256,7 @@ def test_many_thick_layers_of_gelu():
         np.testing.assert_allclose(s.K1[0, 0, 0], K1, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_steep_error_function_in_single_precision():
     """K0, V4 and K1 of erf(1000 x), C_W = 1, K0 = 1, eps = 0.25, 16 layers, are right to 1e-4 in float32.
 

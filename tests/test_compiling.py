@@ -65,7 +65,13 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+# Quick: one call of theory and one of sampling: the others take programs of their own.
+QUICK = ("Q", "solve, layers", "estimate")
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.thorough) for name in CALLS if name not in QUICK)]
+)
 def test_a_second_call_compiles_nothing(name):
     """A second call with equal shapes compiles no operation, for every way of making the call."""
     jax.block_until_ready(jax.tree.leaves(CALLS[name]()))

@@ -68,6 +68,7 @@ def test_constructors_have_the_variance_of_jax_initialisers(constructor, initial
         assert_variance(initialiser(batch_axis=0)(key, (256, N, N)), float(model.C_W) / N)
 
 
+@pytest.mark.thorough
 def test_increments_have_the_covariance_of_the_model(key):
     """C_W and C_b belong together as Qhat = C_b + C_W S says: layers of Equinox applied to two inputs. m = 262,144
     increments."""

@@ -46,6 +46,7 @@ def stream(stack: keft.recipes.Stack, k: float) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.thorough
 def test_plain_relu_spreads_by_a_known_factor_a_layer():
     """For ReLU at C_W = 2 a layer multiplies E[G^2] by 1 + 5/n and leaves E[G]: V4 = 2 + 5 l, and no drift."""
     check = keft.coordinate_check(**(recipes.plain(width=100, depth=3) | ONE))
@@ -90,6 +91,8 @@ def test_the_first_blocks_of_a_stack_are_those_of_a_shorter_one():
     sizes = {"width": 4, "depth": 3, "eps": [0.5, 0.3, 0.1]}
     check = keft.coordinate_check(keft.Model(keft.Linear(), 1.0), [[1.0]], **sizes, layers=[1, 2])
     np.testing.assert_allclose(check.mean[:, 0], [1.25, 1.25 * 1.09], rtol=1e-12)
+    V4 = 2 * 1.25**2 + 4 * 0.25 + 2 * 0.25**2  # (1 + x)^2 V4 + 4 x + 2 x^2, x = eps^2
+    np.testing.assert_allclose(check.spread[0, 0], np.sqrt(V4 / 4), rtol=1e-9)
 
 
 def test_gpt2_starts_as_its_embeddings():
@@ -101,7 +104,11 @@ FEW = ("umup", "resnet_v2")  # with norms and without; what the other stacks are
 
 
 @pytest.mark.parametrize(
-    "name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in EVERY if name not in FEW)]
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in FEW),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in EVERY if name not in FEW),
+    ],
 )
 def test_every_recipe_draws_networks_as_it_is(name, key):
     """A stack is the arguments of `sample_kernels`, and an entry of it can be replaced."""
@@ -135,6 +142,7 @@ def check(own):
     return keft.coordinate_check(**STACK, layers=LAYERS, own=own)
 
 
+@pytest.mark.thorough
 def test_own_networks_are_measured_as_numpy_would(check, own):
     for i, n in enumerate(sorted(own)):
         G = np.einsum("xtaa->xta", own[n].astype(np.float64))
@@ -145,6 +153,7 @@ def test_own_networks_are_measured_as_numpy_would(check, own):
         np.testing.assert_allclose(measured.stderr, G.std(axis=0, ddof=1) / 20, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_networks_of_the_model_agree_with_the_prediction(check):
     """Mean and spread of 400 networks a width: the mean to 4 standard errors at each of 3 depths (false alarms 2e-4 a
     width).
@@ -167,6 +176,7 @@ def test_networks_of_other_weights_are_seen(own):
     assert (np.abs(measured.mean - check.mean)[-1] > 4 * measured.stderr[-1]).all()
 
 
+@pytest.mark.thorough
 def test_a_key_tells_from_which_width_on(key, check):
     """The least sampled width that suffices is the answer; without a key nothing is drawn."""
     found = keft.coordinate_check(**STACK, layers=LAYERS, key=key, networks=64, tolerance=1.0, progress=False)
@@ -214,6 +224,7 @@ def unsampled(monkeypatch):
     return jax.random.key(0)
 
 
+@pytest.mark.thorough
 def test_networks_are_compared_with_the_theory_of_the_last_block(unsampled):
     """Also where the reported layers end before it, and each block has an eps of its own."""
     stack = STACK | {"eps": [0.5, 0.3, 0.4, 0.2]}
@@ -296,6 +307,7 @@ def test_the_figure_draws_the_prediction_and_the_networks(check):
 
 
 class TestCommand:
+    @pytest.mark.thorough
     @pytest.mark.drawn
     def test_one_command_says_all(self, own, check, tmp_path, capsys):
         """Block, width, depth and step come from the options or from the user's file; figure and JSON are written."""

@@ -87,6 +87,7 @@ def kernel_alone():
     return keft.solve(QUADRATIC, ONE, DEPTHS, closure=keft.GOnly())
 
 
+@pytest.mark.thorough
 def test_residual_of_a_theory_is_the_rate_that_the_equation_misses(tower):
     model = QUADRATIC
     residual = keft.covariance_residual(tower)
@@ -106,6 +107,7 @@ def test_residual_of_a_theory_is_the_rate_that_the_equation_misses(tower):
     np.testing.assert_array_equal(stderr.total, 0)
 
 
+@pytest.mark.thorough
 def test_closures_of_the_kernel_alone_have_no_residual(kernel_alone):
     np.testing.assert_array_equal(keft.covariance_residual(kernel_alone).value.total, 0)
 
@@ -133,10 +135,11 @@ def check_exact(tower):
     np.testing.assert_allclose(source.closure, source.exact, atol=1e-9 * size)
 
 
+NORM = pytest.param("norm", marks=pytest.mark.thorough)
 MATRIX = pytest.param("matrix", marks=pytest.mark.slow)  # a response without the norm's, of which a block has both
 
 
-@pytest.mark.parametrize("block", ["norm", MATRIX])
+@pytest.mark.parametrize("block", [NORM, MATRIX])
 def test_where_a_branch_begins_with_a_matrix_or_a_norm_the_kernel_alone_is_exact(block):
     """The tower's V_GS, V_SS and U1 are those that the kernel alone says: no residual; and a window without end, for
     which nothing is sampled without a key."""
@@ -156,7 +159,7 @@ def test_the_kernel_alone_is_exact_there_in_the_continuum_too(block):
     check_exact(keft.solve(BLOCKS[block], PAIR[:1, :1], [0.0, 0.4], closure=keft.HermiteTower(2)))
 
 
-@pytest.mark.parametrize("block", ["norm", MATRIX, "one"])
+@pytest.mark.parametrize("block", [NORM, MATRIX, "one"])
 def test_residual_in_layers_is_what_one_layer_adds_to_the_equation(block):
     """(V4' - V4) / eps^2 of the tower, eps of each layer, is -2 c V4 + chi V4 + V4 chi^T + Sigma(K0, Q) and the
     residual."""
@@ -181,26 +184,37 @@ def test_K1_is_driven_layer_by_layer_where_all_layers_are_saved():
     np.testing.assert_allclose(keft.driven_K1(tower).value, tower.K1, rtol=1e-12, atol=1e-14)
 
 
-def test_source_of_the_mean_at_depth_zero():
+def source_of_tanh():
     # 1/2 Hess : Wishart / C_W for one input is K^2 / 4 E[(s^2)''''], and (tanh^2)'''' by the recursion tanh' = 1 -
     # tanh^2.
-    model = keft.Model(keft.Tanh(), 2.0)
-    run = {"width": 8, "depth": 2, "eps": 0.3, "networks": 256, "key": jax.random.key(2)}
-    estimate = keft.estimate(model, ONE, **run, save_at=[0, 2], progress=False)
-    source = keft.mean_source(estimate, model).value
     x = np.linspace(-12, 12, 4801) * np.sqrt(K)
     polynomial = np.polynomial.Polynomial([0, 0, 1])
     for _ in range(4):
         polynomial = polynomial.deriv() * np.polynomial.Polynomial([1, 0, -1])
     density = np.exp(-(x**2) / (2 * K)) / np.sqrt(2 * np.pi * K)
-    exact = K**2 / 4 * np.sum(polynomial(np.tanh(x)) * density) * (x[1] - x[0])
+    return K**2 / 4 * np.sum(polynomial(np.tanh(x)) * density) * (x[1] - x[0])
+
+
+def test_source_of_the_mean_at_depth_zero():
+    theory = keft.solve(keft.Model(keft.Tanh(), 2.0), ONE, layers=[0, 1], eps=0.3, closure=keft.GOnly())
+    assert keft.mean_source(theory).value.closure[0].item() == pytest.approx(source_of_tanh(), rel=1e-9)
+
+
+@pytest.mark.thorough
+def test_source_of_the_mean_of_networks_at_depth_zero():
+    """Networks agree that there is no source, exactly; the EFT's model is fed with their sampled V4 here. And a theory
+    of the continuum has the source of layers."""
+    model, exact = keft.Model(keft.Tanh(), 2.0), source_of_tanh()
+    run = {"width": 8, "depth": 2, "eps": 0.3, "networks": 256, "key": jax.random.key(2)}
+    estimate = keft.estimate(model, ONE, **run, save_at=[0, 2], progress=False)
+    source = keft.mean_source(estimate, model).value
     theory = keft.solve(model, ONE, np.array([0.0, 0.1]), closure=keft.GOnly())
     assert keft.mean_source(theory).value.closure[0].item() == pytest.approx(exact, rel=1e-9)
-    # The networks agree that there is no source, exactly; the EFT's model is fed with their sampled V4 here.
     assert abs(source.exact[0].item()) < 1e-5
     assert source.closure[0].item() == pytest.approx(exact * estimate.V4[0].item() / (2 * K**2), rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_sampled_blocks_obey_the_equation_of_one_layer():
     """Networks of a block with decay and an eps of each layer: K1 driven by U1 is K1 to rounding of float32, and V4' -
     V4 is what the residual says.
@@ -224,6 +238,7 @@ def thinned(solution, every):
     return eqx.tree_at(lambda s: (s.ts, s.packed), solution, moments)
 
 
+@pytest.mark.thorough
 def test_K1_is_driven_by_its_source(tower, kernel_alone):
     """`driven_K1` converges to K1 as the saved depths become dense: the error of the trapezoidal rule falls by four
     when their spacing is halved."""
@@ -410,8 +425,16 @@ def test_p_values_are_those_of_chance(wishart_theory):
         assert (values < 0.3).sum() >= 5, quantity
 
 
-@pytest.mark.parametrize("widths", [(1, 2, 4, 8), pytest.param((8, 16, 32, 64), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("networks", [16, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("networks", "widths"),
+    [
+        pytest.param(16, (1, 2, 4, 8), marks=pytest.mark.thorough),
+        *(
+            pytest.param(networks, widths, marks=pytest.mark.slow)
+            for networks, widths in ((16, (8, 16, 32, 64)), (64, (1, 2, 4, 8)), (64, (8, 16, 32, 64)))
+        ),
+    ],
+)
 def test_p_values_and_intervals_hold_for_few_networks(widths, networks, wishart_theory):
     """600 sets of kernels that obey the theory: p below 0.01 in 6, in 15 or more with probability 2e-3 (binomial;
     Bonferroni makes it less).

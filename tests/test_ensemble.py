@@ -194,6 +194,7 @@ def check_fourth_cumulant(key, model, K0, V4, layers, eps):
         assert (np.abs(est.kappa4[t] - kappa4[t]) < 4.5 * est.stderr.kappa4[t] + 4 * kappa4[t] / 128).all()
 
 
+@pytest.mark.thorough
 def test_fourth_cumulant_of_a_neuron(key):
     """GELU, one input, 4 layers, with V4 that NumPy sums over layers: two numbers, false alarm 1.4e-5.
 
@@ -234,6 +235,7 @@ def test_fourth_cumulant_without_control_variates(key):
     assert (0.01 * est.S.max() > plain.stderr.S).all()
 
 
+@pytest.mark.thorough
 def test_control_variates_take_off_all_that_is_of_leading_order(key):
     """What is left of S - C_S and F - C_F is of order 1/n: errors of U1 and kappa4, which are n times that, do not grow
     with the width.
@@ -307,7 +309,7 @@ def network_kernels(model, K, n, depth, eps, networks, key):
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(key, networks)))
 
 
-# In every run test_ensemble_blocks compares both samplers with networks in NumPy, and test_network holds `ResNet` to the
+# In CI test_ensemble_blocks compares both samplers with networks in NumPy, and test_network holds `ResNet` to the
 # exact law of one layer.
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [Model(Erf(), 2.0, 0.2), Model(ReLU(), 1.5)], ids=["erf", "relu"])
@@ -353,6 +355,7 @@ def test_samplers_have_one_law(key, model):
 SMALL = {"model": Model(Erf(), 2.0, 0.1), "K0": K0, "width": 5, "depth": 7, "eps": 0.3, "save_at": (2, 7)}
 
 
+@pytest.mark.thorough
 def test_a_draw_depends_on_its_key_and_number_only(key):
     def sample(networks, key=key, save_at=(2, 7)):
         return sample_kernels(**SMALL | {"networks": networks, "key": key, "save_at": save_at})
@@ -375,6 +378,7 @@ def test_a_step_below_the_smallest_float32_leaves_the_kernel_as_it_is(key):
     np.testing.assert_array_equal(G[:, 1:], G[:, [0, 0]])
 
 
+@pytest.mark.thorough
 def test_estimate_and_samples_are_the_same_networks(key):
     est = estimate(**SMALL, networks=1000, key=key, progress=False)
     G = sample_kernels(**SMALL, networks=1000, key=key).astype(float)
@@ -382,6 +386,7 @@ def test_estimate_and_samples_are_the_same_networks(key):
     assert np.allclose(est.V4[1, 0, 1, 1, 1], 5 * np.cov(G[:, 1, 0, 1], G[:, 1, 1, 1])[0, 1], rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_any_kind_of_key():
     """A key of another kind than JAX's default, which all other tests take."""
     run = {"width": 3, "depth": 2, "eps": 0.3, "key": jax.random.key(1, impl="rbg")}
@@ -389,6 +394,7 @@ def test_any_kind_of_key():
     assert np.array_equal(one, three[:1])
 
 
+@pytest.mark.thorough
 def test_samplers_ask_for_no_expectation(key):
     """Sampling uses no moment of an activation: it runs with moments that raise."""
 
@@ -405,6 +411,7 @@ def test_samplers_ask_for_no_expectation(key):
         assert np.isfinite(sample_kernels(model, K0[:1, :1], **run, sampler=sampler)).all()
 
 
+@pytest.mark.thorough
 def test_a_users_activation_and_default_layers(key):
     model = Model(Smooth(lambda x: x / (1 + x**2)), 2.0)
     est = estimate(model, K0[:1, :1], width=4, depth=50, eps=0.1, networks=64, key=key, progress=False)
@@ -491,6 +498,7 @@ def test_errors_name_the_argument(key):
             estimate(**(run | change))
 
 
+@pytest.mark.thorough
 def test_targets_that_are_not_finite_say_so(key):
     """A target that is not finite raises during the run, since it cannot always be known before: K1 is zero at depth
     zero, for example."""
@@ -510,6 +518,7 @@ def test_targets_that_are_not_finite_say_so(key):
         )
 
 
+@pytest.mark.thorough
 def test_non_finite_is_named(key):
     """A cubic activation diverges: the error says where first, and does not wait for the end. So for single networks,
     and for Q itself."""
@@ -535,6 +544,7 @@ def test_non_finite_is_named(key):
         )
 
 
+@pytest.mark.thorough
 def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
     """The error of a run that cannot fit says what needs the memory (second moments, single networks or kernels), and
     the remedy."""
@@ -620,6 +630,7 @@ def test_depth_and_inputs_are_counted_before_anything_is_computed(inputs, depth,
         )
 
 
+@pytest.mark.thorough
 def test_progress_goes_to_stderr(key, capsys):
     run = {"model": Model(Erf(), 2.0), "K0": K0, "width": 4, "depth": 3, "eps": 0.1, "networks": 100, "key": key}
     estimate(**run, progress=False)

@@ -85,7 +85,9 @@ def equivalent_inputs(inputs):
     return estimate(Model(Tanh(), 2.0), 0.6 + 1.4 * np.eye(inputs), **run, key=jax.random.key(inputs))
 
 
-@pytest.mark.parametrize("inputs", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "inputs", [pytest.param(2, marks=pytest.mark.thorough), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_equivalent_inputs_have_equal_errors(inputs):
     """Errors of K1_aa agree for all a, and those of K1_ab for all a < b.
 
@@ -101,6 +103,7 @@ def test_equivalent_inputs_have_equal_errors(inputs):
         assert np.ptp(entries) < bound
 
 
+@pytest.mark.thorough
 def test_errors_are_smaller_than_with_the_factors_alone():
     """Times sqrt(networks) 0.37 on and 1.32 off the diagonal for 40 layers; by Cholesky factors 0.36, 1.79, 1.59: 1.78
     in the mean of logarithms.
@@ -131,8 +134,8 @@ def test_behind_a_norm_every_input_alone_is_known(key):
     "rows",
     [
         pytest.param([0, 1, 2, 3], id="few neurons", marks=pytest.mark.slow),
-        pytest.param([0, 0, 1, 1], id="repeated"),
-        pytest.param([0, 1, 4, 5], id="near-copies and opposite"),
+        pytest.param([0, 0, 1, 1], id="repeated", marks=pytest.mark.thorough),
+        pytest.param([0, 1, 4, 5], id="near-copies and opposite", marks=pytest.mark.thorough),
     ],
 )
 def test_singular_kernels_leave_control_variates_unbiased(key, rows):
@@ -160,7 +163,14 @@ def test_singular_kernels_leave_control_variates_unbiased(key, rows):
 # --- near-copies ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gap", [1e-4, pytest.param(5e-7, marks=pytest.mark.slow), 5e-8])
+@pytest.mark.parametrize(
+    "gap",
+    [
+        pytest.param(1e-4, marks=pytest.mark.thorough),
+        pytest.param(5e-7, marks=pytest.mark.slow),
+        pytest.param(5e-8, marks=pytest.mark.thorough),
+    ],
+)
 def test_near_copies_drift_apart_as_they_should(key, gap):
     """erf, C_W = 2, K = [[1, 1 - gap], [., 1]]: G_00 + G_11 - 2 G_01 is what the infinite-width recursion has in
     float64.
@@ -177,6 +187,7 @@ def test_near_copies_drift_apart_as_they_should(key, gap):
     assert abs(apart.mean() - theory) < 4.5 * apart.std() / np.sqrt(len(apart)) + 0.01 * theory
 
 
+@pytest.mark.thorough
 def test_both_samplers_agree_on_near_copies(key):
     """ReLU at n = 8 with biases: the mean and the variance of what parts two inputs, within 4.5 joint errors."""
     K, model = np.array([[1, 1 - 1e-6], [1 - 1e-6, 1]]), Model(ReLU(), 1.5, 0.3)

@@ -60,12 +60,14 @@ def pair(start, tmp_path_factory):
     return list(zip(*lines, strict=True)), whole
 
 
+@pytest.mark.thorough
 def test_processes_that_differ_stop_with_a_sentence(pair):
     """Processes with different arguments stop with an error, instead of mixing two runs."""
     said = r"ValueError: The processes of this run differ in `width` \(here [89]\), `key` \(here .*\): start all of them with the same"
     assert all(re.search(said, line) for line in pair[0][0]), pair[0]
 
 
+@pytest.mark.thorough
 def test_a_process_that_fails_stops_the_others(pair):
     """If one process fails (its checkpoint is broken), all processes stop."""
     first, second = pair[0][1]
@@ -75,6 +77,7 @@ def test_a_process_that_fails_stops_the_others(pair):
     assert "is truncated or not a checkpoint" in second
 
 
+@pytest.mark.thorough
 def test_same_bits_on_any_number_of_devices_and_processes(pair):
     """Two processes of four devices, and this one."""
     (lines, folder) = pair
@@ -100,6 +103,7 @@ np.savez(sys.argv[1], *of_one_draw())
 """
 
 
+@pytest.mark.thorough
 def test_networks_are_float32_with_and_without_x64(tmp_path):
     """Networks differ by no bit, statistics by the float32 rounding of the theory."""
     command = [sys.executable, "-c", SINGLE, str(tmp_path / "without.npz")]
@@ -163,6 +167,7 @@ def record_blocks(monkeypatch):
     return numbers
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_runs_give_the_same_bits(start, tmp_path, monkeypatch):
     assert run_with_kills(start, monkeypatch, tmp_path / "run.npz", SHORT, kills=1, seed=0) == digest(**SHORT)
 
@@ -323,6 +328,7 @@ def test_another_number_of_processes_is_noticed(key, tmp_path, monkeypatch):
             Checkpoint(one, {}, 60.0).load()
 
 
+@pytest.mark.thorough
 def test_checkpoint_of_another_activation_is_refused(key, tmp_path):
     """A checkpoint of another activation is refused. Functions have no lasting names: a model is recognised by its
     values, large arguments included."""
@@ -462,7 +468,9 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_run(key, tmp_
             small(key, tmp_path / "run.npz", checkpoint_seconds=seconds)
 
 
-@pytest.mark.parametrize("networks", [64, pytest.param(1000, marks=pytest.mark.slow), 20_000])
+@pytest.mark.parametrize(
+    "networks", [64, pytest.param(1000, marks=pytest.mark.slow), pytest.param(20_000, marks=pytest.mark.thorough)]
+)
 def test_the_division_of_a_run_does_not_show(networks, key, monkeypatch):
     """On an accelerator blocks are large and few: the same statistics to rounding, and errors from 32 groups at least
     as well."""
@@ -477,6 +485,7 @@ def test_the_division_of_a_run_does_not_show(networks, key, monkeypatch):
     assert 0.5 < large.stderr.K1[0, 0, 0] / on_cpu.stderr.K1[0, 0, 0] < 2
 
 
+@pytest.mark.thorough
 def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
     """The error falls like one over the root of the number of networks, and the run ends as soon as it is small enough.
 
@@ -499,6 +508,7 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
         )
 
 
+@pytest.mark.thorough
 def test_what_is_told_before_a_run_is_what_it_takes(key, monkeypatch, capsys):
     """A block takes 0.2 s for what it saves and 2 ms a layer, by a clock of the test's own, and the first 60 s more, to
     compile.

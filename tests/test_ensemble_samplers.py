@@ -80,6 +80,17 @@ def test_increments_by_weights(key, inputs, width):
     np.testing.assert_allclose(double(outputs(WeightSampler(), phi, noise)), eta, atol=3e-5)
 
 
+def test_outputs_of_a_matrix_that_is_not_square(key):
+    """Five outputs, W x + b, of eight features x: C_W / 8 for each weight."""
+    x, _ = draw(key, 2, 8)
+    dense, shape, keys = MODEL.last, (5, 8), network_keys(key, jnp.arange(NETWORKS, dtype=jnp.uint32))
+    noise = WeightSampler().draw(keys, jnp.uint32(3), 0, 2, shape)
+    z = np.asarray(noise, np.complex128)
+    z = np.concatenate([z.real, z.imag], axis=2)[:, :, :5]
+    u = np.sqrt(1.7 / 8) * double(x) @ z[:, :-1] + np.sqrt(0.3) * z[:, -1:]
+    np.testing.assert_allclose(double(WeightSampler().outputs(dense, x, noise, shape)), u, atol=3e-5)
+
+
 @pytest.mark.parametrize("sampler", [BlockSampler(), WeightSampler()])
 def test_no_normal_is_used_twice_in_a_layer(key, sampler):
     """The last matrix and the hidden ones, a gated one among them, at odd numbers of neurons."""

@@ -121,6 +121,7 @@ def test_styles_tell_curves_and_points_apart_without_colour():
     assert len({curve["color"] for curve in style.CURVE_STYLES}) == 7
 
 
+@pytest.mark.thorough
 def test_results_are_drawn_as_they_are(key):
     model, K0 = keft.Model(keft.Linear(), 1.3), [[1.0, 0.5], [0.5, 2.0]]
     theory = keft.solve(model, K0, layers=[0, 1, 2], eps=0.5, closure=keft.GOnly())

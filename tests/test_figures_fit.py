@@ -40,6 +40,7 @@ def bars(panel):
         yield points.get_ydata(), [np.ptp(segment[:, 1]) / 2 for segment in segments.get_segments()]
 
 
+@pytest.mark.thorough
 def test_a_fit_is_drawn_with_its_data_its_theory_and_what_is_left(kernels):
     f = fitted(kernels, with_V4=True)
     figure = plot_fit(f)
@@ -75,6 +76,7 @@ def test_a_fit_is_drawn_with_its_data_its_theory_and_what_is_left(kernels):
     assert plot_fit(dataclasses.replace(f, converged=False)).get_suptitle().count("NOT CONVERGED") == 1
 
 
+@pytest.mark.thorough
 def test_means_alone_have_two_panels_and_points_that_do_not_hide_each_other(kernels):
     figure = plot_fit(fitted(kernels[..., :2, :2], with_V4=False))
     _, means = figure.axes
@@ -87,6 +89,7 @@ def test_means_alone_have_two_panels_and_points_that_do_not_hide_each_other(kern
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+@pytest.mark.thorough
 def test_one_layer_is_drawn(kernels):
     """A curve of one point is a dash, beside the points; the axis counts whole layers."""
     f = fitted(kernels[:, 2:, :2, :2], with_V4=False, layers=[6])

@@ -41,6 +41,7 @@ def test_fluctuations_tell_the_width_like_any_variance():
     np.testing.assert_allclose(info.stderr / info.values, np.sqrt(2 / (B - 1)), rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_information_grows_with_networks_and_adds_up():
     names, closure = ("C_W", "C_b"), keft.GOnly()
     e = Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)
@@ -71,6 +72,7 @@ def test_a_lost_direction_is_named():
         _ = info.stderr
 
 
+@pytest.mark.thorough
 def test_a_repeated_input_tells_nothing_new():
     names, copies = ("C_W", "C_b"), np.array([0, 0, 1])
     small, large = (
@@ -110,7 +112,10 @@ moments = eqx.filter_jit(kernel_moments)
 
 @pytest.mark.parametrize(
     ("closure", "worst"),
-    [(keft.HermiteTower(10), 0.11), pytest.param(keft.SigmaKernel(24), 0.2, marks=pytest.mark.slow)],
+    [
+        pytest.param(keft.HermiteTower(10), 0.11, marks=pytest.mark.thorough),
+        pytest.param(keft.SigmaKernel(24), 0.2, marks=pytest.mark.slow),
+    ],
 )
 def test_covariances_between_depths_are_those_of_sampled_networks(closure, worst):
     """All 81 covariances at once: whitened by theory, the sample's eigenvalues are one.
@@ -141,7 +146,9 @@ def test_what_is_remembered_at_once_is_V4(closure):
     np.testing.assert_allclose(now, V4, rtol=1e-10)
 
 
-@pytest.mark.parametrize("closure", [keft.GOnly(), keft.HermiteTower(2), keft.SigmaKernel(2)])
+@pytest.mark.parametrize(
+    "closure", [keft.GOnly(), keft.HermiteTower(2), pytest.param(keft.SigmaKernel(2), marks=pytest.mark.thorough)]
+)
 def test_covariances_between_depths_of_linear_networks_by_hand(closure):
     """Of one input a layer multiplies E[G] by 1 + h, h = eps^2 C_W, and V4 by (1 + h)^2 and adds (2 h + h^2) 2 E[G]^2.
 
@@ -156,6 +163,7 @@ def test_covariances_between_depths_of_linear_networks_by_hand(closure):
     np.testing.assert_allclose(covariance[:, 0, :, 0], factor * 2 * 0.6**2, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_expectations_at_the_input_kernel_count():
     """An information is refused where the expectations are right at the observed layer and wrong at the input kernel,
     as those of a Smooth function whose second derivative jumps."""

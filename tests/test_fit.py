@@ -61,6 +61,7 @@ def coverage(fits, truth, level):
     return np.mean(inside, axis=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("level", "share"), [(0.68, 0.68), (0.95, 0.95)])
 def test_intervals_cover_the_truth_as_often_as_they_say(linear_fits, level, share):
     # 100 data sets, binomial scatter; both parameters within 3.5 standard errors: false alarm below 0.1 %.
@@ -68,6 +69,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(linear_fits, level, shar
     np.testing.assert_allclose(covered, share, atol=3.5 * np.sqrt(share * (1 - share) / len(linear_fits)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("level", [0.68, 0.95])
 def test_ellipses_cover_both_parameters_together(linear_fits, level):
     errors = np.array([f.values for f in linear_fits]) - [C_W, C_B]
@@ -105,6 +107,7 @@ def test_a_wrong_activation_shows_in_chi_squared():
     assert np.all(np.abs(right.values - [C_W, C_B]) < 4 * right.stderr)
 
 
+@pytest.mark.thorough
 def test_four_parameters_from_a_far_start():
     """Slope of the activation, both variances and the input scale, started far off: within 4 standard errors.
 
@@ -151,6 +154,7 @@ def test_no_bias_is_found_at_the_edge():
     assert np.all(np.isfinite(result.covariance))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimiser", [None, optax.sgd(0.5)], ids=["gauss-newton", "first-order"])
 def test_data_that_want_less_than_no_bias_are_fitted_and_judged_without_one(optimiser):
     """Kernels as from biases of variance -0.05: the same estimate, chi2 and degrees of freedom as with C_b held at
@@ -216,6 +220,7 @@ def test_a_search_that_leaves_finite_kernels_says_so():
     assert "NOT CONVERGED. The search left the region where kernels are finite: take smaller steps." in str(result)
 
 
+@pytest.mark.thorough
 def test_first_order_steps_find_the_same_minimum():
     G = block_law(np.random.default_rng(6), erf, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
     e = experiment(keft.Erf(), C_W=1.0, C_b=0.5)
@@ -258,6 +263,7 @@ def estimated():
     return estimate(keft.Model(LEAKY, C_W, C_B), K0, **RUN, control=False, progress=False)
 
 
+@pytest.mark.thorough
 def test_an_estimate_holds_what_its_kernels_hold(estimated):
     G = sample_kernels(keft.Model(LEAKY, C_W, C_B), K0, **RUN)
     e = experiment(LEAKY)
@@ -280,13 +286,17 @@ KERNELS = np.broadcast_to(K0, (32, 3, 2, 2)) + 0.01 * np.random.default_rng(0).s
             ("C_W", "C_b", "eps"),
             r"the data tell only `C_W` \* `eps`\^2 and `C_b` \* `eps`\^2, not each.* Hold one of them fixed",
         ),
-        (("C_W", "width"), "`width` alone .*with_V4=True"),
+        pytest.param(("C_W", "width"), "`width` alone .*with_V4=True", marks=pytest.mark.thorough),
         pytest.param(
             ("activation.output_scale", "C_W"),
             r"only `activation.output_scale`\^2 \* `C_W`, not each .* Hold one of them fixed",
             marks=pytest.mark.slow,
         ),
-        (("activation.output_scale", "C_W", "activation.input_scale"), r"`C_W` \*.*Hold 2 of them fixed"),
+        pytest.param(
+            ("activation.output_scale", "C_W", "activation.input_scale"),
+            r"`C_W` \*.*Hold 2 of them fixed",
+            marks=pytest.mark.thorough,
+        ),
         (("C_w",), "must name different parameters among .*'C_W'"),
         (("C_W", "C_W"), "must name different parameters"),
         ((), "must name different parameters"),
@@ -297,6 +307,7 @@ def test_parameters_that_cannot_be_told_are_refused_before_the_search(free, word
         fit(KERNELS, experiment(keft.Scaled(keft.Linear())), free, closure=keft.GOnly(), progress=False)
 
 
+@pytest.mark.thorough
 def test_one_depth_of_one_input_cannot_tell_two_variances():
     e = experiment(keft.Erf(), K0=np.eye(1), layers=(4,))
     with pytest.raises(
@@ -305,6 +316,7 @@ def test_one_depth_of_one_input_cannot_tell_two_variances():
         fit(KERNELS[:, :1, :1, :1], e, ("C_W", "C_b"), closure=keft.GOnly(), progress=False)
 
 
+@pytest.mark.thorough
 def test_a_small_slope_is_a_start_and_the_slope_one_is_not():
     """At slope one the law does not change to first order, since s and 1 / s have one law: another start helps."""
     G = block_law(
@@ -332,6 +344,7 @@ def test_data_are_checked_at_the_door(data, words):
         fit(data, experiment(keft.Erf()), ("C_W",), closure=keft.GOnly(), progress=False)
 
 
+@pytest.mark.thorough
 def test_an_estimate_of_other_networks_is_refused(estimated):
     """What made the data is known; free parameters may start elsewhere, and kernels alone may be fitted with
     anything."""
@@ -362,6 +375,7 @@ def test_an_estimate_of_other_networks_is_refused(estimated):
     assert abs(at(C_W=1.2, C_b=0.5).values[0] - C_W) < 0.5
 
 
+@pytest.mark.thorough
 def test_an_estimate_of_another_hidden_width_is_refused():
     """The ratios of matrices are no parameters, but networks depend on them."""
     blocks = [keft.Model([keft.Dense(1.0, ratio=ratio), keft.Linear(), keft.Dense(C_W)]) for ratio in (2, 1)]
@@ -452,6 +466,7 @@ def test_values_are_numbers_of_the_experiment(linear_fits):
         f.interval(95)
 
 
+@pytest.mark.thorough
 def test_single_precision_is_fitted_in_its_own_precision():
     """float32 kernels and model: estimates to a tenth of a standard error of those in float64."""
     G = block_law(np.random.default_rng(8), lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
@@ -491,13 +506,14 @@ def block_experiment(branch, decay=0.0, eps=EPS, K0=UNLIKE):
 @pytest.mark.parametrize(
     ("K0", "networks", "s", "truth", "free", "start"),
     [
-        (
+        pytest.param(
             UNLIKE[:1, :1],
             8000,
             lambda u: u,
             {"C_1": 1.3, "C_b": 2.0, "C_2": 2.5, "decay": 0.8},
             {"branch[1].C_W": "C_2", "decay": "decay"},
             [keft.Dense(1.3, 2.0, ratio=2), keft.Dense(4.0)],
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             UNLIKE,
@@ -531,10 +547,11 @@ def test_both_matrices_and_the_decay_of_a_block_come_back(K0, networks, s, truth
 @pytest.mark.parametrize(
     ("branch", "free", "words"),
     [
-        (
+        pytest.param(
             [keft.Dense(1.0), keft.Dense(2.0)],
             ("branch[0].C_W", "branch[1].C_W"),
             r"the data tell only `branch\[0\].C_W` \* `branch\[1\].C_W`, not each parameter by itself. Hold one of them fixed",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             [keft.Dense(1.5), keft.LeakyReLU(0.2), keft.Dense(2.0)],
@@ -542,10 +559,11 @@ def test_both_matrices_and_the_decay_of_a_block_come_back(K0, networks, s, truth
             r"the data tell only `branch\[\d\].C_W` \* `branch\[\d\].C_W`, not each",
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             [keft.Dense(1.5), keft.RMSNorm(), keft.Dense(2.0)],
             ("branch[0].C_W", "branch[2].C_W"),
             r"`branch\[0\].C_W` alone leaves the law of the data unchanged .* Hold it fixed",
+            marks=pytest.mark.thorough,
         ),
     ],
     ids=["linear", "homogeneous", "norm"],
@@ -585,6 +603,7 @@ class Gain(keft.PairActivation):
         return self.g**2 * k_ab
 
 
+@pytest.mark.thorough
 def test_what_a_field_declares_of_its_parameter_is_all_that_a_fit_knows_of_it():
     """The gain moves in its logarithm, as C_W does: its relative error is half that of C_W, and its interval the root
     of that interval."""
@@ -631,6 +650,7 @@ def test_a_plain_network_is_fitted():
 # --- fits that cannot be right ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("start", [1e6, 1e-6])
 def test_absurd_starts_end_at_the_same_estimate_and_at_the_truth(start):
     """At C_W = 1e6 the predicted noise is so large that any step looks small beside it; at 1e-6 C_W seems of no effect.
@@ -653,6 +673,7 @@ def test_data_that_break_an_exact_relation_are_no_success():
     assert "NOT CONVERGED. In the theory some combinations of these statistics have no noise" in str(result)
 
 
+@pytest.mark.thorough
 def test_a_plain_function_is_fitted_as_its_class_is():
     G = block_law(np.random.default_rng(24), erf, C_W, C_B, K0[:1, :1], WIDTH, LAYERS, EPS, 200)
     by_class, by_function = (
@@ -664,6 +685,7 @@ def test_a_plain_function_is_fitted_as_its_class_is():
     assert by_function.expectation_error == by_function.information.expectation_error < 1e-6
 
 
+@pytest.mark.thorough
 def test_expectations_that_are_not_accurate_are_no_theory():
     e = experiment(keft.Smooth(jax.nn.relu), K0=K0[:1, :1])
     with pytest.raises(ValueError, match=r"values at which the theory is not accurate: .* at C_W = 1\.5"):

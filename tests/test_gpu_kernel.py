@@ -54,7 +54,10 @@ def plain(problem, key, networks):
 
 @pytest.mark.parametrize(
     ("inputs", "control"),
-    [(2, True), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((2, False), (1, True), (3, True)))],
+    [
+        pytest.param(2, True, marks=pytest.mark.thorough),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((2, False), (1, True), (3, True))),
+    ],
 )
 def test_the_networks_are_those_of_simulate(inputs, control, key):
     """All sums of 32 networks at three depths to 3e-5: float32 rounds to 6e-8, and 5 layers of sums over 16 neurons
@@ -70,6 +73,7 @@ def test_the_networks_are_those_of_simulate(inputs, control, key):
     assert (np.abs(np.asarray(found - other)) > 3e-5 * scale).any(axis=(0, 2)).all()
 
 
+@pytest.mark.thorough
 def test_bits_do_not_depend_on_which_networks_are_asked_for(key):
     p = problem(kernel(2), False)
     whole, _ = chip(p, key, networks(64))

@@ -69,9 +69,9 @@ COPIES = pytest.mark.parametrize(
 @pytest.mark.parametrize(
     ("activation", "closure", "inputs"),
     [
-        (keft.Erf(), keft.GOnly(), 3),
-        (keft.ReLU(), keft.GOnly(), 3),
-        (keft.Erf(), keft.HermiteTower(2), 2),
+        pytest.param(keft.Erf(), keft.GOnly(), 3, marks=pytest.mark.thorough),
+        pytest.param(keft.ReLU(), keft.GOnly(), 3, marks=pytest.mark.thorough),
+        pytest.param(keft.Erf(), keft.HermiteTower(2), 2, marks=pytest.mark.thorough),
         pytest.param(keft.ReLU(), keft.HermiteTower(4), 2, marks=pytest.mark.slow),
     ],
 )
@@ -91,6 +91,7 @@ def test_the_first_of_several_copies_is_one_input(closure, inputs):
         np.testing.assert_allclose(of_the_first(name, values), one[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.thorough
 @COPIES
 def test_an_input_and_its_opposite_have_the_derivatives_of_one(closure, inputs):
     """rho = -1 and an odd activation without biases: phi(b) = -phi(a), entries change sign once for each b."""
@@ -105,6 +106,7 @@ def test_an_input_and_its_opposite_have_the_derivatives_of_one(closure, inputs):
             np.testing.assert_allclose(values[..., i], expected, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rho", [1.0, -1.0])
 @COPIES
 def test_derivatives_along_directions_that_separate_copies_and_opposites(closure, inputs, rho):
@@ -212,7 +214,10 @@ def test_the_layer_recursion_of_hidden_neurons_has_second_derivatives(closure, k
 
 @pytest.mark.parametrize(
     "activation",
-    [keft.ReLU(), *(pytest.param(a, marks=pytest.mark.slow) for a in (keft.Erf(), keft.GELU(), keft.Tanh()))],
+    [
+        pytest.param(keft.ReLU(), marks=pytest.mark.thorough),
+        *(pytest.param(a, marks=pytest.mark.slow) for a in (keft.Erf(), keft.GELU(), keft.Tanh())),
+    ],
     ids=["relu", "erf", "gelu", "tanh"],
 )
 def test_a_loss_of_all_quantities_has_both_derivatives_at_a_repeated_input(activation):
@@ -249,9 +254,14 @@ def test_a_loss_of_all_quantities_has_both_derivatives_at_a_repeated_input(activ
     ("adjoint", "ask", "words"),
     [
         (diffrax.RecursiveCheckpointAdjoint(), jax.jacfwd, "ForwardMode"),
-        (diffrax.RecursiveCheckpointAdjoint(), lambda f: jax.jacfwd(jax.jit(f)), "ForwardMode"),
+        pytest.param(
+            diffrax.RecursiveCheckpointAdjoint(),
+            lambda f: jax.jacfwd(jax.jit(f)),
+            "ForwardMode",
+            marks=pytest.mark.thorough,
+        ),
         (diffrax.RecursiveCheckpointAdjoint(), jax.hessian, "DirectAdjoint"),
-        (diffrax.ForwardMode(), jax.grad, "jax.grad"),
+        pytest.param(diffrax.ForwardMode(), jax.grad, "jax.grad", marks=pytest.mark.thorough),
         (diffrax.ForwardMode(), lambda f: jax.grad(jax.jit(f)), "jax.grad"),
         (diffrax.BacksolveAdjoint(), jax.jacfwd, "ForwardMode"),
     ],
@@ -272,9 +282,9 @@ def test_an_adjoint_that_cannot_says_which_can(adjoint, ask, words):
         (diffrax.RecursiveCheckpointAdjoint(), jax.grad, 1e-7),
         pytest.param(diffrax.DirectAdjoint(), jax.grad, 1e-7, marks=pytest.mark.slow),
         pytest.param(diffrax.DirectAdjoint(), jax.jacfwd, 1e-7, marks=pytest.mark.slow),
-        pytest.param(diffrax.ForwardMode(), jax.jacfwd, 1e-7, marks=pytest.mark.slow),  # in every run: `sensitivity`
+        pytest.param(diffrax.ForwardMode(), jax.jacfwd, 1e-7, marks=pytest.mark.slow),  # in CI: `sensitivity`
         # Integrates back, with errors of its own.
-        (diffrax.BacksolveAdjoint(), jax.grad, 1e-6),
+        pytest.param(diffrax.BacksolveAdjoint(), jax.grad, 1e-6, marks=pytest.mark.thorough),
     ],
 )
 def test_all_adjoints_give_the_derivative_of_V4_in_closed_form(adjoint, ask, tolerance):
@@ -340,7 +350,7 @@ SIX, THREE_EPS = [1.2, 0.2, 0.9, 2.0, 0.3, 0.4], [0.3, 0.5, 0.4]
     ("block", "closure", "leaves", "kernel", "both"),
     [
         (gated, keft.GOnly(), SIX, [1.3], False),
-        (one_matrix, keft.HermiteTower(2), [1.2, 0.2, 0.9, 0.4], [1.3], True),
+        pytest.param(one_matrix, keft.HermiteTower(2), [1.2, 0.2, 0.9, 0.4], [1.3], True, marks=pytest.mark.thorough),
         pytest.param(gated, keft.GOnly(), SIX, [1.3, 0.4, 0.9], True, marks=pytest.mark.slow),
         pytest.param(full_pre_activation, keft.HermiteTower(3), SIX, [1.3], True, marks=pytest.mark.slow),
     ],
@@ -349,7 +359,7 @@ def test_both_modes_differentiate_every_leaf_of_a_block_and_every_step(block, cl
     """Norm, gate, hidden ratio, biases, decay, an eps of each layer, the input kernel: reverse mode against central
     differences of fourth order at 1e-6, and forward mode along one direction against reverse mode.
 
-    (In every run forward mode of a gate: test_sensitivity.)
+    (Forward mode of a gate: test_sensitivity.)
     """
     point = jnp.array([*leaves, *THREE_EPS, *kernel])
     forward, reverse = both_modes(block, closure, 1 if len(kernel) == 1 else 2)
@@ -361,6 +371,7 @@ def test_both_modes_differentiate_every_leaf_of_a_block_and_every_step(block, cl
         np.testing.assert_allclose(found[i], expected, rtol=1e-6, atol=1e-8 * np.abs(found).max(), err_msg=str(i))
 
 
+@pytest.mark.thorough
 def test_a_plain_network_has_gradients_by_its_matrices():
     """No skip at all: a^2 = 0, where a itself has no derivative; by C_W everything has one, against central
     differences."""
@@ -375,7 +386,7 @@ def test_a_plain_network_has_gradients_by_its_matrices():
 @pytest.mark.slow
 def test_a_gated_block_under_the_tower_in_reverse_mode():
     """The gradient by every variance, the decay and the scale of the input, along one direction, is the limit of
-    differences. (In every run: the gate under GOnly, and the tower with another block, above.)"""
+    differences. (In CI: the gate under GOnly, and the tower with another block, above.)"""
 
     def loss(values):
         parts = [
@@ -394,6 +405,7 @@ def test_a_gated_block_under_the_tower_in_reverse_mode():
     np.testing.assert_allclose(value_and_gradient(point)[1] @ direction, (plus - minus) / 2e-4, rtol=1e-7)
 
 
+@pytest.mark.thorough
 def test_lists_that_hold_traced_numbers_are_differentiated():
     """A kernel, a depth time and the steps of layers, written as lists around the number that is differentiated: linear
     networks, K = K0 exp(t) in the continuum and K0 (1 + eps^2)^2 after two layers."""

@@ -12,7 +12,7 @@
   Tanh, Erf, Sin, GELU and SiLU.
 
 The cubic `Polynomial` is tried at variances up to 2: its kernel grows like the third power. `make slow` runs all and
-prints the worst ratios; a quick part is in every run.
+prints the worst ratios; a part of them is in CI.
 """
 
 import functools
@@ -81,7 +81,7 @@ def variances(name):
     return VARIANCES[:4] if name == "Polynomial" else VARIANCES
 
 
-# In every run GOnly; SigmaKernel at one variance: test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system.
+# In CI GOnly; SigmaKernel at one variance: test_a_layer_of_the_sigma_kernel_is_that_of_its_joint_linear_system.
 QUICK_EXPECTATIONS = {("Tanh", "GOnly", np.float32)}
 # x tanh x is nearly |x|: in float32 the regression of SigmaKernel cannot tell the two apart, and the solve is refused.
 NOT_IN_FLOAT32 = ("Smooth", "SigmaKernel", np.float32)
@@ -149,14 +149,14 @@ def _wick(k, k_ab):
     return 0.5 * _sigma(K, K)
 
 
-# In every run: the smallest and the largest variance, nearly equal inputs, opposite ones and copies.
+# In CI: the smallest and the largest variance, nearly equal inputs, opposite ones and copies.
 QUICK_PAIRS = [(1e-6, 0.7), (0.5, -1.0), (30.0, 0.9999), (1e6, 1.0), (1e6, -0.95)]
 
 
 @pytest.mark.parametrize(
     ("name", "dtype", "quick"),
     [
-        ("Erf", np.float64, True),
+        pytest.param("Erf", np.float64, True, marks=pytest.mark.thorough),
         *(
             pytest.param(name, dtype, False, marks=pytest.mark.slow)
             for name in FUNCTIONS
@@ -242,7 +242,7 @@ def averages_of_sines(frequency, K, Q):
     return tuple(map(np.array, (fourth, noise, second)))
 
 
-# In every run: copies, opposite and uncorrelated inputs where the function is steep, and nearly equal inputs.
+# In CI: copies, opposite and uncorrelated inputs where the function is steep, and nearly equal inputs.
 QUICK_AVERAGES = [(30.0, 1.0), (30.0, -1.0), (30.0, 0.0), (0.5, 0.7), (4.0, 1 - 1e-7)]
 AVERAGES = list(
     itertools.product((1e-3, 0.5, 4.0, 30.0, 1e3), (0.0, 0.7, -0.99, 0.9999, 1 - 1e-7, 1 - 1e-12, 1.0, -1.0))
@@ -252,7 +252,7 @@ AVERAGES = list(
 @pytest.mark.parametrize(
     ("name", "dtype", "settings"),
     [
-        ("Tanh", np.float64, QUICK_AVERAGES),
+        pytest.param("Tanh", np.float64, QUICK_AVERAGES, marks=pytest.mark.thorough),
         *(
             pytest.param(name, dtype, AVERAGES, marks=pytest.mark.slow)
             for name in FUNCTIONS
@@ -306,7 +306,7 @@ def of_two_inputs(name, i):
     return two_input_layers(SMOOTH[name], 2.0, np.array(KERNELS[i]), 0.5, 3)
 
 
-# In every run one degree of the tower of `solve_pairs`, whose bounds are code of its own, for nearly equal inputs,
+# In CI one degree of the tower of `solve_pairs`, whose bounds are code of its own, for nearly equal inputs,
 # nearly opposite ones and copies; bounds of the other tower are those of one input below.
 OF_TWO_INPUTS = [
     pytest.param(name, closure, (2, 3, 4, 8, 16), range(len(KERNELS)), marks=pytest.mark.slow)
@@ -316,7 +316,8 @@ OF_TWO_INPUTS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "closure", "degrees", "kernels"), [("Sin", PairTower, (3,), (3, 4, 5)), *OF_TWO_INPUTS]
+    ("name", "closure", "degrees", "kernels"),
+    [pytest.param("Sin", PairTower, (3,), (3, 4, 5), marks=pytest.mark.thorough), *OF_TWO_INPUTS],
 )
 def test_the_truncation_bound_of_two_inputs(name, closure, degrees, kernels):
     """The bound holds for every entry of V4 and K1 of two inputs, for the tower and for that of `solve_pairs`,
@@ -416,9 +417,14 @@ OF_ONE_INPUT = [
 ]
 
 
-# In every run degrees that are too low for their bounds to be small, one of them of a function with kinks.
+# In CI degrees that are too low for their bounds to be small, one of them of a function with kinks.
 @pytest.mark.parametrize(
-    ("name", "dtype", "degrees"), [("Tanh", np.float64, (3,)), ("HardTanh", np.float64, (2,)), *OF_ONE_INPUT]
+    ("name", "dtype", "degrees"),
+    [
+        pytest.param("Tanh", np.float64, (3,), marks=pytest.mark.thorough),
+        pytest.param("HardTanh", np.float64, (2,), marks=pytest.mark.thorough),
+        *OF_ONE_INPUT,
+    ],
 )
 def test_the_truncation_bound_of_one_input(name, dtype, degrees):
     """The bound holds for V4, K1, V_GS, V_SS and U1 of one input, variances 1e-6 to 1e6, degrees 2 to 60, against sums
@@ -465,6 +471,7 @@ class WrongOnTheWay(keft.GOnly):
         return jnp.where((k[0] > 1.3) & (k[0] < 2.1), 1.0, 1e-12)
 
 
+@pytest.mark.thorough
 def test_the_expectation_error_counts_the_way_between_the_saved_depths():
     """K_00 grows from 1 to 4 over the window in which the closure's expectations are wrong; whatever few depths are
     saved, the solve is refused."""

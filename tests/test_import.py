@@ -26,6 +26,7 @@ def test_the_names_load_what_they_need_only():
     run(f"import kernel_eft_jax as keft\nassert {missing}\nkeft.solve\nassert not {slow} & sys.modules.keys()")
 
 
+@pytest.mark.thorough
 def test_every_public_name_is_there():
     run(
         "from kernel_eft_jax import *\nassert solve and Model and conventions\n"
@@ -45,6 +46,7 @@ def test_other_names_are_refused():
         _ = keft.solves
 
 
+@pytest.mark.thorough
 def test_figures_need_no_import_of_their_own():
     run("import kernel_eft_jax as keft\nassert callable(keft.figures.plot_panels) and 'figures' in dir(keft)")
 

@@ -32,6 +32,7 @@ def expansion(activation, k):
     return activation.expansion(k)
 
 
+@pytest.mark.thorough
 def test_the_published_rule_and_layers_give_the_published_theory_back():
     """Euler steps by the 32-point rule; and by converged expectations the numbers found independently of this
     package."""
@@ -131,6 +132,7 @@ def rows(item):
     return {row.quantity: row for section in item.sections for row in section.rows}
 
 
+@pytest.mark.thorough
 def test_the_tables_set_ours_beside_the_published(study, main_item):
     table, sampled = rows(main_item), study.sampled
     row = table["V4[00,00] at t = 2.0, no control variate"]
@@ -145,6 +147,7 @@ def test_the_tables_set_ours_beside_the_published(study, main_item):
     assert table["K1_mic less the error of K0; here HermiteTower"].published.value == pytest.approx(-0.7742 - bias)
 
 
+@pytest.mark.thorough
 def test_sampled_V4_is_the_exact_one_and_the_excess(study):
     V4, stderr = study.V4()
     excess = study.sampled.V4_excess[:, :2, :2, :2, :2]
@@ -197,6 +200,7 @@ def test_the_page_says_what_its_tables_say():
     assert all(f"{cells[1]} ({cells[4]}" in text for cells in published if cells[5] != "agrees")
 
 
+@pytest.mark.thorough
 def test_everything_is_written_and_can_be_read_again(study, main_item, tmp_path):
     names = ("figure-1-mean-and-covariance", "figure-3-mean-correction", "errors-of-the-theories")
     assert set(main_item.figures) == set(names)
@@ -217,6 +221,7 @@ def test_everything_is_written_and_can_be_read_again(study, main_item, tmp_path)
     assert files["table.md"].read_text() == study_of.markdown(item.sections, "heading")
 
 
+@pytest.mark.thorough
 def test_markdown_is_a_table(main_item):
     text = study_of.markdown(main_item.sections, "heading")
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
@@ -225,6 +230,7 @@ def test_markdown_is_a_table(main_item):
     assert all(len({len(line) for line in lines}) == 1 for lines in tables)
 
 
+@pytest.mark.thorough
 def test_figures_carry_the_numbers_of_the_paper(study, main_item, equations_item, monkeypatch):
     """1: K0 and V4 together; 2: the steps at n = 256; 3: K1; 4: the source U1. What goes beyond has a name and no
     number."""
@@ -244,6 +250,7 @@ def test_figures_carry_the_numbers_of_the_paper(study, main_item, equations_item
     assert len(numbered) == 4
 
 
+@pytest.mark.thorough
 def test_residuals_and_sources_stand_beside_the_published(study, equations_item):
     """The numbers of the table are those of the diagnostics, which have oracles of their own; the rule's error is one
     of NumPy's."""
@@ -265,6 +272,7 @@ def test_residuals_and_sources_stand_beside_the_published(study, equations_item)
     assert abs(eft.converged.value - eft.published.value) > 0.002
 
 
+@pytest.mark.thorough
 def test_published_residuals_have_the_noise_of_their_neighbours(study):
     """If the published residuals of neighbouring layers differ three times as much, so do their errors; alike ones have
     none."""
@@ -277,6 +285,7 @@ def test_published_residuals_have_the_noise_of_their_neighbours(study):
         np.testing.assert_allclose(list(study_of.residual_noise(study).values()), 0)
 
 
+@pytest.mark.thorough
 def test_the_summary_averages_as_published(study):
     """Frobenius norms over all entries, averaged over all layers: for a theory that is off by a share linear in depth,
     half of it."""
@@ -287,6 +296,7 @@ def test_the_summary_averages_as_published(study):
     assert summary.mean_error(truth * (1 + off[:, None, None]), truth, study, start=1) == pytest.approx(0.05 * 9 / 8)
 
 
+@pytest.mark.thorough
 def test_the_published_noise_is_that_of_the_mean_kernel(study):
     """Variance of X is n V4 / networks, with chi in it, and of M that of the sources alone; 200 draws tell it to 10 %,
     z below 5.
@@ -305,6 +315,7 @@ def test_the_published_noise_is_that_of_the_mean_kernel(study):
     assert gain[0, 0] == pytest.approx(0.25 * 0.177, rel=0.02)
 
 
+@pytest.mark.thorough
 def test_the_published_code_comes_back_with_32_and_64_points(study):
     """42.83 and 47.36 are V4 of the published code at eps = 0.1, with its own 32 points and with 64."""
     item = study_of.quadrature_item(study)
@@ -321,6 +332,7 @@ def test_the_published_code_comes_back_with_32_and_64_points(study):
     assert set(item.results) == {f"theory-GOnly-{points}-points" for points in (32, 64, 128)}
 
 
+@pytest.mark.thorough
 def test_sweeps_compare_every_published_case(study, monkeypatch):
     small = study._replace(setting=study.setting._replace(K0=study.setting.K0[:1, :1]))
     asked = []
@@ -347,6 +359,7 @@ def test_sweeps_compare_every_published_case(study, monkeypatch):
     assert table["T = 0.5, n = 256, eps = 0.05"].published.value == -0.0141
 
 
+@pytest.mark.thorough
 def test_other_activations_are_split_too(study):
     """The table has transport, source and three closures for each activation, from its own networks."""
     item = study_of.activation_item({"tanh": study, "ReLU": study})

@@ -76,6 +76,7 @@ def test_functions_with_kinks_are_not_read_again_for_their_error(monkeypatch):
     assert PairTower(4).error(model, k) == model.error(k)
 
 
+@pytest.mark.thorough
 def test_the_drift_is_the_derivative_of_a_layer():
     """The modes of thin layers turn by the generator of `rotate_lower`: written out, and by differentiating a layer.
 
@@ -113,7 +114,13 @@ def test_turning_modes_by_the_binomial_theorem():
 
 
 @pytest.mark.parametrize(
-    "activation", [keft.Tanh(), keft.ReLU(), pytest.param(keft.GELU(), marks=pytest.mark.slow)], ids=repr
+    "activation",
+    [
+        keft.Tanh(),
+        pytest.param(keft.ReLU(), marks=pytest.mark.thorough),
+        pytest.param(keft.GELU(), marks=pytest.mark.slow),
+    ],
+    ids=repr,
 )
 def test_the_tables_of_a_pair_are_right(activation):
     """Equidistant nodes for psi_2 give the moments, the coefficients and the norms that the general rules give, at high
@@ -136,6 +143,7 @@ def test_the_tables_of_a_pair_are_right(activation):
         np.testing.assert_allclose(read.second_tail[1], expected.second_tail[1], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_norm_of_zero_has_a_finite_derivative():
     """The second derivatives of Linear are zero or constant, so that nothing is left beyond the degree."""
     read = jax.jit(jax.jacfwd(lambda k: read_pair(keft.Linear(), k, 2, (48, 192))))(jnp.array([1.0, 0.4, 1.3]))
@@ -151,6 +159,7 @@ def layered():
     return keft.solve_pairs(ERF, K0, layers=[1, 3], eps=0.5, **settings)
 
 
+@pytest.mark.thorough
 def test_pairs_have_the_numbers_that_they_have_alone(layered):
     """K0, K1, variances and errors of the pairs of three inputs are those that `solve` gives two inputs, and so are the
     covariances of the entries of a pair: one set of modes for a pair holds those of each input."""
@@ -172,6 +181,7 @@ def test_pairs_have_the_numbers_that_they_have_alone(layered):
     np.testing.assert_allclose(layered.ts, [0.25, 0.75])
 
 
+@pytest.mark.thorough
 def test_pairs_are_saved_and_loaded(layered, tmp_path):
     """A file gives back the numbers and what made them."""
     found = layered
@@ -196,6 +206,7 @@ def test_pairs_and_quadruples_have_the_numbers_of_the_whole():
     assert found.K1_truncation is None
 
 
+@pytest.mark.thorough
 def test_pairs_in_single_precision():
     """Every number has the dtype of the kernel, the entries of chosen quadruples too."""
     depth = {"layers": [1], "eps": 0.5, "closure": keft.GOnly(), "progress": False}
@@ -204,6 +215,7 @@ def test_pairs_in_single_precision():
     assert {x.dtype for x in numbers} == {jnp.dtype("float32")}
 
 
+@pytest.mark.thorough
 def test_pairs_at_depth_times():
     """Linear networks: K0 grows by exp(C_W t), and Var(G_ab) = (1 + 2 C_W t) (K_aa K_bb + K_ab^2) / n, to the solver's
     tolerance; chosen entries likewise."""
@@ -235,6 +247,7 @@ def test_what_is_refused():
         keft.solve_pairs(ERF, np.eye(1000), layers=range(100_000), eps=0.5, closure=keft.GOnly())
 
 
+@pytest.mark.thorough
 def test_a_failing_pair_is_named():
     """Kernels that grow by 1e40 a layer end: the error says which inputs, and what `solve` says of them."""
     model = keft.Model(keft.Linear(), C_W=1e40)
@@ -293,6 +306,7 @@ def test_the_series_bounds_what_it_leaves_out():
     assert 1e-13 < difference < float(beyond[0])
 
 
+@pytest.mark.thorough
 def test_gradients_through_many_inputs():
     """The slope of Q along a direction, through the series, is that of central differences."""
     K = jnp.asarray(keft.input_kernel(np.random.default_rng(1).standard_normal((8, 30)), C_W=1.5))
@@ -330,6 +344,7 @@ class Wider(keft.GOnly):
         return found._replace(V4=found.V4 * size[:, None] * size[None])
 
 
+@pytest.mark.thorough
 def test_moments_by_pairs_have_the_variances_of_the_pairs_and_the_correlations_of_the_kernel_alone(layered):
     """By a closure of other variances each entry has the variance of its pair. For the exact closure the correlations
     of the kernel alone are right to a few per cent."""
@@ -390,6 +405,7 @@ def test_covariances_between_layers_are_counted_in_the_memory(inputs, layers, cl
         settle(e, ("C_W",), closure, False)
 
 
+@pytest.mark.thorough
 def test_the_information_of_many_inputs():
     """Nine inputs of one linear layer, which are read by pairs. With x = eps^2 C_W, E[G] = (1 + x) K0 and n Cov(G, G)
     is ((1 + x)^2 + 2 x + x^2) times Wick(K0), and K0 Wick(K0)^-1 K0 is half the number of inputs.

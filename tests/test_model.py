@@ -93,7 +93,7 @@ def test_entries_of_chi(name):
         assert jnp.count_nonzero(along_ab) == 2
 
 
-@pytest.mark.parametrize("name", ["GELU", "ReLU"])
+@pytest.mark.parametrize("name", ["GELU", pytest.param("ReLU", marks=pytest.mark.thorough)])
 def test_inputs_may_be_renamed_and_left_out(name):
     """Entry ab depends on inputs a and b alone, in whatever order and company they come."""
     ours, chosen = model(name), np.array([3, 0, 2])
@@ -207,7 +207,9 @@ def test_linear_networks_solved_by_hand(problem):
     np.testing.assert_allclose(problem.known["V4"].value.reshape(-1, 81), states[:, 9:], rtol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "case"), [("sine", "Sin"), ("published", "Tanh")])
+@pytest.mark.parametrize(
+    ("name", "case"), [("sine", "Sin"), pytest.param("published", "Tanh", marks=pytest.mark.thorough)]
+)
 def test_continuum_is_the_limit_of_layers(name, case):
     """8, 16 and 32 layers, extrapolated to none of any thickness: what is left is O(eps^6)."""
     (problem,) = [p for p in PROBLEMS if p.name == name]

@@ -98,12 +98,12 @@ def test_extreme_variances():
     assert abs(tanh[1] - 1 / 3) < 1e-3  # sign at large variance: 2 / pi arcsin(1 / 2)
 
 
-# In every run a closed form, and a sum with kinks.
+# A closed form, and a sum with kinks by `make thorough`.
 @pytest.mark.parametrize(
     "activation",
     [
         keft.ReLU(),
-        keft.ELU(),
+        pytest.param(keft.ELU(), marks=pytest.mark.thorough),
         *(pytest.param(s, marks=pytest.mark.slow) for s in (keft.Tanh(), keft.Erf(), keft.GELU())),
     ],
     ids=repr,
@@ -181,12 +181,14 @@ class Honest(Kinked):
         return (0.0,)
 
 
+@pytest.mark.thorough
 def test_a_closed_form_must_name_its_kinks():
     Honest()
     with pytest.raises(ValueError, match="kinks"):
         Kinked()
 
 
+@pytest.mark.thorough
 def test_a_closed_form_that_is_right_is_found_right_where_s_has_a_value_at_its_kinks():
     """HardTanh at variance one. At its kinks s is +-1, so that E[s s''] is all delta functions: the sums that judge
     closed forms must hold them, or its error would seem of order one."""

@@ -42,6 +42,7 @@ def check_of_a_block(K0, eps, key):
     return lambda values: mean(values)[0], point, reverse
 
 
+@pytest.mark.thorough
 def test_of_a_block(key):
     """One input. Derivatives through the factors of several inputs, and forward mode, are held by plain networks
     below."""
@@ -55,7 +56,7 @@ def test_of_a_block_and_two_inputs(key):
     np.testing.assert_allclose(reverse, jax.jit(jax.jacfwd(mean))(point), rtol=1e-11)
 
 
-# In every run: reverse mode of a block above, and of two inputs below; forward mode of a linear network, whose
+# In CI: reverse mode of a block above, and of two inputs below; forward mode of a linear network, whose
 # derivatives are known.
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [keft.Erf(), keft.LeakyReLU(0.2)])
@@ -124,6 +125,7 @@ def test_the_exact_closure_has_the_derivatives_of_sampled_networks(key):
     assert np.all(np.abs(sampled.derivative - expected) < 4.5 * sampled.stderr.derivative)
 
 
+@pytest.mark.thorough
 def test_repeated_inputs_and_fewer_neurons_than_inputs_have_finite_derivatives(key):
     """Two inputs, equal or not, and one neuron: kernels of rank one."""
 
@@ -173,7 +175,7 @@ def test_what_has_no_derivative_is_refused(key):
     [
         ([[1.0, -1.0], [-1.0, 1.0]], WIDTH, True),  # opposite inputs, which biases separate
         ([[1.0, 0.3], [0.3, 0.6]], 1, True),  # more inputs than neurons
-        ([[1.0, 1.0], [1.0, 1.0]], WIDTH, False),  # copies stay copies
+        pytest.param([[1.0, 1.0], [1.0, 1.0]], WIDTH, False, marks=pytest.mark.thorough),  # copies stay copies
     ],
 )
 def test_no_bias_where_biases_separate_inputs_has_no_pathwise_derivative(K0, width, refused, key):

@@ -79,6 +79,11 @@ GATE_ALONE = tuple(name.replace("[1]", "[0]").replace("[2]", "[1]").replace("[3]
 PAIR = [1.0, 0.3, 0.6]
 
 
+def thorough(*values):
+    """Parameters of a test that `make thorough` runs."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
+
+
 def slow(*values):
     """Parameters of a test that only `make slow` runs."""
     return pytest.param(*values, marks=pytest.mark.slow)
@@ -87,8 +92,10 @@ def slow(*values):
 @pytest.mark.parametrize(
     ("build", "names", "values", "closure", "eps", "kernel"),
     [
-        (one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.GOnly(), None, PAIR),
-        (gate_alone, GATE_ALONE, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.GOnly(), [0.3, 0.5, 0.2, 0.4], [1.0]),
+        thorough(one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.GOnly(), None, PAIR),
+        thorough(
+            gate_alone, GATE_ALONE, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.GOnly(), [0.3, 0.5, 0.2, 0.4], [1.0]
+        ),
         slow(one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.GOnly(), EPS, PAIR),
         slow(one_matrix, ONE, [1.1, 0.9, 1.5, 0.3, 0.5], keft.HermiteTower(5), EPS, [1.0]),
         slow(gated, GATED, [1.2, 0.1, 0.9, 1.1, 2.0, 0.3, 0.5], keft.GOnly(), EPS, PAIR),
@@ -142,6 +149,7 @@ def test_an_unknown_name_lists_those_that_exist():
         s["width"]
 
 
+@pytest.mark.thorough
 def test_sensitivities_are_drawn_where_they_matter():
     """One input's kernel does not feel the other; of a bias or an entry of zero there is no per cent: the legend says
     which."""
@@ -162,6 +170,7 @@ def test_sensitivities_are_drawn_where_they_matter():
     assert "zero" in panels[2].texts[0].get_text()
 
 
+@pytest.mark.thorough
 def test_nothing_is_drawn_relative_to_zero():
     """K1 is zero at depth zero, and a relative derivative there would be 0 / 0."""
     s = sensitivity(keft.Model(keft.Sin(), 1.5), [[1.2]], layers=[0, 1, 2], eps=EPS, closure=keft.GOnly())

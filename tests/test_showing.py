@@ -21,12 +21,16 @@ def wishart(K0, width):
 
 
 @pytest.fixture(scope="module")
-def results():
+def theory():
+    return keft.solve(MODEL, K0, layers=[0, 1, 2], eps=0.5, closure=keft.GOnly())
+
+
+@pytest.fixture(scope="module")
+def results(theory):
     """One of each kind that has a figure."""
     sizes = {"width": 8, "depth": 2, "eps": 0.5, "key": jax.random.key(0), "save_at": [0, 1, 2]}
     short = {"closures": {"GOnly": keft.GOnly()}, "reference": keft.HermiteTower(2)}
     sampled = keft.estimate(MODEL, K0, networks=80, control=False, progress=False, **sizes)
-    theory = keft.solve(MODEL, K0, layers=[0, 1, 2], eps=0.5, closure=keft.GOnly())
     kernels = {n: wishart(np.asarray(theory.K0), n) for n in (8, 16)}
     experiment = keft.Experiment(MODEL, K0, width=8, layers=[0, 1, 2], eps=0.5)
     return {
@@ -41,11 +45,9 @@ def results():
     }
 
 
-@pytest.mark.parametrize("name", ["Solution", "Estimate", "Sensitivity", "Fit", "Window", "WidthCheck"])
-def test_every_result_shows_itself(results, name):
+def shows_itself(result, name):
     """A class of this name; at most some lines of text, which name the theory, each line in the table of a notebook
     with what HTML forbids escaped; a figure."""
-    result = results[name]
     assert type(result).__name__ == name
     lines = repr(result).split("\n")
     assert len(lines) < 12
@@ -56,6 +58,17 @@ def test_every_result_shows_itself(results, name):
     assert isinstance(result.plot(), Figure)
 
 
+def test_a_solution_shows_itself(theory):
+    shows_itself(theory, "Solution")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["Estimate", "Sensitivity", "Fit", "Window", "WidthCheck"])
+def test_every_result_shows_itself(results, name):
+    shows_itself(results[name], name)
+
+
+@pytest.mark.thorough
 def test_a_figure_shows_the_numbers_of_the_result(results):
     """E[G], V4 and K1 of inputs 00 and 01 against depth, with their errors."""
     panels = results["Estimate"].plot(title="mine").axes
@@ -67,6 +80,7 @@ def test_a_figure_shows_the_numbers_of_the_result(results):
     np.testing.assert_allclose(curve.get_ydata(), results["Solution"].K0[:, 0, 0])
 
 
+@pytest.mark.thorough
 def test_text_has_numbers_and_errors(results):
     V4, error = results["Estimate"].V4[-1, 0, 0, 0, 0], results["Estimate"].stderr.V4[-1, 0, 0, 0, 0]
     number = rounded(float(V4), float(error))
@@ -76,6 +90,7 @@ def test_text_has_numbers_and_errors(results):
     assert f"C_W = 1.5: d K0[00], V4[00,00], K1[00] = {slope:.6g}, " in repr(results["Sensitivity"])
 
 
+@pytest.mark.thorough
 def test_errors_have_the_shape_of_the_values(results):
     """Of an ensemble, of several widths, of a fit."""
     for result in (results["Estimate"], results["WidthCheck"]):
@@ -103,7 +118,12 @@ def linear_behind_a_norm():
 
 
 @pytest.mark.parametrize(
-    "closure", [keft.GOnly(), pytest.param(keft.HermiteTower(2), marks=pytest.mark.slow)], ids=["g-only", "tower"]
+    "closure",
+    [
+        pytest.param(keft.GOnly(), marks=pytest.mark.thorough),
+        pytest.param(keft.HermiteTower(2), marks=pytest.mark.slow),
+    ],
+    ids=["g-only", "tower"],
 )
 def test_rounding_is_shown_as_zero(closure):
     """Behind a norm the mean square does not drift: K1_aa is zero. What rounding leaves of K1_aa, some 1e-17 or nothing
@@ -135,6 +155,7 @@ def with_error(solution, error):
     return eqx.tree_at(lambda solution: solution.packed_truncation.K1, solution, replace_fn=lambda K1: K1 + error)
 
 
+@pytest.mark.thorough
 def test_errors_of_rounding_are_shown_as_zero(tower):
     """What the degree leaves out of a K1 that is rounding alone is rounding too: no error is shown."""
     assert "  K1[00] = 0 at the last depth" in repr(with_error(tower, 1e-17)).split("\n")
@@ -147,6 +168,7 @@ def test_nothing_is_rounding_in_a_small_unit():
     np.testing.assert_array_equal(small.significant("K1")[0], small.K1)
 
 
+@pytest.mark.thorough
 def test_the_largest_truncation_of_several_inputs_is_shown(tower):
     """K1_01 has the largest error, and entry 00 none: the line names it, and is left out where nothing is missing."""
     two = keft.solve(linear_behind_a_norm(), K0, **NORMED, closure=keft.HermiteTower(2))
@@ -156,6 +178,7 @@ def test_the_largest_truncation_of_several_inputs_is_shown(tower):
     assert "largest truncation" not in repr(tower)
 
 
+@pytest.mark.thorough
 def test_a_truncation_that_is_not_known_is_shown(tower):
     """K1's bound is NaN for a kink at a low degree; here NaN is put in its place."""
     assert "(truncation up to nan)" in repr(with_error(tower, np.nan))

@@ -51,6 +51,7 @@ def test_a_loaded_estimate_can_do_what_the_original_could(results, tmp_path):
     assert ratio[0] == ratio[1]
 
 
+@pytest.mark.thorough
 def test_a_solution_that_failed_keeps_saying_why(tmp_path):
     failed = keft.solve(MODEL, K0[:1, :1], 1.0, closure=keft.GOnly(), max_steps=1, throw=False)
     assert failed.result == diffrax.RESULTS.max_steps_reached
@@ -91,7 +92,7 @@ def test_axes_are_read_by_name(results, name, tmp_path):
     assert_same(storage.load(path), results[name])
 
 
-@pytest.mark.parametrize("name", ["tower", "control"])
+@pytest.mark.parametrize("name", ["tower", pytest.param("control", marks=pytest.mark.thorough)])
 def test_parts_of_a_result_get_a_sentence(results, name, tmp_path):
     data, path = results[name].to_xarray(), tmp_path / "part.nc"
     for part, says in (
@@ -178,6 +179,7 @@ def test_keys_arrays_and_nests_are_rebuilt():
     same_module(storage.rebuild(storage.describe(jnp.arange(3, dtype=jnp.bfloat16))), jnp.arange(3, dtype=jnp.bfloat16))
 
 
+@pytest.mark.thorough
 def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
     """Nor does a file ever run code: what it names must be a module of this package."""
     model = keft.Model(keft.Smooth(jnp.tanh), 2.0)

@@ -40,7 +40,10 @@ SETTINGS = {
     "silu, biases, unequal inputs": Setting(keft.Model(keft.SiLU(), 1.2, 0.2), UNEQUAL, 0.25, [4, 8, 16, 32]),
 }
 THIN = list(SETTINGS)[2:]
-EVERY_SETTING = [n if n == "sin, thick layers" else pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS]
+EVERY_SETTING = [
+    pytest.param("sin, thick layers", marks=pytest.mark.thorough),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in list(SETTINGS)[1:]),
+]
 
 
 @functools.cache
@@ -98,7 +101,7 @@ def test_covariances_are_the_towers_and_the_rest_falls_like_one_over_n(setting, 
 @pytest.mark.parametrize(
     ("setting", "closure", "slack"),
     [
-        ("sin, thick layers", keft.HermiteTower(30), 0.015),
+        pytest.param("sin, thick layers", keft.HermiteTower(30), 0.015, marks=pytest.mark.thorough),
         pytest.param("gelu, thick layers", keft.HermiteTower(30), 0.015, marks=pytest.mark.slow),
         pytest.param("tanh", keft.HermiteTower(30), 0.015, marks=pytest.mark.slow),
         pytest.param("tanh", keft.SigmaKernel(), 0.02, marks=pytest.mark.slow),
@@ -120,6 +123,7 @@ def test_joint_covariances_and_the_mean_of_the_sigma_kernel(setting, closure, sl
     assert (np.abs(estimate.U1 - solution.U1) < 4.5 * estimate.stderr.U1 + 0.02).all()
 
 
+@pytest.mark.thorough
 def test_covariances_of_thick_layers_are_the_towers():
     """eps = 1: the tower is a theory of real layers, not of their continuum limit. V4 and its excess, which the control
     variates give, within 4.5 standard errors (1.1 %) of the plain estimate."""

@@ -42,7 +42,7 @@ def deviations(ensembles, theory, K0, closure=None):
 FEW_HIDDEN = Model([Dense(1.0, ratio=0.25), Tanh(), Dense(4.0)], decay=0.5)
 
 
-# In every run the table of test_blocks holds K1 of the theory, and test_ensemble_blocks the law of the networks.
+# In CI the table of test_blocks holds K1 of the theory, and test_ensemble_blocks the law of the networks.
 @pytest.mark.slow
 def test_theory_of_two_matrices_with_few_hidden_neurons(key):
     """n = 256, 8,000 networks: K1 within 4.5 errors and the next order in 1/n, V4 without its excess within 4.5 errors,

@@ -42,6 +42,7 @@ def test_layers_give_the_kernels_of_residual_blocks(name):
     np.testing.assert_allclose(solution.K0[0], [[diagonal, off_diagonal], [off_diagonal, diagonal]], atol=2e-10)
 
 
+@pytest.mark.thorough
 def test_layers_approach_the_continuum_at_first_order_in_eps_squared():
     model, K0 = keft.Model(keft.Sin(), C_W=1.5, C_b=0.2), np.array([[1.0]])
     exact = keft.solve(model, K0, 1.0, closure=keft.GOnly())
@@ -121,9 +122,9 @@ def differences():
 @pytest.mark.parametrize(
     ("mode", "adjoint"),
     [
-        # In every run a linear network has this adjoint's derivatives in test_gradients.
+        # In CI a linear network has this adjoint's derivatives in test_gradients.
         pytest.param(jax.grad, None, marks=pytest.mark.slow),
-        # In every run test_sensitivity differentiates so; below, the mean has the derivative by the depth.
+        # In CI test_sensitivity differentiates so; below, the mean has the derivative by the depth.
         pytest.param(jax.jacfwd, diffrax.ForwardMode(), marks=pytest.mark.slow),
         pytest.param(jax.jacfwd, diffrax.DirectAdjoint(), marks=pytest.mark.slow),
     ],
@@ -134,7 +135,7 @@ def test_continuum_derivatives_agree_with_central_differences(differences, mode,
     np.testing.assert_allclose(gradient, differences, atol=1e-7)
 
 
-# In every run test_gradients differentiates layers of the same closure, by every parameter and every eps.
+# In CI test_gradients differentiates layers of the same closure, by every parameter and every eps.
 @pytest.mark.slow
 def test_layer_derivatives_agree_with_central_differences():
     def by_layers(p):
@@ -176,7 +177,7 @@ class CountingGOnly(keft.GOnly):
     ("depth", "new"),
     [
         ({"ts": [0.5, 1.0]}, {"ts": [0.4, 0.9]}),
-        ({"ts": [0.5], "dt0": 0.1}, {"ts": [0.5], "dt0": 0.2}),
+        pytest.param({"ts": [0.5], "dt0": 0.1}, {"ts": [0.5], "dt0": 0.2}, marks=pytest.mark.thorough),
         ({"layers": [2, 4], "eps": 0.5}, {"layers": [2, 4], "eps": 0.4}),
     ],
     ids=["continuum", "first step", "layers"],
@@ -244,20 +245,22 @@ def test_bad_arguments_are_named_before_any_work(change, says):
 @pytest.mark.parametrize(
     ("model", "options", "says"),
     [
-        (
+        pytest.param(
             keft.Model(keft.Linear(), C_W=1.0),
             {"max_steps": 8, "stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.01},
             r"stopped at depth t = 0\.08 of 0.2.*Try increasing `max_steps`",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(  # K0' = 15 K0^3 from one ends at t = 1/30
             CUBE, {"max_steps": 256}, r"stopped at depth t = 0\.03333.* of 0.2", marks=pytest.mark.slow
         ),
         (keft.Model(keft.Linear(), C_W=1e20), {"layers": [1, 2, 20], "eps": 0.1}, r"K0\[0, 0\] at layer 20"),
         # diffrax calls a run of constant steps through NaN successful.
-        (
+        pytest.param(
             keft.Model(keft.Linear(), C_W=1e4),
             {"stepsize_controller": diffrax.StepTo(np.linspace(0, 0.2, 81))},
             r"K0\[0, 0\] at t = 0.2",
+            marks=pytest.mark.thorough,
         ),
     ],
     ids=["steps", "adaptive", "layers", "constant-steps"],
@@ -272,6 +275,7 @@ def test_a_run_that_blows_up_says_where(model, options, says):
     assert not np.isfinite(partial.K0[2]).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", [keft.ReLU(), keft.RMSNorm()], ids=["relu", "norm"])
 def test_squares_below_the_smallest_number_are_refused(block):
     """V4 is of the size of K0^2: for K0 = 1e-20 float32 has no such number but zero, and float64 has one."""
@@ -291,6 +295,7 @@ def test_squares_above_the_largest_number_are_refused():
     np.testing.assert_allclose(keft.solve(model, large, **at).K0, [[[1.5e30]]], rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_a_truncation_has_the_shape_of_its_quantity():
     solution, kernel_alone = (
         keft.solve(keft.Model(keft.Linear(), 1.0), np.eye(2), layers=[1], eps=0.5, closure=closure)
@@ -325,7 +330,7 @@ def test_a_run_that_blows_up_under_jit_raises():
     [
         # 20100^2 pairs of pairs with 30 x 31 modes: 3 TB, and sixteen times that in a step
         (keft.HermiteTower(30), 200, ", or take a lower degree or GOnly()"),
-        (keft.HermiteTower(), 200, ", or take a lower degree or GOnly()"),
+        pytest.param(keft.HermiteTower(), 200, ", or take a lower degree or GOnly()", marks=pytest.mark.thorough),
         (keft.SigmaKernel(), 200, ", or take a lower degree or GOnly()"),
         (keft.GOnly(), 1000, ""),
     ],
@@ -339,6 +344,7 @@ def test_what_cannot_fit_is_refused_before_any_work(closure, inputs, cheaper):
     assert str(refused.value).endswith(f"pairs and chosen quadruples of inputs, or save fewer depths{cheaper}.")
 
 
+@pytest.mark.thorough
 def test_derivatives_are_counted_in_the_memory(monkeypatch):
     """With room for the solve and for no more: reverse mode, in and outside jit, and forward mode of many parameters
     are refused before any work."""

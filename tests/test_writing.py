@@ -122,6 +122,7 @@ with held(sys.argv[1]):
 """
 
 
+@pytest.mark.thorough
 def test_the_parts_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path):
     path = tmp_path / "a[1].nc"
     path.write_bytes(b"old")
