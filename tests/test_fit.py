@@ -209,6 +209,17 @@ def test_the_sigma_kernel_closure_fits_too():
     assert np.all(np.abs(by_sigma.values - [C_W, C_B]) < 4 * by_sigma.stderr)
 
 
+@pytest.mark.parametrize("optimiser", [None, optax.sgd(0.5)], ids=["gauss-newton", "first-order"])
+def test_a_parameter_that_the_data_do_not_determine_is_named(optimiser):
+    """Kernels of networks without weights: every C_W that is small enough is as good as another."""
+    G = block_law(np.random.default_rng(12), erf, 0.0, 0.1, K0, WIDTH, LAYERS, EPS, 100)
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        pytest.raises(ValueError, match=r"do not determine C_W: chi2 hardly changes where it goes from 1.5 to .*Hold"),
+    ):
+        fit(G, experiment(keft.Erf()), "C_W", closure=keft.GOnly(), optimiser=optimiser, progress=False)
+
+
 def test_a_search_that_leaves_finite_kernels_says_so():
     G = block_law(np.random.default_rng(10), lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
     with jax.numpy_dtype_promotion("standard"):
@@ -245,7 +256,8 @@ def test_a_search_evaluates_no_point_twice(sign, expected):
         seen.append(x.tobytes())
         return SimpleNamespace(statistics=valley(x), jacobian=sign * np.array([[-20 * x[0], 10.0], [-1.0, 0.0]]))
 
-    problem = SimpleNamespace(evaluate=evaluate, residual=lambda p, W: W @ p.statistics, least=np.full(2, -np.inf))
+    bounds = {"least": np.full(2, -np.inf), "logarithmic": np.zeros(2, bool)}
+    problem = SimpleNamespace(evaluate=evaluate, residual=lambda p, W: W @ p.statistics, **bounds)
     start = np.array([-1.2, 1.0])
     end, prediction, _, _ = search.least_squares(problem, start, evaluate(start), np.eye(2))
     np.testing.assert_allclose(end, expected, rtol=1e-8)

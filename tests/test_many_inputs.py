@@ -13,7 +13,6 @@ from kernel_eft_jax.activations.series import by_series
 from kernel_eft_jax.closures import base, pair_tower
 from kernel_eft_jax.closures.base import COPIES
 from kernel_eft_jax.closures.pair_tower import PairTower
-from kernel_eft_jax.closures.tower_degree import UNDECIDED
 from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions, rotate
 from kernel_eft_jax.expectations.two_inputs import read_pair, rotate_lower, rotate_lower_rate
 from kernel_eft_jax.inference.likelihood import kernel_moments, moments_by_pairs, settle
@@ -55,7 +54,7 @@ def test_the_tower_of_a_pair_is_the_tower_of_two_inputs(model):
 def test_closures_for_two_inputs():
     """The exact closure has a cheaper one for two inputs, of its own degree; other closures have none."""
     assert keft.HermiteTower(4).for_two_inputs() == PairTower(4)
-    assert keft.HermiteTower().for_two_inputs().degree == UNDECIDED
+    assert keft.HermiteTower().for_two_inputs() == PairTower()
     assert keft.GOnly().for_two_inputs() == keft.GOnly()
 
 

@@ -83,6 +83,25 @@ POINT = np.array([1.8, 0.2, 1.5, 0.5, 1.0, 0.9])
 ACCURATE = {"stepsize_controller": diffrax.PIDController(rtol=1e-10, atol=1e-10)}
 
 
+def test_the_depth_derivative_at_the_input_is_the_kernel_map():
+    """In both modes, where t = 0 is the only depth."""
+    model = keft.Model(keft.Erf(), C_W=1.5, C_b=0.1, decay=0.2)
+    rate = model.Q([[1.3]])[0, 0] - 0.2 * 1.3
+    for mode, adjoint in ((jax.jacrev, None), (jax.jacfwd, diffrax.ForwardMode())):
+        K0 = lambda ts: keft.solve(model, [[1.3]], ts, closure=keft.GOnly(), adjoint=adjoint).K0[0, 0, 0]  # noqa: B023, E731
+        np.testing.assert_allclose(mode(K0)(jnp.zeros(1)), [rate], rtol=1e-8)
+
+
+def test_thin_layers_are_right_or_refused():
+    """K0 of linear networks is (1 + eps^2 C_W)^l. In float32 the additions of 100,000 layers of eps = 1e-4 are lost."""
+    model = keft.Model(keft.Linear(), C_W=1.5)
+    for dtype, eps, depth, rtol in ((np.float64, 1e-4, 100_000, 1e-10), (np.float32, 4e-3, 100_000, 2e-4)):
+        found = keft.solve(model, np.ones((1, 1), dtype), layers=[depth], eps=eps, closure=keft.GOnly())
+        np.testing.assert_allclose(found.K0.ravel(), np.exp(depth * np.log1p(1.5 * eps**2)), rtol=rtol)
+    with pytest.raises(ValueError, match=r"`eps` makes 100,000 layers so thin.* rounding of float32.*ts=\[0\.001\]"):
+        keft.solve(model, np.ones((1, 1), np.float32), layers=[100_000], eps=1e-4, closure=keft.GOnly())
+
+
 WEIGHTS = np.array([0.7, -0.3, 0.2, 0.5])
 
 
@@ -233,6 +252,7 @@ LAYERS = {"ts": None, "layers": 2, "eps": 0.5}
         (LAYERS | {"eps": [0.1, 0.1, 0.1]}, r"`eps` must be .* one for each of the 2 layers, but has shape \(3,\)"),
         (LAYERS | {"solver": diffrax.Euler()}, r"`solver`, .* belong to the continuum"),
         ({"max_steps": 0}, r"`max_steps` must be a whole number, 1 or more, but is 0"),
+        ({"dt0": -0.1}, r"`dt0` must be a finite number greater than zero, but is -0.1"),
     ],
 )
 def test_bad_arguments_are_named_before_any_work(change, says):
