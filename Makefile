@@ -17,7 +17,7 @@ PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 test: $(VENV)/installed-dev
 	$(BIN)/python $(PYTEST)
 
-# The tests that take long. Continuous integration runs both.
+# The tests that take long. Continuous integration runs `make test` and `make thorough`.
 thorough: $(VENV)/installed-dev
 	$(BIN)/python $(PYTEST) -m thorough
 

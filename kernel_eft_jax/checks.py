@@ -283,8 +283,9 @@ def check_function(value: Any, name: str) -> None:
     if getattr(whole, "shape", None) != x.shape:
         shape = getattr(whole, "shape", type(whole).__name__)
         raise ValueError(f"Argument `{name}` must be elementwise, but makes {shape} of an array of shape {x.shape}.")
-    if not jnp.issubdtype(whole.dtype, jnp.floating):
-        raise ValueError(f"Argument `{name}` must have real values, but makes {whole.dtype} of {x.dtype}.")
+    dtype = jnp.asarray(whole).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"Argument `{name}` must make floating-point numbers, but makes {dtype} of {x.dtype}.")
     if not is_concrete(whole):
         return
     each = [np.asarray(value(jnp.asarray(x[i : i + 1, j : j + 1]))) for i, j in np.ndindex(*x.shape)]

@@ -54,7 +54,7 @@ def check_eps(eps: Any, decay: Any, depth: int) -> Float[Array, "*layers"]:
     return eps
 
 
-def check_survives_rounding(eps: Float[ArrayLike, "..."], depth: int, dtype: Any) -> None:
+def check_survives_rounding(eps: Any, depth: int, dtype: Any) -> None:
     """Check that so many thin layers do not vanish in rounding: what a layer adds to a kernel is of the size of eps^2
     times the kernel, and below a hundred roundings of it the errors of many layers add up."""
     if not is_concrete(eps):

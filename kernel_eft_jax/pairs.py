@@ -53,7 +53,7 @@ def off_diagonal(inputs: int) -> Int[np.ndarray, " M"]:
 
 
 @cache
-def diagonal_first(inputs: int) -> Int[np.ndarray, " P"]:
+def from_diagonal_first(inputs: int) -> Int[np.ndarray, " P"]:
     """Where each pair stands in `diagonal` followed by `off_diagonal`; read-only."""
     return _read_only(np.argsort(np.concatenate([diagonal(inputs), off_diagonal(inputs)])))
 

@@ -321,6 +321,7 @@ def test_the_error_of_hidden_neurons_of_copies_is_stated(neurons, inputs):
     assert 0.1 * stated < off < 1.01 * stated
 
 
+@pytest.mark.thorough
 def test_corrections_of_the_mean_run_through_two_hidden_layers():
     """carry_all against a second-order Taylor expansion of the composed maps, by finite differences of NumPy-like
     evaluations."""
@@ -435,6 +436,7 @@ def test_fixed_points_of_the_continuum():
     np.testing.assert_allclose(model.Q(K), 1.5 * K, rtol=1e-7)
 
 
+@pytest.mark.thorough
 def test_layers_of_their_own_step_are_layers_in_turn():
     """eps of each layer: solving in two halves from the first half's kernel gives the same K0, and t is the running sum
     of eps^2."""

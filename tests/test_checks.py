@@ -363,7 +363,10 @@ class TestDoors:
                 lambda: keft.Smooth(np.tanh),
                 r"`fn` must be a function of an array that JAX can trace.*such as jnp\.tanh",
             ),
-            (lambda: keft.Smooth(lambda x: x + 1j), "`fn` must have real values, but makes complex64 of float32"),
+            (
+                lambda: keft.Smooth(lambda x: jax.lax.complex(x, x)),
+                "`fn` must make floating-point numbers, but makes complex64 of float32",
+            ),
             (lambda: keft.expect("tanh", jnp.tanh, GOOD), "`f` must be a function of an array"),
             (lambda: keft.expect(jnp.tanh, jax.nn.softmax, GOOD), "`g` must be elementwise"),
             (lambda: keft.expect(jnp.tanh, jnp.sum, GOOD), "`g` must be elementwise"),

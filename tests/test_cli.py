@@ -30,6 +30,7 @@ def activation(text: str) -> keft.Activation:
     return models.make_model(read(["theory", "--activation", text])).activation
 
 
+@pytest.mark.thorough
 def test_theory_in_the_continuum(capsys):
     # Linear activation: K0(t) = K0 exp(C_W t), V4 = (1 + 2 C_W t) Wick(K0(t)).
     command = "theory --activation linear --C_W 0.7 --diagonal 1.5 --off-diagonal 0.5 --T 1 --times 3"

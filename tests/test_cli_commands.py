@@ -111,6 +111,7 @@ def test_validity_of_linear_networks(tmp_path, capsys):
     assert json.loads(out.with_suffix(".json").read_text())["reference"] == "HermiteTower of degree 2"
 
 
+@pytest.mark.thorough
 @pytest.mark.drawn
 def test_fit_finds_what_the_kernels_were_sampled_with(tmp_path, capsys):
     """512 linear networks, drawn in NumPy and read from a file as any framework would write it: truth within 4 errors.
@@ -192,6 +193,7 @@ def test_fit_refuses_other_results(capsys):
     assert "late.nc has layers [2, 4], and `fit` wants layer 0" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_fit_that_did_not_converge_fails(monkeypatch, capsys, tmp_path):
     """A fit that did not converge writes and prints what it found, and the exit code is 1."""
     rng = np.random.default_rng(0)
@@ -253,6 +255,7 @@ def test_an_error_that_is_not_known_is_said():
     ]
 
 
+@pytest.mark.thorough
 def test_step_sizes_that_differ_are_refused(key):
     """Layer 9 of eps = 0.5 / 3 and layer 1 of eps = 0.5 are at one depth time, and are different networks.
 

@@ -698,7 +698,7 @@ def test_continuum_gradients_of_the_tower():
     np.testing.assert_allclose(both(value)[1], np.stack(differences, axis=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("closure", [keft.HermiteTower(24), PairTower(24)], ids=["HermiteTower", "PairTower"])
+@pytest.mark.parametrize("closure", [thorough(keft.HermiteTower(24)), PairTower(24)], ids=["HermiteTower", "PairTower"])
 def test_the_tower_of_two_inputs_is_exact(closure):
     """V4 and K1 of two layers of sin, on and off the diagonal, against sums over layers."""
     K = np.array([[0.5, 0.2], [0.2, 0.3]])

@@ -168,10 +168,12 @@ def test_inputs_of_equal_variance_and_overlap_stay_equivalent(published):
     np.testing.assert_allclose(V4[np.ix_(swap, swap, swap, swap)], V4, rtol=1e-11)
 
 
+@pytest.mark.thorough
 def test_agrees_with_an_independent_implementation(unequal):
     assert_same_statistics(unequal, *numpy_g_only(UNEQUAL_K0, np.asarray(unequal.ts)))
 
 
+@pytest.mark.thorough
 def test_negative_control_chi_wrong_by_ten_per_cent_is_caught(unequal):
     K0, V4, K1 = numpy_g_only(UNEQUAL_K0, np.asarray(unequal.ts), chi_factor=1.1)
     np.testing.assert_allclose(unequal.K0, K0, rtol=1e-6)  # the mean does not see chi
@@ -219,6 +221,7 @@ def assert_rows_copied(twice, once):
 REPEATED_K0 = UNEQUAL_K0[np.ix_([0, 1, 0], [0, 1, 0])]
 
 
+@pytest.mark.thorough
 def test_a_repeated_input_copies_its_rows(tanh):
     """The first input in the place of a third, against that third input's neighbours without the copy."""
     three = np.pad(UNEQUAL_K0, (0, 1)) + np.diag([0.0, 0.0, 0.7])

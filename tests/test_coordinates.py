@@ -13,7 +13,7 @@ from scipy import integrate
 from scipy.special import ndtr
 
 import kernel_eft_jax as keft
-from kernel_eft_jax import cli, figures, recipes
+from kernel_eft_jax import cli, recipes
 from kernel_eft_jax.cli.commands import network
 from kernel_eft_jax.diagnostics import coordinates, validity
 from kernel_eft_jax.diagnostics.validity import Width
@@ -86,6 +86,7 @@ def test_streams_behind_a_norm_grow_as_their_rule_says(stack, growth):
     np.testing.assert_allclose(stream(stack, start), start + growth, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_first_blocks_of_a_stack_are_those_of_a_shorter_one():
     """Networks with a step for each block can be looked at before their last block."""
     sizes = {"width": 4, "depth": 3, "eps": [0.5, 0.3, 0.1]}
@@ -167,6 +168,7 @@ def test_networks_of_the_model_agree_with_the_prediction(check):
         np.testing.assert_allclose(measured.spread[1:], check.spread_at(n)[1:], rtol=0.15 + 1 / n)
 
 
+@pytest.mark.thorough
 def test_networks_of_other_weights_are_seen(own):
     """Networks with C_W = 2.5 instead of 2 are detected: the mean at the last layer changes by a tenth, and the
     standard error of 400 networks is 1.5 %."""
@@ -276,6 +278,7 @@ def test_a_higher_degree_is_taken_where_the_theory_of_the_check_leaves_out_too_m
     assert seen.value.args[0] is check.theory
 
 
+@pytest.mark.thorough
 def test_two_inputs_have_a_cosine():
     """K_01 / sqrt(K_00 K_11), from 0.2 on; linear units, whose K grows by eps^2 (C_W K + C_b)."""
     K0 = np.array([[1.0, 0.4], [0.4, 4.0]])
@@ -297,7 +300,7 @@ def test_the_check_says_what_it_found_and_what_it_leaves_out(check):
 
 def test_the_figure_draws_the_prediction_and_the_networks(check):
     """The mean against the layer, three layers against the width, and points where there are networks."""
-    figure = figures.plot_coordinate_check(check)
+    figure = check.plot()
     first, second = figure.axes
     np.testing.assert_allclose(first.get_lines()[0].get_ydata(), check.mean[:, 0])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]

@@ -47,6 +47,7 @@ def linear_residual(linear):
     return keft.covariance_residual(linear, LINEAR)
 
 
+@pytest.mark.thorough
 def test_residual_of_a_linear_network(linear_residual):
     """Every part in closed form at n = 8; 16,384 networks, standard errors near 1 %; 9 numbers within 4.5 of them:
     false alarms 6e-5."""
@@ -63,6 +64,7 @@ def test_residual_of_a_linear_network(linear_residual):
         assert abs(value.transport[i, 0, 0, 0, 0]) < 1e-5 * V4
 
 
+@pytest.mark.thorough
 def test_residual_is_what_one_layer_adds(linear, linear_residual):
     """V4' - V4 over eps^2 is the equation and its residual: two sides of the same networks, apart by the noise of one
     layer."""
@@ -308,6 +310,7 @@ def window():
     )
 
 
+@pytest.mark.thorough
 def test_depths_where_a_closure_holds(window):
     # c = eps^2 C_W. A layer has V4' = (1 + c)^2 V4 + (4 c + 2 c^2) K^2, which the tower knows; the closure below leaves
     # out c^2.
@@ -326,6 +329,7 @@ def test_depths_where_a_closure_holds(window):
     assert window.reach["itself"]["V4"].t_star == window.reach["itself"]["K1"].t_star == np.inf
 
 
+@pytest.mark.thorough
 def test_widths_where_order_1_over_n_is_enough(window):
     """V4 of linear networks at every width exactly: deviations within 4 s.e. of it (4,096 networks), and the n* that
     follows confirmed."""

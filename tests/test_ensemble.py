@@ -79,7 +79,13 @@ def error_of_mean(V4, n, networks):
 # --- laws in closed form --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", [pytest.param(BlockSampler(), marks=pytest.mark.slow), WeightSampler()])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(BlockSampler(), marks=pytest.mark.slow),
+        pytest.param(WeightSampler(), marks=pytest.mark.thorough),
+    ],
+)
 def test_linear_network_at_finite_width(key, sampler):
     """n = 6, where V4 and kappa4 are 1.5 times their values at infinite width. 80,000 networks.
 
@@ -114,6 +120,7 @@ def test_linear_network_at_finite_width(key, sampler):
     assert np.allclose(est.ts, eps**2 * est.layers)
 
 
+@pytest.mark.thorough
 def test_control_variates_are_unbiased_and_better(key):
     """Linear again: the moments of G at n = 16; K1 = U1 = 0, and V4 at width n minus V4 at infinite width is known.
     80,000 networks.
@@ -370,6 +377,7 @@ def test_a_draw_depends_on_its_key_and_number_only(key):
     assert len(np.unique(all_of_them[:, 0, 0, 0])) > 4990
 
 
+@pytest.mark.thorough
 def test_a_step_below_the_smallest_float32_leaves_the_kernel_as_it_is(key):
     """Processors take numbers below 1e-38 for zero: so small a step is a layer that changes nothing."""
     run = {"width": 4, "depth": 2, "networks": 3, "key": key, "save_at": [0, 1, 2]}

@@ -97,7 +97,7 @@ def test_two_matrices_at_finite_width(key, sampler, neurons, growth, r):
         assert error.item() < 0.2 * (V4 - limit)
 
 
-@pytest.mark.parametrize("sampler", [BOTH[0], slow(BOTH[1])])
+@pytest.mark.parametrize("sampler", [pytest.param(BOTH[0], marks=pytest.mark.thorough), slow(BOTH[1])])
 def test_a_norm_in_front_takes_the_correction_away(key, sampler):
     r"""K1 = 0, and
 
@@ -126,7 +126,10 @@ def test_a_norm_in_front_takes_the_correction_away(key, sampler):
 
 @pytest.mark.parametrize(
     ("sampler", "activation", "r"),
-    [(BOTH[0], ReLU(), 5), slow(BOTH[0], Linear(), 2), slow(BOTH[1], ReLU(), 5), slow(BOTH[1], Linear(), 2)],
+    [
+        pytest.param(BOTH[0], ReLU(), 5, marks=pytest.mark.thorough),
+        *(slow(BOTH[0], Linear(), 2), slow(BOTH[1], ReLU(), 5), slow(BOTH[1], Linear(), 2)),
+    ],
 )
 def test_plain_networks(key, sampler, activation, r):
     """phi' = W s(phi), no skip: E[G_L^2] = K0^2 (1 + 2/n) (1 + r/n)^L for ReLU at C_W = 2 and linear units at C_W = 1;
@@ -309,6 +312,7 @@ def test_one_step_for_all_layers_is_that_step_for_each(key):
     assert np.allclose(estimate(model, ONE, **run, eps=[0.1, 0.2, 0.3], save_at=2).ts, [0.05])
 
 
+@pytest.mark.thorough
 def test_a_draw_depends_on_its_key_and_number_only(key):
     """Blocks of any size hold the same networks, hidden normals included, and different keys different ones."""
     model = LAWS["everything"][0]
@@ -362,6 +366,7 @@ def test_a_checkpoint_of_another_block_is_refused(key, tmp_path):
         estimate(Model(blocks[0], decay=0.5), ONE, **run, checkpoint=tmp_path / "run")
 
 
+@pytest.mark.thorough
 def test_an_estimate_knows_what_made_it(key):
     model = LAWS["gated"][0]
     est = estimate(model, TWO, width=16, key=key, **FEW)

@@ -257,6 +257,7 @@ def test_an_interrupted_run_goes_on_where_it_was(key, tmp_path, monkeypatch):
     assert blocks == []
 
 
+@pytest.mark.thorough
 def test_a_run_can_be_extended(key, tmp_path, monkeypatch):
     """From 644 networks, which end within a block of 8, to 1000: the same bits as at once. To 1280, which at once has
     blocks of 16: to rounding."""
@@ -469,7 +470,12 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_run(key, tmp_
 
 
 @pytest.mark.parametrize(
-    "networks", [64, pytest.param(1000, marks=pytest.mark.slow), pytest.param(20_000, marks=pytest.mark.thorough)]
+    "networks",
+    [
+        pytest.param(64, marks=pytest.mark.thorough),
+        pytest.param(1000, marks=pytest.mark.slow),
+        pytest.param(20_000, marks=pytest.mark.thorough),
+    ],
 )
 def test_the_division_of_a_run_does_not_show(networks, key, monkeypatch):
     """On an accelerator blocks are large and few: the same statistics to rounding, and errors from 32 groups at least
@@ -537,6 +543,7 @@ def test_what_is_told_before_a_run_is_what_it_takes(key, monkeypatch, capsys):
         assert told[3] == words
 
 
+@pytest.mark.thorough
 def test_target_is_looked_at_in_the_same_places_after_an_interruption(key, tmp_path, capsys):
     """A finished run with a target, resumed, stops where it is. Nothing is told, or computed to tell it, where nothing
     is left."""

@@ -59,6 +59,7 @@ def test_information_grows_with_networks_and_adds_up():
         _ = once + eqx.tree_at(lambda i: i.closure, once, keft.HermiteTower(2))
 
 
+@pytest.mark.thorough
 def test_a_lost_direction_is_named():
     e = Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)
     info = fisher(e, ("C_W", "C_b", "eps"), networks=100, closure=keft.GOnly())

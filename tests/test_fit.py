@@ -78,6 +78,7 @@ def test_ellipses_cover_both_parameters_together(linear_fits, level):
     np.testing.assert_allclose(covered, level, atol=3.5 * np.sqrt(level * (1 - level) / len(linear_fits)))
 
 
+@pytest.mark.thorough
 def test_estimates_scatter_as_the_fisher_information_says(linear_fits):
     # Two parameters together: the mean of 100 chi-squared numbers of 2 degrees of freedom, standard error 0.2.
     errors = np.array([f.values for f in linear_fits]) - [C_W, C_B]
@@ -87,6 +88,7 @@ def test_estimates_scatter_as_the_fisher_information_says(linear_fits):
     np.testing.assert_allclose([by_scatter, by_information], 2.0, atol=0.7)
 
 
+@pytest.mark.thorough
 def test_chi_squared_has_its_distribution(linear_fits):
     dof = linear_fits[0].dof
     assert dof == len(LAYERS) * 3 - 2
@@ -181,6 +183,7 @@ def test_data_that_want_less_than_no_bias_are_fitted_and_judged_without_one(opti
     assert "the theory does not describe these data" in str(result)
 
 
+@pytest.mark.thorough
 def test_the_step_is_told_where_the_weights_are_known():
     """eps and C_b with C_W held; the same law as C_W and C_b at the true eps, of which only eps^2 C_W and eps^2 C_b are
     told."""
@@ -209,17 +212,14 @@ def test_the_sigma_kernel_closure_fits_too():
     assert np.all(np.abs(by_sigma.values - [C_W, C_B]) < 4 * by_sigma.stderr)
 
 
-@pytest.mark.parametrize("optimiser", [None, optax.sgd(0.5)], ids=["gauss-newton", "first-order"])
-def test_a_parameter_that_the_data_do_not_determine_is_named(optimiser):
+def test_a_parameter_that_the_data_do_not_determine_is_named():
     """Kernels of networks without weights: every C_W that is small enough is as good as another."""
-    G = block_law(np.random.default_rng(12), erf, 0.0, 0.1, K0, WIDTH, LAYERS, EPS, 100)
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        pytest.raises(ValueError, match=r"do not determine C_W: chi2 hardly changes where it goes from 1.5 to .*Hold"),
-    ):
-        fit(G, experiment(keft.Erf()), "C_W", closure=keft.GOnly(), optimiser=optimiser, progress=False)
+    G = block_law(np.random.default_rng(12), erf, 1e-9, 0.1, K0, WIDTH, LAYERS, EPS, 100)
+    with pytest.raises(ValueError, match=r"not determine C_W: chi2 hardly changes while C_W goes from 1.5 to .*Hold"):
+        fit(G, experiment(keft.Erf()), "C_W", closure=keft.GOnly(), progress=False)
 
 
+@pytest.mark.thorough
 def test_a_search_that_leaves_finite_kernels_says_so():
     G = block_law(np.random.default_rng(10), lambda x: x, C_W, C_B, K0, WIDTH, LAYERS, EPS, 400)
     with jax.numpy_dtype_promotion("standard"):
@@ -469,6 +469,7 @@ def test_intervals_hold_where_fluctuations_are_fitted_too(key):
     np.testing.assert_allclose(chi2, dof, atol=4 * np.sqrt(2 * dof / sets) + 0.05 * dof)
 
 
+@pytest.mark.thorough
 def test_values_are_numbers_of_the_experiment(linear_fits):
     f = linear_fits[0]
     assert isinstance(f.experiment.model.C_W, jnp.ndarray)

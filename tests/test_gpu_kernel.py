@@ -81,6 +81,7 @@ def test_bits_do_not_depend_on_which_networks_are_asked_for(key):
     np.testing.assert_array_equal(whole[:, :, 32:], part)
 
 
+@pytest.mark.thorough
 def test_near_copies_are_marked(key):
     """A repeated input, and one that is near: there `simulate` takes the factor from the features, which the kernel
     does not."""

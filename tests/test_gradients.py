@@ -125,6 +125,7 @@ def test_derivatives_along_directions_that_separate_copies_and_opposites(closure
             assert error < 1e-5, (name, error)
 
 
+@pytest.mark.thorough
 @ACTIVATIONS
 def test_derivatives_are_right_where_the_kernel_is_singular(activation):
     """Three inputs in a plane, the third the first's copy or opposite: rank two, and rho = 1 or -1, and C_b = 0."""
@@ -349,7 +350,7 @@ SIX, THREE_EPS = [1.2, 0.2, 0.9, 2.0, 0.3, 0.4], [0.3, 0.5, 0.4]
 @pytest.mark.parametrize(
     ("block", "closure", "leaves", "kernel", "both"),
     [
-        (gated, keft.GOnly(), SIX, [1.3], False),
+        pytest.param(gated, keft.GOnly(), SIX, [1.3], False, marks=pytest.mark.thorough),
         pytest.param(one_matrix, keft.HermiteTower(2), [1.2, 0.2, 0.9, 0.4], [1.3], True, marks=pytest.mark.thorough),
         pytest.param(gated, keft.GOnly(), SIX, [1.3, 0.4, 0.9], True, marks=pytest.mark.slow),
         pytest.param(full_pre_activation, keft.HermiteTower(3), SIX, [1.3], True, marks=pytest.mark.slow),

@@ -83,6 +83,7 @@ def test_files_of_other_kinds_are_refused(tmp_path):
         read_kernels(path)
 
 
+@pytest.mark.thorough
 def test_a_record_says_what_was_fitted_and_how():
     closure = keft.HermiteTower(2)
     e = Experiment(EXPERIMENT.model, K0[:1, :1], width=WIDTH, layers=LAYERS, eps=EPS)

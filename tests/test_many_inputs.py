@@ -115,7 +115,7 @@ def test_turning_modes_by_the_binomial_theorem():
 @pytest.mark.parametrize(
     "activation",
     [
-        keft.Tanh(),
+        pytest.param(keft.Tanh(), marks=pytest.mark.thorough),
         pytest.param(keft.ReLU(), marks=pytest.mark.thorough),
         pytest.param(keft.GELU(), marks=pytest.mark.slow),
     ],
@@ -279,6 +279,7 @@ def test_the_error_that_is_reported_is_that_of_the_inputs_named(members, sentenc
 series = eqx.filter_jit(by_series)
 
 
+@pytest.mark.thorough
 def test_the_series_of_many_inputs_is_the_sum_over_the_plane():
     """Mehler's series, where its own bound allows it, and the sum over the plane where inputs are too alike: the
     moments of each pair alone."""

@@ -29,7 +29,9 @@ def test_a_scale_moves_kinks_but_not_from_zero():
     np.testing.assert_allclose(keft.Scaled(keft.HardTanh(), -2.0).kinks, (0.5, -0.5))
 
 
-@pytest.mark.parametrize("name", ["abs", pytest.param("leaky", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("abs", marks=pytest.mark.thorough), pytest.param("leaky", marks=pytest.mark.slow)]
+)
 def test_piecewise_agrees_with_closed_forms(name):
     """value, gradient and hessian, for variances and correlations of every kind; Hermite modes, which the tower is made
     of."""

@@ -51,7 +51,7 @@ def test_a_product_that_rounds_is_seen():
 @pytest.mark.parametrize(
     ("model", "closure"),
     [
-        (keft.Model(keft.Tanh(), 2.0), keft.HermiteTower(4)),
+        pytest.param(keft.Model(keft.Tanh(), 2.0), keft.HermiteTower(4), marks=pytest.mark.thorough),
         pytest.param(keft.Model(keft.ReLU(), 2.0), keft.HermiteTower(4), marks=pytest.mark.thorough),
         (keft.Model(keft.Tanh(), 2.0), PairTower(4)),
         pytest.param(keft.Model(keft.ELU(), 2.0), keft.SigmaKernel(4), marks=pytest.mark.thorough),
@@ -79,7 +79,12 @@ def test_theory_asks_for_full_precision(model, closure):
 
 @pytest.mark.parametrize(
     ("control", "inputs"),
-    [(True, 2), pytest.param(True, WRITTEN_OUT + 1, marks=pytest.mark.thorough), (False, 2), (False, WRITTEN_OUT + 1)],
+    [
+        pytest.param(True, 2, marks=pytest.mark.thorough),
+        pytest.param(True, WRITTEN_OUT + 1, marks=pytest.mark.thorough),
+        (False, 2),
+        pytest.param(False, WRITTEN_OUT + 1, marks=pytest.mark.thorough),
+    ],
     ids=["block law, few", "block law, many", "weights, few", "weights, many"],
 )
 def test_sampling_asks_for_full_precision(inputs, control, key):

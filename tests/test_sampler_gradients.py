@@ -83,6 +83,7 @@ def test_both_modes_are_the_limit_of_differences_with_the_same_networks(activati
     np.testing.assert_allclose(forward, differences, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_linear_network_has_the_exact_derivatives_at_every_width(key):
     """E[G] = K0 of the infinite network at any width, here 16: 16,384 networks, all within 4.5 standard errors (1e-4 of
     alarm)."""
@@ -102,6 +103,7 @@ def test_a_linear_network_has_the_exact_derivatives_at_every_width(key):
     assert sampled.stderr.derivative[0, -1, 0, 0] < 0.05 / 4.5 * exact[0][-1, 0, 0]
 
 
+@pytest.mark.thorough
 def test_decay_has_a_derivative_where_each_layer_has_its_own_step(key):
     """Linear units of one input: E[G] is the product of 1 + (C_W - c) eps_l^2, at every width."""
     e = Experiment(keft.Model(keft.Linear(), 1.5, decay=0.4), np.eye(1), width=4, layers=(2,), eps=[0.5, 0.3])

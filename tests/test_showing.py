@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import kernel_eft_jax as keft
+from kernel_eft_jax.diagnostics import compare
 from kernel_eft_jax.showing import rounded
 
 MODEL = keft.Model(keft.Erf(), 1.5, 0.1)
@@ -66,6 +67,15 @@ def test_a_solution_shows_itself(theory):
 @pytest.mark.parametrize("name", ["Estimate", "Sensitivity", "Fit", "Window", "WidthCheck"])
 def test_every_result_shows_itself(results, name):
     shows_itself(results[name], name)
+
+
+@pytest.mark.thorough
+def test_a_comparison_shows_itself(theory, results):
+    """The largest difference of each quantity in words; E[G], V4, K1 and their differences in panels."""
+    found = compare(theory, results["Estimate"])
+    largest = np.abs(found.quantities["V4"].deviation).max()
+    assert f"largest difference of V4 = {largest:.2g} standard errors, of 48 numbers" in repr(found)
+    assert len(found.plot().axes) == 6
 
 
 @pytest.mark.thorough

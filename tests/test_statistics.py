@@ -86,7 +86,9 @@ def test_quantities_are_their_definitions(key):
 
 
 @pytest.mark.parametrize(
-    "networks", [32 * SIZE * 2, 32 * SIZE * 2 + 5 * SIZE + 3], ids=["equal groups", "unequal groups"]
+    "networks",
+    [32 * SIZE * 2, pytest.param(32 * SIZE * 2 + 5 * SIZE + 3, marks=pytest.mark.thorough)],
+    ids=["equal groups", "unequal groups"],
 )
 def test_jackknife_errors_are_the_true_errors(key, networks):
     """Errors of a mean, a variance, a covariance and a ratio, all known, averaged over 200 Gaussian samples.

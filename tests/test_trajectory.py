@@ -83,6 +83,7 @@ POINT = np.array([1.8, 0.2, 1.5, 0.5, 1.0, 0.9])
 ACCURATE = {"stepsize_controller": diffrax.PIDController(rtol=1e-10, atol=1e-10)}
 
 
+@pytest.mark.thorough
 def test_the_depth_derivative_at_the_input_is_the_kernel_map():
     """In both modes, where t = 0 is the only depth."""
     model = keft.Model(keft.Erf(), C_W=1.5, C_b=0.1, decay=0.2)
@@ -98,8 +99,11 @@ def test_thin_layers_are_right_or_refused():
     for dtype, eps, depth, rtol in ((np.float64, 1e-4, 100_000, 1e-10), (np.float32, 4e-3, 100_000, 2e-4)):
         found = keft.solve(model, np.ones((1, 1), dtype), layers=[depth], eps=eps, closure=keft.GOnly())
         np.testing.assert_allclose(found.K0.ravel(), np.exp(depth * np.log1p(1.5 * eps**2)), rtol=rtol)
-    with pytest.raises(ValueError, match=r"`eps` makes 100,000 layers so thin.* rounding of float32.*ts=\[0\.001\]"):
-        keft.solve(model, np.ones((1, 1), np.float32), layers=[100_000], eps=1e-4, closure=keft.GOnly())
+    single = {"K0": np.ones((1, 1), np.float32), "closure": keft.GOnly()}
+    keft.solve(model, **single, layers=[3000], eps=1e-3)
+    for solve in (keft.solve, jax.jit(keft.solve, static_argnames=("layers", "eps")), keft.solve_pairs):
+        with pytest.raises(ValueError, match=r"`eps` makes 4,000 layers so thin.* rounding of float32.*ts=\[0\.004\]"):
+            solve(model, **single, layers=(4000,), eps=1e-3)
 
 
 WEIGHTS = np.array([0.7, -0.3, 0.2, 0.5])

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from ..checks import check_array, is_concrete
 from ..linear import matmul
-from ..pairs import diagonal, diagonal_first, input_count, off_diagonal, triples
+from ..pairs import diagonal, from_diagonal_first, input_count, off_diagonal, triples
 from ..quadrature import (
     POINTS,
     derivative,
@@ -134,7 +134,7 @@ class Activation(eqx.Module):
         on_line = jax.vmap(lambda k: differentiable(self, (k,)))(k[diagonal(inputs)])
         if inputs == 1:
             return on_line
-        between, order = self.between(k[triples(inputs)[off_diagonal(inputs)]]), diagonal_first(inputs)
+        between, order = self.between(k[triples(inputs)[off_diagonal(inputs)]]), from_diagonal_first(inputs)
         return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[order], on_line, between)
 
     def between(self, k: Float[Array, "M 3"]) -> Expansion:

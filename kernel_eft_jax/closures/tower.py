@@ -91,7 +91,7 @@ class Tower(Closure[TowerState]):
     def _turning(
         self, turn: Float[Array, "P 2 2"], d_turn: Float[Array, "P 2 2"], modes: Float[Array, "P ... J S"]
     ) -> Float[Array, "P ... J S"]:
-        """The rate of change of `_turned` at `turn`, which turns nothing, as it changes at the rate `d_turn`."""
+        """The rate of change of `_turned(turn, modes)` where `turn` is 1 and changes at the rate `d_turn`."""
         return jax.jvp(lambda turn: self._turned(turn, modes), (turn,), (d_turn,))[1]
 
     def _degree(self, model: Model) -> int:

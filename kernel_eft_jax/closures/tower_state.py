@@ -1,4 +1,4 @@
-"""What `HermiteTower` carries, what the branch reads of the stream in Hermite modes, and how modes turn in a layer."""
+"""What a tower carries, what the branch reads of the stream in Hermite modes, and how modes turn in a layer."""
 
 from typing import NamedTuple
 

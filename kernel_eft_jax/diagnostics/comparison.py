@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from ..checks import check_kind
 from ..depths import first_steps
 from ..ensemble import Estimate
-from ..showing import Shown, shown
+from ..showing import Shown
 from ..trajectory import Solution
 
 COMPARED_QUANTITIES = ("G", "K1", "V4", "U1", "V_GS", "V_SS")
@@ -47,10 +47,11 @@ class Comparison(Shown):
     quantities: Mapping[str, Compared]
 
     def __repr__(self) -> str:
-        lines = [f"Comparison of a theory with networks at layers {shown(self.layers)}"]
+        first, last = self.layers[0], self.layers[-1]
+        lines = [f"Comparison of a theory with networks at {len(self.layers)} layers from {first} to {last}"]
         for name, one in self.quantities.items():
-            largest = np.abs(one.deviation).max()
-            lines.append(f"  {name} = within {largest:.2g} standard errors, {one.deviation.size} numbers")
+            largest, count = np.abs(one.deviation).max(), one.deviation.size
+            lines.append(f"  largest difference of {name} = {largest:.2g} standard errors, of {count} numbers")
         return "\n".join(lines)
 
 

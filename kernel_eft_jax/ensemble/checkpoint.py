@@ -110,7 +110,8 @@ class Checkpoint:
                 "beginning, or name another file."
             ) from error
         self._check(settings)
-        return int(arrays["size"]), Sums.of(*(arrays[name] for name in ARRAYS[:3]), int(arrays["parts"]))
+        networks, first, second = (arrays[name] for name in ARRAYS[:3])
+        return int(arrays["size"]), Sums.of(networks, first, second, int(arrays["parts"]))
 
     def _check(self, settings: dict) -> None:
         names = sorted(k for k in self.settings.keys() | settings.keys() if self.settings.get(k) != settings.get(k))

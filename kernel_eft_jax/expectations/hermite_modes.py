@@ -25,7 +25,7 @@ from ..activations import Activation
 from ..activations.base import enough_points, rule
 from ..activations.pair_quadrature import outer_rule
 from ..linear import matmul
-from ..pairs import diagonal, diagonal_first, input_count, off_diagonal, pair_table, pairs, triples
+from ..pairs import diagonal, from_diagonal_first, input_count, off_diagonal, pair_table, pairs, triples
 from ..quadrature import derivatives, hermite_polynomials, powers, remaining_scale
 from ..selecting import root_of_rest
 from .averages import averages
@@ -141,7 +141,7 @@ def pair_functions(activation: Activation, f: Frame, degree: int) -> PairFunctio
     found = jax.vmap(partial(_functions_of_one, activation, degree, columns))(f.L[diagonal(inputs), 0, 0])
     if inputs > 1:
         apart = jax.lax.map(partial(_functions_of_two, activation, degree), f.L[off_diagonal(inputs)])
-        found = (jnp.concatenate(x)[diagonal_first(inputs)] for x in zip(found, apart, strict=True))
+        found = (jnp.concatenate(x)[from_diagonal_first(inputs)] for x in zip(found, apart, strict=True))
     functions, beyond, steep = found
     return PairFunctions(functions[:, 0], functions[:, 1:], beyond[:, 0], beyond[:, 1:], steep)
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import optax
 
 
-SMALLEST_SHARE = 1e-12  # of its start, below which no search takes a positive parameter
+RAN_OFF = 100.0  # the factor by which a parameter that runs off has left its start
 
 
 class Fit(Shown):
@@ -193,7 +193,7 @@ def fit(
             parameters that do not start above zero where they must be positive; for free parameters of which no data
             can determine more than a combination, with that combination; where the theory is not finite or not
             accurate; and, after the search, for free parameters that these data determine to no better than their own
-            size, at the start and at the end.
+            size, at the start and at the end, and for a positive parameter that runs off while chi2 hardly changes.
     """
     remedy = "it is a search on the host. Call it from outside."
     check_untraced("fit", remedy, experiment, () if isinstance(data, Estimate) else data)
@@ -222,7 +222,7 @@ def fit(
     check_prediction(experiment, names, prediction)
     with tqdm(desc="fit", unit=" steps", disable=not progress) as bar:
         logarithmic = np.array([said.positive for said in said_of(experiment, names)])
-        least = np.where(logarithmic, x + np.log(SMALLEST_SHARE), least_values(experiment, names))
+        least = least_values(experiment, names)
         problem = LeastSquares(evaluate, observed, least, logarithmic, with_V4, eigenvalue_floor(experiment), [], bar)
         start = information(experiment, names, prediction, problem.weigh(prediction), closure)
         refuse_lost(start, with_V4)
@@ -236,12 +236,18 @@ def fit(
 
 
 def _refuse_undetermined(experiment, names, problem, x, prediction):
+    """Raise a ValueError with the positive parameters that ran off while chi2 hardly changed."""
     start = np.asarray(get_parameters(experiment, names), np.float64)
     end = np.asarray(from_coordinates(experiment, names, jnp.asarray(x)), np.float64)
-    for i in np.flatnonzero(problem.undetermined(prediction)):
+    with np.errstate(divide="ignore"):
+        ran_off = np.abs(np.log(np.where(problem.logarithmic, end / start, 1.0))) > np.log(RAN_OFF)
+    lost = np.flatnonzero(problem.undetermined(prediction) & ran_off)
+    if lost.size:
+        way = " and ".join(f"{names[i]} goes from {start[i]:.3g} to {end[i]:.3g}" for i in lost)
         raise ValueError(
-            f"These data do not determine {names[i]}: chi2 hardly changes where it goes from {start[i]:.3g} to "
-            f"{end[i]:.3g}. Hold it fixed, or take more networks, depths or inputs (`fisher` says how many)."
+            f"These data do not determine {' and '.join(names[i] for i in lost)}: chi2 hardly changes while {way}. "
+            f"Hold {'it' if lost.size == 1 else 'one of them'} fixed, or take more networks, depths or inputs "
+            "(`fisher` says how many)."
         )
 
 
@@ -257,7 +263,7 @@ def _result(experiment, names, problem, x, prediction, closure, converged, messa
     refuse_lost(info, with_V4)
     J = W @ prediction.jacobian / coordinate_derivatives(experiment, names, values)
     covariance = observed.scatter(np.linalg.pinv(J) @ W)
-    moved = J[:, ~_at_bound(least_values(experiment, names), values, np.sqrt(np.diagonal(covariance)))]
+    moved = J[:, ~_at_bound(problem.least, values, np.sqrt(np.diagonal(covariance)))]
     difference = prediction.statistics - observed.statistics
     remainder = np.eye(len(J)) - moved @ np.linalg.pinv(moved)  # the projector on the noise that a fit leaves
     dof = len(J) - moved.shape[1]

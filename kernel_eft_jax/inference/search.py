@@ -17,7 +17,7 @@ from .likelihood import Prediction, exact_relations, noise, whitener
 
 MOST_STEPS = 2000
 ROUNDS = 6  # of a search and new weights
-FLAT = 30.0  # the error of a logarithm from which on the data say nothing of it
+FLAT = 30.0  # the error of a logarithm from which on the data say nothing of the parameter
 BROKEN = 0.1  # standard errors by which data may miss a relation that is exact in theory
 
 
@@ -50,10 +50,8 @@ class LeastSquares(NamedTuple):
         return bool(np.abs(missed).max(initial=0.0) > BROKEN)
 
     def undetermined(self, prediction: Prediction) -> Bool[np.ndarray, " parameters"]:
-        """Which parameters these data do not determine at all where the search ended: chi2 hardly changes while their
-        logarithm runs on."""
-        errors = np.linalg.norm(np.linalg.pinv(self.weigh(prediction) @ prediction.jacobian), axis=1)
-        return self.logarithmic & (errors > FLAT)
+        """Whether the error of a positive parameter's logarithm is above FLAT, for each parameter."""
+        return self.logarithmic & (expected_errors(self.weigh(prediction) @ prediction.jacobian) > FLAT)
 
     def residual(self, prediction: Prediction, W: Float[np.ndarray, "rank M"]) -> Float[np.ndarray, " rank"]:
         """Deviation of theory from data in standard errors; reports chi2."""
@@ -62,6 +60,14 @@ class LeastSquares(NamedTuple):
         self.bar.update()
         self.bar.set_postfix_str(f"chi2 {r @ r:.6g}")
         return r
+
+
+def expected_errors(J: Float[np.ndarray, "rank parameters"]) -> Float[np.ndarray, " parameters"]:
+    """The standard error of each coordinate from J = W dm/dx; infinite for a coordinate that moves nothing."""
+    size = np.linalg.norm(J, axis=0)
+    moves = size > 0
+    inverse = np.linalg.pinv(np.divide(J, size, out=np.zeros_like(J), where=moves))
+    return np.divide(np.linalg.norm(inverse, axis=1), size, out=np.full_like(size, np.inf), where=moves)
 
 
 def reweighted(search, problem, x, prediction):
@@ -103,10 +109,10 @@ def least_squares(problem, x, prediction, W):
         accepted = (x.copy(), at(x))
         return W @ accepted[1].jacobian
 
-    errors = np.linalg.norm(np.linalg.pinv(W @ prediction.jacobian), axis=1)
+    errors = expected_errors(W @ prediction.jacobian)
     result = optimize.least_squares(
         lambda x: problem.residual(at(x), W),
-        np.where(problem.logarithmic, x, np.maximum(x, problem.least + 1e-3 * errors)),
+        np.maximum(x, problem.least + 1e-3 * errors),
         jacobian,  # pyright: ignore[reportArgumentType]
         bounds=(problem.least, np.inf),
         x_scale=errors,

@@ -126,7 +126,8 @@ def _end_of_data(content):
     """Where the HDF5 data end, as the superblock says; the end of the file for files of other formats."""
     if not content.startswith(SIGNATURE):
         return len(content)
-    place = {0: 40, 1: 44}.get(content[len(SIGNATURE)], 28)  # by the version of the superblock, which follows
+    version = content[len(SIGNATURE) : len(SIGNATURE) + 1]  # of the superblock
+    place = {b"\0": 40, b"\1": 44}.get(version, 28)
     return int.from_bytes(content[place : place + 8], "little")
 
 

@@ -125,9 +125,8 @@ def solve(
         )
     else:
         steps = check_layers(layers)
-        eps = check_eps(eps, model.decay, steps[-1])
-        check_survives_rounding(eps, steps[-1], K.dtype)
-        eps = jnp.asarray(eps, K.dtype)
+        given, eps = eps, jnp.asarray(check_eps(eps, model.decay, steps[-1]), K.dtype)
+        check_survives_rounding(given, steps[-1], K.dtype)  # an array made inside jit is not known
         closure = settled(closure, model, pack(K), squares(eps, steps[-1], K.dtype), len(steps))
         model, K, eps = _counted(closure, model, K, eps, len(steps), steps[-1], "layers")
         solution = _layers(closure, model, pack(K), eps, steps)
@@ -235,7 +234,7 @@ def _integrate(closure, model, k, ts, *, solver, adjoint, controller, dt0, max_s
         diffrax.ODETerm(rate),
         solver,
         t0=jnp.zeros_like(ts[-1]),
-        t1=jnp.maximum(ts[-1], SHORTEST),
+        t1=jnp.where(ts[-1] > 0, ts[-1], SHORTEST),
         dt0=dt0,
         y0=start / units,
         args=(parameters, units),  # as arguments: Backsolve cannot see what the rate encloses
