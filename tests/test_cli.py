@@ -247,6 +247,7 @@ def test_links_are_written_through(tmp_path):
     assert load_solution("a/real.nc").K0.shape == (2, 1, 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.drawn
 def test_figures_in_every_format(tmp_path):
     """The content of a figure has the format of its suffix."""

@@ -190,6 +190,7 @@ def test_one_input_does_not_feel_the_others(tanh, published):
     np.testing.assert_allclose(alone.K1[:, 0, 0], together.K1[:, 0, 0], atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_order_of_inputs_only_relabels(unequal):
     model = keft.Model(keft.Tanh(), C_W=C_W, C_b=C_b)
     swapped = keft.solve(model, UNEQUAL_K0[::-1, ::-1], unequal.ts, closure=keft.GOnly())

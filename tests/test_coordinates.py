@@ -194,6 +194,7 @@ WIDTHS = {  # deviations and standard errors at a tolerance of 5 %
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("sampled", "words", "width"),
     [

@@ -257,6 +257,7 @@ def test_K1_is_driven_by_its_source(tower, kernel_alone):
         keft.driven_K1(eqx.tree_at(lambda s: s.ts, tower, tower.ts + 0.1))
 
 
+@pytest.mark.thorough
 def test_kurtosis_of_a_linear_network(linear):
     """n (E[phi^4] / E[phi^2]^2 - 3) in closed form: 3 depths within 4.5 standard errors, and its limit of large n."""
     measured = keft.kurtosis(linear)
@@ -343,6 +344,7 @@ def test_widths_where_order_1_over_n_is_enough(window):
         assert w.stderr < 0.3 * exact
 
 
+@pytest.mark.thorough
 def test_scatter_of_networks_asks_for_no_width(window):
     """K1 of linear networks is zero at every width, and 4,096 networks know it to 1 % of K0, ten times the tolerance:
     the pilot's scatter is no deviation, from which a width would follow."""

@@ -18,6 +18,7 @@ def test_importing_loads_no_jax():
     run("import kernel_eft_jax\nassert not {'jax', 'numpy'} & sys.modules.keys()")
 
 
+@pytest.mark.thorough
 def test_the_names_load_what_they_need_only():
     """Each of these takes between a tenth and half a second, and few programs need it. A name that is missing loads
     nothing, and is missing."""

@@ -200,6 +200,7 @@ def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_settings_of_every_kind_are_kept(tmp_path):
     settings = {
         "quiet": True,

@@ -199,7 +199,7 @@ class CountingGOnly(keft.GOnly):
 @pytest.mark.parametrize(
     ("depth", "new"),
     [
-        ({"ts": [0.5, 1.0]}, {"ts": [0.4, 0.9]}),
+        pytest.param({"ts": [0.5, 1.0]}, {"ts": [0.4, 0.9]}, marks=pytest.mark.thorough),
         pytest.param({"ts": [0.5], "dt0": 0.1}, {"ts": [0.5], "dt0": 0.2}, marks=pytest.mark.thorough),
         ({"layers": [2, 4], "eps": 0.5}, {"layers": [2, 4], "eps": 0.4}),
     ],
