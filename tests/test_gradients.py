@@ -22,7 +22,6 @@ from kernel_eft_jax.quadrature import powers
 EPS, TS, LAYERS = 0.5, np.array([0.25, 0.75]), [1, 3]
 
 
-# Closed forms and kinks have formulas of their own at a repeated input; `make slow` adds quadrature.
 def quantities(model, K0, closure=None, eps=EPS):
     solution = keft.solve(model, K0, layers=LAYERS, eps=eps, closure=closure or keft.GOnly())
     return {"K0": solution.K0, "V4": solution.V4, "K1": solution.K1}
@@ -120,6 +119,7 @@ def test_derivatives_along_directions_that_separate_copies_and_opposites(closure
             assert error < 1e-5, (name, error)
 
 
+# Closed forms and kinks have formulas of their own at a repeated input; `make slow` adds quadrature.
 @pytest.mark.parametrize(
     "activation",
     [
