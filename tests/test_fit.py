@@ -256,8 +256,7 @@ def test_a_search_evaluates_no_point_twice(sign, expected):
         seen.append(x.tobytes())
         return SimpleNamespace(statistics=valley(x), jacobian=sign * np.array([[-20 * x[0], 10.0], [-1.0, 0.0]]))
 
-    bounds = {"least": np.full(2, -np.inf), "logarithmic": np.zeros(2, bool)}
-    problem = SimpleNamespace(evaluate=evaluate, residual=lambda p, W: W @ p.statistics, **bounds)
+    problem = SimpleNamespace(evaluate=evaluate, residual=lambda p, W: W @ p.statistics, least=np.full(2, -np.inf))
     start = np.array([-1.2, 1.0])
     end, prediction, _, _ = search.least_squares(problem, start, evaluate(start), np.eye(2))
     np.testing.assert_allclose(end, expected, rtol=1e-8)

@@ -228,37 +228,36 @@ def fit(
         refuse_lost(start, with_V4)
         search = least_squares if optimiser is None else gradient_steps(optimiser)
         x, prediction, converged, message = reweighted(search, problem, x, prediction)
-    _refuse_undetermined(experiment, names, problem, x, prediction)
-    result = _result(experiment, names, problem, x, prediction, closure, converged, message)
+    W = problem.weigh(prediction)
+    _refuse_undetermined(experiment, names, problem.undetermined(prediction, W), x)
+    result = _result(experiment, names, problem, x, prediction, W, closure, converged, message)
     if start.weakest[1] > 1:
         refuse_vague(result.information, with_V4)
     return result
 
 
-def _refuse_undetermined(experiment, names, problem, x, prediction):
-    """Raise a ValueError with the positive parameters that ran off while chi2 hardly changed."""
+def _refuse_undetermined(experiment, names, undetermined, x):
+    """Raise a ValueError with the `undetermined` parameters, all of them positive, that ran off while chi2 hardly
+    changed."""
     start = np.asarray(get_parameters(experiment, names), np.float64)
     end = np.asarray(from_coordinates(experiment, names, jnp.asarray(x)), np.float64)
-    with np.errstate(divide="ignore"):
-        ran_off = np.abs(np.log(np.where(problem.logarithmic, end / start, 1.0))) > np.log(RAN_OFF)
-    lost = np.flatnonzero(problem.undetermined(prediction) & ran_off)
-    if lost.size:
+    lost = [i for i in np.flatnonzero(undetermined) if not 1 / RAN_OFF < end[i] / start[i] < RAN_OFF]
+    if lost:
         way = " and ".join(f"{names[i]} goes from {start[i]:.3g} to {end[i]:.3g}" for i in lost)
         raise ValueError(
             f"These data do not determine {' and '.join(names[i] for i in lost)}: chi2 hardly changes while {way}. "
-            f"Hold {'it' if lost.size == 1 else 'one of them'} fixed, or take more networks, depths or inputs "
+            f"Hold {'it' if len(lost) == 1 else 'one of them'} fixed, or take more networks, depths or inputs "
             "(`fisher` says how many)."
         )
 
 
-def _result(experiment, names, problem, x, prediction, closure, converged, message):
+def _result(experiment, names, problem, x, prediction, W, closure, converged, message):
     """The result of a search. Errors come from the scatter of the data, and chi2 is scaled so that for this scatter its
     mean is `dof`."""
     observed, with_V4 = problem.observed, problem.with_V4
     values = from_coordinates(experiment, names, jnp.asarray(x))
     best = set_parameters(experiment, names, values.astype(experiment.K0.dtype))
     values = np.asarray(values, np.float64)
-    W = problem.weigh(prediction)
     info = information(best, names, prediction, W, closure)
     refuse_lost(info, with_V4)
     J = W @ prediction.jacobian / coordinate_derivatives(experiment, names, values)

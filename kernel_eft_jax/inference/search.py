@@ -49,9 +49,9 @@ class LeastSquares(NamedTuple):
         missed = relations @ (prediction.statistics - self.observed.statistics)
         return bool(np.abs(missed).max(initial=0.0) > BROKEN)
 
-    def undetermined(self, prediction: Prediction) -> Bool[np.ndarray, " parameters"]:
+    def undetermined(self, prediction: Prediction, W: Float[np.ndarray, "rank M"]) -> Bool[np.ndarray, " parameters"]:
         """Whether the error of a positive parameter's logarithm is above FLAT, for each parameter."""
-        return self.logarithmic & (expected_errors(self.weigh(prediction) @ prediction.jacobian) > FLAT)
+        return self.logarithmic & (expected_errors(W @ prediction.jacobian) > FLAT)
 
     def residual(self, prediction: Prediction, W: Float[np.ndarray, "rank M"]) -> Float[np.ndarray, " rank"]:
         """Deviation of theory from data in standard errors; reports chi2."""
@@ -78,9 +78,9 @@ def reweighted(search, problem, x, prediction):
         before, (x, prediction, converged, message) = x, search(problem, x, prediction, W)
         if not converged:
             return x, prediction, False, message
-        if problem.undetermined(prediction).any():
-            return x, prediction, False, message
         W = problem.weigh(prediction)
+        if problem.undetermined(prediction, W).any():
+            return x, prediction, False, "The data leave a parameter open where the search ended."
         shift = np.linalg.norm(W @ prediction.jacobian @ (x - before))
         if shift < 0.01:
             return x, prediction, True, message
