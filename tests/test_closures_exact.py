@@ -25,13 +25,19 @@ from problems import (
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import kernel_maps
-from kernel_eft_jax.closures import sigma_kernel
+from kernel_eft_jax.closures import sigma_kernel, tower_degree
 from kernel_eft_jax.closures.pair_tower import PairTower
 from kernel_eft_jax.closures.sigma_regression import dropped_of_one
 from kernel_eft_jax.expectations.conditional import Conditional
-from kernel_eft_jax.expectations.four_point import local_products, products, products_noise
+from kernel_eft_jax.expectations.four_point import (
+    local_products,
+    products,
+    products_error,
+    products_noise,
+    products_rests,
+)
 from kernel_eft_jax.kernel_maps import apply_gradient
-from kernel_eft_jax.pairs import pack, unpack, unpack_covariance
+from kernel_eft_jax.pairs import pack, pack_covariance, unpack, unpack_covariance
 
 # What is left at degree 40, relative: nothing for entire functions, little where poles are far, more for tanh and
 # kinks.
@@ -269,6 +275,17 @@ def test_a_degree_that_is_left_open_is_high_enough_and_no_higher(name, k, most):
             float(lower.truncation.K1.ravel()[0]) > 1e-2 * K1_unit
             or float(lower.truncation.V4.ravel()[0]) > 1e-3 * exact["V4"][-1]
         )
+
+
+def test_the_degree_that_is_chosen_for_a_cubic_ends_at_six():
+    """The square of a cubic has modes up to degree six. At large variances no lower degree is enough; at small ones,
+    where the cubic is a straight line, the least degree is. Variances that overflow decide nothing."""
+    model = keft.Model(keft.Polynomial(jnp.array([0.0, 1.0, 0.0, 1.0])), 2.0)
+
+    def chosen(k, degrees=(2, 4, 6, 8)):
+        return tower_degree.enough_degree(keft.HermiteTower(8), model, jnp.array([k]), jnp.full(2, 0.25), degrees)
+
+    assert [chosen(k) for k in (1e-8, 1.0, 1e200)] == [2, 6, tower_degree.UNDECIDED]
 
 
 @pytest.mark.thorough
@@ -557,7 +574,8 @@ def test_a_series_of_four_inputs_that_misses_much_is_refused():
 
 def test_four_point_expectations():
     """E[s s s s], its gradient form and the second derivatives, against dense quadrature over three and over four
-    inputs."""
+    inputs. A series of low degree is off by no more than its stated rest, which is no more than thirty times as much
+    where anything is missing."""
     case, k = SMOOTH["Softplus(0.5)"], 0.5
     K = k * np.array([[1.0, 0.5, -0.2, 0.3], [0.5, 1.2, 0.1, 0.2], [-0.2, 0.1, 0.9, 0.4], [0.3, 0.2, 0.4, 1.1]])
     Q = np.array([[1.0, 0.2, 0.1, 0.4], [0.2, 0.8, 0.3, 0.1], [0.1, 0.3, 0.7, 0.2], [0.4, 0.1, 0.2, 0.9]])
@@ -576,10 +594,19 @@ def test_four_point_expectations():
 
     @jax.jit
     def found(k, q):
-        given = Conditional(case.activation, k, 24)
-        return products(given), products_noise(given, q), *local_products(given)
+        given, low = (Conditional(case.activation, k, degree) for degree in (24, 1))
+        rests = products(low), products_rests(low), products_error(low)
+        return products(given), products_noise(given, q), *local_products(given), rests
 
-    fourth, gradients, bends, straight = found(k, q)
+    fourth, gradients, bends, straight, (low, rests, error) = found(k, q)
+    off = np.abs(low - fourth)
+    assert (off < rests + 1e-12).all()
+    assert off.max() > 1e-6
+    assert rests.max() < 30 * off.max()
+    variances = (
+        np.diagonal(pack_covariance(expected)) - np.einsum("ai,bi,i->ab", s[0], s[0], weights)[np.triu_indices(4)] ** 2
+    )
+    np.testing.assert_allclose(error, np.max(rests / np.sqrt(np.outer(variances, variances))), rtol=1e-6)
     np.testing.assert_allclose(unpack_covariance(fourth), expected, rtol=1e-9)
     np.testing.assert_allclose(unpack_covariance(gradients), noise, rtol=1e-8)
     bent = np.einsum("ai,bi,ai,bi,i->ab", s[2], s[0], s[0], s[0], weights)  # by aa, with cd = ab
@@ -659,6 +686,22 @@ def test_layer_gradients_in_reverse_and_by_differences(closure):
     )
     differences = (8 * np.stack(near, axis=1) - np.stack(far, axis=1)) / 1.2e-3
     np.testing.assert_allclose(both(values)[1], differences, rtol=1e-6, atol=1e-8)
+
+
+def test_the_drift_of_the_sigma_kernel_is_that_of_a_thin_layer():
+    """The drift takes expectations once. It is the limit of what a layer adds, over its depth."""
+    closure, model = keft.SigmaKernel(2), keft.Model(keft.Polynomial(jnp.array([0.2, 0.8, 0.15])), 0.9, 0.2)
+
+    @jax.jit
+    def rates(k):
+        state = closure.init(model, k)
+        state = state._replace(K1=jnp.array([0.3]), m_S=jnp.array([-0.2]))
+        thin = [closure.step(model, state, dt) for dt in (jnp.array(1e-4), jnp.array(2e-4))]
+        return closure.drift(model, state), *(jax.tree.map(lambda x, y: (x - y) / 1e-4, a, state) for a in thin)
+
+    drift, near, far = rates(jnp.array([1.3]))
+    for exact, one, two in zip(drift, near, far, strict=True):
+        np.testing.assert_allclose(exact, 2 * one - 0.5 * two, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.thorough

@@ -143,7 +143,6 @@ def check(own):
     return keft.coordinate_check(**STACK, layers=LAYERS, own=own)
 
 
-@pytest.mark.thorough
 def test_own_networks_are_measured_as_numpy_would(check, own):
     for i, n in enumerate(sorted(own)):
         G = np.einsum("xtaa->xta", own[n].astype(np.float64))
@@ -154,7 +153,6 @@ def test_own_networks_are_measured_as_numpy_would(check, own):
         np.testing.assert_allclose(measured.stderr, G.std(axis=0, ddof=1) / 20, rtol=1e-12)
 
 
-@pytest.mark.thorough
 def test_networks_of_the_model_agree_with_the_prediction(check):
     """Mean and spread of 400 networks a width: the mean to 4 standard errors at each of 3 depths (false alarms 2e-4 a
     width).
@@ -168,7 +166,6 @@ def test_networks_of_the_model_agree_with_the_prediction(check):
         np.testing.assert_allclose(measured.spread[1:], check.spread_at(n)[1:], rtol=0.15 + 1 / n)
 
 
-@pytest.mark.thorough
 def test_networks_of_other_weights_are_seen(own):
     """Networks with C_W = 2.5 instead of 2 are detected: the mean at the last layer changes by a tenth, and the
     standard error of 400 networks is 1.5 %."""
@@ -194,7 +191,6 @@ WIDTHS = {  # deviations and standard errors at a tolerance of 5 %
 }
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("sampled", "words", "width"),
     [

@@ -6,6 +6,7 @@ differences; NumPy quadrature; Wishart matrices, which are kernels of known law.
 
 import functools
 import json
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -47,7 +48,6 @@ def linear_residual(linear):
     return keft.covariance_residual(linear, LINEAR)
 
 
-@pytest.mark.thorough
 def test_residual_of_a_linear_network(linear_residual):
     """Every part in closed form at n = 8; 16,384 networks, standard errors near 1 %; 9 numbers within 4.5 of them:
     false alarms 6e-5."""
@@ -64,7 +64,6 @@ def test_residual_of_a_linear_network(linear_residual):
         assert abs(value.transport[i, 0, 0, 0, 0]) < 1e-5 * V4
 
 
-@pytest.mark.thorough
 def test_residual_is_what_one_layer_adds(linear, linear_residual):
     """V4' - V4 over eps^2 is the equation and its residual: two sides of the same networks, apart by the noise of one
     layer."""
@@ -240,6 +239,17 @@ def thinned(solution, every):
     return eqx.tree_at(lambda s: (s.ts, s.packed), solution, moments)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_constant_source_drives_K1_in_closed_form(decay):
+    """K1' = C_W U1 - c K1 with U1 = 1: C_W t, and C_W (1 - exp(-c t)) / c by the trapezoidal rule, whose error is c^2
+    step^2 / 12 of it at most."""
+    ts = np.array([0.0, 0.1, 0.25, 0.5])
+    result = SimpleNamespace(ts=ts, U1=np.ones((4, 1, 1)), K0=np.ones((4, 1, 1)), eps=None)
+    K1 = keft.driven_K1(result, keft.Model(keft.Linear(), C_W, decay=decay)).value[:, 0, 0]
+    expected = C_W * (-np.expm1(-decay * ts) / decay if decay else ts)
+    np.testing.assert_allclose(K1, expected, rtol=(decay * 0.25) ** 2 / 12 + 1e-12)
+
+
 @pytest.mark.thorough
 def test_K1_is_driven_by_its_source(tower, kernel_alone):
     """`driven_K1` converges to K1 as the saved depths become dense: the error of the trapezoidal rule falls by four
@@ -257,7 +267,6 @@ def test_K1_is_driven_by_its_source(tower, kernel_alone):
         keft.driven_K1(eqx.tree_at(lambda s: s.ts, tower, tower.ts + 0.1))
 
 
-@pytest.mark.thorough
 def test_kurtosis_of_a_linear_network(linear):
     """n (E[phi^4] / E[phi^2]^2 - 3) in closed form: 3 depths within 4.5 standard errors, and its limit of large n."""
     measured = keft.kurtosis(linear)
@@ -311,7 +320,6 @@ def window():
     )
 
 
-@pytest.mark.thorough
 def test_depths_where_a_closure_holds(window):
     # c = eps^2 C_W. A layer has V4' = (1 + c)^2 V4 + (4 c + 2 c^2) K^2, which the tower knows; the closure below leaves
     # out c^2.
@@ -330,7 +338,6 @@ def test_depths_where_a_closure_holds(window):
     assert window.reach["itself"]["V4"].t_star == window.reach["itself"]["K1"].t_star == np.inf
 
 
-@pytest.mark.thorough
 def test_widths_where_order_1_over_n_is_enough(window):
     """V4 of linear networks at every width exactly: deviations within 4 s.e. of it (4,096 networks), and the n* that
     follows confirmed."""
@@ -344,7 +351,6 @@ def test_widths_where_order_1_over_n_is_enough(window):
         assert w.stderr < 0.3 * exact
 
 
-@pytest.mark.thorough
 def test_scatter_of_networks_asks_for_no_width(window):
     """K1 of linear networks is zero at every width, and 4,096 networks know it to 1 % of K0, ten times the tolerance:
     the pilot's scatter is no deviation, from which a width would follow."""

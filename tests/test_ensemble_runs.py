@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tqdm import tqdm
 from workers import (
     LONG,
     PAIR,
@@ -38,6 +39,8 @@ from workers import (
 from kernel_eft_jax.activations import Erf, Smooth
 from kernel_eft_jax.ensemble import BlockSampler, estimate, plan, run, sample_kernels
 from kernel_eft_jax.ensemble.checkpoint import Checkpoint
+from kernel_eft_jax.ensemble.simulate import Problem
+from kernel_eft_jax.ensemble.statistics import GROUPS, CentredSums, Sums
 from kernel_eft_jax.model import Model
 
 
@@ -512,6 +515,55 @@ def test_target_stops_the_run_where_it_said(key, capsys, monkeypatch):
         assert (
             small(key, networks=1000, control=False, target=(lambda q: q.V4[-1, 0, 0, 0, 0], wanted)).networks == 1000
         )
+
+
+def at_target(wanted, capsys, function=lambda total: total.first.sum() / total.networks):
+    """Whether a run ends, the length of its bar, and what is said, of a mean over 50 groups of 10 networks each whose
+    standard error is one tenth."""
+    x = np.random.default_rng(0).standard_normal(50)
+    x = 0.1 * np.sqrt(50) * (x - x.mean()) / x.std(ddof=1)
+    sums = Sums.of(np.full(50, 10), 10 * x[:, None, None], np.zeros((50, 1, 1, 1)), 50)
+    division = plan.Plan(10_000, 16, 1, 1, 1, 1, 0)
+    with tqdm(file=io.StringIO()) as bar:
+        end = run.reached((function, wanted), sums, division, [64, 128, 256], bar, 0.5)
+        return end, bar.total, capsys.readouterr().err
+
+
+def test_a_target_says_how_many_networks_it_needs(capsys):
+    """The error falls like one over the root of the number of networks: half of it needs four times as many, and the
+    run ends at the first look behind them. 50 groups tell this number to 20 %."""
+    assert at_target(0.11, capsys) == (True, 500, "")
+    end, total, said = at_target(0.05, capsys)
+    assert (end, total) == (False, 2048)
+    assert "error 0.1 after 500 networks, 0.05 needs about 2,000 (to 20%): 1,548 more networks take 12:54" in said
+    end, total, said = at_target(0.01, capsys)
+    assert (end, total) == (False, 10_000)
+    assert "it will be about 0.0224 when `networks` ends the run" in said
+    with pytest.raises(ValueError, match="`target` has standard error nan after 500 networks"):
+        at_target(0.1, capsys, lambda total: np.nan)
+
+
+def test_a_target_is_looked_at_when_all_groups_hold_as_much():
+    """First with as few blocks as make GROUPS groups, then after whole rounds, at distances that grow by a tenth; the
+    looks before an interruption are not repeated."""
+    looks = run._checks(100 * GROUPS, -1, GROUPS // 4)
+    assert looks[:5] == [4, 8, 16, GROUPS, 2 * GROUPS]
+    assert all(blocks % GROUPS == 0 for blocks in looks[3:])
+    later = np.array(looks[3:]) / GROUPS
+    assert (np.diff(later) <= np.maximum(1, 0.1 * later[:-1] + 1)).all()
+    assert run._checks(100 * GROUPS, 2 * GROUPS, GROUPS // 4) == looks[5:]
+    assert run._checks(100 * GROUPS, -1, 1) == looks[3:]
+
+
+@pytest.mark.parametrize(("part", "at"), [("centre", (1, 1)), ("second", (1, 1, 1))])
+def test_networks_that_turn_non_finite_are_named(part, at):
+    """G_01 at the second saved depth, of the block that begins with network 40."""
+    moments = CentredSums(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 3, 3)))
+    getattr(moments, part)[at] = np.inf
+    one = jnp.ones(1, jnp.float32)
+    problem = Problem(Model(Erf(), 2.0), BlockSampler(), jnp.eye(2), one, one, jnp.array([3, 7]), None, 8)
+    with pytest.raises(FloatingPointError, match=r"entry \[0, 1\] of G at layer 7, in the .* from number 40 on"):
+        run.check_finite(moments, problem, 40)
 
 
 @pytest.mark.thorough

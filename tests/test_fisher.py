@@ -11,7 +11,7 @@ import pytest
 from scipy.special import erf
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.inference import Experiment, fisher
+from kernel_eft_jax.inference import Experiment, Information, fisher
 from kernel_eft_jax.inference.likelihood import kernel_moments
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
@@ -41,11 +41,10 @@ def test_fluctuations_tell_the_width_like_any_variance():
     np.testing.assert_allclose(info.stderr / info.values, np.sqrt(2 / (B - 1)), rtol=1e-9)
 
 
-@pytest.mark.thorough
 def test_information_grows_with_networks_and_adds_up():
-    names, closure = ("C_W", "C_b"), keft.GOnly()
-    e = Experiment(keft.Model(keft.Erf(), 2.0, 0.2), K0, width=64, layers=LAYERS, eps=EPS)
-    once, many = fisher(e, names, networks=100, closure=closure), fisher(e, names, networks=300, closure=closure)
+    """A mean of 300 networks tells as much as three means of 100."""
+    e = Experiment(keft.Model(keft.Linear(), 1.5, 0.3), [[1.2]], width=32, layers=(1, 3), eps=0.4)
+    once, many = (fisher(e, ("C_W", "C_b"), networks=B, closure=keft.GOnly()) for B in (100, 300))
     np.testing.assert_allclose((once + once + once).matrix, many.matrix, rtol=1e-12)
     np.testing.assert_allclose(many.stderr, once.stderr / np.sqrt(3), rtol=1e-12)
     assert np.isclose(once.condition, many.condition)
@@ -71,6 +70,28 @@ def test_a_lost_direction_is_named():
     assert "the data tell only `C_W` * `eps`^2 and `C_b` * `eps`^2, not each parameter by itself." in info.describe()
     with pytest.raises(ValueError, match=r"not each parameter by itself\. Hold one of these parameters fixed"):
         _ = info.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "told", "words"),
+    [
+        ([2.0, 0.4], [0.5, 5.0], "the data tell only `C_W` * `eps`^2, not each parameter by itself."),
+        ([2.0, 0.3], [1.0, -1.0], "The combined change `eps` : `C_W` = 1 : 1 leaves the law of the data unchanged"),
+        ([2.0, 0.4], [0.0, 1.0], "`C_W` alone leaves the law of the data unchanged at these values: no data can tell"),
+        ([2.0, 0.0], [1.0, 1.0], "The combined change `eps` : `C_W` = 1 : -1 leaves"),
+    ],
+    ids=["product", "sum", "alone", "zero"],
+)
+def test_what_one_number_leaves_open_is_named(values, told, words):
+    """Data that tell one function of C_W and eps, whose gradient is `told`: log(C_W eps^2), or C_W - eps, or eps
+    alone."""
+    values = np.array(values)
+    scales = np.where(values == 0, 1.0, values)
+    info = Information(("C_W", "eps"), values, scales, np.outer(told, told), 0.0, keft.GOnly())
+    assert words in info.describe()
+    with pytest.raises(ValueError, match="Hold one of these parameters fixed, or add an experiment"):
+        _ = info.covariance
+    assert info.condition == np.inf
 
 
 @pytest.mark.thorough

@@ -5,6 +5,7 @@ activation E[G] = K0 exactly at every width, so any miss is the fault of the fit
 """
 
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 from scipy.special import erf
 
 import kernel_eft_jax as keft
@@ -263,6 +264,77 @@ def test_a_search_evaluates_no_point_twice(sign, expected):
     np.testing.assert_array_equal(prediction.statistics, valley(end))
     assert len(seen) > 10
     assert len(set(seen)) == len(seen)
+
+
+class Line(NamedTuple):
+    """A theory that is linear in its parameters."""
+
+    statistics: np.ndarray
+    jacobian: np.ndarray
+
+
+A, Y = np.array([[2.0, 0.5], [0.3, 1.0], [1.0, 1.0]]), np.array([1.0, -2.0, 0.5])
+
+
+def descend(optimiser, least=-np.inf):
+    """First-order steps to the least |A x - Y|^2 with x_1 above `least`."""
+    evaluate = lambda x: Line(A @ x, A)  # noqa: E731
+    problem = SimpleNamespace(
+        evaluate=evaluate, residual=lambda p, W: W @ (p.statistics - Y), least=np.array([-np.inf, least])
+    )
+    start = np.array([1.0, 1.0])
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer and float arrays
+        return search.gradient_steps(optimiser)(problem, start, evaluate(start), np.eye(3))
+
+
+@pytest.mark.parametrize("least", [-np.inf, -0.5], ids=["inside", "at the bound"])
+def test_first_order_steps_end_at_the_least_squares_inside_the_bounds(least):
+    """SciPy's solution of the linear problem, to 1e-3 of the errors, which are the roots of the diagonal of (A^T
+    A)^-1."""
+    end, prediction, converged, message = descend(optax.sgd(0.5), least)
+    expected = optimize.lsq_linear(A, Y, ([-np.inf, least], np.inf)).x
+    errors = np.sqrt(np.diagonal(np.linalg.inv(A.T @ A)))
+    np.testing.assert_allclose((end - expected) / errors, 0, atol=2e-3)
+    np.testing.assert_array_equal(prediction.statistics, A @ end)
+    assert converged
+    assert message == "The search ended: the gradient vanishes."
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(-1e200, "left the region where kernels are finite"), (1e-9, "did not end within 20 steps: take larger steps")],
+)
+def test_first_order_steps_say_why_they_did_not_end(rate, words, monkeypatch):
+    monkeypatch.setattr(search, "MOST_STEPS", 20)
+    with np.errstate(over="ignore", invalid="ignore"):
+        end, _, converged, message = descend(optax.sgd(rate))
+    assert not converged
+    assert np.isfinite(end).all()
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("gain", "opens", "says"),
+    [
+        (0.1, False, ""),
+        (1.0, False, "The weights still changed the estimates by 1 standard"),
+        (0.1, True, "leave a par"),
+    ],
+)
+def test_a_search_is_repeated_until_the_weights_move_nothing(gain, opens, says):
+    """Each round moves the estimate by `gain` times the last move. A round ends the search where it moves less than
+    0.01 errors; six rounds, or a parameter that is left open, end the search without success."""
+    moves = iter(gain ** np.arange(10.0))
+
+    def again(problem, x, prediction, W):
+        return x + next(moves), prediction, True, "The search ended."
+
+    problem = SimpleNamespace(weigh=lambda p: np.eye(1), undetermined=lambda p, W: np.array([opens]))
+    end, _, converged, message = search.reweighted(again, problem, np.zeros(1), Line(np.zeros(1), np.eye(1)))
+    rounds = 1 if opens else 4 if gain < 1 else 6
+    np.testing.assert_allclose(end, np.sum(gain ** np.arange(rounds)))
+    assert converged == (says == "")
+    assert says in message
 
 
 LEAKY, OF_LEAKY = keft.LeakyReLU(0.2), ("C_W", "C_b", "K0_scale", "activation.slope")

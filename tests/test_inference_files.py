@@ -1,6 +1,7 @@
 """Kernels from files and arrays of users: what is read is what was saved, and each mistake gets a sentence with its
 remedy."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 import kernel_eft_jax as keft
+from kernel_eft_jax.ensemble.observables import InfiniteWidth, recorded
+from kernel_eft_jax.ensemble.statistics import Sums
 from kernel_eft_jax.inference import Experiment, fit, fit_record, read_kernels
-from kernel_eft_jax.inference.data import observe
+from kernel_eft_jax.inference.data import check_same, observe
+from kernel_eft_jax.pairs import pack
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 LAYERS, WIDTH, EPS, NETWORKS = [1, 3], 32, 0.4, 20
@@ -46,6 +50,7 @@ def test_kernels_come_from_a_file(tmp_path):
             {"eps": [[0.1]] * 2},
             r"eps in .*kernels\.npz must be one number, or one for each layer, but has shape \(2, 1\)",
         ),
+        ({"eps": [0.1] * 2}, r"eps in .*kernels\.npz must be one number, or 3 of them, but holds 2"),
         ({"eps": "small"}, r"eps in .*kernels\.npz has dtype <U5: save it as float64"),
         ({"G": draw() + 0j}, r"G in .*kernels\.npz has dtype complex128: save it as float64"),
         (
@@ -180,3 +185,110 @@ def test_an_asymmetry_is_rounding_up_to_the_precision_of_the_data():
             else:
                 with pytest.raises(ValueError, match=r"G\[0, 1\] of network 5 at layer 1"):
                     observe(off.astype(dtype), EXPERIMENT, False)
+
+
+# --- estimates --------------------------------------------------------------------------------------------------------
+
+
+def estimate_of(G):
+    """The Estimate of networks of the experiment with these kernels, in ten groups of two."""
+    names = [average.name for average in recorded(control=False)[0]]
+    g = G[..., *np.triu_indices(2)]
+    x = np.concatenate([g if name in ("G", "S") else np.ones_like(g) for name in names], axis=-1)
+    x = x.reshape(10, 2, *x.shape[1:])
+    y = x[..., : 3 * recorded(control=False)[1]]
+    sums = Sums.of(np.full(10, 2), x.sum(axis=1), np.einsum("gbtm,gbtn->gtmn", y, y), parts=10)
+    K = np.asarray(pack(EXPERIMENT.K0)) * (1 + EPS**2 * 1.5) ** np.array(LAYERS)[:, None]
+    limit = InfiniteWidth(K, K)
+    return keft.Estimate.of(sums, limit, WIDTH, np.array(LAYERS), np.array(EPS), False, EXPERIMENT.model)
+
+
+@pytest.fixture(scope="module")
+def estimated():
+    return estimate_of(draw())
+
+
+def test_an_estimate_holds_what_its_kernels_hold(estimated):
+    """Mean kernels and covariances; the mean of ten groups has a tenth of the covariance of one."""
+    by_kernels, by_sums = (observe(data, EXPERIMENT, True) for data in (draw(), estimated))
+    np.testing.assert_allclose(by_sums.statistics, by_kernels.statistics, rtol=1e-10)
+    assert by_sums.networks == by_kernels.networks == NETWORKS
+    of_groups = by_kernels.replicates.reshape(10, 2, -1).mean(axis=1)
+    np.testing.assert_allclose(by_sums.replicates, of_groups, rtol=1e-9, atol=1e-12)
+    means = np.eye(6, len(by_sums.statistics))
+    np.testing.assert_allclose(by_sums.scatter(means), np.cov(of_groups[:, :6].T) / 10, rtol=1e-9)
+
+
+def experiment_of(**changes):
+    """The experiment of the estimate with other settings."""
+    settings = {"model": EXPERIMENT.model, "K0": K0, "width": WIDTH, "layers": LAYERS, "eps": EPS} | changes
+    return Experiment(settings.pop("model"), settings.pop("K0"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "free", "words"),
+    [
+        ({"width": 64}, (), "with width = 32, the experiment holds it at 64"),
+        ({"model": keft.Model(keft.Linear(), 1.4)}, (), r"with C_W = 1\.5, the experiment holds it at 1\.4"),
+        ({"model": keft.Model(keft.Linear(), 1.5, 0.1)}, ("C_W",), r"with C_b = 0, the experiment holds it at 0\.1"),
+        ({"model": keft.Model(keft.Erf(), 1.5)}, (), "networks of Model Linear.*, the experiment of Model Erf"),
+        ({"eps": 0.3}, (), r"with eps = 0\.4 in layer 1, the experiment holds it at 0\.3"),
+        ({"eps": [0.4, 0.4, 0.5]}, (), r"with eps = 0\.4 in layer 3, the experiment holds it at 0\.5"),
+        (
+            {"K0": 1.1 * K0},
+            (),
+            r"infinite width at layer 1 has entry \[0, 0\] = 1\.24, and the experiment's K0 gives 1\.364",
+        ),
+    ],
+)
+def test_an_estimate_of_other_networks_is_refused(estimated, changes, free, words):
+    with pytest.raises(ValueError, match=words):
+        check_same(estimated, experiment_of(**changes), free)
+
+
+def test_what_is_free_may_start_elsewhere(estimated):
+    """A parameter; one eps of all layers, which then must be one in the data; the scale of the inputs, but not their
+    ratios. Of a model that the file does not hold only width, steps and inputs at layer zero are known."""
+    check_same(estimated, EXPERIMENT, ())
+    other = experiment_of(model=keft.Model(keft.Linear(), 1.2, 0.1), eps=0.3)
+    check_same(estimated, other, ("C_W", "C_b", "eps"))
+    steps = dataclasses.replace(estimated, eps=np.array([0.4, 0.4, 0.5]))
+    with pytest.raises(ValueError, match=r"eps = 0\.5 in layer 3, the experiment has one eps in all layers"):
+        check_same(steps, EXPERIMENT, ("eps",))
+    no_model = dataclasses.replace(estimated, model=None)
+    check_same(no_model, experiment_of(model=keft.Model(keft.Erf(), 2.0), K0=2 * K0), ())
+    from_zero = dataclasses.replace(no_model, layers=np.array([0, 3]), K0=np.stack([3 * K0, K0]))
+    check_same(from_zero, EXPERIMENT, ("K0_scale",))
+    with pytest.raises(ValueError, match=r"at layer 0 has entry \[0, 0\] = 3, and the experiment's K0 gives 1"):
+        check_same(from_zero, EXPERIMENT, ())
+    with pytest.raises(ValueError, match="at layer 0 has entry"):
+        check_same(from_zero, experiment_of(K0=np.eye(2)), ("K0_scale",))
+
+
+def test_an_estimate_of_another_hidden_width_is_refused(estimated):
+    """The ratios of matrices are no parameters, but networks depend on them."""
+    two, one = (keft.Model([keft.Dense(1.0, ratio=ratio), keft.Linear(), keft.Dense(1.5)]) for ratio in (2, 1))
+    with pytest.raises(ValueError, match=r"matrices have the ratios \[2, 1\], those of the experiment have \[1, 1\]"):
+        check_same(dataclasses.replace(estimated, model=two), experiment_of(model=one), ())
+
+
+def test_estimates_that_no_error_follows_from_are_refused(estimated):
+    with pytest.raises(ValueError, match=r"has layers \(1, 3\) and 2 inputs, the experiment \(2, 4\) and 2"):
+        observe(estimated, experiment_of(layers=[2, 4]), False)
+    with pytest.raises(ValueError, match=r"has layers \(1, 3\) and 2 inputs, the experiment \(1, 3\) and 1"):
+        observe(estimated, experiment_of(K0=K0[:1, :1]), False)
+    with pytest.raises(ValueError, match="shows no scatter between its networks"):
+        observe(estimate_of(np.tile(draw()[:2], (10, 1, 1, 1))), EXPERIMENT, False)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (EXPERIMENT.model, "must be kernels of sampled networks or an Estimate, but is a Model"),
+        (draw()[:, 0], r"must be kernels of shape .*\(networks, 2, 2, 2\), or an Estimate, but has shape \(20, 2, 2\)"),
+        (draw()[:4], "must hold 16 networks or more to show their scatter, but holds 4"),
+    ],
+)
+def test_data_of_other_kinds_are_refused(data, words):
+    with pytest.raises(ValueError, match=words):
+        observe(data, EXPERIMENT, False)

@@ -180,10 +180,19 @@ def test_pairs_have_the_numbers_that_they_have_alone(layered):
     np.testing.assert_allclose(layered.ts, [0.25, 0.75])
 
 
-@pytest.mark.thorough
-def test_pairs_are_saved_and_loaded(layered, tmp_path):
-    """A file gives back the numbers and what made them."""
-    found = layered
+CHOSEN = [(0, 1, 2, 2), (1, 1, 0, 0), (0, 1, 0, 2)]
+BY_KERNEL = {"layers": [1, 3], "eps": 0.5, "closure": keft.GOnly()}
+
+
+@pytest.fixture(scope="module")
+def by_kernel():
+    return keft.solve_pairs(ERF, K0, **BY_KERNEL, quadruples=CHOSEN, progress=False)
+
+
+@pytest.mark.parametrize("solution", ["by_kernel", pytest.param("layered", marks=pytest.mark.thorough)])
+def test_pairs_are_saved_and_loaded(solution, tmp_path, request):
+    """A file gives back the numbers and what made them, with and without truncation errors."""
+    found = request.getfixturevalue(solution)
     again = keft.load(found.save(tmp_path / "pairs.nc"))
     for name in ("ts", "K0", "K1", "variance", "K1_truncation", "V4", "quadruples"):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
@@ -191,12 +200,10 @@ def test_pairs_are_saved_and_loaded(layered, tmp_path):
     assert again.layers == (1, 3)
 
 
-def test_pairs_and_quadruples_have_the_numbers_of_the_whole():
+def test_pairs_and_quadruples_have_the_numbers_of_the_whole(by_kernel):
     """K0, K1, variances and chosen entries of three inputs, layer by layer: those of the three inputs together."""
-    chosen = [(0, 1, 2, 2), (1, 1, 0, 0), (0, 1, 0, 2)]
-    depth = {"layers": [1, 3], "eps": 0.5, "closure": keft.GOnly()}
-    found = keft.solve_pairs(ERF, K0, **depth, quadruples=chosen, progress=False)
-    whole = keft.solve(ERF, K0, **depth)
+    chosen, found = CHOSEN, by_kernel
+    whole = keft.solve(ERF, K0, **BY_KERNEL)
     np.testing.assert_allclose(found.K0, whole.K0, rtol=1e-5)
     np.testing.assert_allclose(found.K1, whole.K1, atol=1e-5)
     np.testing.assert_allclose(found.variance, np.einsum("tabab->tab", whole.V4), rtol=1e-5)

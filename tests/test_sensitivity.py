@@ -1,5 +1,6 @@
 """`sensitivity`: against closed forms for a linear activation, and central differences of `solve` elsewhere."""
 
+import equinox as eqx
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from kernel_eft_jax.inference import sensitivity
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 TS, EPS, LAYERS = np.array([0.32, 0.64]), 0.4, [2, 4]
+LINEAR = {"layers": [0, *LAYERS], "eps": EPS, "closure": keft.GOnly()}
 
 
 @pytest.mark.slow
@@ -33,8 +35,8 @@ def test_linear_networks_in_closed_form(closure):
 def test_linear_layers_in_closed_form_and_as_elasticities():
     """Without biases K0 = (1 - eps^2 c + eps^2 C_W)^l K: one per cent of eps is two of C_W at c = 0, one of K is one of
     K0 and two of V4."""
-    C_W, eps, layers = 1.5, EPS, np.array(LAYERS)
-    s = sensitivity(keft.Model(keft.Linear(), C_W), [[1.2]], layers=LAYERS, eps=eps, closure=keft.GOnly())
+    C_W, eps, layers = 1.5, EPS, np.array([0, *LAYERS])
+    s = sensitivity(keft.Model(keft.Linear(), C_W), [[1.2]], **LINEAR)
     rate = eps**2 * C_W
     relative = layers * rate / (1 + rate)
     np.testing.assert_allclose(s.elasticity("C_W").K0[:, 0, 0], relative, rtol=1e-10)
@@ -138,23 +140,29 @@ def test_every_derivative_is_the_limit_of_differences(build, names, values, clos
 
 def test_a_plain_network_has_no_derivative_by_its_skip():
     """decay eps^2 = 1: K0 = C_W^l K. The skip a is zero, and a itself has no derivative by decay and eps there."""
-    s = sensitivity(keft.Model(keft.Linear(), 1.5, decay=1.0), [[1.2]], layers=[3], eps=1.0, closure=keft.GOnly())
+    s = sensitivity(keft.Model(keft.Linear(), 1.5, decay=1.0), [[1.2]], **(LINEAR | {"eps": 1.0}))
     assert s.names == ("C_W", "C_b", "K0[0, 0]")
-    np.testing.assert_allclose(s["C_W"].K0, 3 * 1.5**2 * 1.2, rtol=1e-12)
+    np.testing.assert_allclose(s["C_W"].K0.ravel(), [0, 2 * 1.5 * 1.2, 4 * 1.5**3 * 1.2], rtol=1e-12)
 
 
 def test_an_unknown_name_lists_those_that_exist():
-    s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], layers=LAYERS, eps=EPS, closure=keft.GOnly())
+    s = sensitivity(keft.Model(keft.Linear(), 1.0), [[1.0]], **LINEAR)
     with pytest.raises(KeyError, match=r"no parameter `width`; there are .*'C_W'"):
         s["width"]
 
 
-@pytest.mark.thorough
-def test_sensitivities_are_drawn_where_they_matter():
-    """One input's kernel does not feel the other; of a bias or an entry of zero there is no per cent: the legend says
-    which."""
-    model, depth = keft.Model(keft.Linear(), 1.5), {"layers": [0, *LAYERS], "eps": EPS}
-    s = sensitivity(model, np.diag([1.0, 0.6]), **depth, closure=keft.GOnly())
+@pytest.mark.parametrize(
+    ("C_b", "K", "zero", "less"),
+    [
+        pytest.param(0.0, np.diag([1.0, 0.6]), "C_b, decay, K0[0, 1]", "K0[1, 1]", marks=pytest.mark.thorough),
+        (1e-6, np.eye(1), "decay", "C_b"),
+    ],
+    ids=["two inputs", "one input"],
+)
+def test_sensitivities_are_drawn_where_they_matter(C_b, K, zero, less):
+    """One input's kernel does not feel the other, and hardly a small bias; of a bias or an entry of zero there is no per
+    cent: the legend says which."""
+    s = sensitivity(keft.Model(keft.Linear(), 1.5, C_b), K, **LINEAR)
     assert s["C_b"].K0[-1, 0, 0] > 0.6  # t, and more
     figure = plot_sensitivity(s)
     panels = figure.axes
@@ -162,18 +170,34 @@ def test_sensitivities_are_drawn_where_they_matter():
         assert panel.get_legend_handles_labels()[1] == ["C_W", "K0[0, 0]", "eps"]
     np.testing.assert_allclose(panels[0].get_lines()[0].get_ydata(), s.elasticity("C_W").K0[:, 0, 0])
     assert [text.get_text() for text in figure.legends[0].get_texts()[-2:]] == [
-        "zero, so no relative change:\nC_b, decay, K0[0, 1]",
-        "less effect:\nK0[1, 1]",
+        f"zero, so no relative change:\n{zero}",
+        f"less effect:\n{less}",
     ]
     # K1 of a linear network is zero: nothing is relative to it.
     assert all(np.isnan(line.get_ydata()).all() for line in panels[2].get_lines()[:3])
     assert "zero" in panels[2].texts[0].get_text()
 
 
-@pytest.mark.thorough
-def test_nothing_is_drawn_relative_to_zero():
-    """K1 is zero at depth zero, and a relative derivative there would be 0 / 0."""
-    s = sensitivity(keft.Model(keft.Sin(), 1.5), [[1.2]], layers=[0, 1, 2], eps=EPS, closure=keft.GOnly())
+def assert_nothing_is_drawn_at_depth_zero(s):
     drawn = np.asarray(plot_sensitivity(s).axes[2].get_lines()[0].get_ydata())
     assert np.isnan(drawn[0])
     np.testing.assert_allclose(drawn[1:], s.elasticity("C_W").K1[1:, 0, 0])
+    assert np.isfinite(drawn[1:]).all()
+
+
+@pytest.mark.thorough
+def test_nothing_is_drawn_relative_to_zero():
+    """K1 is zero at depth zero, and a relative derivative there would be 0 / 0."""
+    model = keft.Model(keft.Sin(), 1.5)
+    assert_nothing_is_drawn_at_depth_zero(sensitivity(model, [[1.2]], layers=[0, 1, 2], eps=EPS, closure=keft.GOnly()))
+
+
+def test_nothing_is_drawn_relative_to_a_K1_that_starts_at_zero():
+    """K1 = -C_W t in place of the zero of linear networks: one per cent of C_W is one per cent of K1, but nothing at
+    t = 0."""
+    s = sensitivity(keft.Model(keft.Linear(), 1.5), [[1.2]], **LINEAR)
+    t = np.asarray(s.solution.ts)[:, None]
+    slopes = np.stack([-t * (name == "C_W") for name in s.names])
+    s = eqx.tree_at(lambda s: (s.solution.packed.K1, s.packed.K1), s, (-1.5 * t, slopes))
+    np.testing.assert_allclose(s.elasticity("C_W").K1[1:, 0, 0], 1)
+    assert_nothing_is_drawn_at_depth_zero(s)

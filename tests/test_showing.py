@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.diagnostics import compare
+from kernel_eft_jax.figures import plot_trajectories
 from kernel_eft_jax.showing import rounded
 
 MODEL = keft.Model(keft.Erf(), 1.5, 0.1)
@@ -61,6 +62,15 @@ def shows_itself(result, name):
 
 def test_a_solution_shows_itself(theory):
     shows_itself(theory, "Solution")
+
+
+def test_several_solutions_are_drawn_in_one_figure(theory):
+    """V4 and K1 of the entry that is asked for, a curve for each solution."""
+    V4, K1 = plot_trajectories({"one": theory, "two": theory}, (0, 1), title="").axes
+    assert [ax.get_title() for ax in (V4, K1)] == ["$V_{4;01,01}$", "$K_{1;01}$"]
+    for ax, values in ((V4, theory.V4[:, 0, 1, 0, 1]), (K1, theory.K1[:, 0, 1])):
+        curves = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+        np.testing.assert_array_equal([curves["one"], curves["two"]], [values, values])
 
 
 @pytest.mark.thorough

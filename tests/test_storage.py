@@ -49,6 +49,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, tmp_path):
 def test_a_loaded_estimate_can_do_what_the_original_could(tmp_path):
     loaded = storage.load(storage.save(result("control"), tmp_path / "result.nc"))
     assert isinstance(loaded, Estimate)
+    assert repr(loaded) == repr(result("control"))
     ratio = [e.jackknife(lambda q: q.V4[-1, 0, 0, 0, 0] / q.G[-1, 0, 0] ** 2) for e in (result("control"), loaded)]
     assert ratio[0] == ratio[1]
 
@@ -183,15 +184,19 @@ def test_keys_arrays_and_nests_are_rebuilt():
 
 @pytest.mark.thorough
 def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
-    """Nor does a file ever run code: what it names must be a module of this package."""
+    """A file of networks whose function it cannot hold is read without the model."""
     model = keft.Model(keft.Smooth(jnp.tanh), 2.0)
     result = estimate(
         model, K0, width=4, depth=2, eps=0.3, networks=64, key=jax.random.key(0), control=False, progress=False
     )
     path = result.save(tmp_path / "result.nc")
     assert storage.load(path).model is None
+
+
+def test_what_a_file_cannot_hold_is_not_rebuilt():
+    """A function is named only. No file runs code: what it names must be a module of this package."""
     with pytest.raises(ValueError, match=r"holds the name of a function, .*: build the model again and pass it"):
-        storage.rebuild(storage.describe(model))
+        storage.rebuild(storage.describe(keft.Model(keft.Smooth(jnp.tanh), 2.0)))
     for text in ('{"os.system": {}}', '{"solve": {}}', '{"Tomorrow": {}}'):
         with pytest.raises(ValueError, match="which this version of the package does not have"):
             storage.rebuild(text)

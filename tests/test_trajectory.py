@@ -15,6 +15,7 @@ import pytest
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.closures import base, tower_degree
+from kernel_eft_jax.trajectory.failures import checked
 
 PUBLISHED_K0 = 0.6 + 1.4 * np.eye(4)
 CUBE = keft.Model(
@@ -297,6 +298,44 @@ def test_a_run_that_blows_up_says_where(model, options, says):
     partial = keft.solve(model, K0, throw=False, **options)
     assert np.isfinite(partial.K0[:2]).all()
     assert not np.isfinite(partial.K0[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        (
+            lambda s: s.packed.V4,
+            -2.0,
+            r"no longer valid: the variance V4\[0, 0, 0, 0\] at layer 1 is -2, below zero\. Take the closure",
+        ),
+        (
+            lambda s: s.packed.V4,
+            0.0,
+            r"square of K0\[0, 0\] = 1\.5, at t = 0\.25, is below the smallest number of float64",
+        ),
+        (lambda s: s.packed.K1, np.nan, r"no longer finite: K1\[0, 0\] at layer 1 is nan"),
+        (
+            lambda s: (s.packed.K1, s.model.branch[1].C_W),
+            np.inf,
+            r"not finite from the input kernel on\. .*: Q\[0, 0\] at K\[0, 0\] = 1 is inf",
+        ),
+        (
+            lambda s: s.stats["expectation_error"],
+            0.3,
+            r"estimated relative error of 0\.3, above 0\.\d+: the numbers are not rel",
+        ),
+        (lambda s: s.stats["expectation_error"], np.nan, r"estimated relative error of nan, above"),
+    ],
+)
+def test_a_solution_that_is_no_theory_gets_a_sentence(part, value, says):
+    """One number of a good solution is replaced by what may not stand there. Inside jit the sentence is a general one."""
+    good = keft.solve(keft.Model(keft.Linear(), 2.0), [[1.0]], layers=[1], eps=0.5, closure=keft.GOnly())
+    assert checked(good, jnp.ones(1)) is good
+    bad = eqx.tree_at(part, good, replace_fn=lambda x: jnp.full_like(x, value))
+    with pytest.raises(RuntimeError, match=says):
+        checked(bad, jnp.ones(1))
+    with pytest.raises(RuntimeError, match=r"input kernel is not finite in float64"):
+        checked(bad, jnp.array([np.inf]))
 
 
 @pytest.mark.thorough

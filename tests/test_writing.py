@@ -1,5 +1,6 @@
 """Files are whole or absent, whatever happens while they are written; two runs never write to one."""
 
+import fcntl
 import os
 import resource
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kernel_eft_jax import writing
 from kernel_eft_jax.writing import Busy, check_writable, held, target_of, write_whole
 
 ROOT = Path(__file__).parent.parent
@@ -134,6 +136,19 @@ def test_the_parts_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path):
     assert left[0] in names(tmp_path)
     write_whole(path, b"new")
     assert names(tmp_path) == ["a[1].nc", "b.nc"]
+
+
+def test_a_part_goes_unless_its_writer_holds_it(tmp_path):
+    """What a killed writer left is removed by the next one; the part of a living writer is locked, and stays."""
+    path = tmp_path / "a[1].nc"
+    for writer in ("dead", "living"):
+        writing._short(path, f"{writer}.part").write_bytes(b"half")
+    with writing._short(path, "living.part").open("rb+") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        write_whole(path, b"new")
+        assert names(tmp_path) == sorted(["a[1].nc", Path(living.name).name])
+    write_whole(path, b"newer")
+    assert names(tmp_path) == ["a[1].nc"]
 
 
 def test_a_file_is_held_by_one_and_let_go_with_its_process(tmp_path):

@@ -73,7 +73,7 @@ def _check_squares(solution, k):
     neither too small nor too large a number."""
     K0, V4 = np.asarray(solution.packed.K0), np.asarray(solution.packed.V4)
     finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))
-    lost = np.asarray(underflows(K0, V4))
+    lost = np.asarray(underflows(K0, np.abs(V4)))  # a variance below zero has a sentence of its own
     if finite and not lost.any():
         return
     start = np.asarray(unpack(k)).diagonal()
@@ -113,14 +113,10 @@ def _checked_inside_jit(solution):
 def _check_start(solution, k):
     """Check that expectations are finite at the input kernel. If they are not, the model is wrong, and not the
     depth."""
-    wrong = np.argwhere(~np.isfinite(np.asarray(solution.model.Q(unpack(k)))))
-    if wrong.size:
-        a, b = wrong[0]
-        K0 = float(unpack(k)[a, b])
-        raise RuntimeError(
-            f"The kernel map Q is not finite at the input kernel: Q[{a}, {b}] at K0[{a}, {b}] = {K0:.6g}. Look at the "
-            "activation and its parameters: its second moment must exist at this variance."
-        )
+    try:
+        solution.model.Q(unpack(k))
+    except FloatingPointError as error:
+        raise RuntimeError(f"The solve is not finite from the input kernel on. {error}") from error
 
 
 def _check_entries(solution):
