@@ -5,8 +5,11 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from kernel_eft_jax.cli import startup
@@ -45,6 +48,52 @@ cli.load_command = counted
 assert cli.main() == 0
 print(count["/jax/compilation_cache/cache_hits"], count["/jax/compilation_cache/cache_misses"], file=sys.stderr)
 """
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "expected"),
+    [
+        ("linux", "XDG_CACHE_HOME", "there/kernel-eft-jax"),
+        ("linux", None, "home/.cache/kernel-eft-jax"),
+        ("darwin", None, "home/Library/Caches/kernel-eft-jax"),
+        ("win32", "LOCALAPPDATA", "there/kernel-eft-jax"),
+        ("win32", None, "home/AppData/Local/kernel-eft-jax"),
+    ],
+)
+def test_each_system_keeps_programs_in_its_own_place(platform, variable, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path / "there"))
+    assert startup.cache_folder() == tmp_path / expected
+
+
+def test_a_command_keeps_its_programs_where_it_can(tmp_path, monkeypatch):
+    """In the folder of the system, which is made; not where a file is in its place, where a variable names another
+    folder, or where nothing is to be kept. Another thread than the main one may load a command."""
+    set_to = {}
+    monkeypatch.setattr(type(jax.config), "update", lambda self, name, value: set_to.update({name: value}))
+    monkeypatch.setenv("EQX_ON_ERROR", "raise")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(startup, "cache_folder", lambda: tmp_path / "deep" / "folder")
+    (tmp_path / "file").write_text("")
+
+    def kept(cache):
+        set_to.clear()
+        assert startup.load_command("compare", cache).__name__ == "kernel_eft_jax.cli.commands.compare"
+        assert set_to.pop("jax_enable_x64") is True
+        return set_to.get("jax_compilation_cache_dir")
+
+    assert kept(True) == str(tmp_path / "deep" / "folder")
+    assert kept(False) is None
+    monkeypatch.setattr(startup, "cache_folder", lambda: tmp_path / "file" / "folder")
+    assert kept(True) is None
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    assert kept(True) is None
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(kept, False).result() is None
 
 
 @pytest.mark.thorough

@@ -704,6 +704,27 @@ def test_the_drift_of_the_sigma_kernel_is_that_of_a_thin_layer():
         np.testing.assert_allclose(exact, 2 * one - 0.5 * two, rtol=1e-6, atol=1e-9)
 
 
+def test_fluctuations_of_linear_layers_grow_as_their_means():
+    """The sigma-kernel follows (g, y) with y = g: each layer multiplies both by 1 + eps^2 C_W."""
+    closure, model, x = keft.SigmaKernel(2), keft.Model(keft.Linear(), 1.5), jnp.array([[0.3, -2.0], [0.3, -2.0]])
+    after = jax.jit(lambda k: closure.follow(model, closure.init(model, k), x, jnp.array(0.25)))(jnp.array([1.3]))
+    np.testing.assert_allclose(after, (1 + 0.25 * 1.5) * x, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("activation", "K", "loses"),
+    [
+        (keft.HardTanh(), [[1.0, -1.0], [-1.0, 1.0]], True),  # at a kink of the one the other is at a kink too
+        (keft.HardTanh(), [[1.0, -0.9], [-0.9, 1.0]], False),
+        (keft.ReLU(), [[1.0, 2.0], [2.0, 4.0]], False),  # the other is zero at the kink
+        (keft.Tanh(), [[1.0, 1.0], [1.0, 1.0]], False),
+        (keft.HardTanh(), [[1.0]], False),
+    ],
+)
+def test_copies_lose_the_kinks_at_which_the_other_is_not_zero(activation, K, loses):
+    assert bool(eqx.filter_jit(sigma_kernel._loses_kinks)(activation, pack(jnp.array(K)))) == loses
+
+
 @pytest.mark.thorough
 def test_the_rate_of_change_of_the_tower_has_gradients_in_reverse_mode():
     """The derivative by C_W of the state's rate of change, which the continuum integrates, is the limit of

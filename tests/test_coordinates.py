@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from commands import in_an_empty_directory as in_an_empty_directory
 from commands import undrawn as undrawn
+from networks import Matrix, apply_branch, kernels
 from scipy import integrate
-from scipy.special import ndtr
+from scipy.special import erf, ndtr
 
 import kernel_eft_jax as keft
 from kernel_eft_jax import cli, recipes
@@ -132,10 +133,15 @@ LAYERS = [0, 2, 4]
 
 @pytest.fixture(scope="module")
 def own():
-    """400 networks of each of two widths, drawn with real weights."""
-    keys = {16: jax.random.key(1), 32: jax.random.key(2)}
-    options = {"networks": 400, "save_at": LAYERS, "sampler": keft.WeightSampler()}
-    return {n: keft.sample_kernels(**(STACK | {"width": n}), key=key, **options) for n, key in keys.items()}
+    """400 networks of each of two widths, drawn with real weights, by NumPy."""
+    found = {}
+    for n in (16, 32):
+        rng, branch = np.random.default_rng(n), [Matrix(1.0, 0.0, n), erf, Matrix(2.0, 0.0, n)]
+        stream = [rng.standard_normal((400, 1, n))]
+        for _ in range(STACK["depth"]):
+            stream.append(stream[-1] + 0.5 * apply_branch(branch, stream[-1], rng))
+        found[n] = np.stack([kernels(phi) for phi in stream], axis=1)[:, LAYERS]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +157,10 @@ def test_own_networks_are_measured_as_numpy_would(check, own):
         np.testing.assert_allclose(measured.mean, G.mean(axis=0), rtol=1e-12)
         np.testing.assert_allclose(measured.spread, G.std(axis=0, ddof=1), rtol=1e-12)
         np.testing.assert_allclose(measured.stderr, G.std(axis=0, ddof=1) / 20, rtol=1e-12)
+    with pytest.raises(ValueError, match="`index` must be the place of one of the 2 widths given as `own`"):
+        check.measured(2)
+    with pytest.raises(ValueError, match="no networks of yours: give `coordinate_check` their kernels as `own`"):
+        eqx.tree_at(lambda c: c.own, check, None).measured(0)
 
 
 def test_networks_of_the_model_agree_with_the_prediction(check):

@@ -553,6 +553,15 @@ def test_non_finite_is_named(key):
 
 
 @pytest.mark.thorough
+def test_kernels_fit_where_their_moments_do_not(key, monkeypatch):
+    """The remedy of a run whose second moments are too large for the memory is one."""
+    monkeypatch.setattr(plan, "host_memory", lambda: 2**23)
+    sizes = {"width": 4, "depth": 40, "eps": 0.1, "key": key}
+    with pytest.raises(MemoryError, match=r"or take `sample_kernels`"):
+        estimate(Model(Linear(), 1.0), np.eye(3), networks=1000, **sizes, progress=False)
+    assert sample_kernels(Model(Linear(), 1.0), np.eye(3), networks=1, **sizes).shape == (1, 41, 3, 3)
+
+
 def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
     """The error of a run that cannot fit says what needs the memory (second moments, single networks or kernels), and
     the remedy."""
@@ -564,7 +573,6 @@ def test_a_run_that_cannot_fit_says_what_it_needs(key, monkeypatch):
     monkeypatch.setattr(plan, "host_memory", lambda: 2**23)
     with pytest.raises(MemoryError, match=r"which has 8 MiB: .* or take `sample_kernels`"):
         estimate(linear, np.eye(3), networks=1000, **small, progress=False)
-    assert sample_kernels(linear, np.eye(3), networks=1, **small).shape == (1, 41, 3, 3)
     monkeypatch.setattr(plan, "host_memory", lambda: 2**33)
     sizes = {"depth": 40, "eps": 0.1, "networks": 1000, "key": key}
     large = {"width": 65536, **sizes}  # one network's weights: 48 GiB

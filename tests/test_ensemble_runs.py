@@ -37,7 +37,7 @@ from workers import (
 )
 
 from kernel_eft_jax.activations import Erf, Smooth
-from kernel_eft_jax.ensemble import BlockSampler, estimate, plan, run, sample_kernels
+from kernel_eft_jax.ensemble import BlockSampler, estimate, plan, processes, run, sample_kernels
 from kernel_eft_jax.ensemble.checkpoint import Checkpoint
 from kernel_eft_jax.ensemble.simulate import Problem
 from kernel_eft_jax.ensemble.statistics import GROUPS, CentredSums, Sums
@@ -61,6 +61,84 @@ def pair(start, tmp_path_factory):
     workers = [start([address, p, [SHORT | {"width": 8 + p, "seed": p}, *runs]], devices=4, code=PAIR) for p in (0, 1)]
     lines = [worker_lines(worker)[-len(runs) - 1 :] for worker in workers]  # libraries print lines of their own before
     return list(zip(*lines, strict=True)), whole
+
+
+@pytest.fixture
+def one_of_three(monkeypatch):
+    """This process is one of three; a list of what it sends, and of what is answered for all of them."""
+    sent, answers = [], []
+
+    def gather(array):
+        sent.append(array.tolist())
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return np.stack([array, *np.asarray(answer, array.dtype)])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(processes, "_gather", gather)
+    return sent, answers
+
+
+STOP = [processes.STOPS]
+GO = [processes.GOES_ON]
+
+
+def test_a_process_goes_on_if_all_do(one_of_three):
+    _, answers = one_of_three
+    answers += [[GO, GO], [GO, STOP], RuntimeError("gone")]
+    processes.meet()
+    with pytest.raises(processes.Stopped, match="because process 2 failed or was interrupted"):
+        processes.meet()
+    with pytest.raises(processes.Stopped, match="Another process of the run has ended"):
+        processes.meet()
+
+
+def test_a_process_that_fails_says_so_once(one_of_three):
+    """It sends one word, which stops the others. It sends none if it failed because it was stopped itself."""
+    sent, answers = one_of_three
+
+    @processes.together
+    def work(fault):
+        if fault:
+            raise fault
+        return processes.across(np.array([7.0]))
+
+    answers += [[GO, GO], [[8.0], [9.0]], [GO, GO]]
+    np.testing.assert_array_equal(work(None), [[7.0], [8.0], [9.0]])
+    assert sent == [GO, [7.0], GO]
+    sent.clear()
+    answers.append([STOP, STOP])
+    with pytest.raises(KeyboardInterrupt):
+        work(KeyboardInterrupt())
+    assert sent == [STOP]
+    sent.clear()
+    answers.append([STOP, GO])
+    with pytest.raises(processes.Stopped, match="because process 1 failed"):
+        work(None)
+    assert sent == [GO]
+
+
+def test_settings_that_differ_are_named(one_of_three, monkeypatch):
+    settings = {"width": 8, "key": [0, 1]}
+    _, answers = one_of_three
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+        patch.setattr(processes, "across", lambda array: seen.append(array) or array[None])
+        processes.check_alike(settings)
+        processes.check_alike(settings | {"width": 9})
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    answers += [[GO, GO], [seen[0], seen[0]], [GO, GO], [seen[1], seen[0]]]
+    processes.check_alike(settings)
+    with pytest.raises(ValueError, match=r"processes of this run differ in `width` \(here 8\): start all"):
+        processes.check_alike(settings)
+
+
+def test_all_digits_are_gathered():
+    """64 bits travel as two words of 32."""
+    numbers = np.array([np.pi, 1e-300])
+    np.testing.assert_array_equal(processes._gather(numbers).reshape(-1), numbers)
 
 
 @pytest.mark.thorough

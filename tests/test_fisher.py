@@ -12,6 +12,7 @@ from scipy.special import erf
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.inference import Experiment, Information, fisher
+from kernel_eft_jax.inference.fisher import refuse_vague
 from kernel_eft_jax.inference.likelihood import kernel_moments
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
@@ -92,6 +93,19 @@ def test_what_one_number_leaves_open_is_named(values, told, words):
     with pytest.raises(ValueError, match="Hold one of these parameters fixed, or add an experiment"):
         _ = info.covariance
     assert info.condition == np.inf
+
+
+def test_a_combination_that_is_known_to_no_better_than_its_size_is_refused():
+    """The information of C_W and the width is diagonal: errors of 10 % and of 400 %."""
+    values = np.array([2.0, 32.0])
+    info = Information(
+        ("C_W", "width"), values, values, np.diag([(10 / 2.0) ** 2, (0.25 / 32) ** 2]), 0.0, keft.GOnly()
+    )
+    with pytest.raises(
+        ValueError, match=r"`width` alone would be known to no better than 4e\+02 % .* with_V4=True .* Hold it fixed"
+    ):
+        refuse_vague(info, with_V4=False)
+    refuse_vague(eqx.tree_at(lambda i: i.matrix, info, 20 * info.matrix), with_V4=False)
 
 
 @pytest.mark.thorough

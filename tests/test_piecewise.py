@@ -43,9 +43,7 @@ def test_piecewise_agrees_with_closed_forms(name):
                 assert gap < accuracy, (k_aa, k_bb, rho, gap)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("abs", marks=pytest.mark.thorough), pytest.param("leaky", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["abs", pytest.param("leaky", marks=pytest.mark.slow)])
 def test_piecewise_has_the_modes_of_closed_forms(name):
     """Hermite modes, which the tower is made of."""
     closed, piecewise = TWINS[name]

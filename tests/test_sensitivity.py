@@ -46,6 +46,8 @@ def test_linear_layers_in_closed_form_and_as_elasticities():
     np.testing.assert_allclose(s["eps"].K0[:, 0, 0], 2 * relative / eps * s.solution.K0[:, 0, 0], rtol=1e-10)
     np.testing.assert_allclose(s.elasticity("K0[0, 0]").K0, 1, rtol=1e-10)
     np.testing.assert_allclose(s.elasticity("K0[0, 0]").V4, 2, rtol=1e-10)
+    slopes = f"{s['C_W'].K0[-1, 0, 0]:.6g}, {s['C_W'].V4[-1, 0, 0, 0, 0]:.6g}, 0 at the last depth"
+    assert f"C_W = 1.5: d K0[00], V4[00,00], K1[00] = {slopes}" in repr(s)
     # K1 is zero, and so are its derivatives: no NaN from 0 / 0.
     np.testing.assert_array_equal(s.elasticity("C_W").K1, 0)
 

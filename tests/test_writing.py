@@ -138,6 +138,17 @@ def test_the_parts_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path):
     assert names(tmp_path) == ["a[1].nc", "b.nc"]
 
 
+def test_files_are_whole_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    """As on Windows: parts of others are left alone."""
+    monkeypatch.setattr(writing, "fcntl", None)
+    path = tmp_path / "a.nc"
+    left = writing._short(path, "other.part")
+    left.write_bytes(b"half")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert left.exists()
+
+
 def test_a_part_goes_unless_its_writer_holds_it(tmp_path):
     """What a killed writer left is removed by the next one; the part of a living writer is locked, and stays."""
     path = tmp_path / "a[1].nc"
