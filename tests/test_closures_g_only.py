@@ -222,6 +222,7 @@ def assert_rows_copied(twice, once):
 REPEATED_K0 = UNEQUAL_K0[np.ix_([0, 1, 0], [0, 1, 0])]
 
 
+@pytest.mark.thorough
 def test_a_repeated_input_copies_its_rows(tanh):
     """The first input in the place of a third, against that third input's neighbours without the copy."""
     three = np.pad(UNEQUAL_K0, (0, 1)) + np.diag([0.0, 0.0, 0.7])

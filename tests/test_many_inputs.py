@@ -21,7 +21,7 @@ from kernel_eft_jax.trajectory import many
 
 K0 = np.array([[2.0, 0.6, -0.4], [0.6, 1.5, 0.9], [-0.4, 0.9, 1.2]])
 TANH = keft.Model(keft.Tanh(), C_W=2.0)
-ERF = keft.Model(keft.Erf(), C_W=2.0, C_b=0.1, decay=0.5)
+ERF, SIN = (keft.Model(s, C_W=2.0, C_b=0.1, decay=0.5) for s in (keft.Erf(), keft.Sin()))
 
 
 # Of erf the same is held below, with what `solve_pairs` gives. Smooth functions and kinked ones are read in two ways,
@@ -186,7 +186,7 @@ BY_KERNEL = {"layers": [1, 3], "eps": 0.5, "closure": keft.GOnly()}
 
 @pytest.fixture(scope="module")
 def by_kernel():
-    return keft.solve_pairs(ERF, K0, **BY_KERNEL, quadruples=CHOSEN, progress=False)
+    return keft.solve_pairs(SIN, K0, **BY_KERNEL, quadruples=CHOSEN, progress=False)
 
 
 @pytest.mark.parametrize("solution", ["by_kernel", pytest.param("layered", marks=pytest.mark.thorough)])
@@ -203,7 +203,7 @@ def test_pairs_are_saved_and_loaded(solution, tmp_path, request):
 def test_pairs_and_quadruples_have_the_numbers_of_the_whole(by_kernel):
     """K0, K1, variances and chosen entries of three inputs, layer by layer: those of the three inputs together."""
     chosen, found = CHOSEN, by_kernel
-    whole = keft.solve(ERF, K0, **BY_KERNEL)
+    whole = keft.solve(SIN, K0, **BY_KERNEL)
     np.testing.assert_allclose(found.K0, whole.K0, rtol=1e-5)
     np.testing.assert_allclose(found.K1, whole.K1, atol=1e-5)
     np.testing.assert_allclose(found.variance, np.einsum("tabab->tab", whole.V4), rtol=1e-5)
@@ -216,7 +216,7 @@ def test_pairs_and_quadruples_have_the_numbers_of_the_whole(by_kernel):
 def test_pairs_in_single_precision():
     """Every number has the dtype of the kernel, the entries of chosen quadruples too."""
     depth = {"layers": [1], "eps": 0.5, "closure": keft.GOnly(), "progress": False}
-    found = keft.solve_pairs(ERF, K0.astype(np.float32), **depth, quadruples=[(0, 1, 2, 2)])
+    found = keft.solve_pairs(SIN, K0.astype(np.float32), **depth, quadruples=[(0, 1, 2, 2)])
     numbers = (found.ts, found.K0, found.K1, found.variance, found.V4, found.expectation_error)
     assert {x.dtype for x in numbers} == {jnp.dtype("float32")}
 
