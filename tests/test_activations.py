@@ -128,6 +128,38 @@ def test_the_function_itself(name):
     np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), expected, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (keft.Mish(), lambda x: x * np.tanh(np.log1p(np.exp(x)))),
+        (keft.ELU(0.7), lambda x: np.where(x > 0, x, 0.7 * np.expm1(x))),
+        (keft.CELU(0.5), lambda x: np.where(x > 0, x, 0.5 * np.expm1(2 * x))),
+    ],
+)
+def test_functions_without_closed_forms_are_those_of_their_names(activation, expected):
+    x = np.linspace(-4, 4, 41)
+    np.testing.assert_allclose(activation(jnp.asarray(x)), expected(x), rtol=1e-13)
+
+
+def test_a_scale_turns_and_stretches_moments_given_another_input():
+    """0.7 relu(-1.3 x) as a scaled class, and as a function with its kink: E[s^(m) he_j] and E[s^(m) s'] on a line."""
+
+    @eqx.filter_jit
+    def moments(s):
+        line = jnp.array([-0.4, 0.3]), jnp.array(0.8)
+        return [s.smoothed_orders(*line, 4), *(s.smoothed_product(m, 1, *line) for m in (0, 1, 2))]
+
+    scaled = moments(keft.Scaled(keft.ReLU(), -1.3, 0.7))
+    direct = moments(keft.Piecewise(lambda x: 0.7 * jnp.maximum(-1.3 * x, 0), kinks=[0.0]))
+    for x, y in zip(scaled, direct, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
+
+
+def test_a_scale_of_zero_is_refused():
+    with pytest.raises(ValueError, match="`input_scale` of Scaled must not be zero: s would be a constant"):
+        keft.Scaled(keft.ReLU(), 0.0, 1.0)
+
+
 def textbook(name, a, b, c):
     """E[s_a s_b] in mpmath."""
     if name == "Sin":

@@ -106,6 +106,8 @@ def test_the_version_is_the_package_s(capsys):
         ("sample --width 0", "`--width` must be a whole number from 1 to 2,147,483,647, but is 0"),
         ("sample --depth 0", "`--depth` must be a whole number from 1 to 1,000,000, but is 0"),
         ("sample --eps -0.1", "`--eps` must be a finite number greater than zero, but is -0.1"),
+        ("sample --eps small", "`--eps` must be a finite number greater than zero, but is small"),
+        ("theory --K0 ~nobody-here/K0.csv", "`--K0` must be a path, but nobody's home folder is ~nobody-here"),
         ("sample --networks 1", "`--networks` must be a whole number from 64 to 2,147,483,647, but is 1"),
         ("sample --seed 99999999999999999999", "`--seed` must be a whole number from 0 to 9,223,372,036,854,775,807"),
         ("sample --checkpoint sample.nc", "Arguments `--out` and `--checkpoint` name one file, sample.nc"),
@@ -168,6 +170,16 @@ class TestOutputs:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert self.files("theory --out ~/a.nc").result == tmp_path / "a.nc"
         assert str(arguments.read(["theory", "--K0", "~/K0.csv"]).K0) == f"{tmp_path}/K0.csv"
+
+    def test_what_cannot_be_written_is_found_at_once(self, monkeypatch):
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(ValueError, match=r"`--out` must name a file that can be written, but theory\.nc cannot"):
+            arguments.read(["theory"])
+
+    def test_a_file_is_no_folder_for_the_study(self, tmp_path):
+        (tmp_path / "results").touch()
+        with pytest.raises(ValueError, match="`--out` must name a folder, but results is a file"):
+            arguments.read(["paper"])
 
     def test_a_folder_with_results_of_the_study_is_kept(self, tmp_path):
         (tmp_path / "results").mkdir()

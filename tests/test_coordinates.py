@@ -303,6 +303,12 @@ def test_the_check_says_what_it_found_and_what_it_leaves_out(check):
     assert "attention" in text
     assert "training" in text
     assert f"{check.mean[-1, 0]:.5g}" in text
+    unknown = jax.tree.map(lambda x: np.nan * x, check.theory.packed)
+    vague = eqx.tree_at(lambda s: s.packed_truncation, check.theory, unknown, is_leaf=lambda x: x is None)
+    vague = eqx.tree_at(lambda s: s.stats["expectation_error"], vague, np.array(0.003))
+    text = str(eqx.tree_at(lambda c: c.theory, check, vague))
+    assert "too low to tell what it leaves out of spread or drift" in text
+    assert "expectations are right to 0.3 %" in text
 
 
 def test_the_figure_draws_the_prediction_and_the_networks(check):

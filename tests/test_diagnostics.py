@@ -250,6 +250,21 @@ def test_a_constant_source_drives_K1_in_closed_form(decay):
     np.testing.assert_allclose(K1, expected, rtol=(decay * 0.25) ** 2 / 12 + 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ts": np.array([0.1, 0.5])}, "must begin at depth zero, but begins at t = 0.1: save that depth too"),
+        ({"U1": None}, "carries no U1: solve with `HermiteTower` or `SigmaKernel`, or sample"),
+        ({"model": None}, "`model` is missing, and this result comes from a file that does not hold it"),
+    ],
+)
+def test_what_drives_no_K1_is_refused(changes, says):
+    one = np.ones((2, 1, 1))
+    result = {"ts": np.array([0.0, 0.5]), "U1": one, "K0": one, "eps": None, "model": LINEAR}
+    with pytest.raises(ValueError, match=says):
+        keft.driven_K1(SimpleNamespace(**(result | changes)))
+
+
 @pytest.mark.thorough
 def test_K1_is_driven_by_its_source(tower, kernel_alone):
     """`driven_K1` converges to K1 as the saved depths become dense: the error of the trapezoidal rule falls by four
@@ -418,6 +433,10 @@ def test_moments_by_width_are_those_of_numpy(wishart_theory):
     for i, n in enumerate((4, 16)):
         G = kernels[n][:, 0].reshape(500, 4)
         np.testing.assert_allclose(check.V4[i, 0].reshape(4, 4), n * np.cov(G.T), rtol=1e-12)
+        reach = stats.t(499).ppf(0.95) * check.stderr.K1[i, 0]  # of 90 % on both sides
+        np.testing.assert_allclose(
+            [x[i, 0] for x in check.interval("K1", 0.9)], check.K1[i, 0] + reach * [[[-1]], [[1]]]
+        )
         np.testing.assert_allclose(check.K1[i, 0].ravel(), n * (G.mean(0) - PAIR.ravel()), rtol=1e-12)
         np.testing.assert_allclose(check.stderr.K1[i, 0].ravel(), n * G.std(0, ddof=1) / 500**0.5, rtol=1e-12)
 

@@ -12,8 +12,8 @@ from scipy.special import erf
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.inference import Experiment, Information, fisher
-from kernel_eft_jax.inference.fisher import refuse_vague
-from kernel_eft_jax.inference.likelihood import kernel_moments
+from kernel_eft_jax.inference.fisher import check_prediction, refuse_vague
+from kernel_eft_jax.inference.likelihood import Prediction, kernel_moments
 
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 LAYERS, EPS = (1, 3, 6), 0.4
@@ -106,6 +106,26 @@ def test_a_combination_that_is_known_to_no_better_than_its_size_is_refused():
     ):
         refuse_vague(info, with_V4=False)
     refuse_vague(eqx.tree_at(lambda i: i.matrix, info, 20 * info.matrix), with_V4=False)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "error", "k", "says"),
+    [
+        (np.inf, 0.0, 1.2, r"theory is not finite: kernels grow without bound by layer 1 at C_W = 1\.5\. Take smaller"),
+        (np.nan, 0.0, 1e-160, r"has an input of variance 1e-160, whose square is below the smallest number of float64"),
+        (
+            1.0,
+            0.02,
+            1.2,
+            r"theory is not accurate: .* relative error of 0\.02, above 0\.01, at C_W = 1\.5\. The activation",
+        ),
+    ],
+    ids=["grows", "underflows", "inaccurate"],
+)
+def test_a_prediction_that_is_none_is_refused(statistics, error, k, says):
+    prediction = Prediction(np.array([statistics]), np.ones((1, 1)), np.ones((1, 1, 1, 1)), np.array(error))
+    with pytest.raises(ValueError, match=says):
+        check_prediction(one_layer(k=k), ("C_W",), prediction)
 
 
 @pytest.mark.thorough

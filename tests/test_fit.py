@@ -150,6 +150,8 @@ def test_no_bias_is_found_at_the_edge():
     assert result.converged
     assert 0 <= result.values[1] < 4 * result.stderr[1]
     assert result.interval()[1, 0] == 0
+    with pytest.raises(ValueError, match="`level` must lie between 0 and 1, but is 95"):
+        result.interval(95)
     # At the bound to all that matters, and so it is printed and recorded; another parameter never is.
     assert result.at_bound == ("C_b",)
     assert "C_b = 0 (at its bound) ± " in str(result)
@@ -335,6 +337,8 @@ def test_a_search_is_repeated_until_the_weights_move_nothing(gain, opens, says):
     np.testing.assert_allclose(end, np.sum(gain ** np.arange(rounds)))
     assert converged == (says == "")
     assert says in message
+    lost = search.reweighted(lambda *_: (end, None, False, "lost"), problem, end, Line(np.zeros(1), np.eye(1)))
+    assert lost[2:] == (False, "lost")
 
 
 LEAKY, OF_LEAKY = keft.LeakyReLU(0.2), ("C_W", "C_b", "K0_scale", "activation.slope")

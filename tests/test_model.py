@@ -265,3 +265,8 @@ def test_input_kernel():
     np.testing.assert_allclose(keft.input_kernel(x, C_W=2.0, C_b=0.5), 0.5 + 2 * keft.input_kernel(x), rtol=1e-15)
     assert keft.input_kernel(x.astype(jnp.float32), 2.0, 0.5).dtype == jnp.float32
     assert jnp.issubdtype(keft.input_kernel(jnp.array([[1, 2], [3, 4]])).dtype, jnp.floating)
+
+
+def test_a_branch_of_several_parts_has_no_single_activation():
+    with pytest.raises(AttributeError, match="no single activation: see `branch`"):
+        _ = keft.Model([keft.Dense(1.0), keft.Erf(), keft.Dense(2.0)]).activation

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 import kernel_eft_jax as keft
 from kernel_eft_jax.diagnostics import compare
 from kernel_eft_jax.figures import plot_trajectories
+from kernel_eft_jax.figures.of_result import plot
 from kernel_eft_jax.showing import rounded
 
 MODEL = keft.Model(keft.Erf(), 1.5, 0.1)
@@ -71,6 +72,23 @@ def test_several_solutions_are_drawn_in_one_figure(theory):
     for ax, values in ((V4, theory.V4[:, 0, 1, 0, 1]), (K1, theory.K1[:, 0, 1])):
         curves = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
         np.testing.assert_array_equal([curves["one"], curves["two"]], [values, values])
+
+
+def test_the_largest_truncation_of_two_inputs_is_shown(theory):
+    """K1_01 has the largest error, and entry 00 none; nothing is said where nothing is missing."""
+
+    def with_error(K1):
+        left_out = jax.tree.map(jnp.zeros_like, theory.packed)
+        left_out = eqx.tree_at(lambda m: m.K1, left_out, left_out.K1.at[..., 1].set(K1))
+        return eqx.tree_at(lambda s: s.packed_truncation, theory, left_out, is_leaf=lambda x: x is None)
+
+    assert repr(with_error(0.125)).endswith("\n  largest truncation of all entries and depths: V4 0, K1 0.1")
+    assert "largest truncation" not in repr(with_error(0.0))
+
+
+def test_there_is_no_figure_of_other_things():
+    with pytest.raises(TypeError, match="There is no figure of a list: give a result of this package"):
+        plot([1.0])
 
 
 @pytest.mark.thorough

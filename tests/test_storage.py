@@ -193,6 +193,15 @@ def test_a_function_of_ones_own_is_named_and_not_rebuilt(tmp_path):
     assert storage.load(path).model is None
 
 
+def test_other_things_are_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="`result` must be a Solution, a PairSolution or an Estimate, but is 'V4'"):
+        storage.save("V4", tmp_path / "result.nc")
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert storage.rebuild(storage.describe((np.float64(0.5), np.int32(3)))) == (0.5, 3)
+
+
 def test_what_a_file_cannot_hold_is_not_rebuilt():
     """A function is named only. No file runs code: what it names must be a module of this package."""
     with pytest.raises(ValueError, match=r"holds the name of a function, .*: build the model again and pass it"):
