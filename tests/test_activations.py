@@ -155,6 +155,16 @@ def test_a_scale_turns_and_stretches_moments_given_another_input():
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
 
 
+def test_a_scaled_pair_is_the_pair_at_scaled_variances():
+    """b^2 E[s_a s_b] at a^2 times the kernel, of erf in closed form; both ways of a pair, and its derivatives."""
+    k = jnp.array([1.2, 0.7, -0.3])
+    scaled = keft.Scaled(keft.Erf(), 1.3, 0.7)
+    inner = keft.Erf().pair(*(1.3**2 * k))
+    for pair in (scaled.pair(*k), scaled.regular_pair(*k)):
+        for order, (x, y) in enumerate(zip(pair, inner, strict=True)):
+            np.testing.assert_allclose(x, 0.7**2 * 1.3 ** (2 * order) * y, rtol=1e-12)
+
+
 def test_a_scale_of_zero_is_refused():
     with pytest.raises(ValueError, match="`input_scale` of Scaled must not be zero: s would be a constant"):
         keft.Scaled(keft.ReLU(), 0.0, 1.0)

@@ -154,3 +154,12 @@ def test_what_is_no_block_is_refused(block, says, capsys):
     message = capsys.readouterr().err
     assert says in message
     assert message.count("\n") == 1
+
+
+def test_K1_of_the_kernel_alone_is_that_of_the_paper_for_blocks_that_begin_with_an_activation():
+    """The remark stands beside such a K1 only; a closure that a file does not know has no name."""
+    first, behind = keft.Model(keft.Tanh(), 2.0), keft.Model([keft.Dense(1.0), keft.Tanh(), keft.Dense(2.0)])
+    said = [models.remarks(m, c) for m in (first, behind, None) for c in (keft.GOnly(), keft.HermiteTower(2))]
+    assert said == [[models.K1_EFT], [], [], [], [], []]
+    assert models.describe_closure(None) == "closure not known"
+    assert models.describe_closure(keft.HermiteTower(2)) == "HermiteTower of degree 2"

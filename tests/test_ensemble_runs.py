@@ -338,6 +338,12 @@ def test_an_interrupted_run_goes_on_where_it_was(key, tmp_path, monkeypatch):
     assert blocks == []
 
 
+def test_a_run_ends_at_the_first_look_that_finds_its_target(key):
+    """80 blocks of 8 networks; the first look is behind GROUPS blocks. A target that is never met ends nothing."""
+    networks = [small(key, target=(lambda q: q.G[-1, 0, 0], wanted)).networks for wanted in (1e9, 1e-9)]
+    assert networks == [8 * GROUPS, 640]
+
+
 @pytest.mark.thorough
 def test_a_run_can_be_extended(key, tmp_path, monkeypatch):
     """From 644 networks, which end within a block of 8, to 1000: the same bits as at once. To 1280, which at once has

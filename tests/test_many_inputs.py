@@ -304,6 +304,16 @@ def test_the_series_of_many_inputs_is_the_sum_over_the_plane():
             np.testing.assert_allclose(together[np.ix_([i, j], [i, j])], alone, rtol=1e-11)
 
 
+def test_a_function_of_ones_own_at_many_inputs_is_its_closed_form():
+    """E[sin sin] = exp(-(k_aa + k_bb) / 2) sinh(k_ab) and its derivative by k_ab, from the 28 pairs of eight inputs."""
+    k_aa, k_bb, rho = np.random.default_rng(0).uniform([[0.1], [0.1], [-0.7]], [[2.0], [2.0], [0.7]], (3, 28))
+    k_ab = rho * np.sqrt(k_aa * k_bb)
+    found = eqx.filter_jit(lambda s, k: s.between(k))(keft.Smooth(jnp.sin), jnp.stack([k_aa, k_bb, k_ab], axis=1))
+    size = np.exp(-(k_aa + k_bb) / 2)
+    np.testing.assert_allclose(found.value, size * np.sinh(k_ab), atol=1e-11)
+    np.testing.assert_allclose(found.gradient[:, 2], size * np.cosh(k_ab), atol=1e-10)
+
+
 def test_the_series_bounds_what_it_leaves_out():
     """At high correlation and variance the series is wrong in the digits that its bound says, and not by more."""
     k = jnp.asarray(np.tile([12.0, 12.0, 11.4], (28, 1)))
@@ -351,16 +361,21 @@ class Wider(keft.GOnly):
         return found._replace(V4=found.V4 * size[:, None] * size[None])
 
 
-@pytest.mark.thorough
-def test_moments_by_pairs_have_the_variances_of_the_pairs_and_the_correlations_of_the_kernel_alone(layered):
-    """By a closure of other variances each entry has the variance of its pair. For the exact closure the correlations
-    of the kernel alone are right to a few per cent."""
-    e = keft.Experiment(ERF, K0, width=64, layers=[1, 3], eps=0.5)
+def test_moments_by_pairs_have_the_variances_of_the_pairs():
+    """By a closure of other variances each entry has the variance of its pair, with the correlations of the kernel
+    alone. Of linear networks the mean is K0."""
+    e = keft.Experiment(keft.Model(keft.Linear(), 1.5, 0.1), K0, width=64, layers=[1, 3], eps=0.5)
     mean, covariance, _ = jax.tree.map(np.asarray, eqx.filter_jit(kernel_moments)(e, keft.GOnly()))
     by_pairs, weights, _ = eqx.filter_jit(moments_by_pairs)(e, Wider())
     np.testing.assert_allclose(by_pairs, mean, rtol=1e-9)
-    size = 1 + np.asarray(layered.K0)[:, *np.triu_indices(3)]
-    np.testing.assert_allclose(weights, covariance * size[:, :, None, None] * size, rtol=1e-9)
+    np.testing.assert_allclose(weights, covariance * (1 + mean)[:, :, None, None] * (1 + mean), rtol=1e-9)
+
+
+@pytest.mark.thorough
+def test_the_correlations_of_the_kernel_alone_are_right_to_a_few_per_cent(layered):
+    """Those between the entries of a pair, beside the exact closure's."""
+    e = keft.Experiment(ERF, K0, width=64, layers=[1, 3], eps=0.5)
+    _, covariance, _ = jax.tree.map(np.asarray, eqx.filter_jit(kernel_moments)(e, keft.GOnly()))
     within = np.stack([covariance[t, :, t] for t in range(2)])
     spread = np.sqrt(np.einsum("tpp->tp", within))
     for (a, b, c, d), V4 in zip(OF_ONE_PAIR, layered.V4.T, strict=True):

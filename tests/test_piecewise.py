@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.polynomial.legendre import leggauss
+from scipy import stats
 from scipy.stats import norm
 
 import kernel_eft_jax as keft
-from kernel_eft_jax.activations.accuracy import closed_form_errors
+from kernel_eft_jax.activations.accuracy import _rounding_of_kinks, closed_form_errors
 from kernel_eft_jax.activations.base import at_zero
 from kernel_eft_jax.expectations.hermite_modes import frame, pair_functions
 from kernel_eft_jax.quadrature import derivative
@@ -206,6 +207,12 @@ def test_parameters_that_make_no_function_are_refused(make):
         make()
 
 
+@pytest.mark.parametrize("kinks", [[], [np.nan]])
+def test_kinks_are_finite_numbers(kinks):
+    with pytest.raises(ValueError, match="`kinks` must hold one finite number or more, but is"):
+        keft.Piecewise(jnp.abs, kinks=kinks)
+
+
 @pytest.mark.parametrize("fn", [lambda x: jnp.tanh(x), jax.nn.silu], ids=["lambda", "silu"])
 def test_plain_functions_pass_through_jax(fn):
     """A model with a function of one's own is a tree of arrays, which jit, grad and vmap take whole."""
@@ -213,3 +220,15 @@ def test_plain_functions_pass_through_jax(fn):
     assert all(eqx.is_array(leaf) for leaf in jax.tree.leaves(model))
     slope = jax.jit(jax.grad(lambda model: model.Q(jnp.array([[2.0]]))[0, 0]))(model)
     assert slope.C_W > 0
+
+
+@pytest.mark.parametrize(("k_aa", "k_bb", "rho"), [(1.0, 1.0, 0.5), (0.3, 2.0, -0.9), (100.0, 100.0, 0.0)])
+def test_the_rounding_of_cancelling_kinks_is_that_of_all_of_them(k_aa, k_bb, rho):
+    """k_aa k_bb E[s'' s''] of HardTanh is a sum over the kinks at -1 and 1 of both inputs. A few roundings of the sum
+    of absolute values, by SciPy's density, are stated; at large variances no more."""
+    K = np.array([[k_aa, rho * np.sqrt(k_aa * k_bb)], [rho * np.sqrt(k_aa * k_bb), k_bb]])
+    density = stats.multivariate_normal([0, 0], K).pdf(np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])).sum()
+    stated = float(_rounding_of_kinks(keft.HardTanh(), *(jnp.array(k) for k in (k_aa, k_bb, K[0, 1]))))
+    exact = 4 * np.finfo(float).eps * k_aa * k_bb * density
+    assert stated >= exact
+    assert k_aa < 100 or stated < 1.02 * exact

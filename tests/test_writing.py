@@ -138,6 +138,18 @@ def test_the_parts_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path):
     assert names(tmp_path) == ["a[1].nc", "b.nc"]
 
 
+@pytest.mark.parametrize(("fault", "free"), [(BlockingIOError, False), (OSError, True)])
+def test_a_file_is_free_unless_somebody_holds_it(fault, free, tmp_path, monkeypatch):
+    """Also on a file system that knows no locks."""
+
+    def refuse(*_):
+        raise fault
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (tmp_path / "a").open("wb") as file:
+        assert writing._lock(file.fileno()) == free
+
+
 def test_files_are_whole_where_nothing_can_be_locked(tmp_path, monkeypatch):
     """As on Windows: parts of others are left alone."""
     monkeypatch.setattr(writing, "fcntl", None)
