@@ -417,12 +417,16 @@ class TestCompare:
                 np.testing.assert_allclose(half, bar.ravel(), rtol=1e-9)
 
     def test_what_is_the_same_is_no_difference(self, linear, capsys):
-        """A model in single precision, or none in the file; a theory of the continuum, whose K0 differs from that of
-        layers by terms of order eps^2, is compared at the depth times that both have."""
+        """A model in single precision, or none in the file; a theory of some of the layers. A theory of the continuum,
+        whose K0 differs from that of layers by terms of order eps^2, is compared at the depth times that both have."""
         theory, sampled = linear
         single = jax.tree.map(lambda x: x.astype(jnp.float32), theory.model)
         for same in (eqx.tree_at(lambda s: s.model, theory, single), dataclasses.replace(theory, model=None)):
             assert compare(same, sampled).layers.tolist() == [0, 1, 2, 3, 4]
+        some = compare(at(theory, [0, 1, 4]), sampled)
+        assert some.layers.tolist() == [0, 1, 4]
+        np.testing.assert_array_equal(some.quantities["V4"].sampled, sampled.V4[[0, 1, 4]])
+        np.testing.assert_allclose(some.quantities["V4"].theory, theory.V4[np.array([0, 1, 4])], rtol=1e-12)
         ts, K0 = np.asarray(theory.ts), np.exp(C_W * np.asarray(theory.ts)) * (1 + C_B / C_W) - C_B / C_W
         packed = eqx.tree_at(lambda m: m.K0, theory.packed, K0[:, None])
         continuum = dataclasses.replace(theory, packed=packed, layers=None, eps=None)

@@ -1,6 +1,7 @@
 """The command as a process: compiled programs are kept, interruptions and closed pipes end quietly; and how numbers are
 shown."""
 
+import importlib
 import math
 import os
 import subprocess
@@ -73,6 +74,7 @@ def test_each_system_keeps_programs_in_its_own_place(platform, variable, expecte
 def test_a_command_keeps_its_programs_where_it_can(tmp_path, monkeypatch):
     """In the folder of the system, which is made; not where a file is in its place, where a variable names another
     folder, or where nothing is to be kept. Another thread than the main one may load a command."""
+    importlib.import_module("kernel_eft_jax.cli.commands.compare")  # libraries that are loaded may set options too
     set_to = {}
     monkeypatch.setattr(type(jax.config), "update", lambda self, name, value: set_to.update({name: value}))
     monkeypatch.setenv("EQX_ON_ERROR", "raise")
@@ -84,6 +86,7 @@ def test_a_command_keeps_its_programs_where_it_can(tmp_path, monkeypatch):
         set_to.clear()
         assert startup.load_command("compare", cache).__name__ == "kernel_eft_jax.cli.commands.compare"
         assert set_to.pop("jax_enable_x64") is True
+        assert set_to.pop("jax_persistent_cache_min_compile_time_secs", 0.0) == 0
         return set_to.get("jax_compilation_cache_dir")
 
     assert kept(True) == str(tmp_path / "deep" / "folder")

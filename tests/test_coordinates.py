@@ -5,6 +5,7 @@ import json
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import in_an_empty_directory as in_an_empty_directory
@@ -140,7 +141,8 @@ def own():
         stream = [rng.standard_normal((400, 1, n))]
         for _ in range(STACK["depth"]):
             stream.append(stream[-1] + 0.5 * apply_branch(branch, stream[-1], rng))
-        found[n] = np.stack([kernels(phi) for phi in stream], axis=1)[:, LAYERS]
+        G = np.stack([kernels(phi) for phi in stream], axis=1)[:, LAYERS]
+        found[n] = jnp.asarray(G, jnp.float32)  # as `sample_kernels` gives them
     return found
 
 

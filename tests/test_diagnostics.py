@@ -433,7 +433,7 @@ def test_moments_by_width_are_those_of_numpy(wishart_theory):
     for i, n in enumerate((4, 16)):
         G = kernels[n][:, 0].reshape(500, 4)
         np.testing.assert_allclose(check.V4[i, 0].reshape(4, 4), n * np.cov(G.T), rtol=1e-12)
-        reach = stats.t(499).ppf(0.95) * check.stderr.K1[i, 0]  # of 90 % on both sides
+        reach = stats.t(499).ppf(0.95) * check.stderr.K1[i, 0]  # 5 % lie beyond on each side
         np.testing.assert_allclose(
             [x[i, 0] for x in check.interval("K1", 0.9)], check.K1[i, 0] + reach * [[[-1]], [[1]]]
         )

@@ -554,11 +554,9 @@ def test_non_finite_is_named(key):
 
 @pytest.mark.thorough
 def test_kernels_fit_where_their_moments_do_not(key, monkeypatch):
-    """The remedy of a run whose second moments are too large for the memory is one."""
+    """Where second moments do not fit the memory, `sample_kernels` runs."""
     monkeypatch.setattr(plan, "host_memory", lambda: 2**23)
     sizes = {"width": 4, "depth": 40, "eps": 0.1, "key": key}
-    with pytest.raises(MemoryError, match=r"or take `sample_kernels`"):
-        estimate(Model(Linear(), 1.0), np.eye(3), networks=1000, **sizes, progress=False)
     assert sample_kernels(Model(Linear(), 1.0), np.eye(3), networks=1, **sizes).shape == (1, 41, 3, 3)
 
 

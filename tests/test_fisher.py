@@ -84,8 +84,8 @@ def test_a_lost_direction_is_named():
     ids=["product", "sum", "alone", "zero"],
 )
 def test_what_one_number_leaves_open_is_named(values, told, words):
-    """Data that tell one function of C_W and eps, whose gradient is `told`: log(C_W eps^2), or C_W - eps, or eps
-    alone."""
+    """Data that tell one function of C_W and eps, whose gradient is `told`: log(C_W eps^2), C_W - eps, eps
+    alone, or C_W + eps where eps is zero."""
     values = np.array(values)
     scales = np.where(values == 0, 1.0, values)
     info = Information(("C_W", "eps"), values, scales, np.outer(told, told), 0.0, keft.GOnly())

@@ -354,13 +354,15 @@ def test_the_summary_of_linear_layers(linear_study, linear_equations_item):
 
 
 def test_the_published_noise_grows_as_linear_kernels(linear_study, monkeypatch):
-    """X' = (1 + eps^2 C_W) X + M'; the variance of M is n V4 of the sources / networks."""
+    """X' = (1 + eps^2 C_W) X + M'; the variance of M is n V4 of the sources / networks, to five standard
+    errors of 0.7 %."""
     linearise(monkeypatch)
+    monkeypatch.setattr(summary, "DRAWS", 40_000)
     X, M = summary.published_noise(linear_study)
     np.testing.assert_allclose(X[:, 1:], 1.5 * X[:, :-1] + np.diff(M, axis=1), atol=1e-12)
     np.testing.assert_array_equal(X[:, 0], M[:, 0])
     expected = wick(K)[0, 1, 0, 1] * V4_GROWTH[study_of.SOURCE] * WIDTH / 5_000_000
-    np.testing.assert_allclose(M[:, :, 0, 1].var(0), expected, rtol=0.5)
+    np.testing.assert_allclose(M[:, :, 0, 1].var(0), expected, rtol=0.035)
 
 
 def test_rules_of_linear_layers(linear_study, monkeypatch):

@@ -361,14 +361,19 @@ class Wider(keft.GOnly):
         return found._replace(V4=found.V4 * size[:, None] * size[None])
 
 
-def test_moments_by_pairs_have_the_variances_of_the_pairs():
-    """By a closure of other variances each entry has the variance of its pair, with the correlations of the kernel
-    alone. Of linear networks the mean is K0."""
-    e = keft.Experiment(keft.Model(keft.Linear(), 1.5, 0.1), K0, width=64, layers=[1, 3], eps=0.5)
+@pytest.mark.parametrize("model", [keft.Model(keft.Linear(), 1.5), pytest.param(ERF, marks=pytest.mark.thorough)])
+def test_moments_by_pairs_have_the_variances_of_the_pairs(model):
+    """By a closure of other variances each entry has the mean and the variance of its pair, with the correlations of
+    the kernel alone. Of linear networks the mean is (1 + eps^2 C_W)^l K0."""
+    e = keft.Experiment(model, K0, width=64, layers=[1, 3], eps=0.5)
     mean, covariance, _ = jax.tree.map(np.asarray, eqx.filter_jit(kernel_moments)(e, keft.GOnly()))
     by_pairs, weights, _ = eqx.filter_jit(moments_by_pairs)(e, Wider())
     np.testing.assert_allclose(by_pairs, mean, rtol=1e-9)
-    np.testing.assert_allclose(weights, covariance * (1 + mean)[:, :, None, None] * (1 + mean), rtol=1e-9)
+    if model is not ERF:
+        np.testing.assert_allclose(mean, [1.375**l * K0[np.triu_indices(3)] for l in (1, 3)], rtol=1e-12)
+    infinite = keft.solve(model, K0, layers=[1, 3], eps=0.5, closure=keft.GOnly()).packed.K0
+    size = np.abs(1 + np.asarray(infinite))
+    np.testing.assert_allclose(weights, covariance * size[:, :, None, None] * size, rtol=1e-9)
 
 
 @pytest.mark.thorough

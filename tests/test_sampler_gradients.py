@@ -84,12 +84,13 @@ def test_both_modes_are_the_limit_of_differences_with_the_same_networks(activati
 
 
 def test_one_linear_layer_has_the_exact_derivative(key):
-    """E[G] = (1 + eps^2 C_W) K0 at every width: 8,192 networks, within 4.5 standard errors, which tell 10 % of it."""
+    """E[G] = (1 + eps^2 C_W) K0 at every width: 32,768 networks, within 4.5 standard errors (false alarm 7e-6 each),
+    which tell 5 % of the derivative."""
     e = Experiment(keft.Model(keft.Linear(), 1.5), [[0.6]], width=WIDTH, layers=(1,), eps=EPS)
-    sampled = pathwise_sensitivity(e, ("C_W",), networks=8192, key=key)
+    sampled = pathwise_sensitivity(e, ("C_W",), networks=32_768, key=key)
     error = sampled.stderr.derivative[0, 0, 0, 0]
     assert abs(sampled.derivative[0, 0, 0, 0] - EPS**2 * 0.6) < 4.5 * error
-    assert error < 0.1 / 4.5 * EPS**2 * 0.6
+    assert error < 0.05 / 4.5 * EPS**2 * 0.6
     assert abs(sampled.G[0, 0, 0] - (1 + EPS**2 * 1.5) * 0.6) < 4.5 * sampled.stderr.G[0, 0, 0]
 
 

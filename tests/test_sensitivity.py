@@ -162,8 +162,8 @@ def test_an_unknown_name_lists_those_that_exist():
     ids=["two inputs", "one input"],
 )
 def test_sensitivities_are_drawn_where_they_matter(C_b, K, zero, less):
-    """One input's kernel does not feel the other, and hardly a small bias; of a bias or an entry of zero there is no per
-    cent: the legend says which."""
+    """K0[00] does not depend on the other input's kernel, and hardly on a small bias. Of a bias or an entry of zero
+    there is no per cent. The legend says which."""
     s = sensitivity(keft.Model(keft.Linear(), 1.5, C_b), K, **LINEAR)
     assert s["C_b"].K0[-1, 0, 0] > 0.6  # t, and more
     figure = plot_sensitivity(s)

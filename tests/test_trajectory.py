@@ -328,7 +328,7 @@ def test_a_run_that_blows_up_says_where(model, options, says):
     ],
 )
 def test_a_solution_that_is_no_theory_gets_a_sentence(part, value, says):
-    """One number of a good solution is replaced by what may not stand there. Inside jit the sentence is a general one."""
+    """A number of a good solution is replaced by what may not stand there."""
     good = keft.solve(keft.Model(keft.Linear(), 2.0), [[1.0]], layers=[1], eps=0.5, closure=keft.GOnly())
     assert checked(good, jnp.ones(1)) is good
     bad = eqx.tree_at(part, good, replace_fn=lambda x: jnp.full_like(x, value))
@@ -336,6 +336,17 @@ def test_a_solution_that_is_no_theory_gets_a_sentence(part, value, says):
         checked(bad, jnp.ones(1))
     with pytest.raises(RuntimeError, match=r"input kernel is not finite in float64"):
         checked(bad, jnp.array([np.inf]))
+
+
+def test_a_small_variance_below_zero_is_seen_beside_a_large_one():
+    """Of inputs of variance 1 and 1e-4: V4_11,11 = -1e-8 is no rounding of its own size, 2e-8. Inside jit the sentence
+    is a general one."""
+    good = keft.solve(keft.Model(keft.Linear(), 2.0), np.diag([1.0, 1e-4]), layers=[1], eps=0.5, closure=keft.GOnly())
+    bad = eqx.tree_at(lambda s: s.packed.V4, good, good.packed.V4.at[0, 2, 2].set(-1e-8))
+    with pytest.raises(RuntimeError, match=r"the variance V4\[1, 1, 1, 1\] at layer 1 is -1e-08, below zero"):
+        checked(bad, jnp.array([1.0, 0.0, 1e-4]))
+    with pytest.raises(Exception, match="Run the same call outside jit"):
+        eqx.filter_jit(checked)(bad, jnp.array([1.0, 0.0, 1e-4]))
 
 
 @pytest.mark.thorough

@@ -63,22 +63,26 @@ def _check_error(error):
 
 
 def underflows(K0: Float[Array | np.ndarray, "*batch P"], V4: Float[Array | np.ndarray, "*batch P P"]) -> Any:
-    """Whether V4_aa,aa, of the size of K0_aa^2, is below the smallest number of its dtype, (*batch, inputs)."""
+    """Whether V4_aa,aa, of the size of K0_aa^2, is below the smallest positive number of its dtype, (*batch,
+    inputs)."""
     own = diagonal(input_count(K0.shape[-1]))
     return (K0[..., own] > 0) & (V4[..., own, own] < float(jnp.finfo(V4.dtype).tiny))
 
 
 def _check_squares(solution, k):
-    """Check that no V4_aa,aa is lost to underflow; and where the solve is not finite, that K0_aa^2 at the start is
-    neither too small nor too large a number."""
+    """Check that each V4_aa,aa is positive, and none is lost to underflow; and where the solve is not finite, that
+    K0_aa^2 at the start is neither too small nor too large a number."""
     K0, V4 = np.asarray(solution.packed.K0), np.asarray(solution.packed.V4)
     finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(solution.packed))
-    lost = np.asarray(underflows(K0, np.abs(V4)))  # a variance below zero has a sentence of its own
+    lost = np.asarray(underflows(K0, V4))
     if finite and not lost.any():
         return
     start = np.asarray(unpack(k)).diagonal()
     if lost.any():
         i, a = np.argwhere(lost)[0]
+        p = diagonal(len(start))[a]
+        if V4[i, p, p] < 0:
+            raise _below_zero(solution, "V4", i, p)
         variance, where, beyond = unpack(K0)[i, a, a], f"t = {solution.ts[i]:.6g}", "below the smallest"
     else:
         known, where = jnp.finfo(k.dtype), "depth zero"
@@ -111,8 +115,7 @@ def _checked_inside_jit(solution):
 
 
 def _check_start(solution, k):
-    """Check that expectations are finite at the input kernel. If they are not, the model is wrong, and not the
-    depth."""
+    """Check that Q is finite at the input kernel. If it is not, the model is wrong, and not the depth."""
     try:
         solution.model.Q(unpack(k))
     except FloatingPointError as error:
@@ -121,18 +124,12 @@ def _check_start(solution, k):
 
 def _check_entries(solution):
     known = [(name, np.asarray(v)) for name, v in solution.packed._asdict().items() if v is not None]
-    a, b = pairs(input_count(solution.packed.K0.shape[-1]))
-
-    def entry(place):
-        return ", ".join(f"{a[p]}, {b[p]}" for p in place)
-
-    for i, t in enumerate(np.asarray(solution.ts)):
-        where = f"t = {t:.6g}" if solution.layers is None else f"layer {solution.layers[i]}"
+    for i in range(len(solution.ts)):
         for name, values in known:
             wrong = np.argwhere(~np.isfinite(values[i]))
             if wrong.size:
                 raise RuntimeError(
-                    f"The solve is no longer finite: {name}[{entry(wrong[0])}] at {where} is "
+                    f"The solve is no longer finite: {_entry(solution, name, i, wrong[0])} is "
                     f"{values[i][tuple(wrong[0])]}. Variances may grow without bound for this activation: look at "
                     f"smaller depths{', or take float64' * (values.dtype == np.float32)}."
                 )
@@ -140,12 +137,24 @@ def _check_entries(solution):
                 variances = np.diagonal(values[i])
                 p = int(variances.argmin())
                 if variances[p] < -1e-6 * np.abs(variances).max() and variances[p] < -_rounding(solution, name, i):
-                    exact = isinstance(solution.closure, HermiteTower)
-                    raise RuntimeError(
-                        f"The solve is no longer valid: the variance {name}[{entry((p, p))}] at {where} is "
-                        f"{variances[p]:.6g}, below zero. Take "
-                        f"{'a higher degree' if exact else 'the closure HermiteTower()'}, or smaller steps."
-                    )
+                    raise _below_zero(solution, name, i, p)
+
+
+def _below_zero(solution, name, i, p):
+    """The error for the variance of pair p at one saved depth."""
+    exact = isinstance(solution.closure, HermiteTower)
+    return RuntimeError(
+        f"The solve is no longer valid: the variance {_entry(solution, name, i, (p, p))} is "
+        f"{getattr(solution.packed, name)[i, p, p]:.6g}, below zero. Take "
+        f"{'a higher degree' if exact else 'the closure HermiteTower()'}, or smaller steps."
+    )
+
+
+def _entry(solution, name, i, place):
+    """The entry of a packed quantity at one saved depth, in words."""
+    a, b = pairs(input_count(solution.packed.K0.shape[-1]))
+    where = f"t = {solution.ts[i]:.6g}" if solution.layers is None else f"layer {solution.layers[i]}"
+    return f"{name}[{', '.join(f'{a[p]}, {b[p]}' for p in place)}] at {where}"
 
 
 def _rounding(solution, name, i):
