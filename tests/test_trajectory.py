@@ -347,6 +347,9 @@ def test_a_small_variance_below_zero_is_seen_beside_a_large_one():
         checked(bad, jnp.array([1.0, 0.0, 1e-4]))
     with pytest.raises(Exception, match="Run the same call outside jit"):
         eqx.filter_jit(checked)(bad, jnp.array([1.0, 0.0, 1e-4]))
+    bad = eqx.tree_at(lambda s: s.packed.V4, good, good.packed.V4.at[0, 1, 1].set(-1e-4))
+    with pytest.raises(RuntimeError, match=r"the variance V4\[0, 1, 0, 1\] at layer 1 is -0\.0001, below zero"):
+        checked(bad, jnp.array([1.0, 0.0, 1e-4]))
 
 
 @pytest.mark.thorough
