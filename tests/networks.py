@@ -76,6 +76,20 @@ def sample_networks(branch, K0, width, steps, networks, seed, decay=0.0) -> np.n
     return phi
 
 
+def block_law(rng, s, C_W, C_b, K0, width, layers, eps, networks):
+    """Kernels (networks, layers, N, N) of networks of one matrix with activation s, by the exact law of a layer: given
+    phi, increments are N(0, C_b + C_W S)."""
+    inputs = len(K0)
+    phi = np.linalg.cholesky(K0) @ rng.standard_normal((networks, inputs, width))
+    saved = []
+    for layer in range(1, layers[-1] + 1):
+        S = s(phi) @ s(phi).swapaxes(1, 2) / width
+        phi = phi + eps * np.linalg.cholesky(C_b + C_W * S) @ rng.standard_normal(phi.shape)
+        if layer in layers:
+            saved.append(phi @ phi.swapaxes(1, 2) / width)
+    return np.stack(saved, axis=1)
+
+
 def kernels(phi: np.ndarray) -> np.ndarray:
     """G of every network."""
     return phi @ phi.swapaxes(1, 2) / phi.shape[-1]

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
+from networks import block_law
 
 import kernel_eft_jax as keft
 from kernel_eft_jax.figures import plot_fit
@@ -20,15 +21,8 @@ K0 = X @ X.T / 6
 
 @pytest.fixture(scope="module")
 def kernels():
-    """Of linear networks with C_W = 1.5, by NumPy: given phi, increments are N(0, C_W G)."""
-    rng = np.random.default_rng(1)
-    phi, saved = np.linalg.cholesky(K0) @ rng.standard_normal((NETWORKS, 4, WIDTH)), []
-    for layer in range(1, LAYERS[-1] + 1):
-        G = phi @ phi.swapaxes(1, 2) / WIDTH
-        phi = phi + EPS * np.linalg.cholesky(1.5 * G) @ rng.standard_normal(phi.shape)
-        if layer in LAYERS:
-            saved.append(phi @ phi.swapaxes(1, 2) / WIDTH)
-    return np.stack(saved, axis=1)
+    """Of linear networks with C_W = 1.5."""
+    return block_law(np.random.default_rng(1), lambda x: x, 1.5, 0.0, K0, WIDTH, LAYERS, EPS, NETWORKS)
 
 
 def fitted(G, with_V4, layers=LAYERS):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import block_law
 from scipy import optimize, stats
 from scipy.special import erf
 
@@ -24,19 +25,6 @@ from kernel_eft_jax.inference import Experiment, fit, fit_record, parameter_name
 K0 = np.array([[1.0, 0.3], [0.3, 0.6]])
 LAYERS, EPS, WIDTH = (1, 3, 6), 0.4, 32
 C_W, C_B = 1.5, 0.3
-
-
-def block_law(rng, s, C_W, C_b, K0, width, layers, eps, networks):
-    """Kernels (networks, layers, N, N) of networks with activation s."""
-    inputs = len(K0)
-    phi = np.linalg.cholesky(K0) @ rng.standard_normal((networks, inputs, width))
-    saved = []
-    for layer in range(1, layers[-1] + 1):
-        S = s(phi) @ s(phi).swapaxes(1, 2) / width
-        phi = phi + eps * np.linalg.cholesky(C_b + C_W * S) @ rng.standard_normal(phi.shape)
-        if layer in layers:
-            saved.append(phi @ phi.swapaxes(1, 2) / width)
-    return np.stack(saved, axis=1)
 
 
 def experiment(activation, C_W=C_W, C_b=C_B, **changes):
