@@ -311,7 +311,7 @@ def test_a_run_that_blows_up_says_where(model, options, says):
         (
             lambda s: s.packed.V4,
             0.0,
-            r"square of K0\[0, 0\] = 1\.5, at t = 0\.25, is below the smallest number of float64",
+            r"square of K0\[0, 0\] = 1\.5, at layer 1, is below the smallest number of float64",
         ),
         (lambda s: s.packed.K1, np.nan, r"no longer finite: K1\[0, 0\] at layer 1 is nan"),
         (

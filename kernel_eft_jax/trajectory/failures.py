@@ -83,7 +83,7 @@ def _check_squares(solution, k):
         p = diagonal(len(start))[a]
         if V4[i, p, p] < 0:
             raise _below_zero(solution, "V4", i, p)
-        variance, where, beyond = unpack(K0)[i, a, a], f"t = {solution.ts[i]:.6g}", "below the smallest"
+        variance, where, beyond = unpack(K0)[i, a, a], _depth(solution, i), "below the smallest"
     else:
         known, where = jnp.finfo(k.dtype), "depth zero"
         roots = float(known.tiny) ** 0.5, (float(known.max) / 2) ** 0.5
@@ -153,8 +153,11 @@ def _below_zero(solution, name, i, p):
 def _entry(solution, name, i, place):
     """The entry of a packed quantity at one saved depth, in words."""
     a, b = pairs(input_count(solution.packed.K0.shape[-1]))
-    where = f"t = {solution.ts[i]:.6g}" if solution.layers is None else f"layer {solution.layers[i]}"
-    return f"{name}[{', '.join(f'{a[p]}, {b[p]}' for p in place)}] at {where}"
+    return f"{name}[{', '.join(f'{a[p]}, {b[p]}' for p in place)}] at {_depth(solution, i)}"
+
+
+def _depth(solution, i):
+    return f"t = {solution.ts[i]:.6g}" if solution.layers is None else f"layer {solution.layers[i]}"
 
 
 def _rounding(solution, name, i):
